@@ -1,0 +1,106 @@
+/* attest: AWS Nitro attestation documents: COSE_Sign1 (RFC 9052), the document's CBOR map, the
+ * X.509 chain (RFC 5280), nonce and PCRs. Pure: the time is a parameter, roots are parameters. */
+#ifndef ENCL_ATTEST_ATTEST_H
+#define ENCL_ATTEST_ATTEST_H
+
+#include "base/buf.h"
+
+#define ENCL_PCR_SLOTS          32
+#define ENCL_PINNED_PCRS        3
+#define ENCL_CERT_MAX_BYTES     1024
+#define ENCL_CABUNDLE_MAX       16 /* certificates; AWS bundles hold four */
+#define ENCL_DOCUMENT_MAX_BYTES 32768
+
+typedef struct encl_pcr {
+    uint8_t len; /* 0 where absent; else 32, 48 or 64 */
+    uint8_t value[ENCL_PCR_MAX_BYTES];
+} encl_pcr;
+
+typedef struct encl_pins {
+    encl_pcr pcr[ENCL_PINNED_PCRS];
+} encl_pins;
+
+/* What a document must satisfy. Owned copies; freed with encl_policy_free. */
+typedef struct encl_policy {
+    encl_pins *pins; /* any one of them; NULL where none are pinned */
+    size_t pin_count;
+    uint8_t *root; /* DER */
+    size_t root_len;
+    bool debug;     /* accept self-signed and stub documents; checks only nonce and PCRs */
+    bool need_pins; /* a channel's policy: without pins only debug may pass */
+} encl_policy;
+
+/* Copies the arguments and checks them: pins of 32, 48 or 64 bytes, all three of one length, none
+ * all-zero unless debug (ENCL_E_INVALID, "debug enclave" in the message); at least one set of pins
+ * when need_pins and not debug; root is one certificate, DER or PEM, or empty for AWS's G1. */
+encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t pin_count,
+                             encl_slice root, bool debug, bool need_pins, encl_error *err);
+void encl_policy_free(encl_policy *policy);
+
+/* The AWS Nitro Enclaves root G1, DER. */
+encl_slice encl_aws_root_g1(void);
+
+typedef enum encl_doc_form {
+    ENCL_DOC_NITRO, /* COSE_Sign1, verified up to the pinned root */
+    ENCL_DOC_DEBUG, /* COSE_Sign1, signature and chain not looked at */
+    ENCL_DOC_STUB,  /* the bare handshake hash */
+} encl_doc_form;
+
+/* A parsed document. raw owns every byte; the slices point into it. Absent fields have data NULL.
+ */
+typedef struct encl_attestation {
+    encl_doc_form form;
+    uint8_t *raw;
+    size_t raw_len;
+    encl_slice module_id; /* text */
+    uint64_t timestamp_ms;
+    encl_pcr pcrs[ENCL_PCR_SLOTS];
+    encl_slice certificate;                 /* leaf, DER */
+    encl_slice cabundle[ENCL_CABUNDLE_MAX]; /* root first, DER */
+    size_t cabundle_len;
+    encl_slice public_key, user_data, nonce;
+    int64_t verified_at; /* Unix seconds: the time the certificates were judged at */
+} encl_attestation;
+
+void encl_attestation_free(encl_attestation *a);
+
+/* Links of certificate chains that verified before, so that reconnecting pays for one signature
+ * instead of six. A hit says only: "these exact child bytes carry a valid signature by these exact
+ * issuer bytes"; validity times and every other check are made anew each time. Bounded; entries
+ * end with the shorter validity of the two. Not thread-safe: its owner holds a lock. */
+typedef struct encl_link_cache encl_link_cache;
+encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_error *err);
+void encl_link_cache_free(encl_link_cache *cache);
+size_t encl_link_cache_hits(const encl_link_cache *cache);
+
+/* Verifies document, in the order of the AWS specification and stopping at the first failure:
+ * structure (ENCL_E_DOCUMENT), chain (ENCL_E_CERTIFICATE), signature (ENCL_E_SIGNATURE), nonce
+ * (ENCL_E_NONCE), PCRs (ENCL_E_PCR with index, expected, actual).
+ *   nonce: data NULL means "not checked" (documents from elsewhere); a channel always gives one.
+ *   now: Unix seconds.  cache: may be NULL.
+ * On success *out is the caller's; on failure it is NULL. */
+encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                               int64_t now, encl_link_cache *cache, encl_attestation **out,
+                               encl_error *err);
+
+/* ECDSA P-384/SHA-384 over message with a raw r||s signature of 96 bytes (RFC 9053 section 2.1);
+ * public_key is an uncompressed point of 97 bytes. Exposed for attack vectors. */
+encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
+                                     encl_slice signature, encl_error *err);
+
+/* The signing side, for local enclaves only: builds and signs one document. key is the leaf's
+ * private key, PKCS#8 DER. */
+typedef struct encl_doc_template {
+    encl_slice module_id;
+    uint64_t timestamp_ms;
+    encl_pcr pcrs[ENCL_PCR_SLOTS];
+    encl_slice certificate;
+    encl_slice cabundle[ENCL_CABUNDLE_MAX];
+    size_t cabundle_len;
+    encl_slice public_key, user_data, nonce; /* data NULL: null */
+} encl_doc_template;
+/* key empty: a self-signed debug form, with 96 zero bytes where the signature would be. */
+encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_buf *out,
+                             encl_error *err);
+
+#endif

@@ -1,0 +1,69 @@
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const code_names[ENCL_E_COUNT_] = {
+    [ENCL_OK] = "ok",
+    [ENCL_E_NOMEM] = "out of memory",
+    [ENCL_E_INVALID] = "invalid argument",
+    [ENCL_E_INVALID_URL] = "invalid URL",
+    [ENCL_E_STATE] = "wrong state",
+    [ENCL_E_CONNECT] = "connect error",
+    [ENCL_E_UPGRADE_REJECTED] = "upgrade rejected",
+    [ENCL_E_CLOSED] = "connection closed",
+    [ENCL_E_CONNECT_TIMEOUT] = "connect timeout",
+    [ENCL_E_READ_TIMEOUT] = "read timeout",
+    [ENCL_E_WRITE_TIMEOUT] = "write timeout",
+    [ENCL_E_POOL_TIMEOUT] = "pool timeout",
+    [ENCL_E_PROTOCOL] = "protocol error",
+    [ENCL_E_DOCUMENT] = "document error",
+    [ENCL_E_CERTIFICATE] = "certificate error",
+    [ENCL_E_SIGNATURE] = "signature error",
+    [ENCL_E_NONCE] = "nonce mismatch",
+    [ENCL_E_PCR] = "PCR mismatch",
+    [ENCL_E_SERVER] = "server error",
+    [ENCL_E_FORKED] = "forked process",
+    [ENCL_E_CANCELLED] = "cancelled",
+    [ENCL_E_INTERNAL] = "internal error",
+};
+
+const char *encl_code_name(encl_code code) {
+    if ((unsigned)code >= ENCL_E_COUNT_) {
+        return "unknown";
+    }
+    return code_names[code];
+}
+
+static bool retryable_by_default(encl_code code) {
+    switch (code) {
+    case ENCL_E_CONNECT:
+    case ENCL_E_CLOSED:
+    case ENCL_E_CONNECT_TIMEOUT:
+    case ENCL_E_POOL_TIMEOUT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+encl_code encl_fail(encl_error *err, encl_code code, const char *fmt, ...) {
+    va_list args;
+
+    memset(err, 0, sizeof *err);
+    err->code = code;
+    err->retryable = retryable_by_default(code);
+    va_start(args, fmt);
+    (void)vsnprintf(err->message, sizeof err->message, fmt, args);
+    va_end(args);
+    return code;
+}
+
+void encl_error_prefix(encl_error *err, const char *context) {
+    char joined[ENCL_ERROR_TEXT_MAX + 128];
+
+    (void)snprintf(joined, sizeof joined, "%.120s: %s", context, err->message);
+    memcpy(err->message, joined, sizeof err->message - 1);
+    err->message[sizeof err->message - 1] = '\0';
+}

@@ -1,0 +1,63 @@
+#include "base/secmem.h"
+
+#include <pthread.h>
+#include <sodium.h>
+#include <stdatomic.h>
+#include <string.h>
+
+/* Written only in a forked child, by its only thread, before fork() returns there. */
+static _Atomic uint64_t fork_generation = 1;
+
+/* init_rc is written under init_once and only read after it. */
+static pthread_once_t init_once = PTHREAD_ONCE_INIT;
+static int init_rc = -1;
+
+static void after_fork_in_child(void) {
+    atomic_fetch_add_explicit(&fork_generation, 1, memory_order_relaxed);
+}
+
+static void init(void) {
+    if (sodium_init() < 0) {
+        return;
+    }
+    init_rc = pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
+encl_result encl_base_init(encl_error *err) {
+    ENCL_ENSURE(pthread_once(&init_once, init) == 0 && init_rc == 0, err, ENCL_E_INTERNAL,
+                "libsodium or the fork handler could not be set up");
+    return ENCL_OK;
+}
+
+void *encl_secret_alloc(size_t size) {
+    void *secret = sodium_malloc(size);
+
+    if (secret != NULL) {
+        sodium_memzero(secret, size);
+    }
+    return secret;
+}
+
+void encl_secret_free(void *secret) {
+    sodium_free(secret);
+}
+
+void encl_wipe(void *memory, size_t size) {
+    if (memory != NULL && size != 0) {
+        sodium_memzero(memory, size);
+    }
+}
+
+bool encl_equal_ct(encl_slice a, encl_slice b) {
+    return a.len == b.len && (a.len == 0 || sodium_memcmp(a.data, b.data, a.len) == 0);
+}
+
+encl_result encl_random(uint8_t *out, size_t n, encl_error *err) {
+    ENCL_TRY(encl_base_init(err));
+    randombytes_buf(out, n);
+    return ENCL_OK;
+}
+
+uint64_t encl_fork_generation(void) {
+    return atomic_load_explicit(&fork_generation, memory_order_relaxed);
+}

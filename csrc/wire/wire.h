@@ -1,0 +1,65 @@
+/* wire: the CBOR messages inside the records, both directions. Pure. */
+#ifndef ENCL_WIRE_WIRE_H
+#define ENCL_WIRE_WIRE_H
+
+#include "base/buf.h"
+
+#define ENCL_CONTROL_NONCE_BYTES 32
+
+typedef enum encl_msg_type {
+    ENCL_MSG_REQUEST_ATTESTATION, /* client to server from here on */
+    ENCL_MSG_DATA,                /* both */
+    ENCL_MSG_OPEN_STREAM,
+    ENCL_MSG_STREAM_DATA,  /* both */
+    ENCL_MSG_STREAM_CLOSE, /* both; half only from the client */
+    ENCL_MSG_GET_CONTROL_NONCE,
+    ENCL_MSG_CONTROL,
+    ENCL_MSG_ATTESTATION, /* server to client from here on */
+    ENCL_MSG_ERROR,
+    ENCL_MSG_CONTROL_RESULT,
+    ENCL_MSG_CONTROL_NONCE,
+    ENCL_MSG_COUNT_
+} encl_msg_type;
+
+typedef enum encl_direction { ENCL_TO_SERVER, ENCL_TO_CLIENT } encl_direction;
+typedef enum encl_half { ENCL_HALF_NONE, ENCL_HALF_WRITE, ENCL_HALF_BOTH } encl_half;
+
+typedef struct encl_msg {
+    encl_msg_type type;
+    uint64_t id;          /* DATA, OPEN_STREAM, STREAM_DATA, STREAM_CLOSE, ERROR */
+    encl_slice payload;   /* payload, data (ATTESTATION) or message (ERROR, CONTROL_RESULT) */
+    encl_half half;       /* STREAM_CLOSE to the server */
+    bool success;         /* CONTROL_RESULT */
+    encl_slice signature; /* CONTROL */
+    uint8_t control_nonce[ENCL_CONTROL_NONCE_BYTES]; /* ATTESTATION, CONTROL_NONCE */
+} encl_msg;
+
+const char *encl_msg_type_name(encl_msg_type type);
+
+/* Encoded size of bytes as a CBOR array of small unsigned integers, head included. */
+size_t encl_wire_array_size(encl_slice bytes);
+/* Exact encoded size of m. */
+size_t encl_wire_size(const encl_msg *m, encl_direction direction);
+/* Appends m to out. A payload is written straight into out, once. ENCL_E_INVALID for a message
+ * that does not go in that direction. */
+encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_buf *out,
+                             encl_error *err);
+
+/* Decodes exactly one message from block[0..len), overwriting the block: *m's slices point into
+ * it (byte arrays are decoded in place, always shorter than their encoding). Accepts any key
+ * order, indefinite lengths, unknown keys (nested at most ENCL_WIRE_MAX_DEPTH deep), byte fields
+ * as integer arrays or as byte strings, integers in any width. Refuses (ENCL_E_PROTOCOL, naming
+ * what was expected and what came): duplicate or missing known keys, unknown types, wrong kinds,
+ * values out of range, trailing bytes, lengths beyond the block. */
+#define ENCL_WIRE_MAX_DEPTH 16
+encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
+                             encl_error *err);
+
+/* The hot loops. Encode: out must have room for 2 * bytes.len; returns the bytes written. Decode:
+ * reads count elements from in[0..in_len), writes them to out (may be in itself, or before it);
+ * returns false where an element is no integer of 0..255 or the input ends early. */
+size_t encl_bytes_encode(uint8_t *out, encl_slice bytes);
+bool encl_bytes_decode(const uint8_t *in, size_t in_len, size_t count, uint8_t *out,
+                       size_t *consumed);
+
+#endif

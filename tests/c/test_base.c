@@ -1,0 +1,135 @@
+/* base: bounded buffer, error value, constant-time compare, fork generation. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/buf.h"
+#include "base/secmem.h"
+
+static void grows_up_to_its_limit_and_not_beyond(void **state) {
+    encl_buf b;
+    encl_error err;
+    uint8_t *room;
+
+    (void)state;
+    encl_buf_init(&b, 2000);
+    for (int i = 0; i < 2000; i++) {
+        assert_int_equal(encl_buf_write_u8(&b, (uint8_t)i, &err), ENCL_OK);
+    }
+    assert_int_equal(encl_buf_write_u8(&b, 1, &err), ENCL_E_INVALID);
+    assert_non_null(strstr(err.message, "at most 0 bytes more, came 1"));
+    assert_int_equal(encl_buf_readable(&b), 2000);
+    assert_int_equal(encl_buf_skip(&b, 1500, &err), ENCL_OK);
+    assert_int_equal(encl_buf_reserve(&b, 1500, &room, &err), ENCL_OK);
+    assert_int_equal(encl_buf_reserve(&b, 1501, &room, &err), ENCL_E_INVALID);
+    assert_int_equal(encl_buf_peek(&b).data[0], (uint8_t)1500);
+    encl_buf_free(&b);
+}
+
+static void reads_are_checked_and_take_nothing_on_failure(void **state) {
+    static const uint8_t bytes[] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    encl_buf b;
+    encl_error err;
+    uint64_t v64;
+    uint32_t v32;
+    uint16_t v16;
+    uint8_t v8;
+
+    (void)state;
+    encl_buf_wrap_read(&b, ENCL_SLICE(bytes, sizeof bytes));
+    assert_int_equal(encl_buf_read_u64(&b, &v64, &err), ENCL_OK);
+    assert_int_equal(v64, 0x0102030405060708u);
+    assert_int_equal(encl_buf_read_u32(&b, &v32, &err), ENCL_E_PROTOCOL);
+    assert_int_equal(encl_buf_read_u16(&b, &v16, &err), ENCL_E_PROTOCOL);
+    assert_int_equal(encl_buf_read_u8(&b, &v8, &err), ENCL_OK);
+    assert_int_equal(v8, 9);
+    assert_int_equal(encl_buf_write_u8(&b, 1, &err), ENCL_E_INVALID);
+}
+
+static void wrapped_blocks_do_not_grow(void **state) {
+    uint8_t block[4];
+    encl_buf b;
+    encl_error err;
+
+    (void)state;
+    encl_buf_wrap(&b, block, sizeof block);
+    assert_int_equal(encl_buf_write_u32(&b, 7, &err), ENCL_OK);
+    assert_int_equal(encl_buf_write_u8(&b, 7, &err), ENCL_E_INVALID);
+    assert_int_equal(block[3], 7);
+}
+
+static void commit_beyond_the_reserve_is_refused(void **state) {
+    encl_buf b;
+    encl_error err;
+
+    (void)state;
+    encl_buf_init(&b, 100);
+    assert_int_equal(encl_buf_commit(&b, 1, &err), ENCL_E_INTERNAL);
+    encl_buf_free(&b);
+}
+
+static void errors_are_cut_not_overrun(void **state) {
+    encl_error err;
+    char long_text[2 * ENCL_ERROR_TEXT_MAX];
+
+    (void)state;
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = '\0';
+    assert_int_equal(encl_fail(&err, ENCL_E_CLOSED, "%s", long_text), ENCL_E_CLOSED);
+    assert_int_equal(strlen(err.message), ENCL_ERROR_TEXT_MAX - 1);
+    assert_true(err.retryable);
+    encl_error_prefix(&err, "while reading");
+    assert_int_equal(strlen(err.message), ENCL_ERROR_TEXT_MAX - 1);
+    assert_memory_equal(err.message, "while reading: xxx", 18);
+    encl_fail(&err, ENCL_E_PCR, "no");
+    assert_false(err.retryable);
+}
+
+static void compares_lengths_and_every_byte(void **state) {
+    uint8_t a[32] = {0}, b[32] = {0};
+
+    (void)state;
+    assert_true(encl_equal_ct(ENCL_SLICE(a, 32), ENCL_SLICE(b, 32)));
+    assert_false(encl_equal_ct(ENCL_SLICE(a, 32), ENCL_SLICE(b, 31)));
+    for (size_t i = 0; i < 32; i++) {
+        b[i] = 1;
+        assert_false(encl_equal_ct(ENCL_SLICE(a, 32), ENCL_SLICE(b, 32)));
+        b[i] = 0;
+    }
+}
+
+static void a_forked_child_has_another_generation(void **state) {
+    encl_error err;
+    uint64_t mine;
+    pid_t child;
+    int status;
+
+    (void)state;
+    assert_int_equal(encl_base_init(&err), ENCL_OK);
+    mine = encl_fork_generation();
+    child = fork();
+    if (child == 0) {
+        _exit(encl_fork_generation() == mine ? 1 : 0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_int_equal(encl_fork_generation(), mine);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(grows_up_to_its_limit_and_not_beyond),
+        cmocka_unit_test(reads_are_checked_and_take_nothing_on_failure),
+        cmocka_unit_test(wrapped_blocks_do_not_grow),
+        cmocka_unit_test(commit_beyond_the_reserve_is_refused),
+        cmocka_unit_test(errors_are_cut_not_overrun),
+        cmocka_unit_test(compares_lengths_and_every_byte),
+        cmocka_unit_test(a_forked_child_has_another_generation),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
