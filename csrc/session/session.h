@@ -129,5 +129,7 @@ encl_result encl_app_reply(encl_app *app, uint64_t id, encl_slice payload, encl_
  * reference answers "unknown stream id". */
 encl_result encl_app_error(encl_app *app, uint64_t id, encl_slice text, encl_buf *out,
                            encl_error *err);
+/* Responder, test enclaves only: seals any plaintext, to play a hostile server. */
+encl_result encl_app_raw(encl_app *app, encl_slice plaintext, encl_buf *out, encl_error *err);
 
 #endif
