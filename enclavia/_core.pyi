@@ -1,0 +1,142 @@
+"""The C extension: crypto, codecs, the attestation state machine, sockets. Private; what is public
+is re-exported by :mod:`enclavia`. Every call that waits or works on more than a few KiB releases
+the GIL; every wait ends within 100 ms of a signal whose Python handler raises."""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+VERSION: Final[str]
+MAX_IN_FLIGHT: Final[int]
+READABLE: Final[int]
+WRITABLE: Final[int]
+AWS_ROOT_G1: Final[bytes]
+
+RawAttestation = dict[str, object]
+"""``form`` ("nitro", "debug" or "stub"), ``module_id`` str, ``timestamp`` int (ms), ``pcrs``
+dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key``, ``user_data``,
+``nonce`` bytes or None, ``verified_at`` int (Unix s), ``document`` bytes."""
+
+@final
+class Policy:
+    """Pins, root and mode, checked and copied. ``pins``: sets of (PCR0, PCR1, PCR2), any one of
+    which may match; ``root``: one certificate, PEM or DER, or None for AWS's G1."""
+
+    def __init__(
+        self,
+        pins: Sequence[tuple[bytes, bytes, bytes]],
+        root: bytes | None,
+        debug: bool,
+        need_pins: bool,
+    ) -> None: ...
+
+def verify(document: Buffer, policy: Policy, nonce: bytes | None, at: int) -> RawAttestation: ...
+
+@final
+class Notifier:
+    """A file descriptor that becomes readable when something that was asked for by ``notify`` is
+    there, and the tokens of what that was."""
+
+    def __init__(self) -> None: ...
+    def fileno(self) -> int: ...
+    def drain(self) -> list[int]: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+@final
+class Channel:
+    """One WebSocket, one Noise channel, one verified document. Starts connecting when made."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        tls: bool,
+        path: str,
+        authority: str,
+        headers: Sequence[tuple[str, str]],
+        policy: Policy,
+        max_in_flight: int,
+        verify: bool,
+        ca_file: str | None,
+        proxy: tuple[str, int, str | None] | None,
+    ) -> None: ...
+    @property
+    def state(self) -> str:
+        """ "connecting", "open" or "closed"."""
+    @property
+    def error(self) -> Exception | None:
+        """Why it closed; None while it has not."""
+    @property
+    def forked(self) -> bool:
+        """Made by a parent process: nothing of it may be used here."""
+    @property
+    def handshake_hash(self) -> bytes: ...
+    def wait_open(self, timeout: float | None) -> None:
+        """Raises ConnectTimeout (and closes), or why it closed."""
+    def attestation(self) -> RawAttestation:
+        """What was verified last. Raises while nothing was."""
+    def notify_open(self, notifier: Notifier, token: int) -> None:
+        """Once: when it is open or closed."""
+    def reserve(self, notifier: Notifier | None, token: int) -> Slot:
+        """Asks for one of the ``max_in_flight`` slots, in order. The token comes when granted or
+        closed; without a notifier use :meth:`Slot.wait`."""
+    def open_stream(self, slot: Slot, payload: Buffer) -> Stream:
+        """Takes over a granted slot. The payload is the first bytes to the workload."""
+    def start_request(self, slot: Slot, payload: Buffer) -> Request: ...
+    def start_attest(self, notifier: Notifier | None, token: int) -> int:
+        """Asks for a fresh document; returns its number for :meth:`finish_attest`."""
+    def finish_attest(self, number: int, timeout: float | None) -> RawAttestation | None:
+        """timeout 0: None where it has not come yet."""
+    def close(self, timeout: float | None = ...) -> None:
+        """Orderly: what was written is sent, at most ``timeout`` seconds (default 1)."""
+    def stats(self) -> dict[str, int]:
+        """``bytes_in``, ``bytes_out`` (on the wire), ``records_in``, ``records_out``,
+        ``streams_open``, ``slots_waiting``, ``streams_total``."""
+
+@final
+class Slot:
+    @property
+    def granted(self) -> bool: ...
+    def wait(self, timeout: float | None) -> None:
+        """Raises PoolTimeout, or why the channel closed."""
+    def release(self) -> None:
+        """Gives it (or the place in the queue) up; also on garbage collection."""
+
+@final
+class Request:
+    """A one-shot request under way."""
+
+    def result(self, timeout: float | None) -> bytes | None:
+        """The answer. timeout 0: None where it has not come yet. Raises ReadTimeout."""
+    def notify(self, notifier: Notifier, token: int) -> None: ...
+    def abandon(self) -> None: ...
+
+@final
+class Stream:
+    """One TCP connection to the workload. Closed (StreamClose Both) when closed, failed or
+    garbage-collected."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def at_eof(self) -> bool:
+        """The workload closed and everything was read."""
+    @property
+    def readable(self) -> bool:
+        """A read would not wait: bytes, end of file or an error are there."""
+    def read(self, n: int, timeout: float | None) -> bytes | None:
+        """1..n bytes; b"" at the end. timeout 0: None where it would wait."""
+    def readinto(self, buffer: Buffer, timeout: float | None) -> int | None: ...
+    def write(self, data: Buffer, timeout: float | None) -> int:
+        """All of data, in records of at most 16 320 bytes. timeout 0: as much as can be taken
+        now, and how much that was."""
+    def write_eof(self) -> None: ...
+    def close(self) -> None: ...
+    def notify(self, what: int, notifier: Notifier, token: int) -> None:
+        """Once: when reading (READABLE) or writing (WRITABLE) would not wait. ``what`` 0: take the
+        request back."""
