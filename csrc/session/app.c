@@ -115,7 +115,7 @@ static encl_result find_writable(encl_app *app, uint64_t id, encl_id_entry **ent
 encl_result encl_app_stream_data(encl_app *app, uint64_t id, encl_slice payload, encl_buf *out,
                                  encl_error *err) {
     encl_msg m = {.type = ENCL_MSG_STREAM_DATA, .id = id, .payload = payload};
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(check_armed(app, err));
     ENCL_TRY(find_writable(app, id, &entry, err));
@@ -123,7 +123,7 @@ encl_result encl_app_stream_data(encl_app *app, uint64_t id, encl_slice payload,
 }
 
 static encl_result close_writing(encl_app *app, const encl_msg *m, encl_buf *out, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_writable(app, m->id, &entry, err));
     ENCL_TRY(send_message(app, m, out, err));
@@ -132,7 +132,7 @@ static encl_result close_writing(encl_app *app, const encl_msg *m, encl_buf *out
 }
 
 static encl_result close_both(encl_app *app, const encl_msg *m, encl_buf *out, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_kind(app, m->id, ENCL_ID_STREAM, &entry, err));
     ENCL_TRY(send_message(app, m, out, err));
@@ -165,7 +165,7 @@ encl_result encl_app_request_attestation(encl_app *app, encl_buf *out, encl_erro
 }
 
 encl_result encl_app_abandon_request(encl_app *app, uint64_t id, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(check_role(app, ENCL_INITIATOR, "abandon requests", err));
     ENCL_TRY(find_kind(app, id, ENCL_ID_ONE_SHOT, &entry, err));
@@ -187,7 +187,7 @@ encl_result encl_app_attestation(encl_app *app, encl_slice document, const uint8
 encl_result encl_app_reply(encl_app *app, uint64_t id, encl_slice payload, encl_buf *out,
                            encl_error *err) {
     encl_msg m = {.type = ENCL_MSG_DATA, .id = id, .payload = payload};
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(check_role(app, ENCL_RESPONDER, "answer requests", err));
     ENCL_TRY(find_kind(app, id, ENCL_ID_ONE_SHOT, &entry, err));

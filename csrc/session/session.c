@@ -207,7 +207,7 @@ static size_t handshake_bytes_expected(const encl_session *s) {
 
 static encl_code step_handshake(encl_session *s, input *in, encl_error *err) {
     size_t size = handshake_bytes_expected(s);
-    uint8_t *message;
+    uint8_t *message = NULL;
 
     ENCL_TRY(encl_gather_exact(&s->in, in->block, in->len, &in->pos, size, &message, err));
     if (message == NULL) {
@@ -290,7 +290,7 @@ static void end_request(encl_session *s, const encl_msg *m, const encl_id_entry 
 }
 
 static encl_code on_answer(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_issued(s, m, &entry, err));
     if (entry != NULL) {
@@ -313,7 +313,7 @@ static encl_result find_readable(encl_session *s, const encl_msg *m, encl_id_ent
 }
 
 static encl_code on_stream_data(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_readable(s, m, &entry, err));
     if (entry != NULL) {
@@ -323,7 +323,7 @@ static encl_code on_stream_data(encl_session *s, const encl_msg *m, input *in, e
 }
 
 static encl_code on_stream_close(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_readable(s, m, &entry, err));
     if (entry != NULL) {
@@ -334,7 +334,7 @@ static encl_code on_stream_close(encl_session *s, const encl_msg *m, input *in, 
 }
 
 static encl_code on_error(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
-    encl_id_entry *entry;
+    encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_issued(s, m, &entry, err));
     if (entry == NULL) {
@@ -463,8 +463,8 @@ static encl_result handle_message(encl_session *s, uint8_t *plain, size_t len, i
 }
 
 static encl_code step_record(encl_session *s, input *in, encl_error *err) {
-    uint8_t *record;
-    size_t len, plain_len;
+    uint8_t *record = NULL;
+    size_t len = 0, plain_len = 0;
 
     ENCL_TRY(encl_gather_record(&s->in, in->block, in->len, &in->pos, &record, &len, err));
     if (record == NULL) {
