@@ -55,9 +55,10 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err);
 
-/* The hot loops. Encode: out must have room for 2 * bytes.len; returns the bytes written. Decode:
- * reads count elements from in[0..in_len), writes them to out (may be in itself, or before it);
- * returns false where an element is no integer of 0..255 or the input ends early. */
+/* The hot loops. Encode: out must have room for the encoding (encl_wire_array_size, at most
+ * 2 * bytes.len without the head); returns the bytes written. Decode: reads count elements from
+ * in[0..in_len), writes them to out (count bytes; may be in itself, or before it); returns false
+ * where an element is no integer of 0..255 or the input ends early, *consumed then says where. */
 size_t encl_bytes_encode(uint8_t *out, encl_slice bytes);
 bool encl_bytes_decode(const uint8_t *in, size_t in_len, size_t count, uint8_t *out,
                        size_t *consumed);
