@@ -1,0 +1,191 @@
+#include "enclave/enclave.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/secmem.h"
+#include "enclave/internal.h"
+
+void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n) {
+    pthread_mutex_lock(&e->lock);
+    *field += n;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n) {
+    pthread_mutex_lock(&e->lock);
+    *field -= n;
+    pthread_mutex_unlock(&e->lock);
+}
+
+uint64_t encl_monotonic_ms(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static encl_result check(const encl_enclave_config *config, encl_error *err) {
+    ENCL_ENSURE(config->mode <= ENCL_ENCLAVE_STUB, err, ENCL_E_INVALID,
+                "expected production, debug or stub mode, came %d", (int)config->mode);
+    ENCL_ENSURE(config->workload_host != NULL && config->workload_host[0] != '\0', err,
+                ENCL_E_INVALID, "expected the workload's address, came none");
+    ENCL_ENSURE(config->workload_port != 0, err, ENCL_E_INVALID,
+                "expected the workload's port, came 0");
+    ENCL_ENSURE(config->max_connections != 0, err, ENCL_E_INVALID,
+                "max_connections: expected at least 1, came 0");
+    ENCL_ENSURE((config->tls_cert_file == NULL) == (config->tls_key_file == NULL), err,
+                ENCL_E_INVALID, "TLS: expected a certificate and its key, came one of them");
+    return ENCL_OK;
+}
+
+static void accepted(void *user, encl_conn *conn) {
+    encl_client_accept(user, conn);
+}
+
+static encl_result copy_config(encl_enclave *e, const encl_enclave_config *config,
+                               encl_error *err) {
+    e->mode = config->mode;
+    e->workload_port = config->workload_port;
+    e->idle_timeout_ms = config->idle_timeout_ms;
+    e->grace_ms = config->grace_ms;
+    e->one_shot_timeout_ms = config->one_shot_timeout_ms;
+    e->max_connections = config->max_connections;
+    e->workload_host = strdup(config->workload_host);
+    ENCL_ENSURE(e->workload_host != NULL, err, ENCL_E_NOMEM, "out of memory for an enclave");
+    ENCL_TRY(encl_random(e->control_nonce, sizeof e->control_nonce, err));
+    ENCL_TRY(encl_faults_copy(&config->faults, &e->faults, err));
+    return encl_identity_copy(&config->document, config->leaf_key, config->mode, &e->identity, err);
+}
+
+encl_result encl_enclave_start(const encl_enclave_config *config, encl_enclave **out,
+                               encl_error *err) {
+    encl_enclave *e;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_TRY(check(config, err));
+    ENCL_TRY(encl_base_init(err));
+    e = calloc(1, sizeof *e);
+    ENCL_ENSURE(e != NULL, err, ENCL_E_NOMEM, "out of memory for an enclave");
+    if (pthread_mutex_init(&e->lock, NULL) != 0) {
+        free(e);
+        return encl_fail(err, ENCL_E_INTERNAL, "no mutex could be made");
+    }
+    ENCL_TRY_GOTO(copy_config(e, config, err), fail);
+    ENCL_TRY_GOTO(encl_loop_new(&e->loop, err), fail);
+    ENCL_TRY_GOTO(encl_listen(e->loop, config->port, config->tls_cert_file, config->tls_key_file,
+                              accepted, e, &e->listener, err),
+                  fail);
+    *out = e;
+    return ENCL_OK;
+fail:
+    encl_enclave_stop(e);
+    return rc;
+}
+
+uint16_t encl_enclave_port(const encl_enclave *enclave) {
+    return encl_listener_port(enclave->listener);
+}
+
+encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_faults *faults,
+                                    encl_error *err) {
+    encl_enclave_faults fresh, old;
+
+    ENCL_TRY(encl_faults_copy(faults, &fresh, err));
+    pthread_mutex_lock(&enclave->lock);
+    old = enclave->faults;
+    enclave->faults = fresh;
+    pthread_mutex_unlock(&enclave->lock);
+    encl_faults_free(&old);
+    return ENCL_OK;
+}
+
+encl_result encl_enclave_set_document(encl_enclave *enclave, const encl_doc_template *document,
+                                      encl_slice leaf_key, encl_error *err) {
+    encl_identity fresh, old;
+
+    ENCL_TRY(encl_identity_copy(document, leaf_key, enclave->mode, &fresh, err));
+    pthread_mutex_lock(&enclave->lock);
+    old = enclave->identity;
+    enclave->identity = fresh;
+    pthread_mutex_unlock(&enclave->lock);
+    encl_identity_free(&old);
+    return ENCL_OK;
+}
+
+void encl_enclave_get_stats(encl_enclave *enclave, encl_enclave_stats *stats) {
+    pthread_mutex_lock(&enclave->lock);
+    *stats = enclave->stats;
+    pthread_mutex_unlock(&enclave->lock);
+}
+
+/* ---- dropping connections: done in the service thread, waited for here */
+
+typedef struct drop_task {
+    encl_enclave *enclave;
+    bool reset;
+    pthread_mutex_t lock; /* guards done */
+    pthread_cond_t ended;
+    bool done;
+} drop_task;
+
+static void drop_all(encl_enclave *e, bool reset) {
+    encl_client *next;
+
+    for (encl_client *c = e->clients; c != NULL; c = next) {
+        next = encl_client_next(c);
+        encl_client_abort(c, reset);
+    }
+}
+
+static void run_drop(void *arg) {
+    drop_task *task = arg;
+
+    drop_all(task->enclave, task->reset);
+    pthread_mutex_lock(&task->lock);
+    task->done = true;
+    pthread_cond_signal(&task->ended);
+    pthread_mutex_unlock(&task->lock);
+}
+
+void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
+    drop_task task = {.enclave = enclave,
+                      .reset = reset,
+                      .lock = PTHREAD_MUTEX_INITIALIZER,
+                      .ended = PTHREAD_COND_INITIALIZER};
+    encl_error err;
+
+    if (encl_loop_is_current(enclave->loop)) {
+        drop_all(enclave, reset);
+        return;
+    }
+    if (encl_loop_post(enclave->loop, run_drop, &task, &err) != ENCL_OK) {
+        return;
+    }
+    pthread_mutex_lock(&task.lock);
+    while (!task.done) {
+        pthread_cond_wait(&task.ended, &task.lock);
+    }
+    pthread_mutex_unlock(&task.lock);
+    pthread_cond_destroy(&task.ended);
+    pthread_mutex_destroy(&task.lock);
+}
+
+void encl_enclave_stop(encl_enclave *enclave) {
+    if (enclave == NULL) {
+        return;
+    }
+    if (enclave->listener != NULL) {
+        encl_listener_free(enclave->listener);
+    }
+    if (enclave->loop != NULL) {
+        encl_loop_free(enclave->loop);
+    }
+    encl_identity_free(&enclave->identity);
+    encl_faults_free(&enclave->faults);
+    free(enclave->workload_host);
+    pthread_mutex_destroy(&enclave->lock);
+    free(enclave);
+}
