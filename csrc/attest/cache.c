@@ -1,0 +1,122 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include <sodium.h>
+
+#include "attest/internal.h"
+
+#define ENTRIES_LIMIT 4096
+
+typedef struct entry {
+    uint8_t key[crypto_hash_sha256_BYTES];
+    int64_t expires;
+} entry;
+
+struct encl_link_cache {
+    entry *entries;
+    size_t count, max, hits;
+};
+
+encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_error *err) {
+    encl_link_cache *cache;
+
+    *out = NULL;
+    ENCL_ENSURE(max_entries >= 1 && max_entries <= ENTRIES_LIMIT, err, ENCL_E_INVALID,
+                "link cache: expected 1 to %d entries, came %zu", ENTRIES_LIMIT, max_entries);
+    cache = calloc(1, sizeof *cache);
+    ENCL_ENSURE(cache != NULL, err, ENCL_E_NOMEM, "out of memory for a link cache");
+    cache->entries = calloc(max_entries, sizeof *cache->entries);
+    if (cache->entries == NULL) {
+        free(cache);
+        return encl_fail(err, ENCL_E_NOMEM, "out of memory for %zu cached links", max_entries);
+    }
+    cache->max = max_entries;
+    *out = cache;
+    return ENCL_OK;
+}
+
+void encl_link_cache_free(encl_link_cache *cache) {
+    if (cache != NULL) {
+        free(cache->entries);
+        free(cache);
+    }
+}
+
+size_t encl_link_cache_hits(const encl_link_cache *cache) {
+    return cache->hits;
+}
+
+static void hash_with_length(crypto_hash_sha256_state *hash, encl_slice bytes) {
+    uint8_t length[8];
+
+    for (size_t i = 0; i < sizeof length; i++) {
+        length[i] = (uint8_t)((uint64_t)bytes.len >> (8 * i));
+    }
+    crypto_hash_sha256_update(hash, length, sizeof length);
+    crypto_hash_sha256_update(hash, bytes.data, bytes.len);
+}
+
+/* The lengths keep one pair's bytes from being read as another pair's. */
+static void link_key(encl_slice child, encl_slice issuer, uint8_t key[crypto_hash_sha256_BYTES]) {
+    crypto_hash_sha256_state hash;
+
+    crypto_hash_sha256_init(&hash);
+    hash_with_length(&hash, child);
+    hash_with_length(&hash, issuer);
+    crypto_hash_sha256_final(&hash, key);
+}
+
+static entry *find(encl_link_cache *cache, const uint8_t key[crypto_hash_sha256_BYTES]) {
+    for (size_t i = 0; i < cache->count; i++) {
+        if (memcmp(cache->entries[i].key, key, crypto_hash_sha256_BYTES) == 0) {
+            return &cache->entries[i];
+        }
+    }
+    return NULL;
+}
+
+bool encl_link_cache_has(encl_link_cache *cache, encl_slice child, encl_slice issuer, int64_t now) {
+    uint8_t key[crypto_hash_sha256_BYTES];
+    entry *found;
+
+    link_key(child, issuer, key);
+    found = find(cache, key);
+    if (found == NULL) {
+        return false;
+    }
+    if (now >= found->expires) {
+        *found = cache->entries[--cache->count];
+        return false;
+    }
+    cache->hits++;
+    return true;
+}
+
+/* A free entry, or the one that would end first: what has expired goes before what is in use. */
+static entry *slot_for_new(encl_link_cache *cache) {
+    entry *first = cache->entries;
+
+    if (cache->count < cache->max) {
+        return &cache->entries[cache->count++];
+    }
+    for (size_t i = 1; i < cache->count; i++) {
+        if (cache->entries[i].expires < first->expires) {
+            first = &cache->entries[i];
+        }
+    }
+    return first;
+}
+
+void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer,
+                         int64_t expires) {
+    uint8_t key[crypto_hash_sha256_BYTES];
+    entry *slot;
+
+    link_key(child, issuer, key);
+    slot = find(cache, key);
+    if (slot == NULL) {
+        slot = slot_for_new(cache);
+    }
+    memcpy(slot->key, key, sizeof key);
+    slot->expires = expires;
+}

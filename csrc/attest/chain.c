@@ -1,0 +1,296 @@
+/* The X.509 chain (RFC 5280), link by link from the pinned root down to the leaf. Explicit rather
+ * than X509_verify_cert, so that a verified link can be remembered and every refusal has a name.
+ * The pinned root is trusted by its bytes: its own signature would prove nothing. */
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include <openssl/ec.h>
+#include <openssl/x509.h>
+#include <openssl/x509v3.h>
+
+#include "attest/internal.h"
+
+#define CHAIN_MAX   (ENCL_CABUNDLE_MAX + 2)
+#define LABEL_BYTES 128
+#define TIME_BYTES  32
+
+typedef struct chain_cert {
+    encl_slice der;
+    X509 *cert;
+    int64_t not_before, not_after;
+    char label[LABEL_BYTES];
+} chain_cert;
+
+typedef struct chain {
+    chain_cert links[CHAIN_MAX]; /* 0 is the pinned root, the last is the leaf */
+    size_t count;
+    encl_slice leaf_point;
+} chain;
+
+/* A certificate's name is whatever its maker wrote: only printable ASCII reaches a message. */
+static void common_name(const X509 *cert, char *out, size_t size) {
+    int n = X509_NAME_get_text_by_NID(X509_get_subject_name(cert), NID_commonName, out, (int)size);
+
+    if (n < 0) {
+        (void)snprintf(out, size, "?");
+    }
+    for (char *c = out; *c != '\0'; c++) {
+        *c = *c >= ' ' && *c <= '~' ? *c : '?';
+    }
+}
+
+static void set_label(chain_cert *l, size_t number, size_t count) {
+    char name[80] = "?";
+
+    if (l->cert != NULL) {
+        common_name(l->cert, name, sizeof name);
+    }
+    (void)snprintf(l->label, sizeof l->label, "certificate %zu of %zu (CN=%s)", number, count,
+                   name);
+}
+
+static encl_result parse(chain_cert *l, encl_error *err) {
+    const uint8_t *at = l->der.data;
+
+    ENCL_ENSURE(l->der.len >= 1 && l->der.len <= ENCL_CERT_MAX_BYTES, err, ENCL_E_CERTIFICATE,
+                "%s: expected 1 to %d bytes, came %zu", l->label, ENCL_CERT_MAX_BYTES, l->der.len);
+    l->cert = d2i_X509(NULL, &at, (long)l->der.len);
+    ENCL_ENSURE(l->cert != NULL, err, ENCL_E_CERTIFICATE, "%s is not an X.509 certificate",
+                l->label);
+    ENCL_ENSURE(at == l->der.data + l->der.len, err, ENCL_E_CERTIFICATE,
+                "%s has %zu bytes after its end", l->label,
+                (size_t)(l->der.data + l->der.len - at));
+    return ENCL_OK;
+}
+
+static encl_result check_form(const chain_cert *l, encl_error *err) {
+    uint32_t flags = X509_get_extension_flags(l->cert);
+
+    ENCL_ENSURE(X509_get_version(l->cert) == X509_VERSION_3, err, ENCL_E_CERTIFICATE,
+                "%s: expected X.509 version 3", l->label);
+    ENCL_ENSURE((flags & EXFLAG_INVALID) == 0, err, ENCL_E_CERTIFICATE,
+                "%s has malformed extensions", l->label);
+    ENCL_ENSURE(X509_get_signature_nid(l->cert) == NID_ecdsa_with_SHA384, err, ENCL_E_CERTIFICATE,
+                "%s: expected the signature algorithm ecdsa-with-SHA384, came %s", l->label,
+                OBJ_nid2ln(X509_get_signature_nid(l->cert)));
+    return ENCL_OK;
+}
+
+/* Only these two are judged here, and OpenSSL's own list holds more, such as name constraints. */
+static encl_result check_extensions(const chain_cert *l, encl_error *err) {
+    for (int i = 0; i < X509_get_ext_count(l->cert); i++) {
+        X509_EXTENSION *extension = X509_get_ext(l->cert, i);
+        int nid = OBJ_obj2nid(X509_EXTENSION_get_object(extension));
+
+        ENCL_ENSURE(X509_EXTENSION_get_critical(extension) == 0 || nid == NID_basic_constraints ||
+                        nid == NID_key_usage,
+                    err, ENCL_E_CERTIFICATE,
+                    "%s has a critical extension that is not understood here", l->label);
+    }
+    return ENCL_OK;
+}
+
+/* The named curve itself, not parameters that spell it out, and an uncompressed point. */
+static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error *err) {
+    ASN1_OBJECT *algorithm = NULL;
+    const ASN1_OBJECT *curve = NULL;
+    const void *parameter = NULL;
+    const unsigned char *bytes = NULL;
+    X509_ALGOR *full = NULL;
+    int len = 0, type = V_ASN1_UNDEF;
+
+    ENCL_ENSURE(
+        X509_PUBKEY_get0_param(&algorithm, &bytes, &len, &full, X509_get_X509_PUBKEY(l->cert)) == 1,
+        err, ENCL_E_CERTIFICATE, "%s has no readable public key", l->label);
+    X509_ALGOR_get0(NULL, &type, &parameter, full);
+    if (OBJ_obj2nid(algorithm) == NID_X9_62_id_ecPublicKey && type == V_ASN1_OBJECT) {
+        curve = parameter;
+    }
+    ENCL_ENSURE(curve != NULL && OBJ_obj2nid(curve) == NID_secp384r1, err, ENCL_E_CERTIFICATE,
+                "%s: expected an ECDSA P-384 key, came another kind", l->label);
+    ENCL_ENSURE(len == ENCL_ES384_POINT_BYTES && bytes[0] == 0x04, err, ENCL_E_CERTIFICATE,
+                "%s: expected an uncompressed P-384 point of %d bytes, came %d", l->label,
+                ENCL_ES384_POINT_BYTES, len);
+    ENCL_ENSURE(X509_get0_pubkey(l->cert) != NULL, err, ENCL_E_CERTIFICATE,
+                "%s: its public key is not a point of P-384", l->label);
+    *point = ENCL_SLICE(bytes, ENCL_ES384_POINT_BYTES);
+    return ENCL_OK;
+}
+
+static encl_result unix_time(const chain_cert *l, const ASN1_TIME *when, int64_t *out,
+                             encl_error *err) {
+    struct tm parts;
+
+    ENCL_ENSURE(when != NULL && ASN1_TIME_to_tm(when, &parts) == 1, err, ENCL_E_CERTIFICATE,
+                "%s has an unreadable validity time", l->label);
+    *out = timegm(&parts);
+    return ENCL_OK;
+}
+
+static void time_text(int64_t seconds, char out[TIME_BYTES]) {
+    time_t when = seconds;
+    struct tm parts;
+
+    if (gmtime_r(&when, &parts) == NULL || strftime(out, TIME_BYTES, "%FT%TZ", &parts) == 0) {
+        (void)snprintf(out, TIME_BYTES, "%lld s", (long long)seconds);
+    }
+}
+
+static encl_result check_validity(chain_cert *l, int64_t now, encl_error *err) {
+    char from[TIME_BYTES], to[TIME_BYTES], at[TIME_BYTES];
+
+    ENCL_TRY(unix_time(l, X509_get0_notBefore(l->cert), &l->not_before, err));
+    ENCL_TRY(unix_time(l, X509_get0_notAfter(l->cert), &l->not_after, err));
+    if (now >= l->not_before && now <= l->not_after) {
+        return ENCL_OK;
+    }
+    time_text(l->not_before, from);
+    time_text(l->not_after, to);
+    time_text(now, at);
+    return encl_fail(err, ENCL_E_CERTIFICATE,
+                     "%s %s: it is valid %s to %s, but the time is %s; is this machine's clock "
+                     "right?",
+                     l->label, now < l->not_before ? "is not yet valid" : "has expired", from, to,
+                     at);
+}
+
+static bool may(const chain_cert *l, uint32_t usage) {
+    return (X509_get_extension_flags(l->cert) & EXFLAG_KUSAGE) != 0 &&
+           (X509_get_key_usage(l->cert) & usage) != 0;
+}
+
+static encl_result check_ca(const chain_cert *l, encl_error *err) {
+    ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) != 0, err, ENCL_E_CERTIFICATE,
+                "%s: expected a CA, but its basicConstraints do not make it one", l->label);
+    ENCL_ENSURE(may(l, KU_KEY_CERT_SIGN), err, ENCL_E_CERTIFICATE,
+                "%s: expected keyUsage keyCertSign of a CA, came none", l->label);
+    return ENCL_OK;
+}
+
+static encl_result check_leaf(const chain_cert *l, encl_error *err) {
+    ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) == 0, err, ENCL_E_CERTIFICATE,
+                "%s: expected a leaf, came a CA", l->label);
+    ENCL_ENSURE(may(l, KU_DIGITAL_SIGNATURE), err, ENCL_E_CERTIFICATE,
+                "%s: expected keyUsage digitalSignature of the leaf, came none", l->label);
+    return ENCL_OK;
+}
+
+/* RFC 5280 lets self-issued certificates go uncounted; AWS has none, so all count. */
+static encl_result check_path_length(const chain *c, size_t i, encl_error *err) {
+    long allowed = X509_get_pathlen(c->links[i].cert);
+    size_t below = c->count - 2 - i;
+
+    ENCL_ENSURE(allowed < 0 || below <= (size_t)allowed, err, ENCL_E_CERTIFICATE,
+                "%s: its pathLen allows %ld CAs below it, came %zu", c->links[i].label, allowed,
+                below);
+    return ENCL_OK;
+}
+
+static encl_result check_one(chain *c, size_t i, int64_t now, encl_error *err) {
+    chain_cert *l = &c->links[i];
+
+    ENCL_TRY(check_form(l, err));
+    ENCL_TRY(check_key(l, &c->leaf_point, err));
+    ENCL_TRY(check_extensions(l, err));
+    ENCL_TRY(check_validity(l, now, err));
+    if (i == c->count - 1) {
+        return check_leaf(l, err);
+    }
+    ENCL_TRY(check_ca(l, err));
+    return check_path_length(c, i, err);
+}
+
+static bool signature_holds(const chain_cert *child, const chain_cert *issuer, int64_t now,
+                            encl_link_cache *cache) {
+    int64_t expires = child->not_after < issuer->not_after ? child->not_after : issuer->not_after;
+
+    if (cache != NULL && encl_link_cache_has(cache, child->der, issuer->der, now)) {
+        return true;
+    }
+    if (X509_verify(child->cert, X509_get0_pubkey(issuer->cert)) != 1) {
+        return false;
+    }
+    if (cache != NULL) {
+        encl_link_cache_put(cache, child->der, issuer->der, expires);
+    }
+    return true;
+}
+
+static encl_result check_link(const chain_cert *child, const chain_cert *issuer, int64_t now,
+                              encl_link_cache *cache, encl_error *err) {
+    int verdict = X509_check_issued(issuer->cert, child->cert);
+
+    ENCL_ENSURE(verdict == X509_V_OK, err, ENCL_E_CERTIFICATE, "%s is not issued by %s: %s",
+                child->label, issuer->label, X509_verify_cert_error_string(verdict));
+    ENCL_ENSURE(signature_holds(child, issuer, now, cache), err, ENCL_E_CERTIFICATE,
+                "%s: its signature does not verify with the key of %s", child->label,
+                issuer->label);
+    return ENCL_OK;
+}
+
+static bool same_bytes(encl_slice a, encl_slice b) {
+    return a.len == b.len && memcmp(a.data, b.data, a.len) == 0;
+}
+
+/* The bundle may repeat the pinned root; anything else in it must be issued from there. */
+static void gather(chain *c, const encl_attestation *a, encl_slice root) {
+    size_t first = same_bytes(a->cabundle[0], root) ? 1 : 0;
+
+    c->links[c->count++].der = root;
+    for (size_t i = first; i < a->cabundle_len; i++) {
+        c->links[c->count++].der = a->cabundle[i];
+    }
+    c->links[c->count++].der = a->certificate;
+}
+
+static encl_result verify(chain *c, int64_t now, encl_link_cache *cache, encl_error *err) {
+    for (size_t i = 0; i < c->count; i++) {
+        set_label(&c->links[i], i + 1, c->count);
+        ENCL_TRY(parse(&c->links[i], err));
+        set_label(&c->links[i], i + 1, c->count);
+        ENCL_TRY(check_one(c, i, now, err));
+        if (i != 0) {
+            ENCL_TRY(check_link(&c->links[i], &c->links[i - 1], now, cache, err));
+        }
+    }
+    return ENCL_OK;
+}
+
+static void release(chain *c) {
+    for (size_t i = 0; i < c->count; i++) {
+        X509_free(c->links[i].cert);
+    }
+}
+
+encl_result encl_chain_verify(const encl_attestation *a, encl_slice root, int64_t now,
+                              encl_link_cache *cache, uint8_t leaf_point[ENCL_ES384_POINT_BYTES],
+                              encl_error *err) {
+    chain c = {.count = 0};
+    encl_code rc;
+
+    gather(&c, a, root);
+    ENCL_TRY_GOTO(verify(&c, now, cache, err), done);
+    memcpy(leaf_point, c.leaf_point.data, ENCL_ES384_POINT_BYTES);
+done:
+    release(&c);
+    return rc;
+}
+
+encl_result encl_chain_check_root(encl_slice root, encl_error *err) {
+    chain_cert l = {.der = root};
+    encl_slice point;
+    encl_code rc;
+
+    set_label(&l, 1, 1);
+    ENCL_TRY_GOTO(parse(&l, err), done);
+    set_label(&l, 1, 1);
+    ENCL_TRY_GOTO(check_form(&l, err), done);
+    ENCL_TRY_GOTO(check_key(&l, &point, err), done);
+    ENCL_TRY_GOTO(check_extensions(&l, err), done);
+    rc = check_ca(&l, err);
+done:
+    X509_free(l.cert);
+    return rc;
+}

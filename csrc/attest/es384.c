@@ -1,0 +1,172 @@
+/* ECDSA with P-384 and SHA-384 in COSE's form (RFC 9053 section 2.1). */
+#include <limits.h>
+#include <pthread.h>
+#include <string.h>
+
+#include <openssl/core_names.h>
+#include <openssl/ec.h>
+#include <openssl/ecdsa.h>
+#include <openssl/evp.h>
+#include <openssl/x509.h>
+
+#include "attest/internal.h"
+
+#define SCALAR_BYTES  48
+#define DIGEST_BYTES  48
+#define DER_MAX_BYTES 128
+#define GROUP         "secp384r1"
+
+/* sha384 is written under sha384_once and only read after it; it lives as long as the process. */
+static pthread_once_t sha384_once = PTHREAD_ONCE_INIT;
+static EVP_MD *sha384;
+
+static void fetch_sha384(void) {
+    sha384 = EVP_MD_fetch(NULL, "SHA2-384", NULL);
+}
+
+static encl_result digest_of(encl_slice message, uint8_t digest[DIGEST_BYTES], encl_error *err) {
+    unsigned int n = 0;
+
+    ENCL_ENSURE(pthread_once(&sha384_once, fetch_sha384) == 0 && sha384 != NULL, err,
+                ENCL_E_INTERNAL, "OpenSSL has no SHA-384");
+    ENCL_ENSURE(EVP_Digest(message.data, message.len, digest, &n, sha384, NULL) == 1 &&
+                    n == DIGEST_BYTES,
+                err, ENCL_E_INTERNAL, "OpenSSL could not compute a SHA-384 digest");
+    return ENCL_OK;
+}
+
+/* NULL where point is not on the curve. */
+static EVP_PKEY *key_from_point(encl_slice point) {
+    char group[] = GROUP;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, (void *)(uintptr_t)point.data,
+                                          point.len),
+        OSSL_PARAM_construct_end(),
+    };
+    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
+    EVP_PKEY *key = NULL;
+
+    if (ctx != NULL && EVP_PKEY_fromdata_init(ctx) == 1 &&
+        EVP_PKEY_fromdata(ctx, &key, EVP_PKEY_PUBLIC_KEY, params) != 1) {
+        key = NULL;
+    }
+    EVP_PKEY_CTX_free(ctx);
+    return key;
+}
+
+/* The length of r||s as a DER ECDSA-Sig-Value, or 0. */
+static size_t der_from_raw(const uint8_t raw[ENCL_ES384_SIGNATURE_BYTES],
+                           uint8_t der[DER_MAX_BYTES]) {
+    ECDSA_SIG *sig = ECDSA_SIG_new();
+    BIGNUM *r = BN_bin2bn(raw, SCALAR_BYTES, NULL);
+    BIGNUM *s = BN_bin2bn(raw + SCALAR_BYTES, SCALAR_BYTES, NULL);
+    int n = 0;
+
+    if (sig == NULL || r == NULL || s == NULL || ECDSA_SIG_set0(sig, r, s) != 1) {
+        BN_free(r);
+        BN_free(s);
+    } else if (i2d_ECDSA_SIG(sig, NULL) <= DER_MAX_BYTES) {
+        n = i2d_ECDSA_SIG(sig, &der);
+    }
+    ECDSA_SIG_free(sig);
+    return n > 0 ? (size_t)n : 0;
+}
+
+static bool verify_digest(EVP_PKEY *key, const uint8_t *der, size_t der_len,
+                          const uint8_t digest[DIGEST_BYTES]) {
+    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
+    bool good = ctx != NULL && EVP_PKEY_verify_init(ctx) == 1 &&
+                EVP_PKEY_verify(ctx, der, der_len, digest, DIGEST_BYTES) == 1;
+
+    EVP_PKEY_CTX_free(ctx);
+    return good;
+}
+
+/* OpenSSL refuses r and s outside of 1..n-1, and points that are not on the curve. */
+encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
+                                     encl_slice signature, encl_error *err) {
+    uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
+    size_t der_len;
+    EVP_PKEY *key;
+    bool good;
+
+    ENCL_ENSURE(public_key.len == ENCL_ES384_POINT_BYTES && public_key.data[0] == 0x04, err,
+                ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, came %zu",
+                ENCL_ES384_POINT_BYTES, public_key.len);
+    ENCL_ENSURE(signature.len == ENCL_ES384_SIGNATURE_BYTES, err, ENCL_E_SIGNATURE,
+                "ES384: expected a signature of %d bytes, came %zu", ENCL_ES384_SIGNATURE_BYTES,
+                signature.len);
+    ENCL_TRY(digest_of(message, digest, err));
+    der_len = der_from_raw(signature.data, der);
+    ENCL_ENSURE(der_len != 0, err, ENCL_E_NOMEM, "out of memory for a signature");
+    key = key_from_point(public_key);
+    ENCL_ENSURE(key != NULL, err, ENCL_E_SIGNATURE, "ES384: the key is not a point of P-384");
+    good = verify_digest(key, der, der_len, digest);
+    EVP_PKEY_free(key);
+    ENCL_ENSURE(good, err, ENCL_E_SIGNATURE, "the ES384 signature does not verify");
+    return ENCL_OK;
+}
+
+static encl_result private_key(encl_slice der, EVP_PKEY **out, encl_error *err) {
+    const uint8_t *at = der.data;
+    PKCS8_PRIV_KEY_INFO *info = NULL;
+    char group[32] = "";
+    bool good;
+
+    *out = NULL;
+    ENCL_ENSURE(der.len <= LONG_MAX, err, ENCL_E_INVALID, "a key of %zu bytes", der.len);
+    info = d2i_PKCS8_PRIV_KEY_INFO(NULL, &at, (long)der.len);
+    if (info != NULL && at == der.data + der.len) {
+        *out = EVP_PKCS82PKEY(info);
+    }
+    PKCS8_PRIV_KEY_INFO_free(info);
+    good = *out != NULL && EVP_PKEY_is_a(*out, "EC") == 1 &&
+           EVP_PKEY_get_utf8_string_param(*out, OSSL_PKEY_PARAM_GROUP_NAME, group, sizeof group,
+                                          NULL) == 1 &&
+           strcmp(group, GROUP) == 0;
+    if (!good) {
+        EVP_PKEY_free(*out);
+        *out = NULL;
+    }
+    ENCL_ENSURE(good, err, ENCL_E_INVALID, "expected a P-384 private key in PKCS#8 DER");
+    return ENCL_OK;
+}
+
+static bool sign_digest(EVP_PKEY *key, const uint8_t digest[DIGEST_BYTES],
+                        uint8_t der[DER_MAX_BYTES], size_t *der_len) {
+    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
+    bool good;
+
+    *der_len = DER_MAX_BYTES;
+    good = ctx != NULL && EVP_PKEY_sign_init(ctx) == 1 &&
+           EVP_PKEY_sign(ctx, der, der_len, digest, DIGEST_BYTES) == 1;
+    EVP_PKEY_CTX_free(ctx);
+    return good;
+}
+
+static bool raw_from_der(const uint8_t *der, size_t der_len,
+                         uint8_t raw[ENCL_ES384_SIGNATURE_BYTES]) {
+    ECDSA_SIG *sig = d2i_ECDSA_SIG(NULL, &der, (long)der_len);
+    bool good =
+        sig != NULL && BN_bn2binpad(ECDSA_SIG_get0_r(sig), raw, SCALAR_BYTES) == SCALAR_BYTES &&
+        BN_bn2binpad(ECDSA_SIG_get0_s(sig), raw + SCALAR_BYTES, SCALAR_BYTES) == SCALAR_BYTES;
+
+    ECDSA_SIG_free(sig);
+    return good;
+}
+
+encl_result encl_es384_sign(encl_slice key, encl_slice message,
+                            uint8_t signature[ENCL_ES384_SIGNATURE_BYTES], encl_error *err) {
+    uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
+    size_t der_len;
+    EVP_PKEY *pkey;
+    bool good;
+
+    ENCL_TRY(digest_of(message, digest, err));
+    ENCL_TRY(private_key(key, &pkey, err));
+    good = sign_digest(pkey, digest, der, &der_len) && raw_from_der(der, der_len, signature);
+    EVP_PKEY_free(pkey);
+    ENCL_ENSURE(good, err, ENCL_E_INTERNAL, "OpenSSL could not sign a document");
+    return ENCL_OK;
+}

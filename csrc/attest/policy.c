@@ -1,0 +1,245 @@
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/err.h>
+#include <openssl/pem.h>
+
+#include "attest/internal.h"
+#include "base/secmem.h"
+
+#define PINS_MAX       1024
+#define ROOT_PEM_BYTES 16384
+#define HEX_BYTES      (2 * ENCL_PCR_MAX_BYTES + 8)
+
+static encl_slice pcr_bytes(const encl_pcr *pcr) {
+    return ENCL_SLICE(pcr->value, pcr->len);
+}
+
+/* True for an absent one too: it measures nothing either. */
+static bool is_zero(const encl_pcr *pcr) {
+    for (size_t i = 0; i < pcr->len; i++) {
+        if (pcr->value[i] != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static encl_result check_pins(const encl_pins *pins, bool debug, encl_error *err) {
+    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+        const encl_pcr *pcr = &pins->pcr[i];
+
+        ENCL_ENSURE(pcr->len == 32 || pcr->len == 48 || pcr->len == 64, err, ENCL_E_INVALID,
+                    "pinned PCR%zu: expected 32, 48 or 64 bytes, came %d", i, pcr->len);
+        ENCL_ENSURE(pcr->len == pins->pcr[0].len, err, ENCL_E_INVALID,
+                    "pinned PCR%zu: expected %d bytes like PCR0, came %d", i, pins->pcr[0].len,
+                    pcr->len);
+        ENCL_ENSURE(debug || !is_zero(pcr), err, ENCL_E_INVALID,
+                    "pinned PCR%zu is all zero: these are the PCRs of a debug enclave, which "
+                    "proves nothing about its code; pin those of a production build",
+                    i);
+    }
+    return ENCL_OK;
+}
+
+static encl_result copy_pins(encl_policy *policy, const encl_pins *pins, size_t count,
+                             encl_error *err) {
+    ENCL_ENSURE(count <= PINS_MAX, err, ENCL_E_INVALID,
+                "pinned PCRs: expected at most %d sets, came %zu", PINS_MAX, count);
+    for (size_t i = 0; i < count; i++) {
+        ENCL_TRY(check_pins(&pins[i], policy->debug, err));
+    }
+    if (count == 0) {
+        return ENCL_OK;
+    }
+    policy->pins = malloc(count * sizeof *pins);
+    ENCL_ENSURE(policy->pins != NULL, err, ENCL_E_NOMEM, "out of memory for pinned PCRs");
+    memcpy(policy->pins, pins, count * sizeof *pins);
+    policy->pin_count = count;
+    return ENCL_OK;
+}
+
+static encl_result copy_root(encl_policy *policy, encl_slice der, encl_error *err) {
+    if (encl_chain_check_root(der, err) != ENCL_OK) {
+        encl_error_prefix(err, "the root");
+        err->code = ENCL_E_INVALID;
+        return ENCL_E_INVALID;
+    }
+    policy->root = malloc(der.len);
+    ENCL_ENSURE(policy->root != NULL, err, ENCL_E_NOMEM, "out of memory for a root certificate");
+    memcpy(policy->root, der.data, der.len);
+    policy->root_len = der.len;
+    return ENCL_OK;
+}
+
+/* One PEM block of any kind; *der is freed with OPENSSL_free. False at the end of the text. */
+static bool next_pem(BIO *text, bool *certificate, unsigned char **der, long *len) {
+    char *name = NULL, *header = NULL;
+    bool found = PEM_read_bio(text, &name, &header, der, len) == 1;
+
+    *certificate = found && strcmp(name, PEM_STRING_X509) == 0;
+    OPENSSL_free(name);
+    OPENSSL_free(header);
+    return found;
+}
+
+static encl_result copy_pem_root(encl_policy *policy, BIO *text, encl_error *err) {
+    unsigned char *der = NULL, *second = NULL;
+    long len = 0, second_len = 0;
+    bool certificate, ignored;
+    encl_code rc;
+
+    ENCL_ENSURE(next_pem(text, &certificate, &der, &len), err, ENCL_E_INVALID,
+                "the root: expected a certificate, DER or PEM, came neither");
+    ENCL_ENSURE_GOTO(certificate, done, err, ENCL_E_INVALID,
+                     "the root: expected a PEM CERTIFICATE, came another kind of PEM block");
+    ENCL_ENSURE_GOTO(!next_pem(text, &ignored, &second, &second_len), done, err, ENCL_E_INVALID,
+                     "the root: expected one PEM block, came more");
+    rc = copy_root(policy, ENCL_SLICE(der, (size_t)len), err);
+done:
+    OPENSSL_free(der);
+    OPENSSL_free(second);
+    return rc;
+}
+
+static encl_result parse_pem_root(encl_policy *policy, encl_slice pem, encl_error *err) {
+    BIO *text;
+    encl_code rc;
+
+    ENCL_ENSURE(pem.len <= ROOT_PEM_BYTES, err, ENCL_E_INVALID,
+                "the root: expected at most %d bytes, came %zu", ROOT_PEM_BYTES, pem.len);
+    text = BIO_new_mem_buf(pem.data, (int)pem.len);
+    ENCL_ENSURE(text != NULL, err, ENCL_E_NOMEM, "out of memory for a root certificate");
+    rc = copy_pem_root(policy, text, err);
+    BIO_free(text);
+    return rc;
+}
+
+static encl_result set_root(encl_policy *policy, encl_slice root, encl_error *err) {
+    encl_code rc;
+
+    if (root.len == 0) {
+        root = encl_aws_root_g1();
+    }
+    ERR_set_mark();
+    /* A DER SEQUENCE of a certificate's size starts so; PEM is text. */
+    if (root.len >= 2 && root.data[0] == 0x30 && root.data[1] >= 0x80) {
+        rc = copy_root(policy, root, err);
+    } else {
+        rc = parse_pem_root(policy, root, err);
+    }
+    ERR_pop_to_mark();
+    return rc;
+}
+
+encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t pin_count,
+                             encl_slice root, bool debug, bool need_pins, encl_error *err) {
+    encl_code rc;
+
+    memset(policy, 0, sizeof *policy);
+    policy->debug = debug;
+    policy->need_pins = need_pins;
+    ENCL_ENSURE(pin_count != 0 || debug || !need_pins, err, ENCL_E_INVALID,
+                "no PCRs are pinned: without them any enclave of anyone would pass");
+    ENCL_TRY_GOTO(copy_pins(policy, pins, pin_count, err), failed);
+    ENCL_TRY_GOTO(set_root(policy, root, err), failed);
+    return ENCL_OK;
+failed:
+    encl_policy_free(policy);
+    return rc;
+}
+
+void encl_policy_free(encl_policy *policy) {
+    free(policy->pins);
+    free(policy->root);
+    memset(policy, 0, sizeof *policy);
+}
+
+static void hex(const encl_pcr *pcr, char out[HEX_BYTES]) {
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < pcr->len; i++) {
+        out[2 * i] = digits[pcr->value[i] >> 4];
+        out[2 * i + 1] = digits[pcr->value[i] & 15];
+    }
+    (void)snprintf(out + (size_t)2 * pcr->len, 8, "%s", pcr->len == 0 ? "nothing" : "");
+}
+
+static const char *pcr_advice(size_t index, const encl_pcr *actual) {
+    if (actual->len == 0) {
+        return "the document does not have it";
+    }
+    if (is_zero(actual)) {
+        return "all zero: this is a debug enclave, which proves nothing about its code";
+    }
+    if (index == 2) {
+        return "PCR2 is per enclave: two enclaves of one image differ, and a re-created one has "
+               "a new value";
+    }
+    return "the enclave runs another image than the pinned one";
+}
+
+static encl_result pcr_failure(size_t index, const encl_pcr *expected, const encl_pcr *actual,
+                               encl_error *err) {
+    char came[HEX_BYTES], wanted[HEX_BYTES];
+    encl_code rc;
+
+    hex(actual, came);
+    if (expected != NULL) {
+        hex(expected, wanted);
+    }
+    rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, came %s (%s)", index,
+                   expected == NULL ? "a measurement" : wanted, came, pcr_advice(index, actual));
+    err->detail.pcr.index = (int)index;
+    err->detail.pcr.actual_len = actual->len;
+    memcpy(err->detail.pcr.actual, actual->value, actual->len);
+    if (expected != NULL) {
+        err->detail.pcr.expected_len = expected->len;
+        memcpy(err->detail.pcr.expected, expected->value, expected->len);
+    }
+    return rc;
+}
+
+/* The first index where the document differs from the pins; ENCL_PINNED_PCRS where none does. */
+static size_t first_difference(const encl_pins *pins, const encl_attestation *a, bool debug) {
+    size_t i = 0;
+
+    while (i < ENCL_PINNED_PCRS &&
+           ((debug && a->pcrs[i].len == 0) ||
+            encl_equal_ct(pcr_bytes(&pins->pcr[i]), pcr_bytes(&a->pcrs[i])))) {
+        i++;
+    }
+    return i;
+}
+
+static encl_result check_unpinned(const encl_attestation *a, encl_error *err) {
+    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+        if (is_zero(&a->pcrs[i])) {
+            return pcr_failure(i, NULL, &a->pcrs[i], err);
+        }
+    }
+    return ENCL_OK;
+}
+
+encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
+                                   encl_error *err) {
+    size_t best = 0, best_index = 0;
+
+    if (policy->pin_count == 0) {
+        return policy->debug ? ENCL_OK : check_unpinned(a, err);
+    }
+    for (size_t i = 0; i < policy->pin_count; i++) {
+        size_t index = first_difference(&policy->pins[i], a, policy->debug);
+
+        if (index == ENCL_PINNED_PCRS) {
+            return ENCL_OK;
+        }
+        if (index > best_index) {
+            best = i;
+            best_index = index;
+        }
+    }
+    return pcr_failure(best_index, &policy->pins[best].pcr[best_index], &a->pcrs[best_index], err);
+}

@@ -1,0 +1,118 @@
+/* Steers the verification of one document; every check itself is elsewhere. */
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/err.h>
+
+#include "attest/internal.h"
+#include "base/secmem.h"
+
+#define STUB_BYTES 32
+
+static encl_result check_arguments(const encl_policy *policy, encl_slice nonce, encl_error *err) {
+    ENCL_ENSURE(policy->root != NULL, err, ENCL_E_INVALID, "the policy was never set up");
+    ENCL_ENSURE(policy->debug || policy->pin_count != 0 || !policy->need_pins, err, ENCL_E_INVALID,
+                "no PCRs are pinned: without them any enclave of anyone would pass");
+    ENCL_ENSURE(nonce.data == NULL || nonce.len != 0, err, ENCL_E_INVALID,
+                "an empty nonce binds a document to nothing");
+    return ENCL_OK;
+}
+
+static encl_result check_signature(const encl_cose *cose, const uint8_t *leaf_point,
+                                   encl_error *err) {
+    encl_buf message;
+    encl_code rc;
+
+    encl_buf_init(&message, ENCL_DOCUMENT_MAX_BYTES);
+    ENCL_TRY_GOTO(encl_sig_structure(cose->protected_header, cose->payload, &message, err), done);
+    rc = encl_attest_es384_verify(ENCL_SLICE(leaf_point, ENCL_ES384_POINT_BYTES),
+                                  encl_buf_peek(&message), cose->signature, err);
+    if (rc != ENCL_OK) {
+        encl_error_prefix(err, "the document is not signed by its certificate");
+    }
+done:
+    encl_buf_free(&message);
+    return rc;
+}
+
+static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl_error *err) {
+    if (nonce.data == NULL) {
+        return ENCL_OK;
+    }
+    ENCL_ENSURE(a->nonce.data != NULL, err, ENCL_E_NONCE,
+                "the document has no nonce: it was not made for this channel");
+    ENCL_ENSURE(
+        encl_equal_ct(a->nonce, nonce), err, ENCL_E_NONCE,
+        "the document's nonce is not this channel's handshake hash: it was made for another "
+        "channel, or someone sits in between (expected %zu bytes, came %zu)",
+        nonce.len, a->nonce.len);
+    return ENCL_OK;
+}
+
+static encl_result verify_nitro(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                                int64_t now, encl_link_cache *cache, encl_attestation *a,
+                                encl_error *err) {
+    uint8_t leaf_point[ENCL_ES384_POINT_BYTES];
+    encl_cose cose;
+
+    ENCL_ENSURE(document.len != STUB_BYTES, err, ENCL_E_DOCUMENT,
+                "expected a COSE_Sign1 document, came %d bare bytes: this looks like a debug "
+                "enclave, which only debug mode accepts",
+                STUB_BYTES);
+    a->form = ENCL_DOC_NITRO;
+    ENCL_TRY(encl_document_parse(document, false, a, &cose, err));
+    ENCL_TRY(encl_chain_verify(a, ENCL_SLICE(policy->root, policy->root_len), now, cache,
+                               leaf_point, err));
+    ENCL_TRY(check_signature(&cose, leaf_point, err));
+    ENCL_TRY(check_nonce(a, nonce, err));
+    return encl_policy_check_pcrs(policy, a, err);
+}
+
+static encl_result accept_stub(encl_slice document, encl_attestation *a, encl_error *err) {
+    a->form = ENCL_DOC_STUB;
+    a->raw = malloc(document.len);
+    ENCL_ENSURE(a->raw != NULL, err, ENCL_E_NOMEM, "out of memory for a document");
+    memcpy(a->raw, document.data, document.len);
+    a->raw_len = document.len;
+    a->nonce = ENCL_SLICE(a->raw, a->raw_len);
+    return ENCL_OK;
+}
+
+static encl_result verify_debug(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                                encl_attestation *a, encl_error *err) {
+    encl_cose cose;
+
+    if (document.len == STUB_BYTES && nonce.data != NULL && encl_equal_ct(document, nonce)) {
+        return accept_stub(document, a, err);
+    }
+    ENCL_ENSURE(document.len != STUB_BYTES || nonce.data == NULL, err, ENCL_E_NONCE,
+                "a debug enclave's stub is not this channel's handshake hash");
+    a->form = ENCL_DOC_DEBUG;
+    ENCL_TRY(encl_document_parse(document, true, a, &cose, err));
+    ENCL_TRY(check_nonce(a, nonce, err));
+    return encl_policy_check_pcrs(policy, a, err);
+}
+
+encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                               int64_t now, encl_link_cache *cache, encl_attestation **out,
+                               encl_error *err) {
+    encl_attestation *a;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_TRY(check_arguments(policy, nonce, err));
+    a = calloc(1, sizeof *a);
+    ENCL_ENSURE(a != NULL, err, ENCL_E_NOMEM, "out of memory for a document");
+    a->verified_at = now;
+    /* What OpenSSL queues for a bad document must not confuse this thread's TLS calls. */
+    ERR_set_mark();
+    rc = policy->debug ? verify_debug(document, policy, nonce, a, err)
+                       : verify_nitro(document, policy, nonce, now, cache, a, err);
+    ERR_pop_to_mark();
+    if (rc != ENCL_OK) {
+        encl_attestation_free(a);
+        return rc;
+    }
+    *out = a;
+    return ENCL_OK;
+}
