@@ -70,7 +70,8 @@ void encl_ws_mask(uint8_t *block, size_t len, const uint8_t mask[4], uint64_t of
 /* A whole control frame, appended to out; at most 125 bytes of payload. */
 encl_result encl_ws_control(encl_ws_opcode opcode, encl_slice payload, const uint8_t *mask,
                             encl_buf *out, encl_error *err);
-/* A close frame's payload: code and reason (cut to fit at a UTF-8 boundary). */
+/* A close frame's payload: code and reason (cut to fit at a UTF-8 boundary; left out where it is no
+ * UTF-8). Returns its length: 0, for an empty frame, where code may not be sent (1005, 1006). */
 size_t encl_ws_close_payload(uint8_t out[ENCL_WS_MAX_CONTROL], uint16_t code, const char *reason);
 
 #endif
