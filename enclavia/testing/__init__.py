@@ -1,0 +1,1 @@
+"""Enclaves on this machine, for tests."""
