@@ -138,15 +138,18 @@ static encl_result does_not_fit(const encl_msg *m, encl_direction direction, enc
 }
 
 /* How much room encoding m may need. Counting is a pass over the payload, so it is made only where
- * twice the payload's length would not fit anyway. */
+ * the worst case would not fit. */
 static encl_result room_for(const encl_msg *m, encl_direction direction, size_t *plain_cap,
                             encl_error *err) {
     if (m->payload.len > ENCL_NOISE_MAX_PLAIN) {
         return does_not_fit(m, direction, err);
     }
     *plain_cap = 2 * m->payload.len + MESSAGE_OVERHEAD;
-    if (*plain_cap > ENCL_NOISE_MAX_PLAIN && encl_wire_size(m, direction) > ENCL_NOISE_MAX_PLAIN) {
-        return does_not_fit(m, direction, err);
+    if (*plain_cap > ENCL_NOISE_MAX_PLAIN) {
+        if (encl_wire_size(m, direction) > ENCL_NOISE_MAX_PLAIN) {
+            return does_not_fit(m, direction, err);
+        }
+        *plain_cap = ENCL_NOISE_MAX_PLAIN;
     }
     return ENCL_OK;
 }
