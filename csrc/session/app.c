@@ -205,3 +205,8 @@ encl_result encl_app_error(encl_app *app, uint64_t id, encl_slice text, encl_buf
     encl_table_remove(&app->table, id);
     return ENCL_OK;
 }
+
+encl_result encl_app_raw(encl_app *app, encl_slice plaintext, encl_buf *out, encl_error *err) {
+    ENCL_TRY(check_role(app, ENCL_RESPONDER, "send plaintexts as they are", err));
+    return encl_record_seal_raw(app->sealer, plaintext, out, err);
+}

@@ -183,3 +183,27 @@ fail:
     encl_wipe(room, ENCL_RECORD_HEAD + plain_cap);
     return rc;
 }
+
+encl_result encl_record_seal_raw(encl_noise_transport *transport, encl_slice plaintext,
+                                 encl_buf *out, encl_error *err) {
+    uint8_t *room;
+    size_t sealed_len;
+    encl_code rc;
+
+    ENCL_ENSURE(plaintext.len <= ENCL_NOISE_MAX_PLAIN, err, ENCL_E_INVALID,
+                "expected a plaintext of at most %d bytes, came %zu", ENCL_NOISE_MAX_PLAIN,
+                plaintext.len);
+    ENCL_TRY(
+        encl_buf_reserve(out, ENCL_RECORD_HEAD + plaintext.len + ENCL_NOISE_TAG_BYTES, &room, err));
+    if (plaintext.len != 0) {
+        memcpy(room + ENCL_RECORD_HEAD, plaintext.data, plaintext.len);
+    }
+    rc = encl_noise_seal(transport, room + ENCL_RECORD_HEAD, plaintext.len,
+                         plaintext.len + ENCL_NOISE_TAG_BYTES, &sealed_len, err);
+    if (rc != ENCL_OK) {
+        encl_wipe(room, ENCL_RECORD_HEAD + plaintext.len);
+        return rc;
+    }
+    write_length(room, sealed_len);
+    return encl_buf_commit(out, ENCL_RECORD_HEAD + sealed_len, err);
+}

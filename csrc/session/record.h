@@ -34,5 +34,8 @@ encl_result encl_gather_record(encl_gather *g, uint8_t *block, size_t len, size_
 /* Appends m as one record to out. Nothing is appended and no nonce used where m does not fit. */
 encl_result encl_record_seal(encl_noise_transport *transport, const encl_msg *m,
                              encl_direction direction, encl_buf *out, encl_error *err);
+/* The same for any plaintext. */
+encl_result encl_record_seal_raw(encl_noise_transport *transport, encl_slice plaintext,
+                                 encl_buf *out, encl_error *err);
 
 #endif
