@@ -8,9 +8,10 @@
  * was decoded by then is at most one more record. */
 #define QUEUE_LIMIT (ENCL_CONN_HIGH_WATER + 2 * (size_t)ENCL_RECORD_MAX)
 /* One byte more than any record could carry is enough to know that an answer does not fit. */
-#define ANSWER_LIMIT ((size_t)ENCL_NOISE_MAX_PLAIN + 1)
-#define WRITE_CHUNK  ((size_t)32 * 1024)
-#define BROKEN_PIPE  "the workload's connection takes no more bytes"
+#define ANSWER_LIMIT  ((size_t)ENCL_NOISE_MAX_PLAIN + 1)
+#define WRITE_CHUNK   ((size_t)32 * 1024)
+#define FLUSH_POLL_MS 5
+#define BROKEN_PIPE   "the workload's connection takes no more bytes"
 
 typedef enum workload_state {
     DIALLING, /* connecting, or waiting to try again */
@@ -26,7 +27,7 @@ struct encl_workload {
     uint64_t id;
     workload_state state;
     encl_conn *conn;   /* until its closed callback */
-    encl_timer *timer; /* the next dial, later the one-shot limit */
+    encl_timer *timer; /* the next dial, later the one-shot limit or the flush before the end */
     uint64_t dial_deadline_ms;
     encl_buf queued; /* for the workload, while dialling */
     encl_buf answer; /* one-shot */
@@ -124,12 +125,18 @@ static encl_result arm(encl_workload *w, uint64_t after_ms, encl_error *err) {
     return ENCL_OK;
 }
 
+static void close_when_written(encl_workload *w);
+
 static void on_timer(void *arg) {
     encl_workload *w = arg;
     char text[96];
 
     if (w->state == DIALLING) {
         dial(w);
+        return;
+    }
+    if (w->closing) {
+        close_when_written(w);
         return;
     }
     (void)snprintf(text, sizeof text, "the workload did not close its answer within %llu ms",
@@ -166,11 +173,13 @@ static encl_result send_all(encl_workload *w, encl_slice bytes, encl_error *err)
     return ENCL_OK;
 }
 
-static void close_connection(encl_workload *w) {
-    if (encl_conn_tx_pending(w->conn) == 0) {
+/* The slot is held until all is written, however slowly the workload reads: encl_conn_close would
+ * give up after a moment. */
+static void close_when_written(encl_workload *w) {
+    encl_error err;
+
+    if (encl_conn_tx_pending(w->conn) == 0 || arm(w, FLUSH_POLL_MS, &err) != ENCL_OK) {
         finish(w);
-    } else {
-        encl_conn_close(w->conn, 0, NULL); /* the slot is held until all is written */
     }
 }
 
@@ -207,7 +216,7 @@ void encl_workload_close(encl_workload *w, encl_half half) {
     w->write_shut = true;
     w->closing = w->closing || half == ENCL_HALF_BOTH;
     if (w->state == UP && w->closing) {
-        close_connection(w);
+        close_when_written(w);
     } else if (w->state == UP) {
         encl_conn_write_eof(w->conn);
     } else if (w->state == GONE && w->closing) {
@@ -299,24 +308,18 @@ static void answer(encl_workload *w) {
     finish(w);
 }
 
-static void report_eof(encl_workload *w) {
-    if (!w->eof_seen) {
-        w->eof_seen = true;
-        encl_client_stream_eof(w->client, w->id);
-    }
-}
-
 static void on_received_eof(void *user, encl_conn *conn) {
     encl_workload *w = user;
 
     (void)conn;
-    if (w->client == NULL || w->closing) {
+    if (w->client == NULL || w->closing || w->eof_seen) {
         return;
     }
+    w->eof_seen = true;
     if (w->kind == ENCL_WORKLOAD_ONE_SHOT) {
         answer(w);
     } else {
-        report_eof(w);
+        encl_client_stream_eof(w->client, w->id);
     }
 }
 
@@ -342,16 +345,12 @@ static void ended_while_up(encl_workload *w, const encl_error *why) {
         finish(w);
         return;
     }
-    if (why->code != ENCL_E_CLOSED) {
+    if (!w->eof_seen) { /* an orderly end is announced before */
         fail(w, why->message);
         return;
     }
+    /* As in the real server, which notices only when the client writes again. */
     w->state = GONE;
-    if (w->kind == ENCL_WORKLOAD_ONE_SHOT) {
-        answer(w);
-        return;
-    }
-    report_eof(w);
     set_full(w, false);
 }
 
