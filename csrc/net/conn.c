@@ -1,0 +1,823 @@
+#include "net/net_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Reads of one readiness, before other connections get their turn. */
+#define READ_ROUNDS 8
+/* A data frame of 126..65535 bytes: 4 bytes of head and, from a client, 4 of mask. */
+#define FRAME_ROOM 8
+
+encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
+                         const encl_conn_events *events, void *user, encl_conn **out,
+                         encl_error *err) {
+    encl_conn *conn = calloc(1, sizeof *conn);
+
+    *out = conn;
+    ENCL_ENSURE(conn != NULL, err, ENCL_E_NOMEM, "out of memory");
+    atomic_init(&conn->refs, 1);
+    conn->loop = loop;
+    conn->framed = framed;
+    conn->side = side;
+    conn->fd = conn->lws_fd = -1;
+    pthread_mutex_init(&conn->io, NULL);
+    encl_buf_init(&conn->txq, NET_TX_LIMIT);
+    encl_buf_init(&conn->early, NET_EARLY_MAX);
+    encl_ws_decoder_init(&conn->decoder, side, NET_MAX_FRAME);
+    if (events != NULL) {
+        conn->events = *events;
+        conn->user = user;
+    }
+    return ENCL_OK;
+}
+
+void encl_conn_retain(encl_conn *conn) {
+    atomic_fetch_add_explicit(&conn->refs, 1, memory_order_relaxed);
+}
+
+void encl_conn_release(encl_conn *conn) {
+    if (conn == NULL || atomic_fetch_sub_explicit(&conn->refs, 1, memory_order_acq_rel) != 1) {
+        return;
+    }
+    encl_buf_free(&conn->txq);
+    encl_buf_free(&conn->early);
+    net_target_free(conn->target);
+    pthread_mutex_destroy(&conn->io);
+    free(conn);
+}
+
+void net_conn_close_descriptors_in_child(encl_conn *conn) {
+    if (conn->fd >= 0) {
+        (void)close(conn->fd);
+    }
+    if (conn->lws_fd >= 0) {
+        (void)close(conn->lws_fd);
+    }
+}
+
+/* ---- the socket, plain or TLS: io is held ---- */
+
+typedef enum io_result { IO_DONE, IO_WAIT, IO_EOF, IO_BROKEN } io_result;
+
+static io_result tls_result(SSL *ssl, int n) {
+    switch (SSL_get_error(ssl, n)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE:
+        return IO_WAIT;
+    case SSL_ERROR_ZERO_RETURN:
+        return IO_EOF;
+    default:
+        return IO_BROKEN;
+    }
+}
+
+static io_result socket_read(encl_conn *conn, uint8_t *block, size_t cap, size_t *got) {
+    ssize_t n;
+
+    *got = 0;
+    if (conn->fd < 0) {
+        return IO_EOF;
+    }
+    if (conn->ssl != NULL) {
+        int m;
+
+        ERR_clear_error();
+        m = SSL_read(conn->ssl, block, (int)cap);
+        if (m <= 0) {
+            return tls_result(conn->ssl, m);
+        }
+        *got = (size_t)m;
+        return IO_DONE;
+    }
+    do {
+        n = recv(conn->fd, block, cap, 0);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return errno == EAGAIN || errno == EWOULDBLOCK ? IO_WAIT : IO_BROKEN;
+    }
+    *got = (size_t)n;
+    return n == 0 ? IO_EOF : IO_DONE;
+}
+
+static io_result socket_write(encl_conn *conn, encl_slice bytes, size_t *put) {
+    ssize_t n;
+
+    *put = 0;
+    if (conn->fd < 0) {
+        return IO_BROKEN;
+    }
+    if (conn->ssl != NULL) {
+        int m;
+
+        ERR_clear_error();
+        m = SSL_write(conn->ssl, bytes.data, (int)bytes.len);
+        if (m <= 0) {
+            return tls_result(conn->ssl, m);
+        }
+        *put = (size_t)m;
+        return IO_DONE;
+    }
+    do {
+        n = send(conn->fd, bytes.data, bytes.len, MSG_NOSIGNAL);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return errno == EAGAIN || errno == EWOULDBLOCK ? IO_WAIT : IO_BROKEN;
+    }
+    *put = (size_t)n;
+    return IO_DONE;
+}
+
+static void note_failure(encl_conn *conn, const char *what) {
+    if (!conn->failed) {
+        conn->failed = true;
+        encl_fail(&conn->failure, ENCL_E_CLOSED, "the connection broke while %s: %s", what,
+                  conn->ssl != NULL ? "TLS error" : strerror(errno));
+    }
+}
+
+/* Writes what the socket takes. False when it broke. */
+static bool flush(encl_conn *conn) {
+    while (encl_buf_readable(&conn->txq) != 0) {
+        encl_slice pending = encl_buf_peek(&conn->txq);
+        size_t put;
+        io_result rc = socket_write(conn, pending, &put);
+
+        if (rc == IO_WAIT) {
+            return true;
+        }
+        if (rc != IO_DONE) {
+            note_failure(conn, "sending");
+            return false;
+        }
+        conn->txq.r += put;
+        atomic_fetch_add_explicit(&conn->bytes_out, put, memory_order_relaxed);
+    }
+    encl_buf_clear(&conn->txq);
+    return true;
+}
+
+/* ---- asking the service thread ---- */
+
+static void task_rearm(void *arg) {
+    encl_conn *conn = arg;
+
+    net_conn_rearm(conn);
+    encl_conn_release(conn);
+}
+
+static void task_failed(void *arg) {
+    encl_conn *conn = arg;
+    encl_error why;
+
+    pthread_mutex_lock(&conn->io);
+    why = conn->failure;
+    pthread_mutex_unlock(&conn->io);
+    net_conn_finish(conn, &why);
+    encl_conn_release(conn);
+}
+
+static void task_read(void *arg) {
+    encl_conn *conn = arg;
+
+    net_conn_readable(conn);
+    encl_conn_release(conn);
+}
+
+/* The task owns a reference. Without memory for a task the connection cannot go on; it is found
+ * broken by the next callback. */
+static void post(encl_conn *conn, encl_task task) {
+    encl_error err;
+
+    encl_conn_retain(conn);
+    if (encl_loop_post(conn->loop, task, conn, &err) != ENCL_OK) {
+        encl_conn_release(conn);
+    }
+}
+
+/* io is held. */
+static void want_write(encl_conn *conn) {
+    if (conn->write_armed) {
+        return;
+    }
+    conn->write_armed = true;
+    if (!encl_loop_is_current(conn->loop)) {
+        post(conn, task_rearm);
+        return;
+    }
+    if (!conn->in_rearm) {
+        /* A request made inside the writable callback would be forgotten; the loop makes it right
+         * after its turn. */
+        conn->in_rearm = true;
+        encl_conn_retain(conn);
+        conn->rearm_next = conn->loop->rearm_conns;
+        conn->loop->rearm_conns = conn;
+    }
+}
+
+void net_conn_rearm(encl_conn *conn) {
+    bool armed;
+
+    pthread_mutex_lock(&conn->io);
+    armed = conn->write_armed && conn->state != NET_FINISHED;
+    pthread_mutex_unlock(&conn->io);
+    if (armed && conn->raw_wsi != NULL) {
+        lws_callback_on_writable(conn->raw_wsi);
+    }
+}
+
+/* io is held. Flushes and asks for more time where that is needed. */
+static void push(encl_conn *conn) {
+    /* Armed: the service thread is at it already, and the queue keeps the order. */
+    if (!conn->write_armed && !conn->failed) {
+        if (!flush(conn)) {
+            post(conn, task_failed);
+        } else if (encl_buf_readable(&conn->txq) != 0) {
+            want_write(conn);
+        }
+    }
+    if (encl_buf_readable(&conn->txq) > ENCL_CONN_LOW_WATER) {
+        conn->above_low_water = true;
+    }
+}
+
+/* ---- sending ---- */
+
+encl_result encl_conn_tx_begin(encl_conn *conn, encl_buf **out, encl_error *err) {
+    uint8_t *room;
+    encl_code rc;
+
+    pthread_mutex_lock(&conn->io);
+    ENCL_ENSURE_GOTO(conn->state == NET_OPEN && !conn->failed, fail, err, ENCL_E_CLOSED,
+                     "the connection is %s",
+                     conn->state == NET_CONNECTING ? "not open yet" : "closed");
+    if (conn->framed) {
+        ENCL_TRY_GOTO(encl_buf_reserve(&conn->txq, FRAME_ROOM, &room, err), fail);
+        ENCL_TRY_GOTO(encl_buf_commit(&conn->txq, FRAME_ROOM, err), fail);
+        /* Counted from the unread end: the block may move while the caller appends. */
+        conn->frame_start = encl_buf_readable(&conn->txq);
+    }
+    *out = &conn->txq;
+    return ENCL_OK;
+fail:
+    pthread_mutex_unlock(&conn->io);
+    return rc;
+}
+
+/* Turns the bytes appended since begin into one binary frame in place. */
+static void frame(encl_conn *conn) {
+    uint8_t head[ENCL_WS_MAX_HEADER], mask[4];
+    encl_error err;
+    size_t start = conn->txq.r + conn->frame_start;
+    size_t len = conn->txq.w - start;
+    uint8_t *payload = conn->txq.data + start;
+    bool masked = conn->side == ENCL_WS_CLIENT;
+    size_t head_len;
+
+    if (len == 0 || (masked && encl_random(mask, sizeof mask, &err) != ENCL_OK)) {
+        conn->txq.w = start - FRAME_ROOM;
+        return;
+    }
+    if (masked) {
+        encl_ws_mask(payload, len, mask, 0);
+    }
+    head_len = encl_ws_header(head, ENCL_WS_BINARY, len, masked ? mask : NULL);
+    memcpy(payload - FRAME_ROOM, head, head_len);
+    if (head_len < FRAME_ROOM) {
+        memmove(payload - FRAME_ROOM + head_len, payload, len);
+        conn->txq.w -= FRAME_ROOM - head_len;
+    }
+}
+
+void encl_conn_tx_end(encl_conn *conn) {
+    if (conn->framed) {
+        frame(conn);
+    }
+    push(conn);
+    pthread_mutex_unlock(&conn->io);
+}
+
+size_t encl_conn_tx_pending(encl_conn *conn) {
+    size_t n;
+
+    pthread_mutex_lock(&conn->io);
+    n = encl_buf_readable(&conn->txq);
+    pthread_mutex_unlock(&conn->io);
+    return n;
+}
+
+/* io is held. */
+static void queue_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice payload) {
+    uint8_t mask[4];
+    encl_error err;
+    bool masked = conn->side == ENCL_WS_CLIENT;
+
+    if ((masked && encl_random(mask, sizeof mask, &err) != ENCL_OK) ||
+        encl_ws_control(opcode, payload, masked ? mask : NULL, &conn->txq, &err) != ENCL_OK) {
+        conn->failed = true;
+        conn->failure = err;
+        post(conn, task_failed);
+        return;
+    }
+    push(conn);
+}
+
+/* io is held. */
+static void queue_close(encl_conn *conn, uint16_t code, const char *reason) {
+    uint8_t payload[ENCL_WS_MAX_CONTROL];
+
+    if (!conn->framed || conn->close_sent) {
+        return;
+    }
+    conn->close_sent = true;
+    queue_control(conn, ENCL_WS_CLOSE,
+                  ENCL_SLICE(payload, encl_ws_close_payload(payload, code, reason)));
+}
+
+/* ---- becoming open ---- */
+
+encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
+    lws_adopt_desc_t info;
+
+    memset(&info, 0, sizeof info);
+    info.vh = conn->loop->raw_vhost;
+    info.type = LWS_ADOPT_RAW_FILE_DESC;
+    info.fd.filefd = fd;
+    info.vh_prot_name = NET_PROTOCOL;
+    info.opaque = conn;
+    conn->fd = fd;
+    encl_conn_retain(conn); /* raw_wsi's, given back in net_conn_raw_closed */
+    conn->raw_wsi = lws_adopt_descriptor_vhost_via_info(&info);
+    if (conn->raw_wsi == NULL) {
+        conn->fd = -1;
+        (void)close(fd);
+        encl_conn_release(conn);
+        return encl_fail(err, ENCL_E_NOMEM, "no room for another connection");
+    }
+    return ENCL_OK;
+}
+
+encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *err) {
+    int fd;
+
+    if (lws_rx_flow_control(ws_wsi, 0) != 0) {
+        return encl_fail(err, ENCL_E_INTERNAL, "libwebsockets would not stop reading");
+    }
+    fd = fcntl(lws_get_socket_fd(ws_wsi), F_DUPFD_CLOEXEC, 0);
+    ENCL_ENSURE(fd >= 0, err, ENCL_E_CONNECT, "the socket could not be duplicated: %s",
+                strerror(errno));
+    conn->lws_fd = lws_get_socket_fd(ws_wsi);
+    conn->ssl = lws_get_ssl(ws_wsi);
+    if (conn->ssl != NULL) {
+        /* The queue may move and grow between two tries of one write. */
+        SSL_set_mode(conn->ssl,
+                     SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    }
+    return net_conn_adopt_fd(conn, fd, err);
+}
+
+void net_conn_opened(encl_conn *conn) {
+    pthread_mutex_lock(&conn->io);
+    conn->state = NET_OPEN;
+    pthread_mutex_unlock(&conn->io);
+    if (conn->events.opened != NULL) {
+        conn->events.opened(conn->user, conn);
+    }
+    /* TLS may have read ahead, and early bytes wait. */
+    post(conn, task_read);
+}
+
+/* ---- the end ---- */
+
+static void close_timer_fired(lws_sorted_usec_list_t *sul) {
+    encl_conn *conn = lws_container_of(sul, encl_conn, close_timer);
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED, "the connection was closed on this side");
+    net_conn_finish(conn, &why);
+}
+
+static void kill_wsi(struct lws *wsi) {
+    if (wsi != NULL) {
+        lws_set_timeout(wsi, PENDING_TIMEOUT_KILLED_BY_PARENT, LWS_TO_KILL_ASYNC);
+    }
+}
+
+/* io is held. The peer learns at once, whatever libwebsockets' own closing would wait for. */
+static void shut_socket(encl_conn *conn) {
+    if (conn->fd < 0) {
+        return;
+    }
+    if (conn->ssl != NULL && !conn->failed) {
+        ERR_clear_error();
+        (void)SSL_shutdown(conn->ssl);
+    }
+    (void)shutdown(conn->fd, SHUT_RDWR);
+}
+
+void net_conn_finish(encl_conn *conn, const encl_error *why) {
+    encl_conn_events events = conn->events;
+
+    pthread_mutex_lock(&conn->io);
+    if (conn->state == NET_FINISHED) {
+        pthread_mutex_unlock(&conn->io);
+        return;
+    }
+    conn->state = NET_FINISHED;
+    shut_socket(conn);
+    pthread_mutex_unlock(&conn->io);
+    if (conn->prev_next != NULL) {
+        net_unlink_conn(conn);
+    }
+    lws_sul_schedule(conn->loop->context, 0, &conn->close_timer, close_timer_fired,
+                     LWS_SET_TIMER_USEC_CANCEL);
+    kill_wsi(conn->raw_wsi);
+    kill_wsi(conn->ws_wsi);
+    if (events.closed != NULL) {
+        events.closed(conn->user, conn, why);
+    }
+    encl_conn_release(conn); /* the loop's own reference */
+}
+
+void net_conn_raw_closed(encl_conn *conn) {
+    encl_error why;
+
+    /* What the peer sent before it hung up is still in the socket. */
+    lws_set_opaque_user_data(conn->raw_wsi, NULL);
+    conn->raw_wsi = NULL;
+    if (!atomic_load(&conn->paused)) {
+        net_conn_readable(conn);
+    }
+    if (conn->state == NET_CONNECTING) {
+        int code = 0;
+        socklen_t size = sizeof code;
+
+        (void)getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &code, &size);
+        encl_fail(&why, ENCL_E_CONNECT, "the connection was refused: %s", strerror(code));
+    } else {
+        encl_fail(&why, ENCL_E_CLOSED, "the peer reset the connection");
+    }
+    net_conn_finish(conn, &why);
+    pthread_mutex_lock(&conn->io);
+    conn->fd = -1;
+    conn->ssl = NULL;
+    pthread_mutex_unlock(&conn->io);
+    encl_conn_release(conn);
+}
+
+static void finish_closed(encl_conn *conn, const char *how) {
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED, "%s", how);
+    net_conn_finish(conn, &why);
+}
+
+/* ---- receiving: service thread ---- */
+
+static void peer_closed(encl_conn *conn, const encl_ws_event *event) {
+    encl_error why;
+    bool ours;
+
+    pthread_mutex_lock(&conn->io);
+    ours = conn->close_asked;
+    queue_close(conn, event->code == 1005 ? 1000 : event->code, "");
+    (void)flush(conn);
+    pthread_mutex_unlock(&conn->io);
+    if (ours) {
+        encl_fail(&why, ENCL_E_CLOSED, "the connection was closed on this side");
+    } else {
+        encl_fail(&why, ENCL_E_CLOSED, "the peer closed the connection (WebSocket code %u%s%.*s)",
+                  event->code, event->len == 0 ? "" : ": ", (int)event->len,
+                  event->len == 0 ? "" : (const char *)event->payload);
+    }
+    net_conn_finish(conn, &why);
+}
+
+static void broke_framing(encl_conn *conn, const encl_error *err) {
+    pthread_mutex_lock(&conn->io);
+    queue_close(conn, conn->decoder.fail_code, "");
+    (void)flush(conn);
+    pthread_mutex_unlock(&conn->io);
+    net_conn_finish(conn, err);
+}
+
+static void unframe(encl_conn *conn, uint8_t *block, size_t len) {
+    encl_ws_event event;
+    encl_error err;
+
+    while (len != 0 && conn->state != NET_FINISHED) {
+        size_t taken;
+
+        if (encl_ws_decode(&conn->decoder, block, len, &taken, &event, &err) != ENCL_OK) {
+            broke_framing(conn, &err);
+            return;
+        }
+        block += taken;
+        len -= taken;
+        switch (event.type) {
+        case ENCL_WS_EV_DATA:
+            if (conn->state == NET_OPEN && conn->events.received != NULL) {
+                conn->events.received(conn->user, conn, event.payload, event.len);
+            }
+            break;
+        case ENCL_WS_EV_PING:
+            pthread_mutex_lock(&conn->io);
+            if (!conn->close_sent) {
+                queue_control(conn, ENCL_WS_PONG, ENCL_SLICE(event.payload, event.len));
+            }
+            pthread_mutex_unlock(&conn->io);
+            break;
+        case ENCL_WS_EV_CLOSE:
+            peer_closed(conn, &event);
+            return;
+        case ENCL_WS_EV_PONG:
+        case ENCL_WS_EV_NONE:
+            break;
+        }
+    }
+}
+
+static void deliver(encl_conn *conn, uint8_t *block, size_t len) {
+    atomic_fetch_add_explicit(&conn->bytes_in, len, memory_order_relaxed);
+    if (conn->framed) {
+        unframe(conn, block, len);
+    } else if (conn->state == NET_OPEN && conn->events.received != NULL) {
+        conn->events.received(conn->user, conn, block, len);
+    }
+}
+
+static void deliver_early(encl_conn *conn) {
+    while (encl_buf_readable(&conn->early) != 0 && conn->state != NET_FINISHED) {
+        encl_buf early = conn->early;
+
+        encl_buf_init(&conn->early, NET_EARLY_MAX);
+        deliver(conn, early.data + early.r, encl_buf_readable(&early));
+        encl_buf_free(&early);
+    }
+}
+
+static void end_of_input(encl_conn *conn) {
+    if (conn->framed) {
+        finish_closed(conn, conn->close_asked
+                                ? "the connection was closed on this side"
+                                : "the peer ended the connection without a WebSocket close frame");
+        return;
+    }
+    if (conn->eof_received) {
+        return;
+    }
+    conn->eof_received = true;
+    /* An ended input is readable for ever. */
+    if (conn->raw_wsi != NULL && !conn->rx_stopped) {
+        conn->rx_stopped = true;
+        (void)lws_rx_flow_control(conn->raw_wsi, 0);
+    }
+    if (conn->state == NET_CLOSING) {
+        finish_closed(conn, "the connection was closed on this side");
+    } else if (conn->events.received_eof != NULL) {
+        conn->events.received_eof(conn->user, conn);
+    }
+}
+
+static void apply_pause(encl_conn *conn) {
+    bool stop = atomic_load(&conn->paused) || conn->eof_received;
+
+    if (conn->raw_wsi != NULL && stop != conn->rx_stopped) {
+        conn->rx_stopped = stop;
+        (void)lws_rx_flow_control(conn->raw_wsi, stop ? 0 : 1);
+    }
+}
+
+static bool may_read(encl_conn *conn) {
+    return (conn->state == NET_OPEN || conn->state == NET_CLOSING) &&
+           !(atomic_load(&conn->paused) && conn->state == NET_OPEN) && !conn->eof_received;
+}
+
+void net_conn_readable(encl_conn *conn) {
+    if (conn->state == NET_CONNECTING || conn->in_read) {
+        return;
+    }
+    encl_conn_retain(conn); /* the user may let go in a callback */
+    conn->in_read = true;
+    if (may_read(conn)) {
+        deliver_early(conn);
+    }
+    for (int round = 0; may_read(conn); round++) {
+        size_t got;
+        io_result rc;
+
+        if (round == READ_ROUNDS) {
+            post(conn, task_read);
+            break;
+        }
+        pthread_mutex_lock(&conn->io);
+        rc = socket_read(conn, conn->loop->rx, NET_RX_BLOCK, &got);
+        if (rc == IO_BROKEN) {
+            note_failure(conn, "receiving");
+        }
+        pthread_mutex_unlock(&conn->io);
+        if (rc == IO_WAIT) {
+            break;
+        }
+        if (rc == IO_EOF) {
+            end_of_input(conn);
+            break;
+        }
+        if (rc == IO_BROKEN) {
+            net_conn_finish(conn, &conn->failure);
+            break;
+        }
+        deliver(conn, conn->loop->rx, got);
+        if (conn->ssl == NULL && got < NET_RX_BLOCK) {
+            break; /* the socket was empty; asking again would cost a call */
+        }
+    }
+    conn->in_read = false;
+    if (conn->state != NET_FINISHED) {
+        apply_pause(conn);
+    }
+    encl_conn_release(conn);
+}
+
+/* ---- writable: service thread ---- */
+
+/* TCP: how connecting ended. */
+static void connected(encl_conn *conn) {
+    int code = 0;
+    socklen_t size = sizeof code;
+    encl_error why;
+
+    if (getsockopt(conn->fd, SOL_SOCKET, SO_ERROR, &code, &size) != 0) {
+        code = errno;
+    }
+    if (code != 0) {
+        encl_fail(&why, ENCL_E_CONNECT, "TCP connect failed: %s", strerror(code));
+        net_conn_finish(conn, &why);
+        return;
+    }
+    net_conn_opened(conn);
+}
+
+void net_conn_writable(encl_conn *conn) {
+    bool drained = false, broken, end = false;
+
+    if (conn->state == NET_FINISHED) {
+        return;
+    }
+    if (conn->state == NET_CONNECTING) {
+        connected(conn);
+        return;
+    }
+    encl_conn_retain(conn);
+    conn->in_writable = true;
+    pthread_mutex_lock(&conn->io);
+    conn->write_armed = false;
+    broken = !flush(conn);
+    if (!broken && encl_buf_readable(&conn->txq) != 0) {
+        want_write(conn);
+    }
+    if (conn->above_low_water && encl_buf_readable(&conn->txq) <= ENCL_CONN_LOW_WATER) {
+        conn->above_low_water = false;
+        drained = true;
+    }
+    if (encl_buf_readable(&conn->txq) == 0 && !broken) {
+        if (conn->eof_asked && !conn->eof_sent && conn->fd >= 0) {
+            conn->eof_sent = true;
+            (void)shutdown(conn->fd, SHUT_WR);
+        }
+        end = conn->state == NET_CLOSING && !conn->framed;
+    }
+    pthread_mutex_unlock(&conn->io);
+    if (broken) {
+        net_conn_finish(conn, &conn->failure);
+    } else if (end) {
+        finish_closed(conn, "the connection was closed on this side");
+    } else if (drained && conn->events.drained != NULL && conn->state == NET_OPEN) {
+        conn->events.drained(conn->user, conn);
+    }
+    conn->in_writable = false;
+    encl_conn_release(conn);
+}
+
+/* ---- commands from any thread ---- */
+
+static void task_apply_pause(void *arg) {
+    encl_conn *conn = arg;
+
+    if (conn->state != NET_FINISHED) {
+        apply_pause(conn);
+        net_conn_readable(conn);
+    }
+    encl_conn_release(conn);
+}
+
+void encl_conn_pause(encl_conn *conn, bool paused) {
+    bool finished;
+
+    if (atomic_exchange(&conn->paused, paused) == paused) {
+        return;
+    }
+    pthread_mutex_lock(&conn->io);
+    finished = conn->state == NET_FINISHED;
+    if (!finished) {
+        if (encl_loop_is_current(conn->loop) && conn->in_read) {
+            finished = true; /* the reading loop looks at the flag itself */
+        }
+    }
+    pthread_mutex_unlock(&conn->io);
+    if (!finished) {
+        post(conn, task_apply_pause);
+    }
+}
+
+static void task_write_eof(void *arg) {
+    encl_conn *conn = arg;
+
+    pthread_mutex_lock(&conn->io);
+    if (conn->state == NET_OPEN && encl_buf_readable(&conn->txq) == 0 && !conn->eof_sent &&
+        conn->fd >= 0) {
+        conn->eof_sent = true;
+        (void)shutdown(conn->fd, SHUT_WR);
+    }
+    pthread_mutex_unlock(&conn->io);
+    encl_conn_release(conn);
+}
+
+void encl_conn_write_eof(encl_conn *conn) {
+    bool ask;
+
+    pthread_mutex_lock(&conn->io);
+    ask = conn->state == NET_OPEN && !conn->framed && !conn->eof_asked;
+    conn->eof_asked = conn->eof_asked || ask;
+    if (ask) {
+        post(conn, task_write_eof);
+    }
+    pthread_mutex_unlock(&conn->io);
+}
+
+static void task_closing(void *arg) {
+    encl_conn *conn = arg;
+    bool now;
+
+    pthread_mutex_lock(&conn->io);
+    now = conn->state == NET_CLOSING && !conn->framed && encl_buf_readable(&conn->txq) == 0;
+    pthread_mutex_unlock(&conn->io);
+    if (now || conn->state == NET_CONNECTING) {
+        finish_closed(conn, "the connection was closed on this side");
+    } else if (conn->state == NET_CLOSING) {
+        lws_sul_schedule(conn->loop->context, 0, &conn->close_timer, close_timer_fired,
+                         (lws_usec_t)NET_CLOSE_WAIT_MS * 1000);
+        net_conn_readable(conn);
+    }
+    encl_conn_release(conn);
+}
+
+void encl_conn_close(encl_conn *conn, uint16_t code, const char *reason) {
+    pthread_mutex_lock(&conn->io);
+    if (conn->state == NET_FINISHED || conn->close_asked) {
+        pthread_mutex_unlock(&conn->io);
+        return;
+    }
+    conn->close_asked = true;
+    if (conn->state == NET_OPEN) {
+        queue_close(conn, code == 0 ? 1000 : code, reason == NULL ? "" : reason);
+        conn->state = NET_CLOSING;
+    }
+    post(conn, task_closing);
+    pthread_mutex_unlock(&conn->io);
+}
+
+static void task_abort(void *arg) {
+    finish_closed(arg, "the connection was closed on this side");
+    encl_conn_release(arg);
+}
+
+void encl_conn_abort(encl_conn *conn, bool reset) {
+    pthread_mutex_lock(&conn->io);
+    if (conn->state != NET_FINISHED) {
+        if (reset && conn->fd >= 0) {
+            struct sockaddr nowhere;
+
+            /* Dissolves the association: Linux answers the peer with RST. */
+            memset(&nowhere, 0, sizeof nowhere);
+            nowhere.sa_family = AF_UNSPEC;
+            (void)connect(conn->fd, &nowhere, sizeof nowhere);
+        }
+        conn->close_asked = true;
+        post(conn, task_abort);
+    }
+    pthread_mutex_unlock(&conn->io);
+}
+
+uint64_t encl_conn_bytes_in(encl_conn *conn) {
+    return atomic_load_explicit(&conn->bytes_in, memory_order_relaxed);
+}
+
+uint64_t encl_conn_bytes_out(encl_conn *conn) {
+    return atomic_load_explicit(&conn->bytes_out, memory_order_relaxed);
+}

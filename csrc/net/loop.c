@@ -1,0 +1,458 @@
+#include "net/net_internal.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Every loop of the process and its connections, so that a forked child can close its copies of
+ * their sockets. registry, and every loop's conns list, are changed under registry_lock, which is
+ * also held across fork(): the child finds them whole. */
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static encl_loop *registry;
+
+static pthread_once_t process_once = PTHREAD_ONCE_INIT;
+static int process_rc = -1; /* written under process_once */
+
+static void before_fork(void) {
+    pthread_mutex_lock(&registry_lock);
+}
+
+static void after_fork_in_parent(void) {
+    pthread_mutex_unlock(&registry_lock);
+}
+
+/* The parent's peers would otherwise not see its sockets end while a child holds copies. Only
+ * close: a shutdown would act on the parent's connection. */
+static void after_fork_in_child(void) {
+    for (encl_loop *loop = registry; loop != NULL; loop = loop->registry_next) {
+        for (encl_conn *conn = loop->conns; conn != NULL; conn = conn->next) {
+            net_conn_close_descriptors_in_child(conn);
+        }
+    }
+    registry = NULL;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void init_process(void) {
+    lws_set_log_level(0, NULL);
+    process_rc = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+void net_link_conn(encl_conn *conn) {
+    encl_loop *loop = conn->loop;
+
+    pthread_mutex_lock(&registry_lock);
+    conn->next = loop->conns;
+    conn->prev_next = &loop->conns;
+    if (loop->conns != NULL) {
+        loop->conns->prev_next = &conn->next;
+    }
+    loop->conns = conn;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+void net_unlink_conn(encl_conn *conn) {
+    pthread_mutex_lock(&registry_lock);
+    *conn->prev_next = conn->next;
+    if (conn->next != NULL) {
+        conn->next->prev_next = conn->prev_next;
+    }
+    conn->prev_next = NULL;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void register_loop(encl_loop *loop) {
+    pthread_mutex_lock(&registry_lock);
+    loop->registry_next = registry;
+    registry = loop;
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void unregister_loop(encl_loop *loop) {
+    pthread_mutex_lock(&registry_lock);
+    for (encl_loop **at = &registry; *at != NULL; at = &(*at)->registry_next) {
+        if (*at == loop) {
+            *at = loop->registry_next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&registry_lock);
+}
+
+int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
+                 size_t len) {
+    encl_conn *conn;
+
+    (void)user;
+    if (wsi == NULL) {
+        return 0;
+    }
+    switch (reason) {
+    case LWS_CALLBACK_RAW_RX_FILE:
+    case LWS_CALLBACK_RAW_WRITEABLE_FILE:
+    case LWS_CALLBACK_RAW_CLOSE_FILE:
+        conn = lws_get_opaque_user_data(wsi);
+        if (conn == NULL || conn->raw_wsi != wsi) {
+            return 0;
+        }
+        if (reason == LWS_CALLBACK_RAW_RX_FILE) {
+            net_conn_readable(conn);
+        } else if (reason == LWS_CALLBACK_RAW_WRITEABLE_FILE) {
+            net_conn_writable(conn);
+        } else {
+            net_conn_raw_closed(conn);
+        }
+        return 0;
+    case LWS_CALLBACK_ESTABLISHED:
+        return net_server_established(wsi);
+    case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:
+    case LWS_CALLBACK_ESTABLISHED_CLIENT_HTTP:
+    case LWS_CALLBACK_RECEIVE_CLIENT_HTTP_READ:
+    case LWS_CALLBACK_CLIENT_ESTABLISHED:
+    case LWS_CALLBACK_CLIENT_CONNECTION_ERROR:
+    case LWS_CALLBACK_CLIENT_CLOSED:
+    case LWS_CALLBACK_CLOSED:
+    case LWS_CALLBACK_WSI_DESTROY:
+        conn = lws_get_opaque_user_data(wsi);
+        return conn == NULL ? 0 : net_client_event(conn, wsi, reason, in, len);
+    default:
+        return 0;
+    }
+}
+
+static const struct lws_protocols protocols[] = {
+    {.name = NET_PROTOCOL, .callback = net_callback, .rx_buffer_size = 4096},
+    {.name = NULL},
+};
+
+/* libwebsockets' own liveness checks would see no reads on a socket that we read, and hang up. */
+static const lws_retry_bo_t no_idle_policy = {
+    .secs_since_valid_ping = 0,
+    .secs_since_valid_hangup = 0,
+};
+
+static struct lws_context *make_context(void) {
+    struct lws_context_creation_info info;
+
+    memset(&info, 0, sizeof info);
+    info.port = CONTEXT_PORT_NO_LISTEN;
+    info.options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS;
+    info.fd_limit_per_thread = 4096;
+    info.pt_serv_buf_size = 32 * 1024;
+    info.timeout_secs = 60;
+    info.connect_timeout_secs = 60;
+    info.retry_and_idle_policy = &no_idle_policy;
+    return lws_create_context(&info);
+}
+
+static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net_target *target) {
+    struct lws_context_creation_info info;
+    struct lws_vhost *vhost;
+
+    memset(&info, 0, sizeof info);
+    info.port = CONTEXT_PORT_NO_LISTEN;
+    info.vhost_name = name;
+    info.protocols = protocols;
+    info.timeout_secs = 60;
+    info.connect_timeout_secs = 60;
+    info.retry_and_idle_policy = &no_idle_policy;
+    /* "" and not NULL: NULL would make libwebsockets take the environment's http_proxy. */
+    info.http_proxy_address = "";
+    if (target != NULL && target->tls) {
+        info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
+        info.ssl_client_options_set = SSL_OP_NO_SSLv3 | SSL_OP_NO_TLSv1 | SSL_OP_NO_TLSv1_1;
+        if (target->ca_file != NULL) {
+            info.options |= LWS_SERVER_OPTION_DISABLE_OS_CA_CERTS;
+            info.client_ssl_ca_filepath = target->ca_file;
+        }
+    }
+    vhost = lws_create_vhost(loop->context, &info);
+    if (vhost != NULL && target != NULL && target->proxy_host != NULL) {
+        char proxy[512];
+        int n = snprintf(
+            proxy, sizeof proxy, "%s%s%s:%u", target->proxy_auth == NULL ? "" : target->proxy_auth,
+            target->proxy_auth == NULL ? "" : "@", target->proxy_host, target->proxy_port);
+
+        if (n < 0 || (size_t)n >= sizeof proxy || lws_set_proxy(vhost, proxy) != 0) {
+            lws_vhost_destroy(vhost);
+            vhost = NULL;
+        }
+        encl_wipe(proxy, sizeof proxy);
+    }
+    return vhost;
+}
+
+static encl_result vhost_key(const net_target *target, char **key, encl_error *err) {
+    int n =
+        asprintf(key, "%d|%s|%s|%u|%s", target->tls, target->ca_file == NULL ? "" : target->ca_file,
+                 target->proxy_host == NULL ? "" : target->proxy_host, target->proxy_port,
+                 target->proxy_auth == NULL ? "" : target->proxy_auth);
+
+    ENCL_ENSURE(n >= 0, err, ENCL_E_NOMEM, "out of memory");
+    return ENCL_OK;
+}
+
+encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
+                          encl_error *err) {
+    net_vhost *entry;
+    char *key = NULL;
+    encl_code rc;
+
+    ENCL_TRY(vhost_key(target, &key, err));
+    for (entry = loop->vhosts; entry != NULL; entry = entry->next) {
+        if (strcmp(entry->key, key) == 0) {
+            *out = entry->vhost;
+            free(key);
+            return ENCL_OK;
+        }
+    }
+    entry = calloc(1, sizeof *entry);
+    ENCL_ENSURE_GOTO(entry != NULL, done, err, ENCL_E_NOMEM, "out of memory");
+    entry->vhost = make_vhost(loop, "client", target);
+    ENCL_ENSURE_GOTO(entry->vhost != NULL, done, err, ENCL_E_CONNECT,
+                     "TLS could not be set up: expected a readable PEM file of CA certificates, "
+                     "came '%s'",
+                     target->ca_file == NULL ? "(the system's)" : target->ca_file);
+    entry->key = key;
+    entry->next = loop->vhosts;
+    loop->vhosts = entry;
+    *out = entry->vhost;
+    return ENCL_OK;
+done:
+    free(entry);
+    encl_wipe(key, strlen(key));
+    free(key);
+    return rc;
+}
+
+static net_task *take_tasks(encl_loop *loop) {
+    net_task *tasks;
+
+    pthread_mutex_lock(&loop->lock);
+    tasks = loop->tasks_head;
+    loop->tasks_head = loop->tasks_tail = NULL;
+    pthread_mutex_unlock(&loop->lock);
+    return tasks;
+}
+
+static void run_tasks(encl_loop *loop) {
+    net_task *tasks = take_tasks(loop);
+
+    while (tasks != NULL) {
+        net_task *task = tasks;
+
+        tasks = task->next;
+        task->run(task->arg);
+        free(task);
+    }
+}
+
+static void rearm_writers(encl_loop *loop) {
+    while (loop->rearm_conns != NULL) {
+        encl_conn *conn = loop->rearm_conns;
+
+        loop->rearm_conns = conn->rearm_next;
+        conn->in_rearm = false;
+        net_conn_rearm(conn);
+        encl_conn_release(conn);
+    }
+}
+
+static bool is_stopping(encl_loop *loop) {
+    bool stopping;
+
+    pthread_mutex_lock(&loop->lock);
+    stopping = loop->stopping;
+    pthread_mutex_unlock(&loop->lock);
+    return stopping;
+}
+
+static void finish_all(encl_loop *loop) {
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED, "the connection was closed on this side");
+    while (loop->conns != NULL) {
+        net_conn_finish(loop->conns, &why);
+    }
+}
+
+static void block_signals(void) {
+    sigset_t all;
+
+    sigfillset(&all);
+    /* Signals belong to the threads of the program that uses this library. */
+    (void)pthread_sigmask(SIG_BLOCK, &all, NULL);
+}
+
+static void announce(encl_loop *loop) {
+    pthread_mutex_lock(&loop->lock);
+    loop->ready = true;
+    pthread_cond_broadcast(&loop->changed);
+    pthread_mutex_unlock(&loop->lock);
+}
+
+static void *service(void *arg) {
+    encl_loop *loop = arg;
+
+    block_signals();
+    (void)pthread_setname_np(pthread_self(), "enclavia-net");
+    loop->context = make_context();
+    if (loop->context != NULL) {
+        loop->raw_vhost = make_vhost(loop, "raw", NULL);
+        if (loop->raw_vhost == NULL) {
+            lws_context_destroy(loop->context);
+            loop->context = NULL;
+        }
+    }
+    announce(loop);
+    if (loop->context == NULL) {
+        return NULL;
+    }
+    while (!is_stopping(loop)) {
+        if (lws_service(loop->context, 0) < 0) {
+            break;
+        }
+        run_tasks(loop);
+        rearm_writers(loop);
+    }
+    run_tasks(loop);
+    finish_all(loop);
+    rearm_writers(loop);
+    run_tasks(loop);
+    lws_context_destroy(loop->context);
+    run_tasks(loop);
+    return NULL;
+}
+
+static void free_members(encl_loop *loop) {
+    while (loop->vhosts != NULL) {
+        net_vhost *entry = loop->vhosts;
+
+        loop->vhosts = entry->next;
+        encl_wipe(entry->key, strlen(entry->key));
+        free(entry->key);
+        free(entry);
+    }
+    pthread_cond_destroy(&loop->changed);
+    pthread_mutex_destroy(&loop->lock);
+    free(loop->rx);
+    free(loop);
+}
+
+encl_result encl_loop_new(encl_loop **out, encl_error *err) {
+    encl_loop *loop;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_TRY(encl_base_init(err));
+    ENCL_ENSURE(pthread_once(&process_once, init_process) == 0 && process_rc == 0, err,
+                ENCL_E_INTERNAL, "the fork handlers could not be set up");
+    loop = calloc(1, sizeof *loop);
+    ENCL_ENSURE(loop != NULL, err, ENCL_E_NOMEM, "out of memory");
+    pthread_mutex_init(&loop->lock, NULL);
+    pthread_cond_init(&loop->changed, NULL);
+    loop->generation = encl_fork_generation();
+    loop->rx = malloc(NET_RX_BLOCK);
+    ENCL_ENSURE_GOTO(loop->rx != NULL, fail, err, ENCL_E_NOMEM, "out of memory");
+    ENCL_ENSURE_GOTO(pthread_create(&loop->thread, NULL, service, loop) == 0, fail, err,
+                     ENCL_E_NOMEM, "the service thread could not be started");
+    pthread_mutex_lock(&loop->lock);
+    while (!loop->ready) {
+        pthread_cond_wait(&loop->changed, &loop->lock);
+    }
+    pthread_mutex_unlock(&loop->lock);
+    if (loop->context == NULL) {
+        pthread_join(loop->thread, NULL);
+        rc = encl_fail(err, ENCL_E_INTERNAL, "libwebsockets could not create its context");
+        goto fail;
+    }
+    register_loop(loop);
+    *out = loop;
+    return ENCL_OK;
+fail:
+    free_members(loop);
+    return rc;
+}
+
+void encl_loop_free(encl_loop *loop) {
+    if (loop == NULL || loop->generation != encl_fork_generation()) {
+        return; /* a child has neither the thread nor the right to this context */
+    }
+    unregister_loop(loop);
+    pthread_mutex_lock(&loop->lock);
+    loop->stopping = true;
+    pthread_mutex_unlock(&loop->lock);
+    lws_cancel_service(loop->context);
+    pthread_join(loop->thread, NULL);
+    free_members(loop);
+}
+
+bool encl_loop_is_current(const encl_loop *loop) {
+    return pthread_equal(pthread_self(), loop->thread) != 0;
+}
+
+encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_error *err) {
+    net_task *entry;
+    bool wake;
+
+    ENCL_ENSURE(loop->generation == encl_fork_generation(), err, ENCL_E_FORKED,
+                "this connection belongs to the parent process");
+    entry = malloc(sizeof *entry);
+    ENCL_ENSURE(entry != NULL, err, ENCL_E_NOMEM, "out of memory");
+    *entry = (net_task){.run = task, .arg = arg};
+    pthread_mutex_lock(&loop->lock);
+    wake = loop->tasks_head == NULL;
+    if (wake) {
+        loop->tasks_head = entry;
+    } else {
+        loop->tasks_tail->next = entry;
+    }
+    loop->tasks_tail = entry;
+    pthread_mutex_unlock(&loop->lock);
+    if (wake) {
+        lws_cancel_service(loop->context);
+    }
+    return ENCL_OK;
+}
+
+struct encl_timer {
+    lws_sorted_usec_list_t sul; /* first: the callback gets this address */
+    encl_loop *loop;
+    encl_task task;
+    void *arg;
+};
+
+static void timer_fired(lws_sorted_usec_list_t *sul) {
+    encl_timer *timer = (encl_timer *)(void *)sul;
+
+    timer->task(timer->arg);
+}
+
+encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_timer **out,
+                           encl_error *err) {
+    encl_timer *timer = calloc(1, sizeof *timer);
+
+    *out = timer;
+    ENCL_ENSURE(timer != NULL, err, ENCL_E_NOMEM, "out of memory");
+    timer->loop = loop;
+    timer->task = task;
+    timer->arg = arg;
+    return ENCL_OK;
+}
+
+void encl_timer_set(encl_timer *timer, uint64_t after_ms) {
+    lws_sul_schedule(timer->loop->context, 0, &timer->sul, timer_fired,
+                     (lws_usec_t)(after_ms * 1000));
+}
+
+void encl_timer_stop(encl_timer *timer) {
+    lws_sul_schedule(timer->loop->context, 0, &timer->sul, timer_fired, LWS_SET_TIMER_USEC_CANCEL);
+}
+
+void encl_timer_free(encl_timer *timer) {
+    if (timer != NULL) {
+        encl_timer_stop(timer);
+        free(timer);
+    }
+}

@@ -1,0 +1,143 @@
+/* Inside net only. */
+#ifndef ENCL_NET_INTERNAL_H
+#define ENCL_NET_INTERNAL_H
+
+#include <libwebsockets.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/secmem.h"
+#include "net/net.h"
+#include "ws/ws.h"
+
+#define NET_PROTOCOL      "enclavia"
+#define NET_RX_BLOCK      ((size_t)256 * 1024)
+#define NET_TX_LIMIT      ((size_t)8 * 1024 * 1024)
+#define NET_MAX_FRAME     ((uint64_t)16 * 1024 * 1024)
+#define NET_ADDRESSES_MAX 8
+#define NET_ADDRESS_TEXT  64
+#define NET_EARLY_MAX     ((size_t)64 * 1024)
+#define NET_CLOSE_WAIT_MS 1000
+
+typedef struct net_task {
+    encl_task run;
+    void *arg;
+    struct net_task *next;
+} net_task;
+
+/* A vhost holds what libwebsockets keeps per TLS and proxy setting; connections share it. */
+typedef struct net_vhost {
+    char *key;
+    struct lws_vhost *vhost;
+    struct net_vhost *next;
+} net_vhost;
+
+struct encl_loop {
+    struct lws_context *context;
+    struct lws_vhost *raw_vhost; /* adopted descriptors */
+    pthread_t thread;
+    uint64_t generation;
+    pthread_mutex_t lock; /* guards tasks_head, tasks_tail, stopping, ready */
+    pthread_cond_t changed;
+    net_task *tasks_head, *tasks_tail;
+    bool stopping, ready;
+    /* service thread only */
+    net_vhost *vhosts;
+    encl_conn *conns;       /* all that are not finished; changed under registry_lock (loop.c) */
+    encl_conn *rearm_conns; /* those that asked to write from inside their writable callback */
+    uint8_t *rx;
+    encl_loop *registry_next; /* guarded by registry_lock in loop.c */
+};
+
+typedef enum net_state {
+    NET_CONNECTING,
+    NET_OPEN,
+    NET_CLOSING, /* orderly: queue, close frame, then the peer's */
+    NET_FINISHED,
+} net_state;
+
+struct encl_conn {
+    atomic_uint refs;
+    encl_loop *loop;
+    bool framed;
+    encl_ws_side side;
+
+    pthread_mutex_t io; /* guards state, fd, ssl, txq, frame_start, write_armed, close_*, eof_* */
+    _Atomic(net_state) state; /* changed under io */
+    int fd;     /* what we read and write; libwebsockets owns and closes it through raw_wsi */
+    int lws_fd; /* the descriptor of ws_wsi, -1 where there is none */
+    SSL *ssl;   /* libwebsockets'; NULL for plain connections and once its wsi is gone */
+    encl_buf txq;
+    size_t frame_start;
+    bool write_armed, above_low_water;
+    bool close_sent, eof_asked, eof_sent;
+    atomic_bool close_asked;
+    encl_error failure; /* set by a sender that found the socket broken */
+    bool failed;
+
+    atomic_bool paused;
+    atomic_uint_fast64_t bytes_in, bytes_out;
+
+    /* service thread only */
+    encl_conn_events events;
+    void *user;
+    struct lws *ws_wsi, *raw_wsi;
+    encl_ws_decoder decoder;
+    bool eof_received, rx_stopped, in_writable, in_read;
+    lws_sorted_usec_list_t close_timer;
+    encl_conn *next, **prev_next; /* loop->conns */
+    encl_conn *rearm_next;
+    bool in_rearm;
+
+    /* while connecting; service thread only, but for what the resolver fills in */
+    struct net_target *target;
+    encl_buf early;    /* what came together with the 101 */
+    unsigned wsi_refs; /* references held for libwebsockets' client wsi's */
+    int status;        /* of a refused upgrade */
+    encl_error rejected;
+};
+
+/* An owned copy of an encl_ws_target, and the addresses found for it. */
+typedef struct net_target {
+    char *host, *path, *authority, *ca_file, *proxy_host, *proxy_auth;
+    encl_header *headers;
+    size_t header_count;
+    uint16_t port, proxy_port;
+    bool tls, verify;
+    char addresses[NET_ADDRESSES_MAX][NET_ADDRESS_TEXT];
+    size_t address_count, next_address;
+    char last_failure[256];
+} net_target;
+
+/* loop.c */
+int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
+                 size_t len);
+encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
+                          encl_error *err);
+void net_link_conn(encl_conn *conn);
+void net_unlink_conn(encl_conn *conn);
+
+/* conn.c: service thread only unless said otherwise */
+encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
+                         const encl_conn_events *events, void *user, encl_conn **out,
+                         encl_error *err);
+encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *err);
+encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err);
+void net_conn_opened(encl_conn *conn);
+void net_conn_readable(encl_conn *conn);
+void net_conn_writable(encl_conn *conn);
+void net_conn_raw_closed(encl_conn *conn);
+void net_conn_finish(encl_conn *conn, const encl_error *why);
+void net_conn_rearm(encl_conn *conn);
+void net_conn_close_descriptors_in_child(encl_conn *conn);
+
+/* connect.c */
+int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons reason, void *in,
+                     size_t len);
+void net_target_free(net_target *target);
+void net_connect_next(encl_conn *conn);
+
+/* listen.c */
+int net_server_established(struct lws *wsi);
+
+#endif

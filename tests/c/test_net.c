@@ -1,0 +1,377 @@
+/* net: WebSockets and TCP over loopback, both ends in one process. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "net/net.h"
+
+typedef struct peer {
+    pthread_mutex_t lock; /* guards everything below */
+    pthread_cond_t changed;
+    encl_conn *conn;
+    bool open, closed, eof;
+    int drained;
+    uint64_t received, sum;
+    encl_error why;
+    bool echo;
+} peer;
+
+static void peer_init(peer *p) {
+    memset(p, 0, sizeof *p);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->changed, NULL);
+}
+
+static void on_open(void *user, encl_conn *conn) {
+    peer *p = user;
+
+    pthread_mutex_lock(&p->lock);
+    p->open = true;
+    p->conn = conn;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void send_bytes(encl_conn *conn, const uint8_t *bytes, size_t len) {
+    encl_error err;
+    encl_buf *out;
+
+    if (encl_conn_tx_begin(conn, &out, &err) == ENCL_OK) {
+        assert_int_equal(encl_buf_write(out, ENCL_SLICE(bytes, len), &err), ENCL_OK);
+        encl_conn_tx_end(conn);
+    }
+}
+
+static void on_received(void *user, encl_conn *conn, uint8_t *block, size_t len) {
+    peer *p = user;
+
+    if (p->echo) {
+        for (size_t at = 0; at < len; at += 32768) {
+            send_bytes(conn, block + at, len - at < 32768 ? len - at : 32768);
+        }
+    }
+    pthread_mutex_lock(&p->lock);
+    p->received += len;
+    for (size_t i = 0; i < len; i++) {
+        p->sum = p->sum * 31 + block[i];
+    }
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void on_eof(void *user, encl_conn *conn) {
+    peer *p = user;
+
+    (void)conn;
+    pthread_mutex_lock(&p->lock);
+    p->eof = true;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void on_drained(void *user, encl_conn *conn) {
+    peer *p = user;
+
+    (void)conn;
+    pthread_mutex_lock(&p->lock);
+    p->drained++;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
+    peer *p = user;
+
+    (void)conn;
+    pthread_mutex_lock(&p->lock);
+    p->closed = true;
+    p->why = *why;
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static const encl_conn_events events = {
+    .opened = on_open,
+    .received = on_received,
+    .received_eof = on_eof,
+    .drained = on_drained,
+    .closed = on_closed,
+};
+
+#define WAIT_FOR(p, cond)                                                                          \
+    do {                                                                                           \
+        struct timespec until_;                                                                    \
+        clock_gettime(CLOCK_REALTIME, &until_);                                                    \
+        until_.tv_sec += 20;                                                                       \
+        pthread_mutex_lock(&(p)->lock);                                                            \
+        while (!(cond)) {                                                                          \
+            if (pthread_cond_timedwait(&(p)->changed, &(p)->lock, &until_) != 0) {                 \
+                pthread_mutex_unlock(&(p)->lock);                                                  \
+                fail_msg("waited in vain for %s", #cond);                                          \
+            }                                                                                      \
+        }                                                                                          \
+        pthread_mutex_unlock(&(p)->lock);                                                          \
+    } while (0)
+
+typedef struct server {
+    encl_loop *loop;
+    encl_listener *listener;
+    peer side;
+} server;
+
+static void on_server_closed(void *user, encl_conn *conn, const encl_error *why) {
+    peer *p = user;
+
+    on_closed(user, conn, why);
+    pthread_mutex_lock(&p->lock);
+    p->conn = NULL;
+    pthread_mutex_unlock(&p->lock);
+    encl_conn_release(conn);
+}
+
+static const encl_conn_events server_events = {
+    .opened = on_open,
+    .received = on_received,
+    .received_eof = on_eof,
+    .drained = on_drained,
+    .closed = on_server_closed,
+};
+
+static void accepted(void *user, encl_conn *conn) {
+    encl_conn_accept(conn, &server_events, user);
+}
+
+static void server_start(server *s, bool echo) {
+    encl_error err;
+
+    peer_init(&s->side);
+    s->side.echo = echo;
+    assert_int_equal(encl_loop_new(&s->loop, &err), ENCL_OK);
+    assert_int_equal(encl_listen(s->loop, 0, NULL, NULL, accepted, &s->side, &s->listener, &err),
+                     ENCL_OK);
+    assert_int_not_equal(encl_listener_port(s->listener), 0);
+}
+
+static void server_stop(server *s) {
+    encl_listener_free(s->listener);
+    encl_loop_free(s->loop);
+}
+
+static encl_ws_target target_of(uint16_t port) {
+    return (encl_ws_target){
+        .host = "127.0.0.1", .port = port, .path = "/", .authority = "localhost", .verify = true};
+}
+
+static void echoes_many_bytes(void **state) {
+    static uint8_t block[60000];
+    server s;
+    peer p;
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    uint64_t sum = 0, sent = 0;
+    encl_ws_target target;
+
+    (void)state;
+    server_start(&s, true);
+    peer_init(&p);
+    target = target_of(encl_listener_port(s.listener));
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    WAIT_FOR(&p, p.open);
+    for (int round = 0; round < 400; round++) {
+        size_t len = 1 + (size_t)rand() % sizeof block;
+
+        for (size_t i = 0; i < len; i++) {
+            block[i] = (uint8_t)rand();
+            sum = sum * 31 + block[i];
+        }
+        WAIT_FOR(&p, encl_conn_tx_pending(conn) < ENCL_CONN_HIGH_WATER);
+        send_bytes(conn, block, len);
+        sent += len;
+        WAIT_FOR(&p, p.received + 1000000 > sent);
+    }
+    WAIT_FOR(&p, p.received == sent);
+    assert_true(p.sum == sum);
+    encl_conn_close(conn, 0, NULL);
+    WAIT_FOR(&p, p.closed);
+    assert_int_equal(p.why.code, ENCL_E_CLOSED);
+    WAIT_FOR(&s.side, s.side.closed);
+    assert_non_null(strstr(s.side.why.message, "1000"));
+    encl_conn_release(conn);
+    encl_loop_free(loop);
+    server_stop(&s);
+}
+
+static void a_paused_reader_stops_the_sender(void **state) {
+    static uint8_t block[32768];
+    server s;
+    peer p;
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    uint64_t sent = 0;
+    encl_ws_target target;
+
+    (void)state;
+    server_start(&s, false);
+    peer_init(&p);
+    target = target_of(encl_listener_port(s.listener));
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    WAIT_FOR(&p, p.open);
+    WAIT_FOR(&s.side, s.side.open);
+    encl_conn_pause(s.side.conn, true);
+    usleep(20000);
+    while (encl_conn_tx_pending(conn) < ENCL_CONN_HIGH_WATER && sent < 64u * 1024 * 1024) {
+        send_bytes(conn, block, sizeof block);
+        sent += sizeof block;
+    }
+    assert_true(sent < 64u * 1024 * 1024);
+    assert_int_equal(p.drained, 0);
+    encl_conn_pause(s.side.conn, false);
+    WAIT_FOR(&s.side, s.side.received == sent);
+    WAIT_FOR(&p, p.drained == 1);
+    encl_conn_abort(conn, false);
+    WAIT_FOR(&p, p.closed);
+    WAIT_FOR(&s.side, s.side.closed);
+    encl_conn_release(conn);
+    encl_loop_free(loop);
+    server_stop(&s);
+}
+
+static void refused_connections_say_so(void **state) {
+    peer p;
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    encl_ws_target target = target_of(1);
+
+    (void)state;
+    peer_init(&p);
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    WAIT_FOR(&p, p.closed);
+    print_message("%s\n", p.why.message);
+    assert_int_equal(p.why.code, ENCL_E_CONNECT);
+    encl_conn_release(conn);
+
+    peer_init(&p);
+    target.host = "no-such-host.invalid";
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    WAIT_FOR(&p, p.closed);
+    print_message("%s\n", p.why.message);
+    assert_int_equal(p.why.code, ENCL_E_CONNECT);
+    encl_conn_release(conn);
+
+    peer_init(&p);
+    assert_int_equal(encl_conn_connect_tcp(loop, "127.0.0.1", 1, &events, &p, &conn, &err),
+                     ENCL_OK);
+    WAIT_FOR(&p, p.closed);
+    print_message("%s\n", p.why.message);
+    assert_int_equal(p.why.code, ENCL_E_CONNECT);
+    encl_conn_release(conn);
+    encl_loop_free(loop);
+}
+
+static void bad_targets_are_refused_at_once(void **state) {
+    static const encl_header injected[] = {{"X-A", "1\r\nX-B: 2"}}, blank[] = {{"X A", "1"}};
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    encl_ws_target target = target_of(1);
+
+    (void)state;
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    target.headers = injected;
+    target.header_count = 1;
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID);
+    target.headers = blank;
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID);
+    target.header_count = 0;
+    target.path = "nowhere";
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID_URL);
+    target.path = "/a b";
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID_URL);
+    target = target_of(1);
+    target.tls = true;
+    target.host = "::1";
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID_URL);
+    encl_loop_free(loop);
+}
+
+static int count_fds(void) {
+    DIR *dir = opendir("/proc/self/fd");
+    int n = 0;
+
+    while (readdir(dir) != NULL) {
+        n++;
+    }
+    closedir(dir);
+    return n;
+}
+
+static void nothing_is_left_behind(void **state) {
+    server s;
+    encl_loop *loop;
+    encl_error err;
+    encl_ws_target target;
+    int fds = -1;
+
+    (void)state;
+    server_start(&s, true);
+    target = target_of(encl_listener_port(s.listener));
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    for (int i = 0; i < 200; i++) {
+        peer p;
+        encl_conn *conn;
+
+        peer_init(&p);
+        assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+        if (i % 3 != 0) {
+            WAIT_FOR(&p, p.open);
+        }
+        if (i % 2 == 0) {
+            encl_conn_close(conn, 0, NULL);
+        } else {
+            encl_conn_abort(conn, i % 4 == 1);
+        }
+        WAIT_FOR(&p, p.closed);
+        encl_conn_release(conn);
+        if (i == 20) {
+            usleep(300000);
+            fds = count_fds();
+        }
+    }
+    usleep(300000);
+    assert_in_range(count_fds(), 1, fds + 1);
+    encl_loop_free(loop);
+    server_stop(&s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(echoes_many_bytes),
+        cmocka_unit_test(a_paused_reader_stops_the_sender),
+        cmocka_unit_test(refused_connections_say_so),
+        cmocka_unit_test(bad_targets_are_refused_at_once),
+        cmocka_unit_test(nothing_is_left_behind),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
