@@ -66,11 +66,16 @@ static encl_result take_text(encl_cursor *c, const char *what, encl_slice *text,
 
 static encl_result no_element(const encl_cursor *c, const char *what, size_t done,
                               encl_error *err) {
-    ENCL_ENSURE(c->at < c->len, err, ENCL_E_PROTOCOL,
+    size_t left = encl_cursor_left(c);
+    uint8_t head = left == 0 ? 0 : c->block[c->at];
+    bool wide = head >= 0x18 && head <= 0x1b;
+
+    ENCL_ENSURE(left != 0 && !(wide && left <= (size_t)1 << (head - 0x18)), err, ENCL_E_PROTOCOL,
                 "%s: expected more elements, came the end of the message after %zu", what, done);
     return encl_fail(err, ENCL_E_PROTOCOL,
-                     "%s: expected an integer of 0..255 as element %zu, came 0x%02x at offset %zu",
-                     what, done, c->block[c->at], c->at);
+                     "%s: expected an integer of 0..255 as element %zu, came %s (0x%02x at offset "
+                     "%zu)",
+                     what, done, wide ? "a greater one" : "something else", head, c->at);
 }
 
 /* The elements of an array whose head is taken, decoded to where they begin. */
