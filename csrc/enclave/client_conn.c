@@ -8,8 +8,8 @@
 /* What was read but not decoded when reading stopped: blocks that were on their way by then. */
 #define UNREAD_LIMIT ((size_t)4 * 1024 * 1024)
 
-/* What the path to a real enclave writes at a time. */
-#define PATH_WRITE ((size_t)32 * 1024)
+/* No message of the connection is longer, not even as hex digits. */
+#define PIECE_MAX ((size_t)32000)
 
 struct encl_client {
     encl_enclave *enclave;
@@ -140,10 +140,36 @@ encl_client *encl_client_next(const encl_client *c) {
 
 /* ---- answers: one record each, made in the connection's own buffer */
 
+static encl_result write_hex(encl_buf *tx, encl_slice piece, encl_error *err) {
+    static const char digits[] = "0123456789abcdef";
+    uint8_t *room;
+
+    ENCL_TRY(encl_buf_reserve(tx, 2 * piece.len, &room, err));
+    for (size_t i = 0; i < piece.len; i++) {
+        room[2 * i] = (uint8_t)digits[piece.data[i] >> 4];
+        room[2 * i + 1] = (uint8_t)digits[piece.data[i] & 15];
+    }
+    return encl_buf_commit(tx, 2 * piece.len, err);
+}
+
+/* The fault must be a frame that any WebSocket library takes, so its text is made of digits. */
+static encl_result send_text(encl_client *c, encl_slice piece, encl_error *err) {
+    encl_buf *tx;
+    encl_code rc;
+
+    ENCL_TRY(encl_conn_tx_begin(c->conn, &tx, err));
+    rc = write_hex(tx, piece, err);
+    encl_conn_tx_end_text(c->conn);
+    return rc;
+}
+
 static encl_result send_piece(encl_client *c, encl_slice piece, encl_error *err) {
     encl_buf *tx;
     encl_code rc;
 
+    if (encl_fault_on(c->enclave, ENCL_FAULT_TEXT_ONLY)) {
+        return send_text(c, piece, err);
+    }
     ENCL_TRY(encl_conn_tx_begin(c->conn, &tx, err));
     rc = encl_buf_write(tx, piece, err);
     encl_conn_tx_end(c->conn);
@@ -151,8 +177,8 @@ static encl_result send_piece(encl_client *c, encl_slice piece, encl_error *err)
 }
 
 static encl_result send_pieces(encl_client *c, encl_slice bytes, size_t split, encl_error *err) {
-    if (split == 0 || split > PATH_WRITE) {
-        split = PATH_WRITE;
+    if (split == 0 || split > PIECE_MAX) {
+        split = PIECE_MAX;
     }
     while (bytes.len != 0) {
         size_t n = bytes.len < split ? bytes.len : split;
@@ -177,8 +203,8 @@ static encl_result record_begin(encl_client *c, bool may_be_long, record *r, enc
         (void)encl_session_forget_partial_record(c->session);
     }
     r->split = encl_fault_split(c->enclave);
-    if (r->split == 0 && may_be_long) {
-        r->split = PATH_WRITE;
+    if (r->split == 0 && (may_be_long || encl_fault_on(c->enclave, ENCL_FAULT_TEXT_ONLY))) {
+        r->split = PIECE_MAX;
     }
     if (r->split != 0) {
         encl_buf_clear(&c->answer);

@@ -269,8 +269,8 @@ fail:
     return rc;
 }
 
-/* Turns the bytes appended since begin into one binary frame in place. */
-static void frame(encl_conn *conn) {
+/* Turns the bytes appended since begin into one frame in place. */
+static void frame(encl_conn *conn, encl_ws_opcode opcode) {
     uint8_t head[ENCL_WS_MAX_HEADER], mask[4];
     encl_error err;
     size_t start = conn->txq.r + conn->frame_start;
@@ -286,7 +286,7 @@ static void frame(encl_conn *conn) {
     if (masked) {
         encl_ws_mask(payload, len, mask, 0);
     }
-    head_len = encl_ws_header(head, ENCL_WS_BINARY, len, masked ? mask : NULL);
+    head_len = encl_ws_header(head, opcode, len, masked ? mask : NULL);
     memcpy(payload - FRAME_ROOM, head, head_len);
     if (head_len < FRAME_ROOM) {
         memmove(payload - FRAME_ROOM + head_len, payload, len);
@@ -294,12 +294,20 @@ static void frame(encl_conn *conn) {
     }
 }
 
-void encl_conn_tx_end(encl_conn *conn) {
+static void end_message(encl_conn *conn, encl_ws_opcode opcode) {
     if (conn->framed) {
-        frame(conn);
+        frame(conn, opcode);
     }
     push(conn);
     pthread_mutex_unlock(&conn->io);
+}
+
+void encl_conn_tx_end(encl_conn *conn) {
+    end_message(conn, ENCL_WS_BINARY);
+}
+
+void encl_conn_tx_end_text(encl_conn *conn) {
+    end_message(conn, ENCL_WS_TEXT);
 }
 
 size_t encl_conn_tx_pending(encl_conn *conn) {

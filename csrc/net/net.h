@@ -79,6 +79,9 @@ void encl_conn_release(encl_conn *conn);
  */
 encl_result encl_conn_tx_begin(encl_conn *conn, encl_buf **out, encl_error *err);
 void encl_conn_tx_end(encl_conn *conn);
+/* The same as a text message, which carries nothing: for local enclaves that misbehave. What was
+ * appended must be UTF-8. */
+void encl_conn_tx_end_text(encl_conn *conn);
 size_t encl_conn_tx_pending(encl_conn *conn);
 
 /* Stops or resumes reading; what the peer sends then stays in the kernel. Any thread. */
