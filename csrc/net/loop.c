@@ -382,8 +382,9 @@ void encl_loop_free(encl_loop *loop) {
     unregister_loop(loop);
     pthread_mutex_lock(&loop->lock);
     loop->stopping = true;
-    pthread_mutex_unlock(&loop->lock);
+    /* Under the lock: once it is seen, the thread destroys the context. */
     lws_cancel_service(loop->context);
+    pthread_mutex_unlock(&loop->lock);
     pthread_join(loop->thread, NULL);
     free_members(loop);
 }
