@@ -134,8 +134,8 @@ static void on_opened(void *user, encl_conn *conn) {
     encl_buf out;
 
     encl_buf_init(&out, ENCL_RECORD_MAX);
+    (void)conn;
     pthread_mutex_lock(&p->lock);
-    p->conn = conn;
     if (encl_session_start(p->session, &out, &err) == ENCL_OK) {
         send_buf(p, &out);
     }
@@ -212,6 +212,15 @@ static bool has_bytes(const peer *p, uint64_t arg) {
     return p->bytes >= arg;
 }
 
+static encl_code why_of(peer *p) {
+    encl_code code;
+
+    pthread_mutex_lock(&p->lock);
+    code = p->why.code;
+    pthread_mutex_unlock(&p->lock);
+    return code;
+}
+
 static bool wait_for(peer *p, condition ready, uint64_t arg, double seconds) {
     struct timespec until;
     bool met;
@@ -235,6 +244,7 @@ static void peer_start(peer *p, uint16_t port) {
         .host = "127.0.0.1", .port = port, .path = "/", .authority = "127.0.0.1"};
     encl_session_config config = {.role = ENCL_INITIATOR};
     encl_error err;
+    encl_code rc;
 
     memset(p, 0, sizeof *p);
     pthread_mutex_init(&p->lock, NULL);
@@ -244,8 +254,10 @@ static void peer_start(peer *p, uint16_t port) {
     config.policy = &p->policy;
     assert_int_equal(encl_session_new(&config, &p->session, &err), ENCL_OK);
     assert_int_equal(encl_loop_new(&p->loop, &err), ENCL_OK);
-    assert_int_equal(encl_conn_connect_ws(p->loop, &target, &peer_events, p, &p->conn, &err),
-                     ENCL_OK);
+    pthread_mutex_lock(&p->lock); /* callbacks use conn */
+    rc = encl_conn_connect_ws(p->loop, &target, &peer_events, p, &p->conn, &err);
+    pthread_mutex_unlock(&p->lock);
+    assert_int_equal(rc, ENCL_OK);
 }
 
 /* Connected, attested: events[0] is OPEN. */
@@ -571,7 +583,7 @@ static void each_handshake_fault_fails_the_client(void **state) {
 
         set_faults(f, (encl_enclave_faults){.mask = faults[i], .record_length = 70000});
         peer_start(&p, encl_enclave_port(f->enclave));
-        for (int t = 0; t < 100 && p.why.code == ENCL_OK; t++) {
+        for (int t = 0; t < 100 && why_of(&p) == ENCL_OK; t++) {
             (void)wait_for(&p, has_closed, 0, 0.05);
         }
         assert_int_not_equal(p.why.code, ENCL_OK);
@@ -628,7 +640,7 @@ static void hostile_plaintexts_are_sent_sealed(void **state) {
 
     set_faults(f, faults);
     peer_start(&p, encl_enclave_port(f->enclave));
-    for (int t = 0; t < 100 && p.why.code == ENCL_OK; t++) {
+    for (int t = 0; t < 100 && why_of(&p) == ENCL_OK; t++) {
         (void)wait_for(&p, has_closed, 0, 0.05);
     }
     assert_int_equal(p.why.code, ENCL_E_PROTOCOL);
