@@ -53,9 +53,6 @@ static encl_result fill(encl_gather *g, const uint8_t *block, size_t len, size_t
 encl_result encl_gather_exact(encl_gather *g, uint8_t *block, size_t len, size_t *pos, size_t size,
                               uint8_t **message, encl_error *err) {
     *message = NULL;
-    if (g->done) {
-        (void)encl_gather_forget(g);
-    }
     if (encl_buf_readable(&g->bytes) == 0 && len - *pos >= size) {
         *message = block + *pos;
         *pos += size;

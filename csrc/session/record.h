@@ -22,8 +22,8 @@ size_t encl_gather_partial(const encl_gather *g);
 /* Forgets what was gathered; returns whether it was something not yet whole. */
 bool encl_gather_forget(encl_gather *g);
 
-/* Takes a message of exactly size bytes from block[*pos..len). *message is set to where it lies
- * whole, or to NULL where more must come. */
+/* Takes the first thing of all, the handshake message of exactly size bytes, from block[*pos..len).
+ * *message is set to where it lies whole, or to NULL where more must come. */
 encl_result encl_gather_exact(encl_gather *g, uint8_t *block, size_t len, size_t *pos, size_t size,
                               uint8_t **message, encl_error *err);
 /* Takes one record. *ciphertext points into block, or into g where the record was split; NULL

@@ -188,6 +188,7 @@ static void an_all_zero_shared_secret_is_refused(void **state) {
     start(&p);
     assert_int_equal(read_exact(p.b, zeros, FIRST_BYTES), ENCL_OK);
     assert_int_equal(write_exact(p.b, p.answer, ANSWER_BYTES), ENCL_E_PROTOCOL);
+    assert_int_equal(write_exact(p.b, p.answer, ANSWER_BYTES), ENCL_E_STATE);
     assert_int_equal(read_exact(p.a, one, ANSWER_BYTES), ENCL_E_PROTOCOL);
     end(&p);
 }
@@ -279,6 +280,8 @@ static void repeated_cut_or_reflected_records_are_refused(void **state) {
             sealed = 15;
         }
         assert_int_equal(encl_noise_open(b, block, sealed, &len, &err), ENCL_E_PROTOCOL);
+        memset(copy, 0, sizeof copy);
+        assert_memory_equal(block, copy, sealed);
         encl_noise_transport_free(a);
         encl_noise_transport_free(b);
     }

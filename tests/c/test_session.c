@@ -1014,7 +1014,7 @@ static void the_largest_record_passes_whole_and_split(void **state) {
 }
 
 static void what_does_not_fit_changes_nothing(void **state) {
-    static uint8_t bytes[ENCL_NOISE_MAX_PLAIN];
+    static uint8_t bytes[ENCL_NOISE_MAX_PLAIN + 1];
     uint8_t small[64];
     encl_app *app;
     encl_buf tight;
@@ -1031,11 +1031,14 @@ static void what_does_not_fit_changes_nothing(void **state) {
                      ENCL_E_INVALID);
     assert_non_null(strstr(x.err.message, "32768 bytes of payload"));
     assert_non_null(strstr(x.err.message, "at most 65519"));
+    assert_int_equal(
+        encl_app_stream_data(app, 1, ENCL_SLICE(bytes, ENCL_NOISE_MAX_PLAIN), &x.out, &x.err),
+        ENCL_E_INVALID);
     assert_int_equal(encl_app_stream_data(app, 1, ENCL_SLICE(bytes, sizeof bytes), &x.out, &x.err),
                      ENCL_E_INVALID);
     memset(bytes, 0, sizeof bytes);
     assert_int_equal(
-        encl_app_open_stream(app, ENCL_SLICE(bytes, sizeof bytes), &id, &x.out, &x.err),
+        encl_app_open_stream(app, ENCL_SLICE(bytes, ENCL_NOISE_MAX_PLAIN), &id, &x.out, &x.err),
         ENCL_E_INVALID);
     encl_buf_wrap(&tight, small, sizeof small);
     assert_int_equal(encl_app_open_stream(app, ENCL_SLICE(bytes, 64), &id, &tight, &x.err),
@@ -1095,7 +1098,7 @@ static void a_forked_child_can_neither_send_nor_receive(void **state) {
     encl_slice record;
     uint64_t id = 0;
     int status;
-    side x;
+    side x, fresh;
     peer p;
     pid_t child;
 
@@ -1103,13 +1106,16 @@ static void a_forked_child_can_neither_send_nor_receive(void **state) {
     opened(&x, &p);
     (void)open_stream(&x, &p);
     record = peer_record(&p, &m);
+    side_new(&fresh, ENCL_INITIATOR);
     child = fork();
     if (child == 0) {
         encl_app *app = encl_session_app(x.s);
         bool refused = encl_app_stream_data(app, 1, TEXT("x"), &x.out, &x.err) == ENCL_E_FORKED &&
                        encl_app_open_stream(app, TEXT("x"), &id, &x.out, &x.err) == ENCL_E_FORKED &&
                        encl_buf_readable(&x.out) == 0 && encl_session_open_ids(x.s) == 1 &&
-                       feed(&x, record) == ENCL_E_FORKED && state_of(&x) == ENCL_SESSION_CLOSED;
+                       feed(&x, record) == ENCL_E_FORKED && state_of(&x) == ENCL_SESSION_CLOSED &&
+                       encl_session_start(fresh.s, &fresh.out, &fresh.err) == ENCL_E_FORKED &&
+                       state_of(&fresh) == ENCL_SESSION_CLOSED;
 
         _exit(refused ? 0 : 1);
     }
@@ -1117,6 +1123,7 @@ static void a_forked_child_can_neither_send_nor_receive(void **state) {
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     assert_int_equal(feed(&x, record), ENCL_OK);
     assert_int_equal(x.event.type, ENCL_EV_STREAM_DATA);
+    side_free(&fresh);
     end(&x, &p);
 }
 
@@ -1211,6 +1218,26 @@ static void the_responders_slot_is_freed_by_the_client(void **state) {
     close.half = ENCL_HALF_WRITE;
     assert_int_equal(peer_says(&p, &x, close), ENCL_OK);
     assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_STREAM_DATA, 1)), ENCL_E_PROTOCOL);
+    end(&x, &p);
+}
+
+static void the_responder_gives_documents_with_a_control_nonce(void **state) {
+    static const uint8_t nonce[ENCL_CONTROL_NONCE_BYTES] = {1, 30, 200};
+    encl_msg m;
+    side x;
+    peer p;
+
+    (void)state;
+    serving(&x, &p, 0);
+    /* Unasked, as a test enclave that misbehaves must be able to. */
+    assert_int_equal(
+        encl_app_attestation(encl_session_app(x.s), TEXT("document"), nonce, &x.out, &x.err),
+        ENCL_OK);
+    assert_true(peer_hears(&p, &x, &m));
+    assert_int_equal(m.type, ENCL_MSG_ATTESTATION);
+    assert_int_equal(m.payload.len, 8);
+    assert_memory_equal(m.payload.data, "document", 8);
+    assert_memory_equal(m.control_nonce, nonce, sizeof nonce);
     end(&x, &p);
 }
 
@@ -1348,6 +1375,7 @@ int main(void) {
         cmocka_unit_test(the_responder_checks_the_ids_of_a_client),
         cmocka_unit_test(the_responder_reports_unknown_streams_and_answers_them),
         cmocka_unit_test(the_responders_slot_is_freed_by_the_client),
+        cmocka_unit_test(the_responder_gives_documents_with_a_control_nonce),
         cmocka_unit_test(eof_says_what_was_awaited),
         cmocka_unit_test(every_changed_byte_of_the_answer_closes_the_session),
         cmocka_unit_test(states_that_take_no_bytes_say_so),
