@@ -160,13 +160,24 @@ static bool is_utf8(encl_slice s) {
     return true;
 }
 
+/* libcbor 0.8 refuses the one-byte tags 6 to 20, COSE_Sign1's 18 among them. */
+static struct cbor_decoder_result decode(encl_slice from, encl_item *item) {
+    uint8_t lead = from.data[0];
+
+    if (lead >> 5 == 6 && (lead & 0x1f) < 24) {
+        take(item, ENCL_ITEM_TAG, lead & 0x1f);
+        return (struct cbor_decoder_result){.read = 1, .status = CBOR_DECODER_FINISHED};
+    }
+    return cbor_stream_decode(from.data, from.len, &callbacks, item);
+}
+
 encl_result encl_item_next(encl_buf *in, encl_item *item, encl_error *err) {
     encl_slice rest = encl_buf_peek(in);
     struct cbor_decoder_result result;
 
     memset(item, 0, sizeof *item);
     ENCL_ENSURE(rest.len != 0, err, ENCL_E_DOCUMENT, "expected a CBOR item, came the end");
-    result = cbor_stream_decode(rest.data, rest.len, &callbacks, item);
+    result = decode(rest, item);
     ENCL_ENSURE(result.status != CBOR_DECODER_NEDATA, err, ENCL_E_DOCUMENT,
                 "a CBOR item announces more bytes than the %zu that are left", rest.len);
     ENCL_ENSURE(result.status == CBOR_DECODER_FINISHED, err, ENCL_E_DOCUMENT,
