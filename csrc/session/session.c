@@ -525,7 +525,7 @@ static void say_what_was_awaited(const encl_session *s, char *text, size_t size)
         (void)snprintf(text, size, "before the attestation document came");
         break;
     default:
-        (void)snprintf(text, size, "with %zu requests and streams open", encl_session_open_ids(s));
+        (void)snprintf(text, size, "with %zu in flight", encl_session_open_ids(s));
         break;
     }
 }

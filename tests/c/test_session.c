@@ -1283,7 +1283,7 @@ static void eof_says_what_was_awaited(void **state) {
     opened(&x, &p);
     (void)open_stream(&x, &p);
     assert_int_equal(feed(&x, ENCL_SLICE(bytes, 10)), ENCL_OK);
-    assert_eof_says(&x, "the connection closed with 1 requests and streams open, after 10 of 260 "
+    assert_eof_says(&x, "the connection closed with 1 in flight, after 10 of 260 "
                         "bytes of a record");
     end(&x, &p);
 }
