@@ -1,0 +1,699 @@
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "channel/internal.h"
+
+#define LINK_CACHE_ENTRIES 256
+
+/* The process's one client loop and what its service thread alone uses. Made on first use, kept
+ * until the process ends; a forked child makes its own. Guarded by shared_lock. */
+static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    uint64_t generation;
+    encl_loop *loop;
+    encl_link_cache *links; /* used by the service thread only: no lock */
+} shared;
+
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+
+static void shared_before_fork(void) {
+    pthread_mutex_lock(&shared_lock);
+}
+
+static void shared_after_fork(void) {
+    pthread_mutex_unlock(&shared_lock);
+}
+
+static void register_fork(void) {
+    (void)pthread_atfork(shared_before_fork, shared_after_fork, shared_after_fork);
+}
+
+static encl_result shared_get(encl_loop **loop, encl_link_cache **links, encl_error *err) {
+    encl_code rc = ENCL_OK;
+
+    ENCL_TRY(encl_base_init(err));
+    (void)pthread_once(&fork_once, register_fork);
+    pthread_mutex_lock(&shared_lock);
+    if (shared.loop == NULL || shared.generation != encl_fork_generation()) {
+        encl_loop *made = NULL;
+        encl_link_cache *cache = NULL;
+
+        rc = encl_link_cache_new(LINK_CACHE_ENTRIES, &cache, err);
+        if (rc == ENCL_OK) {
+            rc = encl_loop_new(&made, err);
+        }
+        if (rc == ENCL_OK) {
+            shared.loop = made;
+            shared.links = cache;
+            shared.generation = encl_fork_generation();
+        } else {
+            encl_link_cache_free(cache);
+        }
+    }
+    *loop = shared.loop;
+    *links = shared.links;
+    pthread_mutex_unlock(&shared_lock);
+    return rc;
+}
+
+/* ---- time and waiting ---- */
+
+int64_t encl_now_ns(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+void cond_init(pthread_cond_t *cond) {
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
+    struct timespec at;
+
+    if (until == ENCL_FOREVER) {
+        pthread_cond_wait(cond, &ch->lock);
+        return true;
+    }
+    if (until <= encl_now_ns()) {
+        return false;
+    }
+    at.tv_sec = (time_t)(until / 1000000000);
+    at.tv_nsec = (long)(until % 1000000000);
+    (void)pthread_cond_timedwait(cond, &ch->lock, &at);
+    /* The caller looks at what it waits for once more; the next call finds the deadline passed. */
+    return true;
+}
+
+void watch_clear(watch *w) {
+    encl_notifier_release(w->notifier);
+    w->notifier = NULL;
+}
+
+void watch_set(watch *w, encl_notifier *n, uint64_t token) {
+    if (n != NULL) {
+        encl_notifier_retain(n);
+    }
+    watch_clear(w);
+    w->notifier = n;
+    w->token = token;
+}
+
+void watch_fire(watch *w) {
+    if (w->notifier != NULL) {
+        encl_notifier_post(w->notifier, w->token);
+        watch_clear(w);
+    }
+}
+
+/* ---- documents ---- */
+
+const encl_attestation *encl_doc_get(const encl_doc *doc) {
+    return doc->attestation;
+}
+
+void encl_doc_release(encl_doc *doc) {
+    if (doc != NULL && atomic_fetch_sub(&doc->refs, 1) == 1) {
+        encl_attestation_free(doc->attestation);
+        free(doc);
+    }
+}
+
+static encl_doc *doc_retain(encl_doc *doc) {
+    atomic_fetch_add(&doc->refs, 1);
+    return doc;
+}
+
+/* NULL without memory; the session then keeps its document. */
+static encl_doc *doc_take(encl_session *session) {
+    encl_doc *doc = calloc(1, sizeof *doc);
+
+    if (doc != NULL) {
+        atomic_init(&doc->refs, 1);
+        doc->attestation = encl_session_take_attestation(session);
+    }
+    return doc;
+}
+
+/* ---- lifetime ---- */
+
+void ch_retain(encl_channel *ch) {
+    atomic_fetch_add_explicit(&ch->refs, 1, memory_order_relaxed);
+}
+
+static void destroy(encl_channel *ch) {
+    encl_session_free(ch->session);
+    encl_policy_free(&ch->policy);
+    encl_doc_release(ch->verified);
+    for (size_t i = 0; i < ch->attest_count; i++) {
+        watch_clear(&ch->attests[i].came);
+        encl_doc_release(ch->attests[i].doc);
+    }
+    watch_clear(&ch->opened);
+    encl_conn_release(ch->conn);
+    pthread_cond_destroy(&ch->changed);
+    pthread_mutex_destroy(&ch->lock);
+    free(ch);
+}
+
+static void unref(encl_channel *ch) {
+    if (atomic_fetch_sub_explicit(&ch->refs, 1, memory_order_acq_rel) == 1) {
+        destroy(ch);
+    }
+}
+
+void encl_channel_release(encl_channel *ch) {
+    if (ch == NULL || encl_channel_is_forked(ch)) {
+        return; /* a child has no right to the parent's keys, nor a way to wait for its locks */
+    }
+    unref(ch);
+}
+
+bool encl_channel_is_forked(const encl_channel *ch) {
+    return ch->generation != encl_fork_generation();
+}
+
+encl_result ch_check(encl_channel *ch, encl_error *err) {
+    ENCL_ENSURE(!encl_channel_is_forked(ch), err, ENCL_E_FORKED,
+                "this channel was opened by the parent process: the same key with the same nonce "
+                "in two processes would give both away; open a new one in this process");
+    return ENCL_OK;
+}
+
+encl_result ch_need_open(encl_channel *ch, encl_error *err) {
+    if (ch->state == ENCL_CHANNEL_CLOSED) {
+        *err = ch->why;
+        return err->code;
+    }
+    ENCL_ENSURE(ch->state == ENCL_CHANNEL_OPEN && ch->app != NULL, err, ENCL_E_STATE,
+                "the channel is not verified yet");
+    return ENCL_OK;
+}
+
+/* ---- failing and closing ---- */
+
+void ch_fail(encl_channel *ch, const encl_error *why) {
+    if (ch->state == ENCL_CHANNEL_CLOSED) {
+        return;
+    }
+    ch->state = ENCL_CHANNEL_CLOSED;
+    ch->why = *why;
+    ch->app = NULL;
+    encl_session_close(ch->session);
+    while (ch->flow_count != 0) {
+        flow *f = ch->flows[ch->flow_count - 1];
+
+        flow_fail(f, why);
+        flow_forget(f);
+    }
+    slot_fail_all(ch);
+    for (size_t i = 0; i < ch->attest_count; i++) {
+        watch_fire(&ch->attests[i].came);
+    }
+    watch_fire(&ch->opened);
+    pthread_cond_broadcast(&ch->changed);
+}
+
+void encl_channel_close(encl_channel *ch, const encl_error *why) {
+    encl_error closed;
+    encl_conn *conn;
+
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    encl_fail(&closed, ENCL_E_CLOSED, "the channel was closed by its user");
+    closed.retryable = false;
+    pthread_mutex_lock(&ch->lock);
+    ch_fail(ch, why == NULL ? &closed : why);
+    conn = ch->conn;
+    if (conn != NULL) {
+        encl_conn_retain(conn);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    if (conn != NULL) {
+        encl_conn_close(conn, 1000, NULL);
+        encl_conn_release(conn);
+    }
+}
+
+bool encl_channel_wait_closed(encl_channel *ch, int64_t until) {
+    bool gone;
+
+    if (encl_channel_is_forked(ch)) {
+        return true;
+    }
+    pthread_mutex_lock(&ch->lock);
+    while (!ch->gone && ch_wait(ch, &ch->changed, until)) {
+    }
+    gone = ch->gone;
+    pthread_mutex_unlock(&ch->lock);
+    return gone;
+}
+
+/* ---- sending ---- */
+
+encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err) {
+    return encl_conn_tx_begin(ch->conn, out, err);
+}
+
+void ch_tx_end(encl_channel *ch) {
+    ch->records_out++;
+    encl_conn_tx_end(ch->conn);
+}
+
+/* What the machine itself has to say: the handshake, RequestAttestation. */
+static encl_result send_own(encl_channel *ch, const encl_buf *bytes, encl_error *err) {
+    encl_buf *out;
+    encl_code rc;
+
+    if (encl_buf_readable(bytes) == 0) {
+        return ENCL_OK;
+    }
+    ENCL_TRY(encl_conn_tx_begin(ch->conn, &out, err));
+    rc = encl_buf_write(out, encl_buf_peek(bytes), err);
+    encl_conn_tx_end(ch->conn);
+    return rc;
+}
+
+/* ---- what comes in: service thread ---- */
+
+static void broken(encl_channel *ch, encl_conn *conn, const encl_error *why) {
+    ch_fail(ch, why);
+    encl_conn_close(conn, 1002, NULL);
+}
+
+static void on_opened(void *user, encl_conn *conn) {
+    encl_channel *ch = user;
+    encl_buf out;
+    encl_error err;
+
+    encl_buf_init(&out, ENCL_RECORD_MAX);
+    pthread_mutex_lock(&ch->lock);
+    if (ch->state == ENCL_CHANNEL_CONNECTING) {
+        ch->conn = conn;
+        if (encl_session_start(ch->session, &out, &err) != ENCL_OK ||
+            send_own(ch, &out, &err) != ENCL_OK) {
+            broken(ch, conn, &err);
+        }
+    }
+    pthread_mutex_unlock(&ch->lock);
+    encl_buf_free(&out);
+}
+
+static encl_result became_open(encl_channel *ch, encl_error *err) {
+    ch->verified = doc_take(ch->session);
+    ENCL_ENSURE(ch->verified != NULL, err, ENCL_E_NOMEM, "out of memory");
+    ch->app = encl_session_app(ch->session);
+    ENCL_ENSURE(ch->app != NULL, err, ENCL_E_INTERNAL, "an open session without a handle");
+    memcpy(ch->handshake_hash, encl_session_handshake_hash(ch->session), 32);
+    ch->state = ENCL_CHANNEL_OPEN;
+    watch_fire(&ch->opened);
+    pthread_cond_broadcast(&ch->changed);
+    return ENCL_OK;
+}
+
+static encl_result attested_again(encl_channel *ch, encl_error *err) {
+    encl_doc *doc = doc_take(ch->session);
+
+    ENCL_ENSURE(doc != NULL, err, ENCL_E_NOMEM, "out of memory");
+    for (size_t i = 0; i < ch->attest_count; i++) {
+        if (ch->attests[i].doc == NULL) {
+            ch->attests[i].doc = doc_retain(doc);
+            watch_fire(&ch->attests[i].came);
+            break;
+        }
+    }
+    encl_doc_release(ch->verified);
+    ch->verified = doc;
+    pthread_cond_broadcast(&ch->changed);
+    return ENCL_OK;
+}
+
+static void server_error(flow *f, encl_slice text) {
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_SERVER, "the enclave answered with an error: %.*s",
+              (int)(text.len < 400 ? text.len : 400), (const char *)text.data);
+    why.detail.server.id = f->id;
+    flow_fail(f, &why);
+    if (!f->is_stream) {
+        flow_forget(f);
+    }
+}
+
+static encl_result handle(encl_channel *ch, const encl_event *event, encl_error *err) {
+    flow *f;
+
+    switch (event->type) {
+    case ENCL_EV_OPEN:
+        return became_open(ch, err);
+    case ENCL_EV_ATTESTED:
+        return attested_again(ch, err);
+    default:
+        break;
+    }
+    f = flow_find(ch, event->id);
+    if (f == NULL) {
+        return ENCL_OK; /* the session lets through what is open; an abandoned one may be gone */
+    }
+    switch (event->type) {
+    case ENCL_EV_DATA:
+        flow_answered(f, event->payload);
+        break;
+    case ENCL_EV_STREAM_DATA:
+        flow_received(f, event->payload);
+        break;
+    case ENCL_EV_STREAM_CLOSED:
+        flow_ended(f);
+        break;
+    case ENCL_EV_ERROR:
+        server_error(f, event->payload);
+        break;
+    default:
+        break;
+    }
+    return ENCL_OK;
+}
+
+static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf *out,
+                          encl_error *err) {
+    int64_t now = (int64_t)time(NULL);
+
+    while (len != 0 && ch->state != ENCL_CHANNEL_CLOSED) {
+        encl_event event;
+        size_t taken;
+
+        ENCL_TRY(encl_session_recv(ch->session, block, len, &taken, now, out, &event, err));
+        ENCL_TRY(send_own(ch, out, err));
+        encl_buf_clear(out);
+        if (event.type != ENCL_EV_NONE) {
+            ch->records_in++;
+            ENCL_TRY(handle(ch, &event, err));
+        }
+        block += taken;
+        len -= taken;
+    }
+    return ENCL_OK;
+}
+
+static void on_received(void *user, encl_conn *conn, uint8_t *block, size_t len) {
+    encl_channel *ch = user;
+    encl_buf out;
+    encl_error err;
+
+    encl_buf_init(&out, ENCL_RECORD_MAX);
+    pthread_mutex_lock(&ch->lock);
+    if (ch->state != ENCL_CHANNEL_CLOSED && digest(ch, block, len, &out, &err) != ENCL_OK) {
+        broken(ch, conn, &err);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    encl_buf_free(&out);
+}
+
+static void on_drained(void *user, encl_conn *conn) {
+    encl_channel *ch = user;
+
+    (void)conn;
+    pthread_mutex_lock(&ch->lock);
+    flow_room(ch);
+    pthread_cond_broadcast(&ch->changed);
+    pthread_mutex_unlock(&ch->lock);
+}
+
+static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
+    encl_channel *ch = user;
+    encl_error err = *why;
+
+    (void)conn;
+    pthread_mutex_lock(&ch->lock);
+    if (ch->state == ENCL_CHANNEL_CONNECTING && why->code == ENCL_E_CLOSED) {
+        encl_error waiting;
+
+        /* Says what of the handshake was missing; what the connection said comes behind. */
+        encl_session_eof(ch->session, &waiting);
+        encl_fail(&err, ENCL_E_CLOSED, "%.250s (%.200s)", waiting.message, why->message);
+    }
+    ch_fail(ch, &err);
+    ch->gone = true;
+    pthread_cond_broadcast(&ch->changed);
+    pthread_mutex_unlock(&ch->lock);
+    unref(ch); /* the connection's */
+}
+
+static const encl_conn_events conn_events = {
+    .opened = on_opened,
+    .received = on_received,
+    .drained = on_drained,
+    .closed = on_closed,
+};
+
+/* ---- opening ---- */
+
+static encl_result copy_policy(encl_policy *to, const encl_policy *from, encl_error *err) {
+    return encl_policy_init(to, from->pins, from->pin_count, ENCL_SLICE(from->root, from->root_len),
+                            from->debug, from->need_pins, err);
+}
+
+static encl_result make_session(encl_channel *ch, encl_link_cache *links, encl_error *err) {
+    encl_session_config config = {
+        .role = ENCL_INITIATOR,
+        .policy = &ch->policy,
+        .cache = links,
+        .max_open = ch->max_in_flight,
+    };
+
+    return encl_session_new(&config, &ch->session, err);
+}
+
+encl_result encl_channel_new(const encl_channel_config *config, encl_channel **out,
+                             encl_error *err) {
+    encl_channel *ch;
+    encl_loop *loop;
+    encl_link_cache *links;
+    encl_conn *conn = NULL;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_ENSURE(config->max_in_flight >= 1 && config->max_in_flight <= ENCL_MAX_OPEN, err,
+                ENCL_E_INVALID, "max_in_flight: expected 1 to %d, came %zu", ENCL_MAX_OPEN,
+                config->max_in_flight);
+    ENCL_TRY(shared_get(&loop, &links, err));
+    ch = calloc(1, sizeof *ch);
+    ENCL_ENSURE(ch != NULL, err, ENCL_E_NOMEM, "out of memory");
+    atomic_init(&ch->refs, 1);
+    ch->generation = encl_fork_generation();
+    ch->max_in_flight = config->max_in_flight;
+    pthread_mutex_init(&ch->lock, NULL);
+    cond_init(&ch->changed);
+    ENCL_TRY_GOTO(copy_policy(&ch->policy, config->policy, err), fail);
+    ENCL_TRY_GOTO(make_session(ch, links, err), fail);
+    ch_retain(ch); /* the connection's, given back in on_closed */
+    pthread_mutex_lock(&ch->lock);
+    rc = encl_conn_connect_ws(loop, &config->target, &conn_events, ch, &conn, err);
+    ch->conn = conn;
+    pthread_mutex_unlock(&ch->lock);
+    if (rc != ENCL_OK) {
+        unref(ch);
+        goto fail;
+    }
+    *out = ch;
+    return ENCL_OK;
+fail:
+    unref(ch);
+    return rc;
+}
+
+encl_channel_state encl_channel_get_state(encl_channel *ch) {
+    encl_channel_state state;
+
+    if (encl_channel_is_forked(ch)) {
+        return ENCL_CHANNEL_CLOSED;
+    }
+    pthread_mutex_lock(&ch->lock);
+    state = ch->state;
+    pthread_mutex_unlock(&ch->lock);
+    return state;
+}
+
+bool encl_channel_why(encl_channel *ch, encl_error *why) {
+    bool closed;
+
+    if (ch_check(ch, why) != ENCL_OK) {
+        return true;
+    }
+    pthread_mutex_lock(&ch->lock);
+    closed = ch->state == ENCL_CHANNEL_CLOSED;
+    if (closed) {
+        *why = ch->why;
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return closed;
+}
+
+encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *err) {
+    encl_code rc = ENCL_OK;
+
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    while (ch->state == ENCL_CHANNEL_CONNECTING) {
+        if (!ch_wait(ch, &ch->changed, until)) {
+            rc = encl_fail(err, ENCL_E_CONNECT_TIMEOUT,
+                           "not connected and verified in time: the session is in the state '%s'",
+                           encl_session_state_name(encl_session_get_state(ch->session)));
+            break;
+        }
+    }
+    if (rc == ENCL_OK && ch->state == ENCL_CHANNEL_CLOSED) {
+        *err = ch->why;
+        rc = err->code;
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_t token,
+                                     encl_error *err) {
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    watch_set(&ch->opened, n, token);
+    if (ch->state != ENCL_CHANNEL_CONNECTING) {
+        watch_fire(&ch->opened);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return ENCL_OK;
+}
+
+encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err) {
+    encl_code rc = ENCL_OK;
+
+    *out = NULL;
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    if (ch->verified == NULL) {
+        rc = encl_fail(err, ENCL_E_STATE, "nothing has been verified on this channel");
+    } else {
+        *out = doc_retain(ch->verified);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+encl_result encl_channel_handshake_hash(encl_channel *ch, uint8_t hash[32], encl_error *err) {
+    encl_code rc = ENCL_OK;
+
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    if (ch->verified == NULL) {
+        rc = encl_fail(err, ENCL_E_STATE, "the channel is not verified yet");
+    } else {
+        memcpy(hash, ch->handshake_hash, 32);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats) {
+    memset(stats, 0, sizeof *stats);
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    pthread_mutex_lock(&ch->lock);
+    if (ch->conn != NULL) {
+        stats->bytes_in = encl_conn_bytes_in(ch->conn);
+        stats->bytes_out = encl_conn_bytes_out(ch->conn);
+    }
+    stats->records_in = ch->records_in;
+    stats->records_out = ch->records_out;
+    stats->streams_total = ch->streams_total;
+    for (size_t i = 0; i < ch->flow_count; i++) {
+        stats->streams_open += ch->flows[i]->is_stream;
+    }
+    stats->slots_in_use = ch->in_use;
+    stats->slots_waiting = ch->waiting;
+    pthread_mutex_unlock(&ch->lock);
+}
+
+/* ---- fresh documents ---- */
+
+encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64_t token,
+                                      uint64_t *number, encl_error *err) {
+    encl_buf *out;
+    encl_code rc;
+
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    ENCL_TRY_GOTO(ch_need_open(ch, err), done);
+    ENCL_ENSURE_GOTO(ch->attest_count < ATTESTS_MAX, done, err, ENCL_E_STATE,
+                     "more than %d fresh documents are asked for and not collected", ATTESTS_MAX);
+    ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
+    rc = encl_app_request_attestation(ch->app, out, err);
+    ch_tx_end(ch);
+    if (rc == ENCL_OK) {
+        attest_ask *ask = &ch->attests[ch->attest_count++];
+
+        *ask = (attest_ask){.number = ++ch->attest_next};
+        watch_set(&ask->came, n, token);
+        *number = ask->number;
+    }
+done:
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+static attest_ask *find_ask(encl_channel *ch, uint64_t number) {
+    for (size_t i = 0; i < ch->attest_count; i++) {
+        if (ch->attests[i].number == number) {
+            return &ch->attests[i];
+        }
+    }
+    return NULL;
+}
+
+static void drop_ask(encl_channel *ch, attest_ask *ask) {
+    size_t at = (size_t)(ask - ch->attests);
+
+    watch_clear(&ask->came);
+    encl_doc_release(ask->doc);
+    memmove(ask, ask + 1, (ch->attest_count - at - 1) * sizeof *ask);
+    ch->attest_count--;
+}
+
+encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_t until,
+                                       encl_doc **out, encl_error *err) {
+    attest_ask *ask;
+    encl_code rc = ENCL_OK;
+
+    *out = NULL;
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    for (;;) {
+        ask = find_ask(ch, number);
+        if (ask == NULL) {
+            rc = encl_fail(err, ENCL_E_STATE, "no such question");
+            break;
+        }
+        if (ask->doc != NULL) {
+            *out = doc_retain(ask->doc);
+            drop_ask(ch, ask);
+            break;
+        }
+        if (ch->state == ENCL_CHANNEL_CLOSED) {
+            *err = ch->why;
+            rc = err->code;
+            break;
+        }
+        if (!ch_wait(ch, &ch->changed, until)) {
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "no attestation document came in time");
+            break;
+        }
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}

@@ -1,0 +1,506 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "channel/internal.h"
+
+/* ---- the table: lock held ---- */
+
+flow *flow_find(encl_channel *ch, uint64_t id) {
+    for (size_t i = 0; i < ch->flow_count; i++) {
+        if (ch->flows[i]->id == id) {
+            return ch->flows[i];
+        }
+    }
+    return NULL;
+}
+
+/* Whether that was the last reference: the caller then destroys it without the lock. */
+static bool drop(flow *f) {
+    return atomic_fetch_sub_explicit(&f->refs, 1, memory_order_acq_rel) == 1;
+}
+
+static void destroy(flow *f) {
+    encl_channel *ch = f->ch;
+
+    encl_ring_free(&f->ring);
+    encl_buf_free(&f->answer);
+    watch_clear(&f->on_readable);
+    watch_clear(&f->on_writable);
+    pthread_cond_destroy(&f->readable);
+    free(f);
+    encl_channel_release(ch);
+}
+
+static void left_high_water(flow *f) {
+    encl_channel *ch = f->ch;
+
+    if (f->over_high_water) {
+        f->over_high_water = false;
+        if (--ch->over_high_water == 0) {
+            encl_conn_pause(ch->conn, false);
+        }
+    }
+}
+
+static void wake(flow *f) {
+    pthread_cond_broadcast(&f->readable);
+    watch_fire(&f->on_readable);
+}
+
+void flow_forget(flow *f) {
+    encl_channel *ch = f->ch;
+
+    for (size_t i = 0; i < ch->flow_count; i++) {
+        if (ch->flows[i] == f) {
+            ch->flows[i] = ch->flows[--ch->flow_count];
+            break;
+        }
+    }
+    f->done = true;
+    left_high_water(f);
+    slot_free_one(ch);
+    if (f->user_gone) {
+        /* The channel cannot go with it: whoever calls holds a reference of their own. */
+        if (drop(f)) {
+            destroy(f);
+        }
+    } else {
+        (void)drop(f);
+    }
+}
+
+void flow_fail(flow *f, const encl_error *why) {
+    if (!f->failed) {
+        f->failed = true;
+        f->error = *why;
+    }
+    wake(f);
+    watch_fire(&f->on_writable);
+    pthread_cond_broadcast(&f->ch->changed);
+}
+
+void flow_received(flow *f, encl_slice bytes) {
+    encl_channel *ch = f->ch;
+    encl_error err;
+
+    if (encl_ring_write(&f->ring, bytes, &err) != ENCL_OK) {
+        flow_fail(f, &err);
+        return;
+    }
+    if (f->ring.len > ENCL_STREAM_HIGH_WATER && !f->over_high_water) {
+        f->over_high_water = true;
+        if (ch->over_high_water++ == 0) {
+            encl_conn_pause(ch->conn, true);
+        }
+    }
+    wake(f);
+}
+
+void flow_answered(flow *f, encl_slice bytes) {
+    encl_error err;
+
+    if (!f->user_gone && encl_buf_write(&f->answer, bytes, &err) != ENCL_OK) {
+        flow_fail(f, &err);
+    }
+    f->eof = true;
+    wake(f);
+    flow_forget(f);
+}
+
+void flow_ended(flow *f) {
+    f->eof = true;
+    wake(f);
+    watch_fire(&f->on_writable);
+    pthread_cond_broadcast(&f->ch->changed);
+}
+
+void flow_room(encl_channel *ch) {
+    for (size_t i = 0; i < ch->flow_count; i++) {
+        watch_fire(&ch->flows[i]->on_writable);
+    }
+}
+
+/* ---- opening ---- */
+
+static flow *flow_new(encl_channel *ch, size_t size, bool is_stream) {
+    flow *f = calloc(1, size);
+
+    if (f != NULL) {
+        atomic_init(&f->refs, 1);
+        cond_init(&f->readable);
+        encl_ring_init(&f->ring, STREAM_BUFFER_LIMIT);
+        encl_buf_init(&f->answer, ENCL_RECORD_MAX);
+        f->is_stream = is_stream;
+        f->ch = ch;
+        ch_retain(ch);
+    }
+    return f;
+}
+
+static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_error *err) {
+    encl_channel *ch = f->ch;
+    encl_buf *out;
+    encl_code rc;
+
+    pthread_mutex_lock(&ch->lock);
+    ENCL_TRY_GOTO(ch_need_open(ch, err), done);
+    ENCL_ENSURE_GOTO(slot->state == SLOT_GRANTED, done, err, ENCL_E_STATE,
+                     "expected a granted slot that was not used before");
+    ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
+    rc = f->is_stream ? encl_app_open_stream(ch->app, payload, &f->id, out, err)
+                      : encl_app_request(ch->app, payload, &f->id, out, err);
+    ch_tx_end(ch);
+    if (rc == ENCL_OK) {
+        slot->state = SLOT_USED;
+        atomic_fetch_add(&f->refs, 1); /* the channel's, given back in flow_forget */
+        ch->flows[ch->flow_count++] = f;
+        ch->streams_total += f->is_stream;
+    }
+done:
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **out,
+                             encl_error *err) {
+    encl_stream *st;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_TRY(ch_check(slot->ch, err));
+    ENCL_ENSURE(payload.len <= ENCL_STREAM_FIRST_MAX, err, ENCL_E_INVALID,
+                "first bytes of a stream: expected at most %d, came %zu", ENCL_STREAM_FIRST_MAX,
+                payload.len);
+    st = (encl_stream *)flow_new(slot->ch, sizeof *st, true);
+    ENCL_ENSURE(st != NULL, err, ENCL_E_NOMEM, "out of memory");
+    rc = start(&st->f, slot, payload, err);
+    if (rc != ENCL_OK) {
+        encl_stream_release(st);
+        return rc;
+    }
+    *out = st;
+    return ENCL_OK;
+}
+
+/* ---- streams ---- */
+
+uint64_t encl_stream_id(const encl_stream *st) {
+    return st->f.id;
+}
+
+/* Lock held. The id is over for us: tells the server, which frees its slot, and frees ours. */
+static void close_stream(flow *f) {
+    encl_channel *ch = f->ch;
+    encl_buf *out;
+    encl_error err;
+
+    f->closed = true;
+    wake(f);
+    watch_fire(&f->on_writable);
+    if (f->done) {
+        return;
+    }
+    if (ch_tx_begin(ch, &out, &err) == ENCL_OK) {
+        encl_code rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
+
+        ch_tx_end(ch);
+        if (rc != ENCL_OK) {
+            /* A slot that the server does not free would be lost for the whole connection. */
+            ch_fail(ch, &err);
+            encl_conn_close(ch->conn, 1002, NULL);
+            return;
+        }
+    }
+    flow_forget(f);
+}
+
+void encl_stream_close(encl_stream *st) {
+    encl_channel *ch = st->f.ch;
+
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    pthread_mutex_lock(&ch->lock);
+    if (!st->f.closed && st->f.id != 0) {
+        close_stream(&st->f);
+    }
+    pthread_mutex_unlock(&ch->lock);
+}
+
+void encl_stream_release(encl_stream *st) {
+    if (st == NULL || encl_channel_is_forked(st->f.ch)) {
+        return;
+    }
+    encl_stream_close(st);
+    if (drop(&st->f)) {
+        destroy(&st->f);
+    }
+}
+
+typedef bool (*flow_test)(const flow *f);
+
+static bool ask(encl_stream *st, flow_test test) {
+    bool answer;
+
+    if (encl_channel_is_forked(st->f.ch)) {
+        return true;
+    }
+    pthread_mutex_lock(&st->f.ch->lock);
+    answer = test(&st->f);
+    pthread_mutex_unlock(&st->f.ch->lock);
+    return answer;
+}
+
+static bool is_closed(const flow *f) {
+    return f->closed;
+}
+
+static bool at_eof(const flow *f) {
+    return f->ring.len == 0 && f->eof;
+}
+
+static bool is_readable(const flow *f) {
+    return f->ring.len != 0 || f->eof || f->failed || f->closed;
+}
+
+bool encl_stream_is_closed(encl_stream *st) {
+    return ask(st, is_closed);
+}
+
+bool encl_stream_at_eof(encl_stream *st) {
+    return ask(st, at_eof);
+}
+
+bool encl_stream_readable(encl_stream *st) {
+    return ask(st, is_readable);
+}
+
+size_t encl_stream_buffered(encl_stream *st) {
+    size_t n;
+
+    if (encl_channel_is_forked(st->f.ch)) {
+        return 0;
+    }
+    pthread_mutex_lock(&st->f.ch->lock);
+    n = st->f.ring.len;
+    pthread_mutex_unlock(&st->f.ch->lock);
+    return n;
+}
+
+/* Lock held. What keeps this stream from going on, for its user. */
+static encl_result blocked(const flow *f, encl_error *err) {
+    ENCL_ENSURE(!f->closed, err, ENCL_E_INVALID, "this stream is closed");
+    if (f->failed) {
+        *err = f->error;
+        return err->code;
+    }
+    return ENCL_OK;
+}
+
+encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t until, size_t *got,
+                             encl_error *err) {
+    flow *f = &st->f;
+    encl_channel *ch = f->ch;
+    encl_code rc = ENCL_OK;
+
+    *got = 0;
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    for (;;) {
+        ENCL_ENSURE_GOTO(!f->closed, done, err, ENCL_E_INVALID, "this stream is closed");
+        if (f->ring.len != 0 || f->eof || cap == 0) {
+            break;
+        }
+        ENCL_TRY_GOTO(blocked(f, err), done);
+        if (!ch_wait(ch, &f->readable, until)) {
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "nothing came from the workload in time");
+            goto done;
+        }
+    }
+    *got = encl_ring_read(&f->ring, out, cap);
+    if (f->ring.len < ENCL_STREAM_LOW_WATER) {
+        left_high_water(f);
+    }
+done:
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+/* Lock held. One record. */
+static encl_result send_chunk(flow *f, encl_slice chunk, encl_error *err) {
+    encl_channel *ch = f->ch;
+    encl_buf *out;
+    encl_code rc;
+
+    ENCL_TRY(ch_need_open(ch, err));
+    ENCL_TRY(ch_tx_begin(ch, &out, err));
+    rc = encl_app_stream_data(ch->app, f->id, chunk, out, err);
+    ch_tx_end(ch);
+    return rc;
+}
+
+/* Lock held. Only writing waits for room; closing must not. */
+static bool has_room(encl_channel *ch) {
+    return ch->conn == NULL || encl_conn_tx_pending(ch->conn) < ENCL_CONN_HIGH_WATER;
+}
+
+static encl_result may_write(const flow *f, encl_error *err) {
+    ENCL_TRY(blocked(f, err));
+    ENCL_ENSURE(!f->write_ended, err, ENCL_E_INVALID, "writing was ended on this stream");
+    if (f->eof) {
+        (void)encl_fail(err, ENCL_E_CLOSED, "the workload closed the stream");
+        return err->code;
+    }
+    return ENCL_OK;
+}
+
+encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, size_t *put,
+                              encl_error *err) {
+    flow *f = &st->f;
+    encl_channel *ch = f->ch;
+    encl_code rc = ENCL_OK;
+
+    *put = 0;
+    ENCL_TRY(ch_check(ch, err));
+    while (*put < bytes.len) {
+        size_t n = bytes.len - *put < ENCL_STREAM_CHUNK ? bytes.len - *put : ENCL_STREAM_CHUNK;
+
+        /* Taken for each record anew, so that the other streams get their turn. */
+        pthread_mutex_lock(&ch->lock);
+        rc = may_write(f, err);
+        if (rc == ENCL_OK && !has_room(ch)) {
+            if (!ch_wait(ch, &ch->changed, until)) {
+                rc = encl_fail(err, ENCL_E_WRITE_TIMEOUT,
+                               "the connection took %zu of %zu bytes in time", *put, bytes.len);
+            }
+            n = 0;
+        }
+        if (rc == ENCL_OK && n != 0) {
+            rc = send_chunk(f, ENCL_SLICE(bytes.data + *put, n), err);
+        }
+        pthread_mutex_unlock(&ch->lock);
+        if (rc != ENCL_OK) {
+            return rc;
+        }
+        *put += n;
+    }
+    return ENCL_OK;
+}
+
+encl_result encl_stream_write_eof(encl_stream *st, encl_error *err) {
+    flow *f = &st->f;
+    encl_channel *ch = f->ch;
+    encl_buf *out;
+    encl_code rc;
+
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    ENCL_TRY_GOTO(blocked(f, err), done);
+    if (f->write_ended || f->eof) {
+        goto done;
+    }
+    ENCL_TRY_GOTO(ch_need_open(ch, err), done);
+    ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
+    rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_WRITE, out, err);
+    ch_tx_end(ch);
+    f->write_ended = rc == ENCL_OK;
+done:
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint64_t token,
+                               encl_error *err) {
+    flow *f = &st->f;
+
+    ENCL_TRY(ch_check(f->ch, err));
+    pthread_mutex_lock(&f->ch->lock);
+    if (what == 0) {
+        watch_clear(&f->on_readable);
+        watch_clear(&f->on_writable);
+    }
+    if ((what & ENCL_READABLE) != 0) {
+        watch_set(&f->on_readable, n, token);
+        if (is_readable(f)) {
+            watch_fire(&f->on_readable);
+        }
+    }
+    if ((what & ENCL_WRITABLE) != 0) {
+        watch_set(&f->on_writable, n, token);
+        if (f->closed || f->failed || f->eof || has_room(f->ch)) {
+            watch_fire(&f->on_writable);
+        }
+    }
+    pthread_mutex_unlock(&f->ch->lock);
+    return ENCL_OK;
+}
+
+/* ---- one-shot requests ---- */
+
+encl_result encl_request_start(encl_slot *slot, encl_slice payload, encl_request **out,
+                               encl_error *err) {
+    encl_request *rq;
+    encl_code rc;
+
+    *out = NULL;
+    ENCL_TRY(ch_check(slot->ch, err));
+    rq = (encl_request *)flow_new(slot->ch, sizeof *rq, false);
+    ENCL_ENSURE(rq != NULL, err, ENCL_E_NOMEM, "out of memory");
+    rc = start(&rq->f, slot, payload, err);
+    if (rc != ENCL_OK) {
+        encl_request_release(rq);
+        return rc;
+    }
+    *out = rq;
+    return ENCL_OK;
+}
+
+/* The id stays open until its answer comes, as its slot does on the server. */
+void encl_request_release(encl_request *rq) {
+    if (rq == NULL || encl_channel_is_forked(rq->f.ch)) {
+        return;
+    }
+    pthread_mutex_lock(&rq->f.ch->lock);
+    rq->f.user_gone = true;
+    watch_clear(&rq->f.on_readable);
+    pthread_mutex_unlock(&rq->f.ch->lock);
+    if (drop(&rq->f)) {
+        destroy(&rq->f);
+    }
+}
+
+encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *answer,
+                                encl_error *err) {
+    flow *f = &rq->f;
+    encl_channel *ch = f->ch;
+    encl_code rc = ENCL_OK;
+
+    *answer = ENCL_SLICE_NONE;
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    while (rc == ENCL_OK && !f->eof) {
+        rc = blocked(f, err);
+        if (rc == ENCL_OK && !ch_wait(ch, &f->readable, until)) {
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "no answer came in time");
+        }
+    }
+    if (rc == ENCL_OK) {
+        *answer = encl_buf_peek(&f->answer);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t token,
+                                encl_error *err) {
+    flow *f = &rq->f;
+
+    ENCL_TRY(ch_check(f->ch, err));
+    pthread_mutex_lock(&f->ch->lock);
+    watch_set(&f->on_readable, n, token);
+    if (is_readable(f)) {
+        watch_fire(&f->on_readable);
+    }
+    pthread_mutex_unlock(&f->ch->lock);
+    return ENCL_OK;
+}

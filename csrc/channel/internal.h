@@ -1,0 +1,123 @@
+/* Inside channel only. */
+#ifndef ENCL_CHANNEL_INTERNAL_H
+#define ENCL_CHANNEL_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/secmem.h"
+#include "channel/channel.h"
+#include "channel/ring.h"
+#include "session/session.h"
+
+#define STREAM_BUFFER_LIMIT ((size_t)8 * 1024 * 1024)
+#define ATTESTS_MAX         16
+
+_Static_assert(ENCL_STREAM_FIRST_MAX == ENCL_STREAM_CHUNK, "one record");
+
+/* Someone in an event loop who wants to be told once. Guarded by the channel's lock. */
+typedef struct watch {
+    encl_notifier *notifier;
+    uint64_t token;
+} watch;
+
+typedef enum slot_state { SLOT_WAITING, SLOT_GRANTED, SLOT_USED, SLOT_GIVEN_UP } slot_state;
+
+struct encl_slot {
+    encl_channel *ch; /* a reference */
+    slot_state state;
+    watch granted;
+    pthread_cond_t changed;
+    encl_slot *next, *prev; /* ch->waiting_*, while SLOT_WAITING */
+};
+
+/* What an open id belongs to: a stream or a one-shot request. Two references at most: the user's
+ * and, while the id is open, the channel's. */
+typedef struct flow {
+    encl_channel *ch; /* a reference */
+    atomic_uint refs;
+    uint64_t id;
+    bool is_stream;
+    bool user_gone;
+    bool done; /* out of ch->flows; its slot is free */
+    pthread_cond_t readable;
+    watch on_readable, on_writable;
+    encl_ring ring;  /* streams */
+    encl_buf answer; /* requests */
+    bool eof, failed, closed, over_high_water, write_ended;
+    encl_error error; /* where failed */
+} flow;
+
+struct encl_stream {
+    flow f;
+};
+struct encl_request {
+    flow f;
+};
+
+struct encl_doc {
+    atomic_uint refs;
+    encl_attestation *attestation;
+};
+
+typedef struct attest_ask {
+    uint64_t number;
+    encl_doc *doc; /* NULL while it has not come */
+    watch came;
+} attest_ask;
+
+struct encl_channel {
+    atomic_uint refs;
+    uint64_t generation;
+    pthread_mutex_t lock; /* guards everything below */
+    pthread_cond_t changed; /* state, gone, attests, room to write */
+    encl_channel_state state;
+    bool gone; /* the connection's last callback has been made */
+    encl_error why;
+    encl_policy policy;
+    encl_session *session;
+    encl_app *app; /* NULL until verified: nothing of the application can be encoded before */
+    encl_conn *conn;
+    uint8_t handshake_hash[32];
+    encl_doc *verified;
+    watch opened;
+
+    size_t max_in_flight, in_use, waiting;
+    encl_slot *waiting_head, *waiting_tail;
+    flow *flows[ENCL_MAX_OPEN];
+    size_t flow_count, over_high_water;
+
+    attest_ask attests[ATTESTS_MAX];
+    size_t attest_count;
+    uint64_t attest_next;
+
+    uint64_t records_in, records_out, streams_total;
+};
+
+/* With the channel's lock held, unless said otherwise. */
+void ch_retain(encl_channel *ch);
+void ch_fail(encl_channel *ch, const encl_error *why);
+encl_result ch_check(encl_channel *ch, encl_error *err); /* without: the fork check */
+encl_result ch_need_open(encl_channel *ch, encl_error *err);
+bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until); /* false: deadline */
+/* begin and end of one record to the connection. */
+encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err);
+void ch_tx_end(encl_channel *ch);
+void cond_init(pthread_cond_t *cond);
+
+void watch_set(watch *w, encl_notifier *n, uint64_t token);
+void watch_fire(watch *w);
+void watch_clear(watch *w);
+
+void slot_free_one(encl_channel *ch); /* somebody's slot is free again */
+void slot_fail_all(encl_channel *ch);
+
+flow *flow_find(encl_channel *ch, uint64_t id);
+void flow_forget(flow *f); /* out of the table, slot freed, the channel's reference dropped */
+void flow_fail(flow *f, const encl_error *why);
+void flow_received(flow *f, encl_slice bytes);
+void flow_answered(flow *f, encl_slice bytes);
+void flow_ended(flow *f);
+void flow_room(encl_channel *ch); /* writers may go on */
+
+#endif

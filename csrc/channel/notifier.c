@@ -1,0 +1,113 @@
+#include "channel/channel.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct encl_notifier {
+    atomic_uint refs;
+    int fd;
+    pthread_mutex_t lock; /* guards tokens, count, cap */
+    uint64_t *tokens;
+    size_t count, cap;
+};
+
+encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
+    encl_notifier *n = calloc(1, sizeof *n);
+
+    *out = NULL;
+    ENCL_ENSURE(n != NULL, err, ENCL_E_NOMEM, "out of memory");
+    n->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (n->fd < 0) {
+        free(n);
+        return encl_fail(err, ENCL_E_NOMEM, "no descriptor for a notifier: %s", strerror(errno));
+    }
+    atomic_init(&n->refs, 1);
+    pthread_mutex_init(&n->lock, NULL);
+    *out = n;
+    return ENCL_OK;
+}
+
+void encl_notifier_retain(encl_notifier *n) {
+    atomic_fetch_add_explicit(&n->refs, 1, memory_order_relaxed);
+}
+
+void encl_notifier_release(encl_notifier *n) {
+    if (n == NULL || atomic_fetch_sub_explicit(&n->refs, 1, memory_order_acq_rel) != 1) {
+        return;
+    }
+    (void)close(n->fd);
+    pthread_mutex_destroy(&n->lock);
+    free(n->tokens);
+    free(n);
+}
+
+int encl_notifier_fd(const encl_notifier *n) {
+    return n->fd;
+}
+
+void encl_notifier_wake(encl_notifier *n) {
+    uint64_t one = 1;
+    ssize_t rc;
+
+    do {
+        rc = write(n->fd, &one, sizeof one);
+    } while (rc < 0 && errno == EINTR);
+}
+
+/* lock is held. */
+static bool make_room(encl_notifier *n) {
+    size_t cap = n->cap == 0 ? 64 : n->cap * 2;
+    uint64_t *tokens;
+
+    if (n->count < n->cap) {
+        return true;
+    }
+    tokens = realloc(n->tokens, cap * sizeof *tokens);
+    if (tokens == NULL) {
+        return false;
+    }
+    n->tokens = tokens;
+    n->cap = cap;
+    return true;
+}
+
+void encl_notifier_post(encl_notifier *n, uint64_t token) {
+    bool first = false;
+
+    pthread_mutex_lock(&n->lock);
+    if (make_room(n)) {
+        first = n->count == 0;
+        n->tokens[n->count++] = token;
+    }
+    pthread_mutex_unlock(&n->lock);
+    if (first) {
+        encl_notifier_wake(n);
+    }
+}
+
+size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
+    uint64_t ignored;
+    size_t taken;
+
+    /* First the descriptor, then the list: what is posted in between leaves it readable. */
+    if (read(n->fd, &ignored, sizeof ignored) < 0 && errno != EAGAIN) {
+        /* Nothing to do about it: the list is what counts. */
+    }
+    pthread_mutex_lock(&n->lock);
+    taken = n->count < max ? n->count : max;
+    if (taken != 0) {
+        memcpy(tokens, n->tokens, taken * sizeof *tokens);
+        memmove(n->tokens, n->tokens + taken, (n->count - taken) * sizeof *tokens);
+        n->count -= taken;
+    }
+    if (n->count != 0) {
+        encl_notifier_wake(n);
+    }
+    pthread_mutex_unlock(&n->lock);
+    return taken;
+}

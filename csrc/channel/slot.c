@@ -1,0 +1,149 @@
+#include <stdlib.h>
+
+#include "channel/internal.h"
+
+static void append(encl_channel *ch, encl_slot *slot) {
+    slot->prev = ch->waiting_tail;
+    if (ch->waiting_tail != NULL) {
+        ch->waiting_tail->next = slot;
+    } else {
+        ch->waiting_head = slot;
+    }
+    ch->waiting_tail = slot;
+    ch->waiting++;
+}
+
+static void unlink_slot(encl_channel *ch, encl_slot *slot) {
+    if (slot->prev != NULL) {
+        slot->prev->next = slot->next;
+    } else {
+        ch->waiting_head = slot->next;
+    }
+    if (slot->next != NULL) {
+        slot->next->prev = slot->prev;
+    } else {
+        ch->waiting_tail = slot->prev;
+    }
+    slot->next = slot->prev = NULL;
+    ch->waiting--;
+}
+
+static void grant(encl_channel *ch, encl_slot *slot) {
+    slot->state = SLOT_GRANTED;
+    ch->in_use++;
+    pthread_cond_broadcast(&slot->changed);
+    watch_fire(&slot->granted);
+}
+
+void slot_free_one(encl_channel *ch) {
+    ch->in_use--;
+    if (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight) {
+        encl_slot *slot = ch->waiting_head;
+
+        unlink_slot(ch, slot);
+        grant(ch, slot);
+    }
+}
+
+void slot_fail_all(encl_channel *ch) {
+    for (encl_slot *slot = ch->waiting_head; slot != NULL; slot = slot->next) {
+        pthread_cond_broadcast(&slot->changed);
+        watch_fire(&slot->granted);
+    }
+}
+
+encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t token,
+                                 encl_slot **out, encl_error *err) {
+    encl_slot *slot;
+
+    *out = NULL;
+    ENCL_TRY(ch_check(ch, err));
+    slot = calloc(1, sizeof *slot);
+    ENCL_ENSURE(slot != NULL, err, ENCL_E_NOMEM, "out of memory");
+    cond_init(&slot->changed);
+    slot->ch = ch;
+    ch_retain(ch);
+    pthread_mutex_lock(&ch->lock);
+    watch_set(&slot->granted, n, token);
+    if (ch->waiting_head == NULL && ch->in_use < ch->max_in_flight) {
+        grant(ch, slot);
+    } else {
+        append(ch, slot);
+        if (ch->state == ENCL_CHANNEL_CLOSED) {
+            watch_fire(&slot->granted);
+        }
+    }
+    pthread_mutex_unlock(&ch->lock);
+    *out = slot;
+    return ENCL_OK;
+}
+
+bool encl_slot_granted(encl_slot *slot) {
+    bool granted;
+
+    if (encl_channel_is_forked(slot->ch)) {
+        return false;
+    }
+    pthread_mutex_lock(&slot->ch->lock);
+    granted = slot->state == SLOT_GRANTED;
+    pthread_mutex_unlock(&slot->ch->lock);
+    return granted;
+}
+
+encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
+    encl_channel *ch = slot->ch;
+    encl_code rc = ENCL_OK;
+
+    ENCL_TRY(ch_check(ch, err));
+    pthread_mutex_lock(&ch->lock);
+    for (;;) {
+        if (ch->state == ENCL_CHANNEL_CLOSED) {
+            *err = ch->why;
+            rc = err->code;
+            break;
+        }
+        if (slot->state != SLOT_WAITING) {
+            break;
+        }
+        if (!ch_wait(ch, &slot->changed, until)) {
+            rc = encl_fail(err, ENCL_E_POOL_TIMEOUT,
+                           "no free place for another request in time: %zu of %zu are in flight, "
+                           "%zu wait",
+                           ch->in_use, ch->max_in_flight, ch->waiting);
+            break;
+        }
+    }
+    if (rc == ENCL_OK && slot->state != SLOT_GRANTED) {
+        rc = encl_fail(err, ENCL_E_STATE, "this slot was used or given up before");
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return rc;
+}
+
+void encl_slot_give_up(encl_slot *slot) {
+    encl_channel *ch = slot->ch;
+
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    pthread_mutex_lock(&ch->lock);
+    watch_clear(&slot->granted);
+    if (slot->state == SLOT_WAITING) {
+        unlink_slot(ch, slot);
+        slot->state = SLOT_GIVEN_UP;
+    } else if (slot->state == SLOT_GRANTED) {
+        slot->state = SLOT_GIVEN_UP;
+        slot_free_one(ch);
+    }
+    pthread_mutex_unlock(&ch->lock);
+}
+
+void encl_slot_release(encl_slot *slot) {
+    if (slot == NULL || encl_channel_is_forked(slot->ch)) {
+        return; /* in a child its lock may be held for ever by a thread that is not there */
+    }
+    encl_slot_give_up(slot);
+    encl_channel_release(slot->ch);
+    pthread_cond_destroy(&slot->changed);
+    free(slot);
+}

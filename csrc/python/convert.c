@@ -1,0 +1,202 @@
+#include "python/binding.h"
+
+#include <string.h>
+
+static PyObject *error_detail(const encl_error *err) {
+    switch (err->code) {
+    case ENCL_E_PCR:
+        return Py_BuildValue("{s:i,s:y#,s:y#}", "index", err->detail.pcr.index, "expected",
+                             (const char *)err->detail.pcr.expected,
+                             (Py_ssize_t)err->detail.pcr.expected_len, "actual",
+                             (const char *)err->detail.pcr.actual,
+                             (Py_ssize_t)err->detail.pcr.actual_len);
+    case ENCL_E_SERVER:
+        return Py_BuildValue("{s:K}", "id", (unsigned long long)err->detail.server.id);
+    case ENCL_E_UPGRADE_REJECTED:
+        return Py_BuildValue("{s:i,s:y#}", "status", err->detail.upgrade.status, "head",
+                             (const char *)err->detail.upgrade.head,
+                             (Py_ssize_t)err->detail.upgrade.head_len);
+    default:
+        return PyDict_New();
+    }
+}
+
+PyObject *binding_raise(const encl_error *err) {
+    PyObject *module = NULL, *detail = NULL, *message = NULL, *made = NULL;
+
+    module = PyImport_ImportModule("enclavia._errors");
+    detail = error_detail(err);
+    /* What a peer sent may be cut in the middle of a character. */
+    message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
+    if (module != NULL && detail != NULL && message != NULL) {
+        made = PyObject_CallMethod(module, "from_core", "iOOO", (int)err->code, message,
+                                   err->retryable ? Py_True : Py_False, detail);
+    }
+    if (made != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(made), made);
+    }
+    Py_XDECREF(made);
+    Py_XDECREF(message);
+    Py_XDECREF(detail);
+    Py_XDECREF(module);
+    return NULL;
+}
+
+bool binding_deadline(PyObject *timeout, int64_t *until) {
+    double seconds;
+
+    if (timeout == Py_None) {
+        *until = ENCL_FOREVER;
+        return true;
+    }
+    seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred() != NULL) {
+        return false;
+    }
+    if (!(seconds >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "timeout: expected None or at least 0 seconds");
+        return false;
+    }
+    if (seconds == 0) {
+        *until = ENCL_POLL;
+    } else if (seconds > 1e9) {
+        *until = ENCL_FOREVER;
+    } else {
+        *until = encl_now_ns() + (int64_t)(seconds * 1e9);
+    }
+    return true;
+}
+
+int64_t binding_slice(int64_t until) {
+    int64_t next;
+
+    if (until == ENCL_POLL) {
+        return ENCL_POLL;
+    }
+    next = encl_now_ns() + BINDING_SLICE_NS;
+    return until < next ? until : next;
+}
+
+PyObject *binding_bytes(encl_slice bytes) {
+    if (bytes.data == NULL) {
+        Py_RETURN_NONE;
+    }
+    return PyBytes_FromStringAndSize((const char *)bytes.data, (Py_ssize_t)bytes.len);
+}
+
+bool binding_pcr(PyObject *value, encl_pcr *pcr) {
+    char *data;
+    Py_ssize_t len;
+
+    if (PyBytes_AsStringAndSize(value, &data, &len) != 0) {
+        return false;
+    }
+    if (len != 32 && len != 48 && len != 64) {
+        PyErr_Format(PyExc_ValueError, "a PCR: expected 32, 48 or 64 bytes, came %zd", len);
+        return false;
+    }
+    memset(pcr, 0, sizeof *pcr);
+    memcpy(pcr->value, data, (size_t)len);
+    pcr->len = (uint8_t)len;
+    return true;
+}
+
+/* Takes value's reference, also on failure. */
+static bool put(PyObject *dict, const char *key, PyObject *value) {
+    int rc = value == NULL ? -1 : PyDict_SetItemString(dict, key, value);
+
+    Py_XDECREF(value);
+    return rc == 0;
+}
+
+static PyObject *pcrs_dict(const encl_attestation *a) {
+    PyObject *dict = PyDict_New();
+
+    for (int i = 0; dict != NULL && i < ENCL_PCR_SLOTS; i++) {
+        PyObject *index, *value;
+        int rc;
+
+        if (a->pcrs[i].len == 0) {
+            continue;
+        }
+        index = PyLong_FromLong(i);
+        value = binding_bytes(ENCL_SLICE(a->pcrs[i].value, a->pcrs[i].len));
+        rc = index == NULL || value == NULL ? -1 : PyDict_SetItem(dict, index, value);
+        Py_XDECREF(index);
+        Py_XDECREF(value);
+        if (rc != 0) {
+            Py_CLEAR(dict);
+        }
+    }
+    return dict;
+}
+
+static PyObject *bundle_list(const encl_attestation *a) {
+    PyObject *list = PyList_New(0);
+
+    for (size_t i = 0; list != NULL && i < a->cabundle_len; i++) {
+        PyObject *der = binding_bytes(a->cabundle[i]);
+
+        if (der == NULL || PyList_Append(list, der) != 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(der);
+    }
+    return list;
+}
+
+static const char *form_name(encl_doc_form form) {
+    switch (form) {
+    case ENCL_DOC_NITRO:
+        return "nitro";
+    case ENCL_DOC_DEBUG:
+        return "debug";
+    default:
+        return "stub";
+    }
+}
+
+PyObject *binding_attestation(const encl_attestation *a) {
+    PyObject *dict = PyDict_New();
+
+    if (dict == NULL) {
+        return NULL;
+    }
+    if (put(dict, "form", PyUnicode_FromString(form_name(a->form))) &&
+        put(dict, "module_id",
+            PyUnicode_DecodeUTF8((const char *)a->module_id.data, (Py_ssize_t)a->module_id.len,
+                                 "replace")) &&
+        put(dict, "timestamp", PyLong_FromUnsignedLongLong(a->timestamp_ms)) &&
+        put(dict, "pcrs", pcrs_dict(a)) &&
+        put(dict, "certificate",
+            PyBytes_FromStringAndSize((const char *)a->certificate.data,
+                                      (Py_ssize_t)a->certificate.len)) &&
+        put(dict, "cabundle", bundle_list(a)) &&
+        put(dict, "public_key", binding_bytes(a->public_key)) &&
+        put(dict, "user_data", binding_bytes(a->user_data)) &&
+        put(dict, "nonce", binding_bytes(a->nonce)) &&
+        put(dict, "verified_at", PyLong_FromLongLong(a->verified_at)) &&
+        put(dict, "document", binding_bytes(ENCL_SLICE(a->raw, a->raw_len)))) {
+        return dict;
+    }
+    Py_DECREF(dict);
+    return NULL;
+}
+
+PyTypeObject *binding_add_type(PyObject *module, PyType_Spec *spec) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+
+    if (type == NULL || PyModule_AddType(module, (PyTypeObject *)type) != 0) {
+        Py_XDECREF(type);
+        return NULL;
+    }
+    return (PyTypeObject *)type;
+}
+
+void binding_free(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    release(self);
+    Py_DECREF(type);
+}
