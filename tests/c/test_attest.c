@@ -1,0 +1,519 @@
+/* attest: documents of a chain made here, under sanitizers; the link cache from the inside. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <openssl/ec.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/x509.h>
+#include <openssl/x509v3.h>
+
+#include "attest/internal.h"
+#include "attest/reader.h"
+
+#define NOW   1800000000
+#define HOUR  3600
+#define BYTES ENCL_SLICE
+
+static const uint8_t nonce_bytes[32] = {1, 2, 3, 4, 5};
+#define NONCE BYTES(nonce_bytes, sizeof nonce_bytes)
+
+/* A root, one CA and a leaf, and what a good document from them says. */
+typedef struct fixture {
+    uint8_t der[3][ENCL_CERT_MAX_BYTES], key[512], document[4096];
+    encl_slice cert[3], leaf_key, good;
+    encl_pins pins;
+    encl_policy policy;
+    encl_doc_template doc;
+} fixture;
+
+static void extend(X509 *cert, int nid, const char *value) {
+    X509_EXTENSION *extension = X509V3_EXT_conf_nid(NULL, NULL, nid, value);
+
+    assert_non_null(extension);
+    assert_int_equal(X509_add_ext(cert, extension, -1), 1);
+    X509_EXTENSION_free(extension);
+}
+
+static void name(X509_NAME *n, const char *common) {
+    assert_int_equal(
+        X509_NAME_add_entry_by_txt(n, "CN", MBSTRING_ASC, (const uint8_t *)common, -1, -1, 0), 1);
+}
+
+static void issue(fixture *f, size_t i, EVP_PKEY *key, EVP_PKEY *issuer) {
+    static const char *const names[] = {"root", "ca", "leaf"};
+    X509 *cert = X509_new();
+    uint8_t *to = f->der[i];
+    int n;
+
+    assert_int_equal(X509_set_version(cert, X509_VERSION_3), 1);
+    assert_int_equal(ASN1_INTEGER_set(X509_get_serialNumber(cert), (long)i + 1), 1);
+    assert_non_null(ASN1_TIME_set(X509_getm_notBefore(cert), NOW - HOUR));
+    assert_non_null(ASN1_TIME_set(X509_getm_notAfter(cert), NOW + HOUR));
+    name(X509_get_subject_name(cert), names[i]);
+    name(X509_get_issuer_name(cert), names[i == 0 ? 0 : i - 1]);
+    assert_int_equal(X509_set_pubkey(cert, key), 1);
+    extend(cert, NID_basic_constraints, i == 2 ? "critical,CA:FALSE" : "critical,CA:TRUE");
+    extend(cert, NID_key_usage, i == 2 ? "critical,digitalSignature" : "critical,keyCertSign");
+    assert_true(X509_sign(cert, issuer, EVP_sha384()) > 0);
+    n = i2d_X509(cert, NULL);
+    assert_in_range(n, 1, ENCL_CERT_MAX_BYTES);
+    assert_int_equal(i2d_X509(cert, &to), n);
+    f->cert[i] = BYTES(f->der[i], (size_t)n);
+    X509_free(cert);
+}
+
+static void keep_key(fixture *f, const EVP_PKEY *key) {
+    PKCS8_PRIV_KEY_INFO *info = EVP_PKEY2PKCS8(key);
+    uint8_t *to = f->key;
+    int n = i2d_PKCS8_PRIV_KEY_INFO(info, &to);
+
+    assert_in_range(n, 1, sizeof f->key);
+    f->leaf_key = BYTES(f->key, (size_t)n);
+    PKCS8_PRIV_KEY_INFO_free(info);
+}
+
+static encl_slice sign_into(fixture *f, encl_slice key, uint8_t *block, size_t cap) {
+    encl_buf out;
+    encl_error err;
+
+    encl_buf_wrap(&out, block, cap);
+    assert_int_equal(encl_attest_sign(&f->doc, key, &out, &err), ENCL_OK);
+    return encl_buf_peek(&out);
+}
+
+static int setup(void **state) {
+    fixture *f = calloc(1, sizeof *f);
+    EVP_PKEY *keys[3];
+    encl_error err;
+
+    assert_non_null(f);
+    for (size_t i = 0; i < 3; i++) {
+        keys[i] = EVP_EC_gen("P-384");
+        assert_non_null(keys[i]);
+        issue(f, i, keys[i], keys[i == 0 ? 0 : i - 1]);
+    }
+    keep_key(f, keys[2]);
+    for (size_t i = 0; i < 3; i++) {
+        EVP_PKEY_free(keys[i]);
+        f->pins.pcr[i].len = 48;
+        memset(f->pins.pcr[i].value, (int)i + 1, 48);
+        f->doc.pcrs[i] = f->pins.pcr[i];
+    }
+    f->doc.module_id = BYTES("module", 6);
+    f->doc.timestamp_ms = (uint64_t)NOW * 1000;
+    f->doc.certificate = f->cert[2];
+    f->doc.cabundle[0] = f->cert[0];
+    f->doc.cabundle[1] = f->cert[1];
+    f->doc.cabundle_len = 2;
+    f->doc.nonce = NONCE;
+    f->good = sign_into(f, f->leaf_key, f->document, sizeof f->document);
+    assert_int_equal(encl_policy_init(&f->policy, &f->pins, 1, f->cert[0], false, true, &err),
+                     ENCL_OK);
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state) {
+    fixture *f = *state;
+
+    encl_policy_free(&f->policy);
+    free(f);
+    return 0;
+}
+
+/* In a block of exactly its size, so that a sanitizer sees any step beyond. */
+static encl_code verify(const fixture *f, encl_slice document, encl_link_cache *cache,
+                        encl_error *err) {
+    uint8_t *exact = malloc(document.len == 0 ? 1 : document.len);
+    encl_attestation *a = NULL;
+    encl_code rc;
+
+    memcpy(exact, document.data, document.len);
+    rc = encl_attest_verify(BYTES(exact, document.len), &f->policy, NONCE, NOW, cache, &a, err);
+    free(exact);
+    assert_true((rc == ENCL_OK) == (a != NULL));
+    if (a != NULL) {
+        assert_int_equal(a->nonce.len, 32);
+        assert_memory_equal(a->nonce.data, nonce_bytes, 32);
+    }
+    encl_attestation_free(a);
+    return rc;
+}
+
+static void a_good_document_verifies_and_owns_its_bytes(void **state) {
+    fixture *f = *state;
+    encl_error err;
+
+    assert_int_equal(verify(f, f->good, NULL, &err), ENCL_OK);
+}
+
+static void every_prefix_is_refused(void **state) {
+    fixture *f = *state;
+    encl_error err;
+
+    for (size_t n = 0; n < f->good.len; n++) {
+        assert_int_equal(verify(f, BYTES(f->good.data, n), NULL, &err), ENCL_E_DOCUMENT);
+    }
+}
+
+/* No byte of a document is free: whatever changes, some check must notice. */
+static void every_flipped_byte_is_refused(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+    uint8_t changed[4096];
+
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    memcpy(changed, f->good.data, f->good.len);
+    for (size_t i = 0; i < f->good.len; i++) {
+        changed[i] ^= (uint8_t)(1u << (i % 8));
+        if (verify(f, BYTES(changed, f->good.len), cache, &err) == ENCL_OK) {
+            fail_msg("byte %zu does not matter", i);
+        }
+        changed[i] = f->good.data[i];
+    }
+    assert_int_equal(verify(f, BYTES(changed, f->good.len), cache, &err), ENCL_OK);
+    encl_link_cache_free(cache);
+}
+
+/* Debug documents carry no signature, so that all of the parser is open to whoever sends one. */
+static void debug_documents_of_random_damage_do_no_harm(void **state) {
+    fixture *f = *state;
+    encl_policy debug;
+    encl_error err;
+    encl_attestation *a;
+    uint8_t changed[4096];
+    uint32_t seed = 12345;
+
+    assert_int_equal(encl_policy_init(&debug, &f->pins, 1, ENCL_SLICE_NONE, true, true, &err),
+                     ENCL_OK);
+    for (int round = 0; round < 20000; round++) {
+        size_t n = f->good.len;
+
+        memcpy(changed, f->good.data, n);
+        for (int i = 0; i < 3; i++) {
+            seed = seed * 1664525 + 1013904223;
+            changed[(seed >> 8) % (i == 0 ? 64 : n)] = (uint8_t)(seed >> 24);
+        }
+        if (encl_attest_verify(BYTES(changed, n), &debug, NONCE, NOW, NULL, &a, &err) == ENCL_OK) {
+            assert_int_equal(a->form, ENCL_DOC_DEBUG);
+            encl_attestation_free(a);
+        } else {
+            assert_null(a);
+        }
+    }
+    encl_policy_free(&debug);
+}
+
+static void debug_takes_the_stub_and_unsigned_documents(void **state) {
+    fixture *f = *state;
+    encl_policy debug;
+    encl_error err;
+    encl_attestation *a;
+    uint8_t block[4096], other[32] = {9};
+    encl_slice unsigned_document = sign_into(f, ENCL_SLICE_NONE, block, sizeof block);
+
+    assert_int_equal(encl_policy_init(&debug, NULL, 0, ENCL_SLICE_NONE, true, true, &err), ENCL_OK);
+    assert_int_equal(encl_attest_verify(NONCE, &debug, NONCE, NOW, NULL, &a, &err), ENCL_OK);
+    assert_int_equal(a->form, ENCL_DOC_STUB);
+    encl_attestation_free(a);
+    assert_int_equal(encl_attest_verify(BYTES(other, 32), &debug, NONCE, NOW, NULL, &a, &err),
+                     ENCL_E_NONCE);
+    assert_int_equal(encl_attest_verify(unsigned_document, &debug, NONCE, NOW, NULL, &a, &err),
+                     ENCL_OK);
+    assert_int_equal(a->form, ENCL_DOC_DEBUG);
+    encl_attestation_free(a);
+    encl_policy_free(&debug);
+    assert_int_equal(verify(f, NONCE, NULL, &err), ENCL_E_DOCUMENT);
+    assert_non_null(strstr(err.message, "debug enclave"));
+    assert_int_equal(verify(f, unsigned_document, NULL, &err), ENCL_E_SIGNATURE);
+}
+
+static void an_empty_nonce_never_matches(void **state) {
+    fixture *f = *state;
+    encl_attestation *a;
+    encl_error err;
+    uint8_t block[4096];
+    encl_slice document;
+
+    f->doc.nonce = ENCL_SLICE_NONE;
+    document = sign_into(f, f->leaf_key, block, sizeof block);
+    f->doc.nonce = NONCE;
+    assert_int_equal(encl_attest_verify(document, &f->policy, BYTES("", 0), NOW, NULL, &a, &err),
+                     ENCL_E_INVALID);
+    assert_null(a);
+    assert_int_equal(encl_attest_verify(document, &f->policy, NONCE, NOW, NULL, &a, &err),
+                     ENCL_E_NONCE);
+    assert_int_equal(encl_attest_verify(document, &f->policy, ENCL_SLICE_NONE, NOW, NULL, &a, &err),
+                     ENCL_OK);
+    encl_attestation_free(a);
+}
+
+/* TLS in the same thread reads the queue after its own calls. */
+static void openssls_error_queue_is_left_as_it_was(void **state) {
+    fixture *f = *state;
+    encl_policy policy;
+    encl_error err;
+    uint8_t changed[4096], block[4096];
+    encl_buf out;
+
+    ERR_clear_error();
+    ERR_raise(ERR_LIB_USER, 42);
+    memcpy(changed, f->good.data, f->good.len);
+    changed[f->good.len - 1] ^= 1;
+    assert_int_equal(verify(f, BYTES(changed, f->good.len), NULL, &err), ENCL_E_SIGNATURE);
+    memset(changed + f->good.len - 96, 0xff, 96);
+    assert_int_equal(verify(f, BYTES(changed, f->good.len), NULL, &err), ENCL_E_SIGNATURE);
+    assert_int_equal(encl_policy_init(&policy, NULL, 0, BYTES("no root", 7), true, true, &err),
+                     ENCL_E_INVALID);
+    encl_buf_wrap(&out, block, sizeof block);
+    assert_int_equal(encl_attest_sign(&f->doc, BYTES("no key", 6), &out, &err), ENCL_E_INVALID);
+    assert_int_equal(ERR_GET_REASON(ERR_get_error()), 42);
+    assert_int_equal(ERR_get_error(), 0);
+}
+
+static void a_policy_owns_copies(void **state) {
+    fixture *f = *state;
+    encl_policy policy;
+    encl_pins pins = f->pins;
+    encl_error err;
+    uint8_t *root = malloc(f->cert[0].len);
+    encl_attestation *a;
+
+    memcpy(root, f->cert[0].data, f->cert[0].len);
+    assert_int_equal(
+        encl_policy_init(&policy, &pins, 1, BYTES(root, f->cert[0].len), false, true, &err),
+        ENCL_OK);
+    memset(root, 0, f->cert[0].len);
+    free(root);
+    memset(&pins, 0, sizeof pins);
+    assert_int_equal(encl_attest_verify(f->good, &policy, NONCE, NOW, NULL, &a, &err), ENCL_OK);
+    encl_attestation_free(a);
+    encl_policy_free(&policy);
+    assert_null(policy.root);
+    assert_null(policy.pins);
+    assert_int_equal(encl_attest_verify(f->good, &policy, NONCE, NOW, NULL, &a, &err),
+                     ENCL_E_INVALID);
+    encl_policy_free(&policy);
+}
+
+static void a_policy_that_fails_holds_nothing(void **state) {
+    fixture *f = *state;
+    encl_policy policy;
+    encl_error err;
+
+    assert_int_equal(encl_policy_init(&policy, &f->pins, 1, BYTES("x", 1), false, true, &err),
+                     ENCL_E_INVALID);
+    assert_null(policy.pins);
+    assert_int_equal(encl_policy_init(&policy, NULL, 0, ENCL_SLICE_NONE, false, true, &err),
+                     ENCL_E_INVALID);
+    assert_int_equal(encl_policy_init(&policy, &f->pins, 1025, ENCL_SLICE_NONE, false, true, &err),
+                     ENCL_E_INVALID);
+    assert_non_null(strstr(err.message, "at most 1024 sets, came 1025"));
+}
+
+static void a_pcr_beyond_its_slot_is_not_signed(void **state) {
+    fixture *f = *state;
+    encl_doc_template doc = f->doc;
+    encl_buf out;
+    encl_error err;
+    uint8_t block[4096];
+
+    doc.pcrs[31].len = 65;
+    encl_buf_wrap(&out, block, sizeof block);
+    assert_int_equal(encl_attest_sign(&doc, f->leaf_key, &out, &err), ENCL_E_INVALID);
+    assert_int_equal(encl_buf_readable(&out), 0);
+}
+
+/* What does not fit is refused whole or not at all, at every size. */
+static void signing_respects_the_buffer(void **state) {
+    fixture *f = *state;
+    encl_error err;
+
+    for (size_t cap = 0; cap < f->good.len; cap += 7) {
+        uint8_t *block = malloc(cap == 0 ? 1 : cap);
+        encl_buf out;
+
+        encl_buf_wrap(&out, block, cap);
+        assert_int_equal(encl_attest_sign(&f->doc, ENCL_SLICE_NONE, &out, &err), ENCL_E_INVALID);
+        free(block);
+    }
+}
+
+static bool has(encl_link_cache *cache, const char *child, const char *issuer, int64_t now) {
+    return encl_link_cache_has(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)),
+                               now);
+}
+
+static void put(encl_link_cache *cache, const char *child, const char *issuer, int64_t expires) {
+    encl_link_cache_put(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)), expires);
+}
+
+static void the_cache_knows_exact_pairs_only(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_false(has(cache, "ab", "cd", 0));
+    put(cache, "ab", "cd", 100);
+    assert_true(has(cache, "ab", "cd", 0));
+    assert_false(has(cache, "cd", "ab", 0));
+    assert_false(has(cache, "abc", "d", 0));
+    assert_false(has(cache, "a", "bcd", 0));
+    assert_false(has(cache, "abcd", "", 0));
+    assert_false(has(cache, "ab", "ce", 0));
+    assert_false(has(cache, "ab", "", 0));
+    assert_int_equal(encl_link_cache_hits(cache), 1);
+    encl_link_cache_free(cache);
+}
+
+static void cached_links_end_with_their_validity(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    put(cache, "a", "b", 100);
+    put(cache, "c", "d", 200);
+    assert_true(has(cache, "a", "b", 99));
+    assert_false(has(cache, "a", "b", 100));
+    assert_false(has(cache, "a", "b", 99)); /* dropped, not only hidden */
+    assert_true(has(cache, "c", "d", 100));
+    put(cache, "a", "b", 300);
+    assert_true(has(cache, "a", "b", 299));
+    encl_link_cache_free(cache);
+}
+
+static void a_full_cache_replaces_what_ends_first(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(3, &cache, &err), ENCL_OK);
+    put(cache, "a", "", 300);
+    put(cache, "b", "", 100);
+    put(cache, "c", "", 200);
+    put(cache, "c", "", 200); /* again: takes no second slot */
+    assert_true(has(cache, "b", "", 0));
+    put(cache, "d", "", 400);
+    assert_false(has(cache, "b", "", 0));
+    assert_true(has(cache, "a", "", 0) && has(cache, "c", "", 0) && has(cache, "d", "", 0));
+    for (int i = 0; i < 100; i++) {
+        char child[2] = {(char)(i + 1), 0};
+
+        put(cache, child, "x", 1000 + i);
+    }
+    assert_false(has(cache, "a", "", 0) || has(cache, "c", "", 0) || has(cache, "d", "", 0));
+    assert_true(has(cache, "d", "x", 0)); /* the last one put: 'd' is 100 */
+    encl_link_cache_free(cache);
+}
+
+/* The chain's own use: both ends bound the entry, whichever is shorter. */
+static void a_link_is_remembered_until_the_shorter_validity(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    assert_true(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR - 1));
+    assert_true(encl_link_cache_has(cache, f->cert[1], f->cert[0], NOW + HOUR - 1));
+    assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR));
+    assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[0], NOW));
+    encl_link_cache_free(cache);
+}
+
+static void cache_sizes_are_bounded(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(0, &cache, &err), ENCL_E_INVALID);
+    assert_null(cache);
+    assert_int_equal(encl_link_cache_new(4097, &cache, &err), ENCL_E_INVALID);
+    assert_int_equal(encl_link_cache_new(4096, &cache, &err), ENCL_OK);
+    encl_link_cache_free(cache);
+    encl_link_cache_free(NULL);
+}
+
+static encl_code skip_one(const char *bytes, size_t n, size_t *left) {
+    uint8_t *exact = malloc(n == 0 ? 1 : n);
+    encl_buf in;
+    encl_error err;
+    encl_code rc;
+
+    memcpy(exact, bytes, n);
+    encl_buf_wrap_read(&in, BYTES(exact, n));
+    rc = encl_item_skip(&in, &err);
+    *left = encl_buf_readable(&in);
+    free(exact);
+    return rc;
+}
+
+static void skipping_takes_one_whole_item(void **state) {
+    static const struct {
+        const char *bytes;
+        size_t n, left;
+        encl_code rc;
+    } cases[] = {
+        {"\x00\x01", 2, 1, ENCL_OK},
+        {"\x80\x01", 2, 1, ENCL_OK},
+        {"\xa0\x01", 2, 1, ENCL_OK},
+        {"\x82\x01\x82\x02\x03\x04", 6, 1, ENCL_OK},
+        {"\xa1\x01\x9f\xff\x04", 5, 1, ENCL_OK},
+        {"\xbf\x01\xa1\x02\x03\xff\x04", 7, 1, ENCL_OK},
+        {"\xc6\xd8\x63\x61x\x04", 6, 1, ENCL_OK},
+        {"\xfb\0\0\0\0\0\0\0\0\x04", 10, 1, ENCL_OK},
+        {"\x81\x81\x81\x81\x81\x81\x81\x81\x00", 9, 0, ENCL_OK},
+        {"\x81\x81\x81\x81\x81\x81\x81\x81\x81\x00", 10, 1, ENCL_E_DOCUMENT},
+        {"\xff", 1, 0, ENCL_E_DOCUMENT},
+        {"\x9f\x01", 2, 0, ENCL_E_DOCUMENT},
+        {"\xbf\x01\xff", 3, 0, ENCL_E_DOCUMENT},
+        {"\xa1\x01\xff", 3, 0, ENCL_E_DOCUMENT},
+        {"\x5f\x41\x00\xff", 4, 3, ENCL_E_DOCUMENT},
+        {"\x5b\xff\xff\xff\xff\xff\xff\xff\xff", 9, 9, ENCL_E_DOCUMENT},
+        {"\x58", 1, 1, ENCL_E_DOCUMENT},
+        {"", 0, 0, ENCL_E_DOCUMENT},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t left;
+
+        if (skip_one(cases[i].bytes, cases[i].n, &left) != cases[i].rc ||
+            (cases[i].rc == ENCL_OK && left != cases[i].left)) {
+            fail_msg("case %zu, %zu bytes left", i, left);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_good_document_verifies_and_owns_its_bytes),
+        cmocka_unit_test(every_prefix_is_refused),
+        cmocka_unit_test(every_flipped_byte_is_refused),
+        cmocka_unit_test(debug_documents_of_random_damage_do_no_harm),
+        cmocka_unit_test(debug_takes_the_stub_and_unsigned_documents),
+        cmocka_unit_test(an_empty_nonce_never_matches),
+        cmocka_unit_test(openssls_error_queue_is_left_as_it_was),
+        cmocka_unit_test(a_policy_owns_copies),
+        cmocka_unit_test(a_policy_that_fails_holds_nothing),
+        cmocka_unit_test(a_pcr_beyond_its_slot_is_not_signed),
+        cmocka_unit_test(signing_respects_the_buffer),
+        cmocka_unit_test(the_cache_knows_exact_pairs_only),
+        cmocka_unit_test(cached_links_end_with_their_validity),
+        cmocka_unit_test(a_full_cache_replaces_what_ends_first),
+        cmocka_unit_test(a_link_is_remembered_until_the_shorter_validity),
+        cmocka_unit_test(cache_sizes_are_bounded),
+        cmocka_unit_test(skipping_takes_one_whole_item),
+    };
+
+    return cmocka_run_group_tests_name("attest", tests, setup, teardown);
+}
