@@ -102,7 +102,7 @@ def _stop_at_end_of_input(server: uvicorn.Server) -> None:
 
 def main() -> None:
     listener = socket.create_server(("127.0.0.1", int(os.environ.get("PORT", "0"))))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
     print(f"listening {listener.getsockname()[1]}", flush=True)
