@@ -78,7 +78,8 @@ const char *encl_code_name(encl_code code);
 #define ENCL_ENSURE(cond, err, code, ...)                                                          \
     do {                                                                                           \
         if (!(cond)) {                                                                             \
-            return encl_fail((err), (code), __VA_ARGS__);                                          \
+            (void)encl_fail((err), (code), __VA_ARGS__);                                           \
+            return (code);                                                                         \
         }                                                                                          \
     } while (0)
 
@@ -93,7 +94,8 @@ const char *encl_code_name(encl_code code);
 #define ENCL_ENSURE_GOTO(cond, label, err, code, ...)                                              \
     do {                                                                                           \
         if (!(cond)) {                                                                             \
-            rc = encl_fail((err), (code), __VA_ARGS__);                                            \
+            (void)encl_fail((err), (code), __VA_ARGS__);                                           \
+            rc = (code);                                                                           \
             goto label;                                                                            \
         }                                                                                          \
     } while (0)
