@@ -1,0 +1,109 @@
+"""Attested, end-to-end encrypted channels to AWS Nitro Enclaves.
+
+>>> from enclavia import Client, Pcrs
+>>> with Client("wss://<id>.enclaves.beta.enclavia.io", pcrs=Pcrs.load("status.json")) as client:
+...     client.get("/health").raise_for_status()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._attestation import Attestation, verify_attestation
+from ._channel import Channel, Stream
+from ._client import AsyncClient, Client
+from ._core import AWS_ROOT_G1, VERSION
+from ._errors import (
+    AttestationError,
+    CertificateError,
+    ConnectError,
+    ConnectionClosed,
+    ConnectTimeout,
+    DebugModeWarning,
+    DocumentError,
+    EnclaviaError,
+    ForeignURL,
+    ForkedError,
+    InternalError,
+    InvalidRequest,
+    InvalidURL,
+    NonceMismatch,
+    PcrMismatch,
+    PoolTimeout,
+    ProtocolError,
+    ReadTimeout,
+    ServerError,
+    SignatureError,
+    StateError,
+    UpgradeChainError,
+    UpgradeRejected,
+    WriteTimeout,
+)
+from ._pcrs import Pcrs
+from ._transport import EnclaveTransport
+
+if TYPE_CHECKING:
+    from ._async_channel import AsyncChannel, AsyncStream
+    from ._async_transport import AsyncEnclaveTransport
+
+__all__ = [
+    "AWS_ROOT_G1",
+    "AsyncChannel",
+    "AsyncClient",
+    "AsyncEnclaveTransport",
+    "AsyncStream",
+    "Attestation",
+    "AttestationError",
+    "CertificateError",
+    "Channel",
+    "Client",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionClosed",
+    "DebugModeWarning",
+    "DocumentError",
+    "EnclaveTransport",
+    "EnclaviaError",
+    "ForeignURL",
+    "ForkedError",
+    "InternalError",
+    "InvalidRequest",
+    "InvalidURL",
+    "NonceMismatch",
+    "PcrMismatch",
+    "Pcrs",
+    "PoolTimeout",
+    "ProtocolError",
+    "ReadTimeout",
+    "ServerError",
+    "SignatureError",
+    "StateError",
+    "Stream",
+    "UpgradeChainError",
+    "UpgradeRejected",
+    "WriteTimeout",
+    "__version__",
+    "verify_attestation",
+]
+
+__version__ = VERSION
+
+# What needs anyio, which costs time to import, is imported when it is first asked for.
+_LAZY = {
+    "AsyncChannel": "._async_channel",
+    "AsyncEnclaveTransport": "._async_transport",
+    "AsyncStream": "._async_channel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,331 @@
+"""One verified connection, and raw streams over it: the awaited surface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.to_thread
+import httpx2
+
+from . import _core
+from ._attestation import Attestation
+from ._channel import first_piece
+from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
+from ._connecting import Connecting
+from ._errors import ConnectTimeout, PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from ._hub import loop_hub
+from ._pins import Pins, RootCertificate
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["AsyncChannel", "AsyncStream", "read_stream", "reserve_slot", "write_stream"]
+
+_READ_SIZE = 65_536
+_UNSET: Any = object()
+
+
+async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+    data = stream.read(n, 0)
+    if data is None:
+        hub = loop_hub()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while data is None:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if not await hub.wait(
+                lambda notifier, token: stream.notify(_core.READABLE, notifier, token),
+                remaining,
+                lambda notifier, token: stream.notify(0, notifier, token),
+            ):
+                raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+            data = stream.read(n, 0)
+    return data
+
+
+async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+    view = memoryview(data).cast("B")
+    total = len(view)
+    view = view[stream.write(view, 0) :]
+    while view:
+        if not await loop_hub().wait(
+            lambda notifier, token: stream.notify(_core.WRITABLE, notifier, token),
+            timeout,
+            lambda notifier, token: stream.notify(0, notifier, token),
+        ):
+            raise WriteTimeout(f"expected to send within {timeout} s, could not")
+        view = view[stream.write(view, 0) :]
+    return total
+
+
+async def reserve_slot(channel: _core.Channel, timeout: float | None) -> _core.Slot:
+    hub = loop_hub()
+    waiter = hub.waiter()
+    slot = hub.reserve(channel, waiter)
+    if slot.granted:
+        return slot
+    try:
+        if not await hub.wait_for(waiter, timeout):
+            raise PoolTimeout(f"expected a free slot within {timeout} s, got none")
+        # Returns at once: it is granted, or raises why the channel closed.
+        slot.wait(1e-6)
+    except BaseException:
+        slot.release()
+        raise
+    return slot
+
+
+class AsyncChannel:
+    """One WebSocket, one Noise channel, one verified enclave at the other end.
+
+    Made with :meth:`connect`; usable from any event loop (asyncio, uvloop, trio).
+    """
+
+    def __init__(self, config: ChannelConfig, core: _core.Channel, timeout: float | None) -> None:
+        self._config = config
+        self._core = core
+        self._timeout = timeout
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: float | None = 30.0,
+        max_in_flight: int = 64,
+    ) -> Connecting[Self]:
+        """Connects and verifies; to be awaited, or entered with ``async with``."""
+        config = ChannelConfig.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            max_in_flight=max_in_flight,
+        )
+        config.warn_debug(stacklevel=2)
+        return Connecting(lambda: cls._open(config, timeout))
+
+    @classmethod
+    async def _open(cls, config: ChannelConfig, timeout: float | None) -> Self:
+        core = config.open()
+        try:
+            if not await loop_hub().wait(core.notify_open, timeout):
+                raise ConnectTimeout(f"expected a verified connection within {timeout} s, got none")
+            core.wait_open(0)
+            channel = cls(config, core, timeout)
+            logger.info(
+                "verified %s: %s", config.url.authority, channel.attestation.module_id or "-"
+            )
+        except BaseException:
+            core.close(0)
+            raise
+        return channel
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified last."""
+        return Attestation._from_raw(self._core.attestation())
+
+    @property
+    def stats(self) -> dict[str, int]:
+        return self._core.stats()
+
+    @property
+    def closed(self) -> bool:
+        return self._core.state == "closed"
+
+    async def open_stream(
+        self, payload: Buffer = b"", timeout: float | None = _UNSET
+    ) -> AsyncStream:
+        """Opens a TCP connection from the enclave to the workload; ``payload`` is written to it
+        first. ``timeout``: for a free slot, and then for each read and write."""
+        timeout = self._or_default(timeout)
+        first, rest = first_piece(payload)
+        slot = await reserve_slot(self._core, timeout)
+        try:
+            stream = AsyncStream(self._core.open_stream(slot, first), timeout)
+        except BaseException:
+            slot.release()
+            raise
+        if rest:
+            try:
+                await stream.write(rest)
+            except BaseException:
+                await stream.close()
+                raise
+        return stream
+
+    async def request(self, data: Buffer, timeout: float | None = _UNSET) -> bytes:
+        """One shot; see :meth:`enclavia.Channel.request`."""
+        timeout = self._or_default(timeout)
+        slot = await reserve_slot(self._core, timeout)
+        try:
+            under_way = self._core.start_request(slot, data)
+        except BaseException:
+            slot.release()
+            raise
+        try:
+            answer = under_way.result(0)
+            if answer is None:
+                if not await loop_hub().wait(under_way.notify, timeout):
+                    raise ReadTimeout(f"expected an answer within {timeout} s, got none")
+                answer = under_way.result(0)
+        except BaseException:
+            under_way.abandon()
+            raise
+        assert answer is not None
+        return answer
+
+    async def attest(self, timeout: float | None = _UNSET) -> Attestation:
+        """A fresh document, verified like the first one."""
+        timeout = self._or_default(timeout)
+        hub = loop_hub()
+        waiter = hub.waiter()
+        number = hub.start_attest(self._core, waiter)
+        raw = self._core.finish_attest(number, 0)
+        if raw is None:
+            if not await hub.wait_for(waiter, timeout):
+                raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
+            raw = self._core.finish_attest(number, 0)
+        assert raw is not None
+        return Attestation._from_raw(raw)
+
+    async def close(self) -> None:
+        """Sends what was written, then closes; streams still open end."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._core.close)
+
+    aclose = close
+
+    def _or_default(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is _UNSET else timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an AsyncChannel cannot be pickled: its keys must exist once. An AsyncClient can "
+            "(it opens its own)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<AsyncChannel {self._config.url} {self._core.state}>"
+
+
+class AsyncStream:
+    """One TCP connection to the workload. As :class:`enclavia.Stream`, awaited."""
+
+    def __init__(self, core: _core.Stream, timeout: float | None) -> None:
+        self._core = core
+        self.read_timeout = timeout
+        self.write_timeout = timeout
+        self._closed = False
+
+    @property
+    def timeout(self) -> float | None:
+        """Both timeouts; setting it sets both."""
+        return self.read_timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        self.read_timeout = self.write_timeout = value
+
+    @property
+    def id(self) -> int:
+        return self._core.id
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def at_eof(self) -> bool:
+        """The workload closed and everything was read."""
+        return self._core.at_eof
+
+    async def read(self, n: int = -1) -> bytes:
+        """1 to n bytes; ``b""`` at the end. Without n: everything up to the end."""
+        self._check_open()
+        if n >= 0:
+            return await read_stream(self._core, n, self.read_timeout) if n else b""
+        pieces: list[bytes] = []
+        while piece := await read_stream(self._core, _READ_SIZE, self.read_timeout):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def readinto(self, buffer: Buffer) -> int:
+        self._check_open()
+        view = memoryview(buffer).cast("B")
+        while (count := self._core.readinto(view, 0)) is None:
+            if not await loop_hub().wait(
+                lambda notifier, token: self._core.notify(_core.READABLE, notifier, token),
+                self.read_timeout,
+                lambda notifier, token: self._core.notify(0, notifier, token),
+            ):
+                raise ReadTimeout(
+                    f"expected bytes from the workload within {self.read_timeout} s, got none"
+                )
+        return count
+
+    async def write(self, data: Buffer) -> int:
+        """All of data, or an error."""
+        self._check_open()
+        return await write_stream(self._core, data, self.write_timeout)
+
+    async def write_eof(self) -> None:
+        """Shuts down our writing side. Some HTTP servers hang up when they see that."""
+        self._check_open()
+        self._core.write_eof()
+
+    async def close(self) -> None:
+        self._closed = True
+        self._core.close()
+
+    aclose = close
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the stream was closed")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.read(_READ_SIZE):
+            yield piece
+
+    async def __aenter__(self) -> Self:
+        self._check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AsyncStream cannot be pickled")
+
+    def __repr__(self) -> str:
+        return f"<AsyncStream {self._core.id} {'closed' if self._closed else 'open'}>"

@@ -1,0 +1,175 @@
+"""The awaiting httpx2 transport. For asyncio, uvloop and trio."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+import httpx2
+
+from . import _core
+from ._async_channel import read_stream, reserve_slot
+from ._config import UpgradeHeaders, Verify
+from ._errors import WriteTimeout
+from ._flow import Body, Exchange
+from ._hub import Waiter, loop_hub
+from ._pins import Pins, RootCertificate
+from ._retry import Retries
+from ._transport import DEFAULT_TIMEOUT, Settings, TransportBase, response_of
+
+__all__ = ["AsyncEnclaveTransport"]
+
+
+class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
+    """As :class:`enclavia.EnclaveTransport`, awaited. Not bound to one event loop."""
+
+    def __init__(
+        self,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
+        retries: Retries = 2,
+        max_channels: int = 1,
+        max_in_flight: int = 64,
+        limits: httpx2.Limits | None = None,
+    ) -> None:
+        settings = Settings.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            timeout=timeout,
+            retries=retries,
+            max_channels=max_channels,
+            max_in_flight=max_in_flight,
+            limits=limits,
+        )
+        settings.config.warn_debug(stacklevel=2)
+        TransportBase.__init__(self, settings, LoopIo)
+
+    @classmethod
+    def _of(cls, settings: Settings) -> Self:
+        transport = cls.__new__(cls)
+        TransportBase.__init__(transport, settings, LoopIo)
+        return transport
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TransportBase.__init__(self, state["settings"], LoopIo)
+
+    async def connect(self, timeout: float | None = None) -> None:
+        """Connects and verifies now, where that has not been done."""
+        engine = self._engine
+        timeouts = engine.timeouts
+        if timeout is not None:
+            timeouts = dataclasses.replace(timeouts, connect=timeout)
+        await engine.open(timeouts)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        exchange = await self._engine.handle(request)
+        return response_of(exchange, AsyncResponseBody(exchange), _network_stream)
+
+    async def aclose(self) -> None:
+        tunnels = self._engine.close()
+        with anyio.CancelScope(shield=True):
+            for tunnel in tunnels:
+                await anyio.to_thread.run_sync(tunnel.close, 1.0)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+
+def _network_stream(exchange: Exchange) -> Any:
+    from ._upgraded import AsyncNetworkStream
+
+    return AsyncNetworkStream(exchange)
+
+
+class AsyncResponseBody(httpx2.AsyncByteStream):
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._exchange.upgraded:
+            return
+        while (data := await self._exchange.next_data()) is not None:
+            yield data
+
+    async def aclose(self) -> None:
+        await self._exchange.abandon()
+
+
+class LoopIo:
+    """Waiting, as a task does it: the event loop goes on meanwhile."""
+
+    def waiter(self) -> Waiter:
+        return loop_hub().waiter()
+
+    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        return await loop_hub().wait_for(waiter, timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+        return await loop_hub().wait(channel.notify_open, timeout)
+
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+        return await reserve_slot(channel, timeout)
+
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+        return await read_stream(stream, n, timeout)
+
+    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+        return await loop_hub().wait(
+            lambda notifier, token: stream.notify(what, notifier, token),
+            timeout,
+            lambda notifier, token: stream.notify(0, notifier, token),
+        )
+
+    def body(self, request: httpx2.Request) -> Body:
+        if not isinstance(request.stream, httpx2.AsyncByteStream):
+            raise RuntimeError("Attempted to send a sync request with an AsyncClient instance.")
+        return _IteratedBody(request.stream)
+
+
+class _IteratedBody:
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+        self._iterator: AsyncIterator[bytes] | None = None
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        if self._iterator is None:
+            self._iterator = self._stream.__aiter__()
+        while True:
+            chunk = b""
+            with anyio.move_on_after(timeout) as scope:
+                try:
+                    chunk = await anext(self._iterator)
+                except StopAsyncIteration:
+                    return None
+            if chunk:
+                return chunk
+            if scope.cancelled_caught:
+                raise WriteTimeout(f"expected more of the request body within {timeout} s")
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await self._iterator.aclose()

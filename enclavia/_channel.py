@@ -1,0 +1,265 @@
+"""One verified connection, and raw streams over it: the blocking surface."""
+
+from __future__ import annotations
+
+import io
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx2
+
+from . import _core
+from ._attestation import Attestation
+from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
+from ._errors import ReadTimeout, StateError
+from ._pins import Pins, RootCertificate
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Channel", "Stream", "first_piece"]
+
+FIRST_PAYLOAD = 16_320
+_READ_SIZE = 65_536
+_UNSET: Any = object()
+
+
+def first_piece(data: Buffer) -> tuple[memoryview, memoryview]:
+    """What may travel with the opening of a stream, and the rest."""
+    view = memoryview(data).cast("B")
+    return view[:FIRST_PAYLOAD], view[FIRST_PAYLOAD:]
+
+
+class Channel:
+    """One WebSocket, one Noise channel, one verified enclave at the other end.
+
+    Made with :meth:`connect`; usable from any thread. It does not reconnect: that is what
+    :class:`enclavia.Client` does.
+    """
+
+    def __init__(self, config: ChannelConfig, core: _core.Channel, timeout: float | None) -> None:
+        self._config = config
+        self._core = core
+        self._timeout = timeout
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: float | None = 30.0,
+        max_in_flight: int = 64,
+    ) -> Self:
+        """Connects and verifies; raises where either fails. ``timeout`` bounds all of it, and is
+        what the channel's other calls wait at most where they are given none."""
+        config = ChannelConfig.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            max_in_flight=max_in_flight,
+        )
+        config.warn_debug(stacklevel=2)
+        core = config.open()
+        try:
+            core.wait_open(timeout)
+            channel = cls(config, core, timeout)
+            logger.info(
+                "verified %s: %s", config.url.authority, channel.attestation.module_id or "-"
+            )
+        except BaseException:
+            core.close(0)
+            raise
+        return channel
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified last."""
+        return Attestation._from_raw(self._core.attestation())
+
+    @property
+    def stats(self) -> dict[str, int]:
+        return self._core.stats()
+
+    @property
+    def closed(self) -> bool:
+        return self._core.state == "closed"
+
+    def open_stream(self, payload: Buffer = b"", timeout: float | None = _UNSET) -> Stream:
+        """Opens a TCP connection from the enclave to the workload; ``payload`` is written to it
+        first. ``timeout``: for a free slot, and then for each read and write."""
+        timeout = self._or_default(timeout)
+        first, rest = first_piece(payload)
+        slot = self._core.reserve(None, 0)
+        try:
+            if not slot.granted:
+                slot.wait(timeout)
+            stream = Stream(self._core.open_stream(slot, first), timeout)
+        except BaseException:
+            slot.release()
+            raise
+        if rest:
+            try:
+                stream.write(rest)
+            except BaseException:
+                stream.close()
+                raise
+        return stream
+
+    def request(self, data: Buffer, timeout: float | None = _UNSET) -> bytes:
+        """One shot: ``data`` is written to a new connection of the workload, which is read to its
+        end. Limited to about 34 KB of random bytes each way; use :meth:`open_stream` or
+        :class:`enclavia.Client` for more. An HTTP request needs ``Connection: close``."""
+        timeout = self._or_default(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        slot = self._core.reserve(None, 0)
+        try:
+            if not slot.granted:
+                slot.wait(timeout)
+            under_way = self._core.start_request(slot, data)
+        except BaseException:
+            slot.release()
+            raise
+        try:
+            answer = under_way.result(
+                None if deadline is None else max(1e-6, deadline - time.monotonic())
+            )
+        except BaseException:
+            under_way.abandon()
+            raise
+        if answer is None:
+            raise ReadTimeout(f"expected an answer within {timeout} s, got none")
+        return answer
+
+    def attest(self, timeout: float | None = _UNSET) -> Attestation:
+        """A fresh document, verified like the first one."""
+        timeout = self._or_default(timeout)
+        number = self._core.start_attest(None, 0)
+        raw = self._core.finish_attest(number, None if timeout is None else max(1e-6, timeout))
+        if raw is None:
+            raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
+        return Attestation._from_raw(raw)
+
+    def close(self) -> None:
+        """Sends what was written, then closes; streams still open end."""
+        self._core.close()
+
+    def _or_default(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is _UNSET else timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Channel cannot be pickled: its keys must exist once. A Client can (it opens its own)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Channel {self._config.url} {self._core.state}>"
+
+
+class Stream(io.RawIOBase):
+    """One TCP connection to the workload, file-like; ``io.BufferedReader`` and friends fit on it.
+
+    Reads and writes wait at most ``read_timeout`` and ``write_timeout`` seconds (None: for ever).
+    """
+
+    def __init__(self, core: _core.Stream, timeout: float | None) -> None:
+        super().__init__()
+        self._core = core
+        self.read_timeout = timeout
+        self.write_timeout = timeout
+
+    @property
+    def timeout(self) -> float | None:
+        """Both timeouts; setting it sets both."""
+        return self.read_timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        self.read_timeout = self.write_timeout = value
+
+    @property
+    def id(self) -> int:
+        return self._core.id
+
+    @property
+    def at_eof(self) -> bool:
+        """The workload closed and everything was read."""
+        return self._core.at_eof
+
+    def readable(self) -> bool:
+        self._check_open()
+        return True
+
+    def writable(self) -> bool:
+        self._check_open()
+        return True
+
+    def read(self, n: int | None = -1, /) -> bytes | None:
+        """1 to n bytes; ``b""`` at the end. Without n: everything up to the end."""
+        self._check_open()
+        if n is None or n < 0:
+            return self.readall()
+        return self._core.read(n, self.read_timeout) if n else b""
+
+    def readall(self) -> bytes:
+        pieces: list[bytes] = []
+        while piece := self._core.read(_READ_SIZE, self.read_timeout):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self._check_open()
+        return self._core.readinto(buffer, self.read_timeout)
+
+    def write(self, data: Buffer, /) -> int:
+        """All of data, or an error; with ``write_timeout`` 0 as much as can be taken now."""
+        self._check_open()
+        return self._core.write(data, self.write_timeout)
+
+    def write_eof(self) -> None:
+        """Shuts down our writing side. Some HTTP servers hang up when they see that."""
+        self._check_open()
+        self._core.write_eof()
+
+    def close(self) -> None:
+        if not super().closed:
+            try:
+                super().close()
+            finally:
+                self._core.close()
+
+    def _check_open(self) -> None:
+        if super().closed:
+            raise StateError("the stream was closed")
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Stream cannot be pickled")
+
+    def __repr__(self) -> str:
+        state = "closed" if super().closed or self._core.closed else "open"
+        return f"<Stream {self._core.id} {state}>"

@@ -1,0 +1,301 @@
+"""``Client`` and ``AsyncClient``: httpx2's, talking to one enclave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import httpx2
+
+from ._attestation import Attestation
+from ._config import UpgradeHeaders, Verify
+from ._connecting import Connecting
+from ._errors import ForeignURL
+from ._flow import Stats
+from ._pins import Pins, RootCertificate
+from ._retry import Retries
+from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings
+
+if TYPE_CHECKING:
+    from httpx2._client import EventHook
+    from httpx2._types import (
+        AuthTypes,
+        CookieTypes,
+        HeaderTypes,
+        QueryParamTypes,
+        TimeoutTypes,
+    )
+
+    from ._async_transport import AsyncEnclaveTransport
+
+__all__ = ["AsyncClient", "Client"]
+
+_UNSUPPORTED = {
+    "app": "requests go to the enclave; enclavia.testing.LocalEnclave(app) runs an app in a "
+    "local one",
+    "cert": "the enclave is proven by its attestation, and the client stays anonymous to it; "
+    "authenticate inside the channel (auth, headers)",
+    "http1": "HTTP/1.1 is what is spoken inside the channel",
+    "http2": "HTTP/1.1 is what is spoken inside the channel; one channel carries up to 64 "
+    "requests at once without it",
+    "mounts": "every request of this client goes through the enclave's channel; use another "
+    "client for other hosts, or mount enclavia.EnclaveTransport on an httpx2.Client",
+    "proxies": "the tunnel itself can go through one: proxy='http://host:port'",
+    "transport": "the transport is what makes this client; EnclaveTransport fits into an "
+    "httpx2.Client of your own",
+    "trust_env": "proxies and credentials of the environment are never used for an enclave; "
+    "proxy='http://host:port' sets one for the tunnel",
+    "uds": "an enclave is reached over a WebSocket",
+}
+
+
+def _refuse(cls: type, unsupported: Mapping[str, Any]) -> None:
+    for name in unsupported:
+        reason = _UNSUPPORTED.get(name)
+        if reason is None:
+            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {name!r}")
+        raise TypeError(f"{cls.__name__}() does not take {name!r}: {reason}")
+
+
+def _base_url(settings: Settings, base_url: httpx2.URL | str) -> httpx2.URL:
+    own = settings.config.url.base_url
+    if not base_url:
+        return own
+    url = own.join(base_url)
+    refusal = settings.config.url.refusal(url)
+    if refusal is not None:
+        raise ForeignURL(f"base_url: {refusal}")
+    return url
+
+
+class Client(httpx2.Client):
+    """An :class:`httpx2.Client` whose every request goes through an attested channel to one
+    enclave.
+
+    ``url`` is the enclave's (``wss://…``); requests are made with paths. Connects and verifies
+    when entered with ``with``, made with :meth:`connect`, or first used; and again whenever the
+    connection was lost. Beyond httpx2's keywords:
+
+    pcrs: the enclave's pinned :class:`Pcrs`, or several, one of which must match.
+    root: the attestation root certificate (PEM, DER, or a path). Default: AWS's.
+    debug_mode: talk to a debug enclave, whose identity nothing proves. Warns each time.
+    upgrade_headers: sent with the WebSocket upgrade, outside of the encrypted channel.
+    verify, proxy: for the outer TLS connection: True, False or a CA file; ``http://host:port``.
+    timeout: as httpx2's (default 30 s); ``connect`` covers DNS to attestation.
+    retries: how often a request without an answer may be sent again, where that is safe.
+    max_channels, max_in_flight: connections to the enclave, and requests at once on each.
+    """
+
+    def __init__(
+        self,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: TimeoutTypes = DEFAULT_TIMEOUT,
+        retries: Retries = 2,
+        max_channels: int = 1,
+        max_in_flight: int = 64,
+        limits: httpx2.Limits | None = None,
+        auth: AuthTypes | None = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        cookies: CookieTypes | None = None,
+        follow_redirects: bool = False,
+        max_redirects: int = 20,
+        event_hooks: Mapping[str, list[EventHook]] | None = None,
+        base_url: httpx2.URL | str = "",
+        default_encoding: str | Callable[[bytes], str | None] = "utf-8",
+        **unsupported: Any,
+    ) -> None:
+        _refuse(type(self), unsupported)
+        settings = Settings.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            timeout=httpx2.Timeout(timeout),
+            retries=retries,
+            max_channels=max_channels,
+            max_in_flight=max_in_flight,
+            limits=limits,
+        )
+        settings.config.warn_debug(stacklevel=2)
+        super().__init__(
+            transport=EnclaveTransport._of(settings),
+            trust_env=False,
+            auth=auth,
+            params=params,
+            headers=headers,
+            cookies=cookies,
+            timeout=timeout,
+            follow_redirects=follow_redirects,
+            max_redirects=max_redirects,
+            event_hooks=event_hooks,
+            base_url=_base_url(settings, base_url),
+            default_encoding=default_encoding,
+        )
+
+    @classmethod
+    def connect(cls, url: str | httpx2.URL, **keywords: Any) -> Self:
+        """A client that is connected, and its enclave verified, when this returns."""
+        client = cls(url, **keywords)
+        try:
+            client._enclave.connect()
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    @property
+    def _enclave(self) -> EnclaveTransport:
+        return cast(EnclaveTransport, self._transport)
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        return self._enclave.attestation
+
+    @property
+    def stats(self) -> Stats:
+        """What this client did and holds, in this process."""
+        return self._enclave.stats
+
+    def __enter__(self) -> Self:
+        super_enter = super().__enter__
+        if self.is_closed:
+            return super_enter()  # which refuses
+        try:
+            return super_enter()
+        except httpx2.HTTPError:
+            self.close()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _settings_only(self.__dict__)
+
+    def __repr__(self) -> str:
+        return f"<Client {self._enclave._settings.config.url}>"
+
+
+class AsyncClient(httpx2.AsyncClient):
+    """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
+
+    def __init__(
+        self,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: TimeoutTypes = DEFAULT_TIMEOUT,
+        retries: Retries = 2,
+        max_channels: int = 1,
+        max_in_flight: int = 64,
+        limits: httpx2.Limits | None = None,
+        auth: AuthTypes | None = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        cookies: CookieTypes | None = None,
+        follow_redirects: bool = False,
+        max_redirects: int = 20,
+        event_hooks: Mapping[str, list[EventHook]] | None = None,
+        base_url: httpx2.URL | str = "",
+        default_encoding: str | Callable[[bytes], str | None] = "utf-8",
+        **unsupported: Any,
+    ) -> None:
+        from ._async_transport import AsyncEnclaveTransport
+
+        _refuse(type(self), unsupported)
+        settings = Settings.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            timeout=httpx2.Timeout(timeout),
+            retries=retries,
+            max_channels=max_channels,
+            max_in_flight=max_in_flight,
+            limits=limits,
+        )
+        settings.config.warn_debug(stacklevel=2)
+        super().__init__(
+            transport=AsyncEnclaveTransport._of(settings),
+            trust_env=False,
+            auth=auth,
+            params=params,
+            headers=headers,
+            cookies=cookies,
+            timeout=timeout,
+            follow_redirects=follow_redirects,
+            max_redirects=max_redirects,
+            event_hooks=event_hooks,
+            base_url=_base_url(settings, base_url),
+            default_encoding=default_encoding,
+        )
+
+    @classmethod
+    def connect(cls, url: str | httpx2.URL, **keywords: Any) -> Connecting[Self]:
+        """A client that is connected, and its enclave verified: to be awaited, or entered with
+        ``async with``."""
+        client = cls(url, **keywords)
+
+        async def start() -> Self:
+            try:
+                await client._enclave.connect()
+            except BaseException:
+                await client.aclose()
+                raise
+            return client
+
+        return Connecting(start)
+
+    @property
+    def _enclave(self) -> AsyncEnclaveTransport:
+        return cast("AsyncEnclaveTransport", self._transport)
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        return self._enclave.attestation
+
+    @property
+    def stats(self) -> Stats:
+        """What this client did and holds, in this process."""
+        return self._enclave.stats
+
+    async def __aenter__(self) -> Self:
+        super_enter = super().__aenter__
+        if self.is_closed:
+            return await super_enter()  # which refuses
+        try:
+            return await super_enter()
+        except httpx2.HTTPError:
+            await self.aclose()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _settings_only(self.__dict__)
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient {self._enclave._settings.config.url}>"
+
+
+def _settings_only(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy in another process has not been opened there; closed stays closed."""
+    states = type(state["_state"])
+    kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
+    return {**state, "_state": kept}

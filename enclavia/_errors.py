@@ -1,0 +1,276 @@
+"""The errors of the package: one tree, each also the httpx2 error of the same meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import httpx2
+
+__all__ = [
+    "AttestationError",
+    "CertificateError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionClosed",
+    "DebugModeWarning",
+    "DocumentError",
+    "EnclaviaError",
+    "ForeignURL",
+    "ForkedError",
+    "InternalError",
+    "InvalidRequest",
+    "InvalidURL",
+    "NonceMismatch",
+    "PcrMismatch",
+    "PoolTimeout",
+    "ProtocolError",
+    "ReadTimeout",
+    "ServerError",
+    "SignatureError",
+    "StateError",
+    "UpgradeChainError",
+    "UpgradeRejected",
+    "WriteTimeout",
+]
+
+
+class DebugModeWarning(UserWarning):
+    """``debug_mode`` is on: who runs at the other end is not proven."""
+
+
+def _rebuild(cls: type[EnclaviaError], message: str, state: dict[str, Any]) -> EnclaviaError:
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+class EnclaviaError(Exception):
+    """The root of the tree. ``retryable``: the same call may succeed if it is made again, and
+    making it again is safe wherever the request itself may be repeated."""
+
+    retryable_by_default: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        Exception.__init__(self, message)
+        self.message = message
+        self.retryable = self.retryable_by_default if retryable is None else retryable
+        self._request = request
+
+    @property
+    def request(self) -> httpx2.Request:
+        """The request under way when this happened, as on every httpx2 error."""
+        if self._request is None:
+            raise RuntimeError("The .request property has not been set.")
+        return self._request
+
+    @request.setter
+    def request(self, request: httpx2.Request) -> None:
+        self._request = request
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+
+class ConnectError(EnclaviaError, httpx2.ConnectError):
+    """No connection: DNS, TCP, TLS or the proxy."""
+
+    retryable_by_default = True
+
+
+class UpgradeRejected(ConnectError):
+    """The router answered the WebSocket upgrade with something else. ``head``: what it sent."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        head: bytes = b"",
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        if retryable is None:
+            retryable = status in (408, 429) or 500 <= status <= 599
+        super().__init__(message, retryable=retryable, request=request)
+        self.status = status
+        self.head = head
+
+
+class ConnectionClosed(EnclaviaError, httpx2.ReadError):
+    """The connection is gone, or ended in the middle of something."""
+
+    retryable_by_default = True
+
+
+class ConnectTimeout(EnclaviaError, httpx2.ConnectTimeout, TimeoutError):
+    """DNS, TCP, TLS, upgrade, handshake and attestation together took too long."""
+
+    retryable_by_default = True
+
+
+class ReadTimeout(EnclaviaError, httpx2.ReadTimeout, TimeoutError):
+    """Nothing came for too long."""
+
+    retryable_by_default = True
+
+
+class WriteTimeout(EnclaviaError, httpx2.WriteTimeout, TimeoutError):
+    """Nothing could be sent, or the body gave nothing to send, for too long."""
+
+    retryable_by_default = True
+
+
+class PoolTimeout(EnclaviaError, httpx2.PoolTimeout, TimeoutError):
+    """All slots of the connection were taken for too long."""
+
+    retryable_by_default = True
+
+
+class ProtocolError(EnclaviaError, httpx2.RemoteProtocolError):
+    """The peer broke the wire contract, or the workload HTTP's."""
+
+
+class AttestationError(EnclaviaError, httpx2.TransportError):
+    """The peer did not prove that it is the enclave that was asked for."""
+
+
+class DocumentError(AttestationError):
+    """The attestation document is not well-formed."""
+
+
+class CertificateError(AttestationError):
+    """The document's certificates do not lead to the pinned root, or are not valid now."""
+
+
+class SignatureError(AttestationError):
+    """The document is not signed with its certificate's key."""
+
+
+class NonceMismatch(AttestationError):
+    """The document was made for another channel."""
+
+
+class PcrMismatch(AttestationError):
+    """Another image runs in the enclave than the pinned one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int = -1,
+        expected: bytes = b"",
+        actual: bytes = b"",
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.index = index
+        self.expected = expected
+        self.actual = actual
+
+
+class UpgradeChainError(EnclaviaError, httpx2.TransportError):
+    """The chain of upgrades does not lead from the pinned image to the running one."""
+
+
+class ServerError(EnclaviaError, httpx2.NetworkError):
+    """The enclave answered ``Error`` for one request or stream; ``id`` says which."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        id: int = 0,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.id = id
+
+
+class InvalidURL(EnclaviaError, httpx2.InvalidURL, ValueError):
+    """This cannot be the URL of an enclave."""
+
+
+class ForeignURL(EnclaviaError, httpx2.UnsupportedProtocol, ValueError):
+    """A request for another host or scheme than the enclave's. Nothing was sent."""
+
+
+class InvalidRequest(EnclaviaError, httpx2.LocalProtocolError, ValueError):
+    """This request cannot be written as HTTP/1.1. Nothing of it was sent, or it was broken off."""
+
+
+class StateError(EnclaviaError, RuntimeError):
+    """Not possible any more, or not yet."""
+
+
+class ForkedError(StateError):
+    """A forked child must not use its parent's keys: the same key and counter, used twice, would
+    give both plaintexts away."""
+
+
+class InternalError(EnclaviaError, RuntimeError):
+    """A library refused what it must not refuse: a bug here, or a broken installation."""
+
+
+# The numbers of csrc/base/error.h.
+_NOMEM, _INVALID = 1, 2
+_CLASSES: dict[int, type[EnclaviaError]] = {
+    3: InvalidURL,
+    4: StateError,
+    5: ConnectError,
+    6: UpgradeRejected,
+    7: ConnectionClosed,
+    8: ConnectTimeout,
+    9: ReadTimeout,
+    10: WriteTimeout,
+    11: PoolTimeout,
+    12: ProtocolError,
+    13: DocumentError,
+    14: CertificateError,
+    15: SignatureError,
+    16: NonceMismatch,
+    17: PcrMismatch,
+    18: ServerError,
+    19: ForkedError,
+    20: ConnectionClosed,
+    21: InternalError,
+}
+
+
+def from_core(code: int, message: str, retryable: bool, detail: Mapping[str, Any]) -> Exception:
+    """Makes the exception for an error of the C core."""
+    if code == _NOMEM:
+        return MemoryError(message)
+    if code == _INVALID:
+        return ValueError(message)
+    cls = _CLASSES.get(code, InternalError)
+    if cls is PcrMismatch:
+        return PcrMismatch(
+            message,
+            index=detail.get("index", -1),
+            expected=detail.get("expected", b""),
+            actual=detail.get("actual", b""),
+            retryable=retryable,
+        )
+    if cls is ServerError:
+        return ServerError(message, id=detail.get("id", 0), retryable=retryable)
+    if cls is UpgradeRejected:
+        return UpgradeRejected(
+            message,
+            status=detail.get("status", 0),
+            head=detail.get("head", b""),
+            retryable=retryable,
+        )
+    return cls(message, retryable=retryable)

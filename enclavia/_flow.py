@@ -1,0 +1,672 @@
+"""The life of one request, from its place in the queue to the last byte of its answer.
+
+Written once, for both transports: everything that may wait goes through :class:`Io`. In an event
+loop it suspends; in a thread it blocks, and :func:`run` steps through a coroutine that therefore
+never suspends.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
+
+import httpx2
+
+from . import _core
+from ._attestation import Attestation
+from ._channel import first_piece
+from ._config import ChannelConfig
+from ._errors import (
+    ConnectionClosed,
+    ConnectTimeout,
+    EnclaviaError,
+    ForeignURL,
+    ForkedError,
+    PoolTimeout,
+    ProtocolError,
+    StateError,
+    WriteTimeout,
+)
+from ._http1 import (
+    BodyEncoder,
+    Data,
+    End,
+    Event,
+    Head,
+    ResponseParser,
+    body_encoder,
+    encode_head,
+    expects_continue,
+)
+from ._pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
+from ._retry import IDEMPOTENT, Attempt, RetryPolicy
+
+__all__ = ["Body", "Engine", "Exchange", "Io", "Stats", "Timeouts", "Tunnel", "run"]
+
+logger = logging.getLogger("enclavia")
+
+READ_SIZE = 65_536
+# How long a body is held back for a server that does not know ``Expect: 100-continue``.
+CONTINUE_WAIT = 1.0
+_SHORTEST = 1e-6
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs what only blocks."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    coroutine.close()
+    raise RuntimeError("a blocking transport must not be given something to await")
+
+
+class Waiter(Protocol):
+    def set(self) -> None: ...
+
+
+class Body(Protocol):
+    """A request body that is produced piece by piece."""
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
+
+    async def close(self) -> None: ...
+
+
+class Io(Protocol):
+    """Everything that may wait. A wait says False where its time was up."""
+
+    def waiter(self) -> Waiter: ...
+    async def wait(self, waiter: Any, timeout: float | None) -> bool: ...
+    async def sleep(self, seconds: float) -> None: ...
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes: ...
+    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool: ...
+    def body(self, request: httpx2.Request) -> Body: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeouts:
+    connect: float | None = None
+    read: float | None = None
+    write: float | None = None
+    pool: float | None = None
+
+    @classmethod
+    def of(cls, request: httpx2.Request, default: Timeouts) -> Timeouts:
+        given: Mapping[str, float | None] | None = request.extensions.get("timeout")
+        if given is None:
+            return default
+        return cls(*(_positive(given.get(name)) for name in ("connect", "read", "write", "pool")))
+
+
+def _positive(seconds: float | None) -> float | None:
+    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
+    return None if seconds is None else max(_SHORTEST, seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What a client did and holds. Bytes are those on the wire, over all its channels."""
+
+    channels: int
+    streams_active: int
+    streams_idle: int
+    waiting: int
+    connects: int
+    reconnects: int
+    requests: int
+    retries: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Tunnel:
+    """A channel, as the pool knows it."""
+
+    def __init__(self, engine: Engine, core: _core.Channel) -> None:
+        self._engine = engine
+        self.core = core
+        self._counted = False
+
+    @property
+    def alive(self) -> bool:
+        return self.core.state == "open"
+
+    def traffic(self) -> tuple[int, int]:
+        stats = self.core.stats()
+        return stats["bytes_in"], stats["bytes_out"]
+
+    def close(self, timeout: float = 0.0) -> None:
+        self.core.close(timeout)
+        if not self._counted:
+            self._counted = True
+            self._engine.count_traffic(*self.traffic())
+
+
+class Link:
+    """A workload connection that waits for its next request."""
+
+    def __init__(self, stream: _core.Stream) -> None:
+        self.stream = stream
+
+    @property
+    def fresh(self) -> bool:
+        return not (self.stream.closed or self.stream.readable)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class Engine:
+    """What the requests of one transport share in one process."""
+
+    def __init__(
+        self,
+        config: ChannelConfig,
+        limits: PoolLimits,
+        policy: RetryPolicy,
+        timeouts: Timeouts,
+        io: Io,
+    ) -> None:
+        self.config = config
+        self.io = io
+        self.pool: Pool[Tunnel, Link] = Pool(limits)
+        self.policy = policy
+        self.timeouts = timeouts
+        self.closed = False
+        self._raw_attestation: dict[str, object] | None = None
+        self._lock = threading.Lock()
+        self._requests = 0
+        self._retries = 0
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    # -- connections ------------------------------------------------------------------------
+
+    async def open(self, timeouts: Timeouts) -> None:
+        """Connects and verifies, where that has not been done."""
+        lease = await self.obtain(Job(), timeouts)
+        self.pool.release(lease, lease.link, time.monotonic())
+
+    async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, Link]:
+        if self.closed:
+            raise StateError("the client was closed")
+        ticket = self.pool.request(job, time.monotonic())
+        try:
+            if ticket.state is not State.GRANTED:
+                await self._wait_turn(ticket, timeouts)
+            return ticket.take()
+        except BaseException:
+            self.pool.withdraw(ticket, time.monotonic())
+            raise
+
+    async def _wait_turn(self, ticket: Ticket[Tunnel, Link], timeouts: Timeouts) -> None:
+        phase: Phase | None = None
+        deadline: float | None = None
+        while True:
+            waiter = self.io.waiter()
+            self.pool.watch(ticket, waiter)
+            state = ticket.state
+            if state is State.GRANTED:
+                return
+            if state is State.FAILED:
+                assert ticket.error is not None
+                raise ticket.error
+            if phase is not ticket.phase:
+                phase = ticket.phase
+                allowed = timeouts.connect if phase is Phase.CONNECT else timeouts.pool
+                deadline = None if allowed is None else time.monotonic() + allowed
+            if state is State.CONNECT:
+                await self._connect(ticket, deadline, timeouts.connect)
+            elif not await self.io.wait(waiter, _remaining(deadline)):
+                raise self._too_late(phase, timeouts)
+
+    def _too_late(self, phase: Phase, timeouts: Timeouts) -> Exception:
+        if phase is Phase.POOL:
+            return PoolTimeout(
+                f"expected a free slot within {timeouts.pool} s, all "
+                f"{self.config.max_in_flight} were taken"
+            )
+        return self._connect_timeout(timeouts.connect)
+
+    def _connect_timeout(self, allowed: float | None) -> Exception:
+        last = self.pool.last_error
+        tried = "" if last is None else f"; the last attempt failed: {last}"
+        error = ConnectTimeout(
+            f"expected a verified connection within {allowed} s, got none{tried}"
+        )
+        error.__cause__ = last
+        return error
+
+    async def _connect(
+        self, ticket: Ticket[Tunnel, Link], deadline: float | None, allowed: float | None
+    ) -> None:
+        member = ticket.member
+        assert member is not None
+        pause = member.not_before - time.monotonic()
+        if pause > 0:
+            remaining = _remaining(deadline)
+            if remaining is not None and remaining < pause:
+                await self.io.sleep(remaining)
+                raise self._connect_timeout(allowed)
+            await self.io.sleep(pause)
+        tunnel = member.handle
+        if tunnel is None:
+            tunnel = Tunnel(self, self.config.open())
+            self.pool.starting(ticket, tunnel)
+        if not await self.io.wait_open(tunnel.core, _remaining(deadline)):
+            raise self._connect_timeout(allowed)
+        error = self._verified(tunnel)
+        if error is None:
+            self.pool.connected(ticket, time.monotonic())
+        else:
+            logger.warning("cannot connect to %s: %s", self.config.url.authority, error)
+            self.pool.connect_failed(ticket, error, time.monotonic())
+
+    def _verified(self, tunnel: Tunnel) -> Exception | None:
+        """Why the channel is not usable; None where it is."""
+        if tunnel.core.state != "open":
+            return tunnel.core.error or ConnectionClosed("the connection was closed")
+        try:
+            self._raw_attestation = raw = tunnel.core.attestation()
+        except EnclaviaError as error:
+            return error
+        logger.info(
+            "verified %s: form %s, module %s",
+            self.config.url.authority,
+            raw["form"],
+            raw["module_id"] or "-",
+        )
+        return None
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def handle(self, request: httpx2.Request) -> Exchange:
+        """Sends the request and reads the answer's head."""
+        refusal = self.config.url.refusal(request.url)
+        if refusal is not None:
+            raise ForeignURL(refusal, request=request)
+        timeouts = Timeouts.of(request, self.timeouts)
+        message = Message(request)
+        with self._lock:
+            self._requests += 1
+        resent = unsent = 0
+        while True:
+            exchange = Exchange(self, message, timeouts)
+            try:
+                await exchange.start()
+                return exchange
+            except Exception as error:
+                await exchange.abandon()
+                attempt = Attempt(
+                    request=request,
+                    error=error,
+                    sent=exchange.sent,
+                    answered=exchange.answered,
+                    replayable=message.replayable,
+                )
+                if not exchange.leased or not self.policy.again(attempt, resent, unsent):
+                    raise
+                resent, unsent = resent + attempt.sent, unsent + (not attempt.sent)
+                with self._lock:
+                    self._retries += 1
+                logger.info(
+                    "sending a %s request again (%s): %s",
+                    request.method,
+                    "no answer yet" if attempt.sent else "nothing was sent",
+                    error,
+                )
+            except BaseException:
+                await exchange.abandon()
+                raise
+
+    # -- about ------------------------------------------------------------------------------
+
+    def attestation(self) -> Attestation:
+        if self._raw_attestation is None:
+            raise StateError(
+                "not connected yet, so nothing was verified: make a request, enter the client "
+                "with `with`, or use Client.connect"
+            )
+        return Attestation._from_raw(self._raw_attestation)
+
+    def count_traffic(self, bytes_in: int, bytes_out: int) -> None:
+        with self._lock:
+            self._bytes_in += bytes_in
+            self._bytes_out += bytes_out
+
+    def stats(self) -> Stats:
+        if not self.closed:
+            self.pool.settle(time.monotonic())
+        pool = self.pool.stats()
+        live = [tunnel.traffic() for tunnel in self.pool.handles()]
+        with self._lock:
+            return Stats(
+                channels=pool.channels,
+                streams_active=pool.streams_active,
+                streams_idle=pool.streams_idle,
+                waiting=pool.waiting,
+                connects=pool.connects,
+                reconnects=pool.reconnects,
+                requests=self._requests,
+                retries=self._retries,
+                bytes_in=self._bytes_in + sum(bytes_in for bytes_in, _ in live),
+                bytes_out=self._bytes_out + sum(bytes_out for _, bytes_out in live),
+            )
+
+    def close(self) -> list[Tunnel]:
+        """The channels are the caller's to close."""
+        self.closed = True
+        return self.pool.close(StateError("the client was closed"))
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(_SHORTEST, deadline - time.monotonic())
+
+
+class Message:
+    """A request as bytes: its head, and where its body comes from."""
+
+    def __init__(self, request: httpx2.Request) -> None:
+        self.request = request
+        headers = request.headers.raw
+        target: bytes = request.extensions.get("target", request.url.raw_path)
+        self.head = encode_head(request.method.encode("ascii", "replace"), target, headers)
+        self.length = body_encoder(headers).length
+        self.upgrade = "upgrade" in request.headers
+        options = request.headers.get("connection", "").lower().split(",")
+        self.closes = "close" in (option.strip() for option in options)
+        self.content: bytes | None = None
+        if isinstance(request.stream, httpx2.ByteStream):
+            self.content = b"".join(request.stream)
+        self.expects_continue = expects_continue(headers) and self.content != b""
+        self._body_used = False
+
+    @property
+    def job(self) -> Job:
+        size = len(self.content) if self.content is not None else self.length
+        return Job(repeatable=self.request.method in IDEMPOTENT, body_size=size)
+
+    @property
+    def replayable(self) -> bool:
+        return not self._body_used
+
+    def body(self, io: Io) -> Body:
+        self._body_used = True
+        return io.body(self.request)
+
+
+class Exchange:
+    """One sending of a request, and its answer."""
+
+    def __init__(self, engine: Engine, message: Message, timeouts: Timeouts) -> None:
+        self._engine = engine
+        self._io = engine.io
+        self._message = message
+        self._timeouts = timeouts
+        self._encoder = BodyEncoder(message.length)
+        self._parser = ResponseParser(message.request.method.encode("ascii"))
+        self._events: collections.deque[Event] = collections.deque()
+        self._lease: Lease[Tunnel, Link] | None = None
+        self._stream: _core.Stream | None = None
+        self._pending = memoryview(b"")
+        self._body: Body | None = None
+        self._uploading = False
+        self._cut = False
+        self._answer: Head | None = None
+        self._continue = False
+        self.leased = False
+        self.sent = False
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    @property
+    def answered(self) -> bool:
+        return self._parser.started
+
+    @property
+    def head(self) -> Head:
+        assert self._answer is not None
+        return self._answer
+
+    @property
+    def upgraded(self) -> bool:
+        return self._answer is not None and self._parser.finished and self._is_upgrade()
+
+    @property
+    def leftover(self) -> bytes:
+        return self._parser.leftover
+
+    @property
+    def stream(self) -> _core.Stream:
+        if self._stream is None:
+            raise StateError("the connection was closed")
+        return self._stream
+
+    def _is_upgrade(self) -> bool:
+        return self.head.status == 101 or (
+            self._message.request.method == "CONNECT" and 200 <= self.head.status < 300
+        )
+
+    # -- there -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Up to the final head of the answer."""
+        self._lease = await self._engine.obtain(self._message.job, self._timeouts)
+        self.leased = True
+        await self._begin(self._lease)
+        if self._message.expects_continue:
+            await self._wait_continue()
+        while self._answer is None:
+            await self._step()
+        if self._answer.status == 101 and not self._message.upgrade:
+            raise ProtocolError("expected a response to a request without Upgrade, got status 101")
+
+    async def _begin(self, lease: Lease[Tunnel, Link]) -> None:
+        message = self._message
+        first = message.head
+        if message.content and not message.expects_continue:
+            if len(message.content) <= READ_SIZE:
+                first += self._encode_content(message.content)
+            else:
+                self._body = _Whole(message.content)
+        elif message.content is None:
+            self._body = message.body(self._io) if not message.expects_continue else None
+        elif not message.content:
+            first += self._encoder.finish()
+        self._uploading = True
+        if lease.link is not None:
+            self._stream = lease.link.stream
+            self._pending = memoryview(first)
+            self._write()
+            return
+        piece, self._pending = first_piece(first)
+        core = lease.handle.core
+        slot = await self._io.reserve(core, self._timeouts.pool)
+        try:
+            self._stream = core.open_stream(slot, piece)
+        except BaseException as error:
+            slot.release()
+            if isinstance(error, StateError) and not isinstance(error, ForkedError):
+                raise ConnectionClosed(str(error)) from error
+            raise
+        self.sent = True
+
+    def _encode_content(self, content: bytes) -> bytes:
+        return self._encoder.encode(content) + self._encoder.finish()
+
+    def _write(self) -> None:
+        taken = self.stream.write(self._pending, 0)
+        self.sent = self.sent or taken > 0
+        self._pending = self._pending[taken:]
+
+    async def _wait_continue(self) -> None:
+        allowed = self._timeouts.read
+        wait = CONTINUE_WAIT if allowed is None else min(allowed, CONTINUE_WAIT)
+        self._uploading = False
+        while self._pending:
+            await self._push_pending()
+        deadline = time.monotonic() + wait
+        while not self._continue and self._answer is None:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not await self._io.wait_stream(
+                self.stream, _core.READABLE, remaining
+            ):
+                break
+            await self._pull()
+        if self._answer is not None:
+            self._cut = True
+            return
+        message = self._message
+        self._uploading = True
+        content = message.content
+        self._body = _Whole(content) if content is not None else message.body(self._io)
+
+    async def _step(self) -> None:
+        """Something goes out or comes in; while a body is being sent, an answer may come early."""
+        if not self._uploading or self.stream.readable:
+            await self._pull()
+        elif self._pending:
+            await self._push_pending()
+        else:
+            await self._next_chunk()
+
+    async def _pull(self) -> None:
+        data = await self._io.read(self.stream, READ_SIZE, self._timeouts.read)
+        events = self._parser.feed(data) if data else self._parser.feed_eof()
+        for event in events:
+            if isinstance(event, Head) and event.informational:
+                self._continue = self._continue or event.status == 100
+                continue
+            if isinstance(event, Head):
+                self._answer = event
+                if event.status >= 300 or event.status == 101:
+                    await self._stop_upload()
+                continue
+            if isinstance(event, End):
+                self.trailers.extend(event.trailers)
+            self._events.append(event)
+        if not data:
+            await self._stop_upload()
+        if self._parser.finished and not self._uploading and not self._is_upgrade():
+            self._settle()
+
+    async def _push_pending(self) -> None:
+        try:
+            self._write()
+        except ConnectionClosed:
+            # The workload hung up on the upload; what it said before that counts.
+            if not self.stream.readable:
+                raise
+            await self._stop_upload()
+            return
+        if self._pending and not await self._io.wait_stream(
+            self.stream, _core.READABLE | _core.WRITABLE, self._timeouts.write
+        ):
+            raise WriteTimeout(f"expected to send within {self._timeouts.write} s, could not")
+
+    async def _next_chunk(self) -> None:
+        chunk = None if self._body is None else await self._body.next(self._timeouts.write)
+        if chunk is not None:
+            self._pending = memoryview(self._encoder.encode(chunk))
+            return
+        if self._body is not None:
+            body, self._body = self._body, None
+            self._pending = memoryview(self._encoder.finish())
+            await body.close()
+        if not self._pending:
+            self._uploading = False
+
+    async def _stop_upload(self) -> None:
+        if self._uploading:
+            self._cut = self._cut or self._body is not None or bool(self._pending)
+            self._uploading = False
+            self._pending = memoryview(b"")
+            body, self._body = self._body, None
+            if body is not None:
+                await body.close()
+
+    # -- and back ----------------------------------------------------------------------------
+
+    async def next_data(self) -> bytes | None:
+        """The next piece of the answer's body; None at its end."""
+        try:
+            while not self._events:
+                await self._step()
+            event = self._events.popleft()
+            if isinstance(event, Data):
+                return event.data
+            await self._finish_upload()
+            return None
+        except BaseException:
+            await self.abandon()
+            raise
+
+    async def _finish_upload(self) -> None:
+        """A server that answered with success before it had the whole body still gets it."""
+        try:
+            while self._uploading:
+                await self._step()
+        except (EnclaviaError, OSError):
+            await self.abandon()
+        else:
+            if not self.upgraded:
+                self._settle()
+
+    def _settle(self) -> None:
+        """The answer is complete: the connection is for the next one, or done."""
+        lease, self._lease = self._lease, None
+        stream, self._stream = self._stream, None
+        if lease is None or stream is None:
+            return
+        keep = (
+            self._parser.reusable
+            and not self._cut
+            and not self._message.closes
+            and not stream.readable
+        )
+        if not keep:
+            stream.close()
+        self._engine.pool.release(lease, Link(stream) if keep else None, time.monotonic())
+
+    async def abandon(self) -> None:
+        """Ends it wherever it is. May be called again."""
+        self.drop()
+        body, self._body = self._body, None
+        if body is not None:
+            with contextlib.suppress(Exception):
+                await body.close()
+
+    def drop(self) -> None:
+        self._uploading = False
+        lease, self._lease = self._lease, None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        if lease is not None:
+            self._engine.pool.release(lease, None, time.monotonic())
+
+
+class _Whole:
+    """A body that is there already, in pieces of a size that bounds what is copied at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = memoryview(content)
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        piece, self._rest = self._rest[: 4 * READ_SIZE], self._rest[4 * READ_SIZE :]
+        return bytes(piece) if piece else None
+
+    async def close(self) -> None:
+        self._rest = memoryview(b"")

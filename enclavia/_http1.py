@@ -1,0 +1,471 @@
+"""HTTP/1.1 as a client speaks it, without I/O: requests to bytes, bytes to events.
+
+llhttp (httptools) reads heads and chunks, strictly. What a head means for the body that follows
+it (RFC 9112, section 6.3) is decided here, and everything that two parsers could see differently
+is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import httptools
+
+from ._errors import ConnectionClosed, InvalidRequest, ProtocolError
+
+__all__ = [
+    "BodyEncoder",
+    "Data",
+    "End",
+    "Event",
+    "Head",
+    "Limits",
+    "ResponseParser",
+    "body_encoder",
+    "encode_head",
+    "expects_continue",
+]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+_SHOWN: Final = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a workload may make us hold."""
+
+    head_bytes: int = 65_536
+    header_count: int = 256
+    informational: int = 64
+    chunk_overhead: int = 65_536
+
+
+# ---------------------------------------------------------------------------------------------
+# Requests
+
+
+def encode_head(method: bytes, target: bytes, headers: Headers) -> bytes:
+    """The request line and the headers; refuses what could be read as more than that."""
+    if not _TOKEN.fullmatch(method):
+        raise InvalidRequest(f"expected a method name, got {_shown(method)}")
+    if not _TARGET.fullmatch(target):
+        raise InvalidRequest(f"expected a target without spaces or controls, got {_shown(target)}")
+    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    hosts = 0
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name):
+            raise InvalidRequest(f"expected a header name, got {_shown(name)}")
+        if not _VALUE.fullmatch(value):
+            raise InvalidRequest(
+                f"expected a value without line ends and controls for the header "
+                f"{name.decode('ascii')}"
+            )
+        hosts += name.lower() == b"host"
+        lines.append(b"%b: %b\r\n" % (name, value))
+    if hosts != 1:
+        raise InvalidRequest(f"expected one Host header, got {hosts}")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+class BodyEncoder:
+    """Frames a body, and checks it against the length that the head announced."""
+
+    def __init__(self, length: int | None) -> None:
+        self._length = length
+        self._sent = 0
+
+    @property
+    def length(self) -> int | None:
+        """None where the body is chunked."""
+        return self._length
+
+    def encode(self, chunk: bytes) -> bytes:
+        if not chunk:
+            return b""
+        self._sent += len(chunk)
+        if self._length is None:
+            return b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        if self._sent > self._length:
+            raise InvalidRequest(
+                f"expected a body of {self._length} bytes (Content-Length), got at least "
+                f"{self._sent}"
+            )
+        return chunk
+
+    def finish(self) -> bytes:
+        if self._length is None:
+            return b"0\r\n\r\n"
+        if self._sent != self._length:
+            raise InvalidRequest(
+                f"expected a body of {self._length} bytes (Content-Length), got {self._sent}"
+            )
+        return b""
+
+
+def body_encoder(headers: Headers) -> BodyEncoder:
+    """How the body of a request with these headers is framed."""
+    lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
+    codings = [value.strip() for name, value in headers if name.lower() == b"transfer-encoding"]
+    if lengths and codings:
+        raise InvalidRequest("expected Content-Length or Transfer-Encoding, got both")
+    if codings:
+        if len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise InvalidRequest(
+                f"expected Transfer-Encoding: chunked, got {_shown(b', '.join(codings))}"
+            )
+        return BodyEncoder(None)
+    if not lengths:
+        return BodyEncoder(0)
+    if len(lengths) != 1 or not _DIGITS.fullmatch(lengths[0]):
+        raise InvalidRequest(
+            f"expected one Content-Length of digits, got {_shown(b', '.join(lengths))}"
+        )
+    return BodyEncoder(int(lengths[0]))
+
+
+def expects_continue(headers: Headers) -> bool:
+    return any(
+        name.lower() == b"expect" and value.strip().lower() == b"100-continue"
+        for name, value in headers
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Responses
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Of an informational or of the final response."""
+
+    status: int
+    reason: bytes
+    version: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def informational(self) -> bool:
+        return self.status < 200 and self.status != 101
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """The response is complete. ``upgraded``: what follows is not HTTP any more."""
+
+    trailers: tuple[tuple[bytes, bytes], ...] = ()
+    upgraded: bool = False
+
+
+Event = Head | Data | End
+
+
+class _Stop(Exception):
+    pass
+
+
+class ResponseParser:
+    """The answer to one request. After :class:`End`, ``reusable`` says whether the connection can
+    carry another request, and ``leftover`` is what followed an upgrade."""
+
+    def __init__(self, method: bytes, limits: Limits | None = None) -> None:
+        self._method = method.upper()
+        self._limits = limits or Limits()
+        self._state = self._in_head
+        self._head = bytearray()
+        self._informational = 0
+        self._expected: int | None = None
+        self._received = 0
+        self._closing = False
+        self.started = False
+        self.finished = False
+        self.reusable = False
+        self.leftover = b""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """What these bytes say. Raises :class:`ProtocolError`; the connection is lost then."""
+        events: list[Event] = []
+        if data:
+            self.started = True
+        while data:
+            data = self._state(data, events)
+        return events
+
+    def feed_eof(self) -> list[Event]:
+        """The workload closed the connection."""
+        if self.finished:
+            return []
+        if self._state == self._until_close:
+            self._finish()
+            return [End()]
+        raise ConnectionClosed(self._cut_short())
+
+    def _cut_short(self) -> str:
+        if not self.started:
+            return "the workload closed the connection before it answered"
+        if self._state == self._in_head:
+            return (
+                f"the workload closed the connection within a response head, after "
+                f"{len(self._head)} bytes of it"
+            )
+        if self._expected is not None:
+            return f"the response ended after {self._received} of {self._expected} bytes"
+        return f"the chunked response ended after {self._received} bytes without its last chunk"
+
+    # Each state takes bytes and returns what it did not take.
+
+    def _in_head(self, data: bytes, events: list[Event]) -> bytes:
+        held = len(self._head)
+        self._head += data
+        end = self._head.find(b"\r\n\r\n", max(0, held - 3))
+        if end < 0:
+            if len(self._head) > self._limits.head_bytes:
+                raise ProtocolError(
+                    f"expected a response head of at most {self._limits.head_bytes} bytes"
+                )
+            _check_start(self._head)
+            return b""
+        end += 4
+        if end > self._limits.head_bytes:
+            raise ProtocolError(
+                f"expected a response head of at most {self._limits.head_bytes} bytes, got {end}"
+            )
+        head = _parse_head(bytes(self._head[:end]), self._limits)
+        rest = data[end - held :]
+        self._head.clear()
+        events.append(head)
+        if head.informational:
+            self._informational += 1
+            if self._informational > self._limits.informational:
+                raise ProtocolError(
+                    f"expected at most {self._limits.informational} informational responses"
+                )
+            return rest
+        return self._after_head(head, rest, events)
+
+    def _after_head(self, head: Head, rest: bytes, events: list[Event]) -> bytes:
+        """RFC 9112, section 6.3, in its order."""
+        codings, length = _framing(head)
+        self._closing = _closes(head)
+        if head.status == 101 or (self._method == b"CONNECT" and 200 <= head.status < 300):
+            self.leftover = rest
+            self.finished = True
+            events.append(End(upgraded=True))
+            self._state = self._after_end
+            return b""
+        if self._method == b"HEAD" or head.status in (204, 304):
+            return self._end(rest, events)
+        if codings:
+            # RFC 9112, section 6.1: a 1.0 message with a coding is read, then not trusted further.
+            self._closing = self._closing or head.version == b"HTTP/1.0"
+            self._chunks = _ChunkReader(self._limits)
+            self._state = self._in_chunks
+            return rest
+        if length is None:
+            self._closing = True
+            self._state = self._until_close
+            return rest
+        if length == 0:
+            return self._end(rest, events)
+        self._expected = length
+        self._state = self._in_length
+        return rest
+
+    def _in_length(self, data: bytes, events: list[Event]) -> bytes:
+        assert self._expected is not None
+        missing = self._expected - self._received
+        piece, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
+        self._received += len(piece)
+        events.append(Data(piece))
+        return self._end(rest, events) if len(data) >= missing else b""
+
+    def _in_chunks(self, data: bytes, events: list[Event]) -> bytes:
+        body = self._chunks.feed(data)
+        for piece in body:
+            self._received += len(piece)
+            events.append(Data(piece))
+        if self._chunks.complete:
+            self._closing = self._closing or self._chunks.excess
+            self._finish()
+            events.append(End(trailers=tuple(self._chunks.trailers)))
+        return b""
+
+    def _until_close(self, data: bytes, events: list[Event]) -> bytes:
+        self._received += len(data)
+        events.append(Data(data))
+        return b""
+
+    def _after_end(self, data: bytes, events: list[Event]) -> bytes:
+        # Nobody asked for these: the connection is not in step any more.
+        self.reusable = False
+        return b""
+
+    def _end(self, rest: bytes, events: list[Event]) -> bytes:
+        self._finish()
+        events.append(End())
+        return rest
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.reusable = not self._closing
+        self._state = self._after_end
+
+
+class _HeadReader:
+    """Callbacks of llhttp for one head."""
+
+    def __init__(self) -> None:
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_status(self, reason: bytes) -> None:
+        self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value.rstrip(b" \t")))
+
+
+def _parse_head(raw: bytes, limits: Limits) -> Head:
+    _check_start(raw)
+    reader = _HeadReader()
+    parser = httptools.HttpResponseParser(reader)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        # An unannounced upgrade is no reason to stop: what 101 means was asked for by the request.
+        if parser.get_status_code() != 101 or "Upgrade" not in str(error):
+            raise ProtocolError(f"expected an HTTP/1.1 response head: {error}") from None
+    if len(reader.headers) > limits.header_count:
+        raise ProtocolError(
+            f"expected at most {limits.header_count} response headers, got {len(reader.headers)}"
+        )
+    return Head(
+        status=parser.get_status_code(),
+        reason=reader.reason,
+        version=raw[:8],
+        headers=tuple(reader.headers),
+    )
+
+
+def _check_start(head: bytes | bytearray) -> None:
+    """As soon as there is a line, or what there is cannot become one."""
+    line_end = head.find(b"\n")
+    if line_end >= 0:
+        if not _STATUS_LINE.fullmatch(head[: line_end + 1]):
+            raise ProtocolError(f"expected an HTTP/1.1 status line, got {_shown(head[:line_end])}")
+    elif not b"HTTP/1.".startswith(head[:7]):
+        raise ProtocolError(f"expected an HTTP/1.1 status line, got {_shown(head)}")
+
+
+def _framing(head: Head) -> tuple[list[bytes], int | None]:
+    """Transfer codings and Content-Length, in so far as they can mean one thing only."""
+    lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
+    codings = [value for name, value in head.headers if name.lower() == b"transfer-encoding"]
+    if lengths and codings:
+        raise ProtocolError("expected Content-Length or Transfer-Encoding, the response has both")
+    if codings and (len(codings) != 1 or codings[0].lower() != b"chunked"):
+        raise ProtocolError(
+            f"expected Transfer-Encoding: chunked, got {_shown(b', '.join(codings))}"
+        )
+    if not lengths:
+        return codings, None
+    if len(lengths) != 1 or not _DIGITS.fullmatch(lengths[0]):
+        raise ProtocolError(
+            f"expected one Content-Length of digits, got {_shown(b', '.join(lengths))}"
+        )
+    return codings, int(lengths[0])
+
+
+def _closes(head: Head) -> bool:
+    options = set(_list_items(head.headers, b"connection"))
+    if b"close" in options:
+        return True
+    return head.version == b"HTTP/1.0" and b"keep-alive" not in options
+
+
+def _list_items(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> Iterable[bytes]:
+    for name, value in headers:
+        if name.lower() == wanted:
+            yield from (item.strip().lower() for item in value.split(b","))
+
+
+class _ChunkReader:
+    """A chunked body. llhttp is given a head of ours first, so that it expects one."""
+
+    _PRELUDE: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pieces: list[bytes] = []
+        self._in_prelude = True
+        self._progress = False
+        self._overhead = 0
+        self._trailer_bytes = 0
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+        self.excess = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.feed_data(self._PRELUDE)
+        self._in_prelude = False
+
+    def on_message_begin(self) -> None:
+        if not self._in_prelude:
+            self.excess = True
+            raise _Stop
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_prelude:
+            return
+        self.trailers.append((name, value.rstrip(b" \t")))
+        self._trailer_bytes += len(name) + len(value)
+
+    def on_body(self, piece: bytes) -> None:
+        self._progress = True
+        self._pieces.append(piece)
+
+    def on_chunk_complete(self) -> None:
+        self._progress = True
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+    def feed(self, data: bytes) -> list[bytes]:
+        self._progress = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self.complete:
+                raise ProtocolError(f"expected a chunked body: {error}") from None
+            self.excess = True
+        # Chunk extensions and trailers are of any length to llhttp.
+        self._overhead = 0 if self._progress else self._overhead + len(data)
+        if max(self._overhead, self._trailer_bytes) > self._limits.chunk_overhead:
+            raise ProtocolError(
+                f"expected at most {self._limits.chunk_overhead} bytes of chunk extensions or "
+                "trailers"
+            )
+        if len(self.trailers) > self._limits.header_count:
+            raise ProtocolError(f"expected at most {self._limits.header_count} trailers")
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+
+def _shown(raw: bytes | bytearray) -> str:
+    text = bytes(raw[:_SHOWN]).decode("latin-1")
+    return repr(text if len(raw) <= _SHOWN else text + "…")

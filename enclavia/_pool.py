@@ -1,0 +1,515 @@
+"""Which channel, which workload connection, whose turn, who connects: decided here, done elsewhere.
+
+One object, shared by the blocking and the awaiting transport. It does no I/O and reads no clock:
+what it is told comes with the time, and what it decides is read from a ticket. Waiting for a
+ticket's waiter, connecting and closing is the transport's part.
+
+    ticket = pool.request(job, now)        in order, first come first served
+    ticket.state   WAITING   wait for ticket.waiter, at most as long as ticket.phase allows
+                   CONNECT   open ticket.member for all who wait, then report the outcome
+                   GRANTED   ticket.take() is a lease: one connection of the workload
+                   FAILED    ticket.error
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import enum
+import random
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Job", "Lease", "Member", "Phase", "Pool", "PoolLimits", "PoolStats", "State", "Ticket"]
+
+
+class ChannelHandle(Protocol):
+    @property
+    def alive(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class LinkHandle(Protocol):
+    """A workload connection kept for another request."""
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing came on it since it was put away."""
+
+    def close(self) -> None: ...
+
+
+class Wakeable(Protocol):
+    def set(self) -> None: ...
+
+
+C = TypeVar("C", bound=ChannelHandle)
+L = TypeVar("L", bound=LinkHandle)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolLimits:
+    max_channels: int = 1
+    max_in_flight: int = 64
+    """Per channel, connections kept for reuse included: each holds one of the server's slots."""
+    max_connections: int | None = None
+    """In use at once, over all channels."""
+    max_idle: int | None = None
+    keepalive_expiry: float | None = 4.0
+    careful_expiry: float = 1.0
+    """A request that cannot be repeated takes only a connection used that recently: workloads
+    close idle ones after two seconds or more, and a close may be on its way unseen."""
+    retries: int = 2
+    backoff_base: float = 0.05
+    backoff_cap: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is known of a request before it is sent."""
+
+    repeatable: bool = True
+    body_size: int | None = 0
+    """None where it is not known."""
+
+
+class State(enum.Enum):
+    WAITING = enum.auto()
+    CONNECT = enum.auto()
+    GRANTED = enum.auto()
+    FAILED = enum.auto()
+
+
+class Phase(enum.Enum):
+    """What a waiting request waits for, and so which of its timeouts counts."""
+
+    CONNECT = "connect"
+    POOL = "pool"
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolStats:
+    channels: int
+    streams_active: int
+    streams_idle: int
+    waiting: int
+    connects: int
+    reconnects: int
+
+
+class Member(Generic[C, L]):
+    """One channel: on its way, open, or gone."""
+
+    def __init__(self) -> None:
+        self.handle: C | None = None
+        self.open = False
+        self.in_use = 0
+        self.idle: list[tuple[float, L]] = []
+        self.connector: int | None = None
+        self.not_before = 0.0
+
+    @property
+    def load(self) -> int:
+        return self.in_use + len(self.idle)
+
+
+class Lease(Generic[C, L]):
+    """The right to one workload connection: ``link`` is one to be reused, or None for a new one.
+    Given back with :meth:`Pool.release`; a lost one comes back by itself."""
+
+    __slots__ = ("__weakref__", "_pool", "link", "member", "released")
+
+    def __init__(self, pool: Pool[C, L], member: Member[C, L], link: L | None) -> None:
+        self._pool = pool
+        self.member = member
+        self.link = link
+        self.released = False
+
+    @property
+    def handle(self) -> C:
+        assert self.member.handle is not None
+        return self.member.handle
+
+    def __del__(self) -> None:
+        if not self.released:
+            self._pool.lost_lease(self.member)
+
+
+class Ticket(Generic[C, L]):
+    """One request's place in the queue."""
+
+    __slots__ = (
+        "__weakref__", "_pool", "error", "job", "lease", "member", "order", "state", "waiter"
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool[C, L], job: Job, order: int) -> None:
+        self._pool = pool
+        self.job = job
+        self.order = order
+        self.state = State.WAITING
+        self.waiter: Wakeable | None = None
+        self.member: Member[C, L] | None = None
+        self.lease: Lease[C, L] | None = None
+        self.error: Exception | None = None
+
+    @property
+    def phase(self) -> Phase:
+        return self._pool.phase if self.state is State.WAITING else Phase.CONNECT
+
+    def take(self) -> Lease[C, L]:
+        lease, self.lease = self.lease, None
+        assert lease is not None
+        return lease
+
+    def __del__(self) -> None:
+        if self.state in (State.WAITING, State.CONNECT):
+            self._pool.lost_ticket(self.order)
+
+
+class Pool(Generic[C, L]):
+    def __init__(self, limits: PoolLimits, jitter: Callable[[], float] = random.random) -> None:
+        self._limits = limits
+        self._jitter = jitter
+        self._lock = threading.Lock()
+        self._members: list[Member[C, L]] = []
+        # Weak: a ticket whose caller was interrupted between two lines must not keep a slot.
+        self._queue: collections.OrderedDict[int, weakref.ref[Ticket[C, L]]] = (
+            collections.OrderedDict()
+        )
+        self._lost: collections.deque[Member[C, L] | int] = collections.deque()
+        self._to_wake: list[Wakeable] = []
+        self._to_close: list[C | L] = []
+        self._orders = 0
+        self._failures = 0
+        self._grow_after = 0.0
+        self._last_now = 0.0
+        self._connects = 0
+        self._reconnects = 0
+        self.last_error: Exception | None = None
+        self.phase = Phase.CONNECT
+
+    # -- asked and told by the transports ---------------------------------------------------
+
+    def request(self, job: Job, now: float) -> Ticket[C, L]:
+        with self._changing(now):
+            self._orders += 1
+            ticket: Ticket[C, L] = Ticket(self, job, self._orders)
+            self._queue[ticket.order] = weakref.ref(ticket)
+        return ticket
+
+    def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
+        """The waiter is set when the ticket changed; look at the ticket after this, then wait."""
+        with self._lock:
+            ticket.waiter = waiter
+
+    def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
+        """The caller gave up."""
+        with self._changing(now):
+            self._queue.pop(ticket.order, None)
+            if ticket.state is State.CONNECT and ticket.member is not None:
+                self._hand_over(ticket.member)
+            ticket.state = State.FAILED
+            lease, ticket.lease = ticket.lease, None
+            if lease is not None:
+                self._give_back(lease, lease.link, now)
+
+    def starting(self, ticket: Ticket[C, L], handle: C) -> None:
+        """The connector has begun; whoever takes its place goes on with this one."""
+        with self._lock:
+            if ticket.member is not None:
+                ticket.member.handle = handle
+
+    def connected(self, ticket: Ticket[C, L], now: float) -> None:
+        with self._changing(now):
+            member = ticket.member
+            if ticket.state is not State.CONNECT or member is None or member.handle is None:
+                return  # closed meanwhile
+            self._reconnects += self._connects > 0
+            self._connects += 1
+            self._failures = 0
+            self.last_error = None
+            member.open = True
+            member.connector = None
+            self._wait_again(ticket)
+
+    def connect_failed(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
+        """Either everybody who waits is told, or the same ticket tries again after a while."""
+        with self._changing(now):
+            member = ticket.member
+            if ticket.state is not State.CONNECT or member is None:
+                return  # closed meanwhile
+            self._failures += 1
+            self.last_error = error
+            if member.handle is not None:
+                self._to_close.append(member.handle)
+                member.handle = None
+            pause = self._pause()
+            if any(other.open for other in self._members):
+                # A second channel is a wish, not a need.
+                self._members.remove(member)
+                self._grow_after = now + pause
+                self._wait_again(ticket)
+            elif self._connect_again(error):
+                member.not_before = now + pause
+                self._wake(ticket)
+            else:
+                self._members.remove(member)
+                self._failures = 0
+                self._fail_all(error)
+
+    def release(self, lease: Lease[C, L], link: L | None, now: float) -> None:
+        """``link``: the connection, where another request can use it; closed by the caller
+        otherwise. Giving back twice does nothing."""
+        with self._changing(now):
+            self._give_back(lease, link, now)
+
+    def lost_lease(self, member: Member[C, L]) -> None:
+        self._lost.append(member)
+        self._reap()
+
+    def lost_ticket(self, order: int) -> None:
+        self._lost.append(order)
+        self._reap()
+
+    def settle(self, now: float) -> None:
+        """Looks at everything once more: expiry, channels that went away."""
+        with self._changing(now):
+            pass
+
+    def close(self, error: Exception) -> list[C]:
+        """Fails who waits, forgets everything; the channels are the caller's to close."""
+        with self._changing(self._last_now, dispatch=False):
+            handles = [member.handle for member in self._members if member.handle is not None]
+            for member in self._members:
+                self._to_close.extend(link for _, link in member.idle)
+                member.idle.clear()
+                member.open = False
+            self._members.clear()
+            self._fail_all(error)
+        return handles
+
+    def handles(self) -> list[C]:
+        with self._lock:
+            return [member.handle for member in self._members if member.handle is not None]
+
+    def stats(self) -> PoolStats:
+        with self._lock:
+            return PoolStats(
+                channels=sum(member.open for member in self._members),
+                streams_active=sum(member.in_use for member in self._members),
+                streams_idle=sum(len(member.idle) for member in self._members),
+                waiting=len(self._queue),
+                connects=self._connects,
+                reconnects=self._reconnects,
+            )
+
+    # -- deciding ---------------------------------------------------------------------------
+
+    def _serve(self, ticket: Ticket[C, L], now: float) -> bool:
+        """Gives the ticket what it needs, or says that it has to wait."""
+        ready = [member for member in self._members if member.open]
+        if not self._at_limit() and (
+            self._serve_idle(ticket, ready, now) or self._serve_new(ticket, ready)
+        ):
+            return True
+        return self._serve_connect(ticket, ready, now)
+
+    def _serve_idle(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
+        """The connection used last: it is the least likely to be closed meanwhile."""
+        oldest = float("-inf") if ticket.job.repeatable else now - self._limits.careful_expiry
+        for member in sorted(ready, key=lambda member: -member.idle[-1][0] if member.idle else 0.0):
+            while member.idle and member.idle[-1][0] >= oldest:
+                _, link = member.idle.pop()
+                if link.fresh:
+                    self._grant(ticket, member, link)
+                    return True
+                self._to_close.append(link)
+        return False
+
+    def _serve_new(self, ticket: Ticket[C, L], ready: list[Member[C, L]]) -> bool:
+        for member in sorted(ready, key=lambda member: member.load):
+            if member.load >= self._limits.max_in_flight and member.idle:
+                self._to_close.append(member.idle.pop(0)[1])
+            if member.load < self._limits.max_in_flight:
+                self._grant(ticket, member, None)
+                return True
+        return False
+
+    def _serve_connect(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
+        if len(ready) < len(self._members):  # one is on its way
+            return False
+        if ready and (
+            self._at_limit() or len(ready) >= self._limits.max_channels or now < self._grow_after
+        ):
+            return False
+        member: Member[C, L] = Member()
+        self._members.append(member)
+        self._make_connector(ticket, member)
+        return True
+
+    def _at_limit(self) -> bool:
+        limit = self._limits.max_connections
+        return limit is not None and sum(member.in_use for member in self._members) >= limit
+
+    def _connect_again(self, error: Exception) -> bool:
+        """While connecting for the first time, as often as asked for; a connection that was there
+        before is sought until those who wait for it give up."""
+        if not getattr(error, "retryable", False) or self._limits.retries == 0:
+            return False
+        return self._connects > 0 or self._failures <= self._limits.retries
+
+    def _pause(self) -> float:
+        exponent = min(self._failures - 1, 16)
+        pause: float = min(self._limits.backoff_base * 2**exponent, self._limits.backoff_cap)
+        return pause * (0.5 + 0.5 * self._jitter())
+
+    # -- carrying it out, in here ------------------------------------------------------------
+
+    def _changing(self, now: float, dispatch: bool = True) -> _Change[C, L]:
+        return _Change(self, now, dispatch)
+
+    def _dispatch(self, now: float) -> None:
+        self._purge(now)
+        for ticket in self._tickets():
+            if ticket.state is State.WAITING and not self._serve(ticket, now):
+                break  # whoever comes later waits behind
+        self._tell_phase()
+
+    def _tickets(self) -> Iterator[Ticket[C, L]]:
+        for order, reference in list(self._queue.items()):
+            ticket = reference()
+            if ticket is None:
+                self._queue.pop(order, None)
+            else:
+                yield ticket
+
+    def _tell_phase(self) -> None:
+        phase = Phase.POOL if any(member.open for member in self._members) else Phase.CONNECT
+        if phase is not self.phase:
+            self.phase = phase
+            for ticket in self._tickets():
+                self._wake(ticket)
+
+    def _purge(self, now: float) -> None:
+        expiry = self._limits.keepalive_expiry
+        for member in list(self._members):
+            if not member.open:
+                continue
+            assert member.handle is not None
+            if not member.handle.alive:
+                member.open = False
+                self._members.remove(member)
+                self._to_close.extend(link for _, link in member.idle)
+                self._to_close.append(member.handle)
+                member.idle.clear()
+            elif expiry is not None:
+                while member.idle and member.idle[0][0] + expiry < now:
+                    self._to_close.append(member.idle.pop(0)[1])
+
+    def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
+        member.in_use += 1
+        ticket.lease = Lease(self, member, link)
+        ticket.state = State.GRANTED
+        self._queue.pop(ticket.order, None)
+        self._wake(ticket)
+
+    def _give_back(self, lease: Lease[C, L], link: L | None, now: float) -> None:
+        if lease.released:
+            return
+        lease.released = True
+        lease.link = None
+        member = lease.member
+        member.in_use -= 1
+        if link is None:
+            return
+        limit = self._limits.max_idle
+        idle = sum(len(other.idle) for other in self._members)
+        if member.open and (limit is None or idle < limit):
+            member.idle.append((now, link))
+        else:
+            self._to_close.append(link)
+
+    def _make_connector(self, ticket: Ticket[C, L], member: Member[C, L]) -> None:
+        member.connector = ticket.order
+        ticket.member = member
+        ticket.state = State.CONNECT
+        self._wake(ticket)
+
+    def _hand_over(self, member: Member[C, L]) -> None:
+        """The connector is gone: the next in line goes on, or nobody needs it any more."""
+        member.connector = None
+        for ticket in self._tickets():
+            if ticket.state is State.WAITING:
+                self._make_connector(ticket, member)
+                return
+        self._members.remove(member)
+        if member.handle is not None:
+            self._to_close.append(member.handle)
+
+    def _wait_again(self, ticket: Ticket[C, L]) -> None:
+        ticket.member = None
+        ticket.state = State.WAITING
+        self._wake(ticket)
+
+    def _fail_all(self, error: Exception) -> None:
+        for ticket in self._tickets():
+            # Its own copy for each: a traceback and a request are hung onto it.
+            ticket.error = copy.copy(error)
+            ticket.state = State.FAILED
+            self._wake(ticket)
+        self._queue.clear()
+
+    def _wake(self, ticket: Ticket[C, L]) -> None:
+        if ticket.waiter is not None:
+            self._to_wake.append(ticket.waiter)
+
+    def _reap(self) -> None:
+        """Runs in destructors, at any place of any thread: whoever holds the lock does it."""
+        while self._lost and self._lock.acquire(blocking=False):
+            self._leave(self._last_now, dispatch=True)
+
+    def _collect_lost(self) -> None:
+        while self._lost:
+            item = self._lost.popleft()
+            if isinstance(item, Member):
+                item.in_use -= 1
+                continue
+            self._queue.pop(item, None)
+            for member in list(self._members):
+                if member.connector == item:
+                    self._hand_over(member)
+
+    def _leave(self, now: float, dispatch: bool) -> None:
+        """Decides, unlocks, and only then touches what is outside."""
+        try:
+            self._last_now = now
+            self._collect_lost()
+            if dispatch:
+                self._dispatch(now)
+        finally:
+            wake, self._to_wake = self._to_wake, []
+            close, self._to_close = self._to_close, []
+            self._lock.release()
+        for waiter in wake:
+            waiter.set()
+        for handle in close:
+            handle.close()
+
+
+class _Change(Generic[C, L]):
+    __slots__ = ("_dispatch", "_now", "_pool")
+
+    def __init__(self, pool: Pool[C, L], now: float, dispatch: bool) -> None:
+        self._pool = pool
+        self._now = now
+        self._dispatch = dispatch
+
+    def __enter__(self) -> None:
+        self._pool._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool._leave(self._now, self._dispatch)
+        self._pool._reap()

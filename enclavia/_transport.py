@@ -1,0 +1,324 @@
+"""The blocking httpx2 transport, and what it shares with the awaiting one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import httpx2
+
+from . import _core
+from ._attestation import Attestation
+from ._blocking import thread_hub
+from ._config import ChannelConfig, UpgradeHeaders, Verify
+from ._flow import Body, Engine, Exchange, Io, Stats, Timeouts, run
+from ._pins import Pins, RootCertificate
+from ._pool import PoolLimits
+from ._retry import Retries, RetryPolicy
+
+__all__ = ["DEFAULT_TIMEOUT", "EnclaveTransport", "Settings", "TransportBase", "response_of"]
+
+DEFAULT_TIMEOUT = httpx2.Timeout(30.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that a transport is made from; what pickling keeps of it."""
+
+    config: ChannelConfig
+    limits: PoolLimits
+    retries: Retries
+    timeouts: Timeouts
+
+    @classmethod
+    def build(
+        cls,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
+        retries: Retries = 2,
+        max_channels: int = 1,
+        max_in_flight: int = 64,
+        limits: httpx2.Limits | None = None,
+    ) -> Settings:
+        config = ChannelConfig.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            max_in_flight=max_in_flight,
+        )
+        if isinstance(max_channels, bool) or not isinstance(max_channels, int):
+            raise TypeError(f"max_channels: expected a number, got {type(max_channels).__name__}")
+        if max_channels < 1:
+            raise ValueError(f"max_channels: expected 1 or more, got {max_channels}")
+        if limits is not None and limits.max_connections is not None and limits.max_connections < 1:
+            raise ValueError(
+                f"limits: expected max_connections of 1 or more, got {limits.max_connections}"
+            )
+        policy = RetryPolicy(retries)
+        if not isinstance(retries, int) and not callable(retries):
+            retries = frozenset(retries)  # an iterator would be used up
+        pool = PoolLimits(
+            max_channels=max_channels, max_in_flight=max_in_flight, retries=policy.limit
+        )
+        if limits is not None:
+            pool = dataclasses.replace(
+                pool,
+                max_connections=limits.max_connections,
+                max_idle=limits.max_keepalive_connections,
+                keepalive_expiry=limits.keepalive_expiry,
+            )
+        allowed = httpx2.Timeout(timeout)
+        return cls(
+            config=config,
+            limits=pool,
+            retries=retries,
+            timeouts=Timeouts(allowed.connect, allowed.read, allowed.write, allowed.pool),
+        )
+
+
+class TransportBase:
+    """Keeps one engine per process: a forked child starts with nothing of its parent's."""
+
+    def __init__(self, settings: Settings, make_io: Callable[[], Io]) -> None:
+        self._settings = settings
+        self._make_io = make_io
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._inherited: list[Engine] = []
+        self._current = self._new_engine()
+
+    def _new_engine(self) -> Engine:
+        settings = self._settings
+        return Engine(
+            settings.config,
+            settings.limits,
+            RetryPolicy(settings.retries),
+            settings.timeouts,
+            self._make_io(),
+        )
+
+    @property
+    def _engine(self) -> Engine:
+        if self._pid != os.getpid():
+            self._after_fork()
+        return self._current
+
+    def _after_fork(self) -> None:
+        # The parent's engine is kept, not dropped: nothing of it may be closed from here. Its
+        # locks may be held by threads that do not exist in this process.
+        inherited = [*self._inherited, self._current]
+        closed = self._current.closed
+        self._start()
+        self._inherited = inherited
+        self._current.closed = closed
+
+    @property
+    def base_url(self) -> httpx2.URL:
+        """What relative URLs of requests are relative to."""
+        return self._settings.config.url.base_url
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        return self._engine.attestation()
+
+    @property
+    def stats(self) -> Stats:
+        return self._engine.stats()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self._settings}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._settings.config.url}>"
+
+
+def response_of(
+    exchange: Exchange, stream: Any, network_stream: Callable[[Exchange], Any]
+) -> httpx2.Response:
+    head = exchange.head
+    extensions: dict[str, Any] = {
+        "http_version": head.version,
+        "reason_phrase": head.reason,
+        "trailers": exchange.trailers,
+    }
+    if exchange.upgraded:
+        extensions["network_stream"] = network_stream(exchange)
+    return httpx2.Response(
+        status_code=head.status, headers=list(head.headers), stream=stream, extensions=extensions
+    )
+
+
+class EnclaveTransport(httpx2.BaseTransport, TransportBase):
+    """Carries the requests of an httpx2 client to one enclave, and to nothing else.
+
+    Connects and verifies when it is first used or entered with ``with``; again, and wholly, when
+    the connection was lost. Usable from any number of threads.
+    """
+
+    def __init__(
+        self,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
+        retries: Retries = 2,
+        max_channels: int = 1,
+        max_in_flight: int = 64,
+        limits: httpx2.Limits | None = None,
+    ) -> None:
+        settings = Settings.build(
+            url,
+            pcrs=pcrs,
+            root=root,
+            debug_mode=debug_mode,
+            upgrade_headers=upgrade_headers,
+            verify=verify,
+            proxy=proxy,
+            timeout=timeout,
+            retries=retries,
+            max_channels=max_channels,
+            max_in_flight=max_in_flight,
+            limits=limits,
+        )
+        settings.config.warn_debug(stacklevel=2)
+        TransportBase.__init__(self, settings, ThreadIo)
+
+    @classmethod
+    def _of(cls, settings: Settings) -> Self:
+        transport = cls.__new__(cls)
+        TransportBase.__init__(transport, settings, ThreadIo)
+        return transport
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TransportBase.__init__(self, state["settings"], ThreadIo)
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Connects and verifies now, where that has not been done."""
+        engine = self._engine
+        timeouts = engine.timeouts
+        if timeout is not None:
+            timeouts = dataclasses.replace(timeouts, connect=timeout)
+        run(engine.open(timeouts))
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        exchange = run(self._engine.handle(request))
+        return response_of(exchange, ResponseBody(exchange), _network_stream)
+
+    def close(self) -> None:
+        for tunnel in self._engine.close():
+            tunnel.close(1.0)
+
+    def __enter__(self) -> Self:
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+
+def _network_stream(exchange: Exchange) -> Any:
+    from ._upgraded import NetworkStream
+
+    return NetworkStream(exchange)
+
+
+class ResponseBody(httpx2.SyncByteStream):
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._exchange.upgraded:
+            return
+        while (data := run(self._exchange.next_data())) is not None:
+            yield data
+
+    def close(self) -> None:
+        run(self._exchange.abandon())
+
+
+class ThreadIo:
+    """Waiting, as a thread does it: by blocking."""
+
+    def waiter(self) -> threading.Event:
+        return threading.Event()
+
+    async def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
+        return waiter.wait(timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+        return thread_hub().wait(channel.notify_open, timeout)
+
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+        slot = channel.reserve(None, 0)
+        if not slot.granted:
+            try:
+                slot.wait(timeout)
+            except BaseException:
+                slot.release()
+                raise
+        return slot
+
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+        data = stream.read(n, timeout)
+        assert data is not None
+        return data
+
+    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+        return thread_hub().wait(
+            lambda notifier, token: stream.notify(what, notifier, token), timeout
+        )
+
+    def body(self, request: httpx2.Request) -> Body:
+        if not isinstance(request.stream, httpx2.SyncByteStream):
+            raise RuntimeError("Attempted to send an async request with a sync Client instance.")
+        return _IteratedBody(request.stream)
+
+
+class _IteratedBody:
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+        self._iterator: Iterator[bytes] | None = None
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        if self._iterator is None:
+            self._iterator = iter(self._stream)
+        while True:
+            try:
+                chunk = next(self._iterator)
+            except StopIteration:
+                return None
+            if chunk:
+                return chunk
+
+    async def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
