@@ -140,3 +140,75 @@ class Stream:
     def notify(self, what: int, notifier: Notifier, token: int) -> None:
         """Once: when reading (READABLE) or writing (WRITABLE) would not wait. ``what`` 0: take the
         request back."""
+
+
+@final
+class Enclave:
+    """A local enclave in front of a TCP workload, for tests. Listens on 127.0.0.1 once made."""
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        workload: tuple[str, int],
+        module_id: str,
+        pcrs: dict[int, bytes],
+        certificate: bytes,
+        cabundle: Sequence[bytes],
+        leaf_key: bytes,
+        idle_timeout: float,
+        grace: float,
+        one_shot_timeout: float,
+        max_connections: int,
+        port: int = 0,
+        tls: tuple[str, str] | None = None,
+        faults: int = 0,
+        split: int = 0,
+        record_length: int = 0,
+        instead_of_attestation: bytes = b"",
+        after_attestation: bytes = b"",
+    ) -> None: ...
+    @property
+    def port(self) -> int: ...
+    def set_faults(
+        self,
+        faults: int = 0,
+        *,
+        split: int = 0,
+        record_length: int = 0,
+        instead_of_attestation: bytes = b"",
+        after_attestation: bytes = b"",
+    ) -> None:
+        """Switches exactly these on, all others off."""
+    def set_document(
+        self,
+        *,
+        module_id: str,
+        pcrs: dict[int, bytes],
+        certificate: bytes,
+        cabundle: Sequence[bytes],
+        leaf_key: bytes,
+    ) -> None:
+        """Another identity from now on; open connections stay."""
+    def stats(self) -> dict[str, int]:
+        """Of a stopped enclave the last ones."""
+    def drop_connections(self, reset: bool = False) -> None:
+        """Ends every connection at once, and goes on listening."""
+    def stop(self) -> None:
+        """Ends everything. May be called again."""
+
+FAULT_WRONG_NONCE: Final[int]
+FAULT_WRONG_PCRS: Final[int]
+FAULT_BAD_SIGNATURE: Final[int]
+FAULT_GARBAGE_RECORD: Final[int]
+FAULT_SPLIT: Final[int]
+FAULT_SILENT_HANDSHAKE: Final[int]
+FAULT_SILENT_ATTESTATION: Final[int]
+FAULT_SHORT_HANDSHAKE: Final[int]
+FAULT_LONG_HANDSHAKE: Final[int]
+FAULT_ZERO_KEY: Final[int]
+FAULT_TEXT_ONLY: Final[int]
+FAULT_CLOSE_ON_REQUEST: Final[int]
+FAULT_HALF_RECORD_LOST: Final[int]
+FAULT_SILENT_STREAMS: Final[int]
+FAULT_RAW_RECORD_LENGTH: Final[int]

@@ -46,6 +46,7 @@ static void accepted(void *user, encl_conn *conn) {
 
 static encl_result copy_config(encl_enclave *e, const encl_enclave_config *config,
                                encl_error *err) {
+    e->generation = encl_fork_generation();
     e->mode = config->mode;
     e->workload_port = config->workload_port;
     e->idle_timeout_ms = config->idle_timeout_ms;
@@ -89,10 +90,21 @@ uint16_t encl_enclave_port(const encl_enclave *enclave) {
     return encl_listener_port(enclave->listener);
 }
 
+/* A forked child has a copy of the lock, perhaps taken, and no thread behind it. */
+static bool is_ours(const encl_enclave *enclave) {
+    return enclave->generation == encl_fork_generation();
+}
+
+static encl_result check_ours(const encl_enclave *enclave, encl_error *err) {
+    ENCL_ENSURE(is_ours(enclave), err, ENCL_E_FORKED, "this enclave runs in the parent process");
+    return ENCL_OK;
+}
+
 encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_faults *faults,
                                     encl_error *err) {
     encl_enclave_faults fresh, old;
 
+    ENCL_TRY(check_ours(enclave, err));
     ENCL_TRY(encl_faults_copy(faults, &fresh, err));
     pthread_mutex_lock(&enclave->lock);
     old = enclave->faults;
@@ -106,6 +118,7 @@ encl_result encl_enclave_set_document(encl_enclave *enclave, const encl_doc_temp
                                       encl_slice leaf_key, encl_error *err) {
     encl_identity fresh, old;
 
+    ENCL_TRY(check_ours(enclave, err));
     ENCL_TRY(encl_identity_copy(document, leaf_key, enclave->mode, &fresh, err));
     pthread_mutex_lock(&enclave->lock);
     old = enclave->identity;
@@ -116,6 +129,10 @@ encl_result encl_enclave_set_document(encl_enclave *enclave, const encl_doc_temp
 }
 
 void encl_enclave_get_stats(encl_enclave *enclave, encl_enclave_stats *stats) {
+    if (!is_ours(enclave)) {
+        memset(stats, 0, sizeof *stats);
+        return;
+    }
     pthread_mutex_lock(&enclave->lock);
     *stats = enclave->stats;
     pthread_mutex_unlock(&enclave->lock);
@@ -174,7 +191,7 @@ void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
 }
 
 void encl_enclave_stop(encl_enclave *enclave) {
-    if (enclave == NULL) {
+    if (enclave == NULL || !is_ours(enclave)) {
         return;
     }
     if (enclave->listener != NULL) {

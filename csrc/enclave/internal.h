@@ -26,6 +26,7 @@ typedef struct encl_identity {
 
 struct encl_enclave {
     /* Set before the first connection, then only read. */
+    uint64_t generation;
     encl_loop *loop;
     encl_listener *listener;
     encl_enclave_mode mode;

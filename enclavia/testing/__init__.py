@@ -1,1 +1,13 @@
-"""Enclaves on this machine, for tests."""
+"""Enclaves on this machine, for tests: :class:`LocalEnclave`.
+
+Needs ``pip install 'enclavia[testing]'``.
+"""
+
+from __future__ import annotations
+
+from ._enclave import LocalEnclave
+from ._fault import Fault
+from ._identity import Mode
+from ._workload import Interface
+
+__all__ = ["Fault", "Interface", "LocalEnclave", "Mode"]

@@ -1,0 +1,219 @@
+"""A local enclave for tests and demos: the real protocol, in front of an app of yours."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .._pcrs import Pcrs
+from ._child import ChildRunner
+from ._fault import Fault
+from ._identity import DEFAULT_MODULE_ID, Mode, default_pcrs
+from ._runner import Facts, Faults, Options, Runner
+from ._workload import Interface
+
+if TYPE_CHECKING:
+    from ._pki import EnclavePki
+
+__all__ = ["LocalEnclave"]
+
+_NONE = Fault(0)
+
+
+def _default_connections() -> int:
+    """The real server's: two per CPU core."""
+    return max(4, 2 * (os.cpu_count() or 2))
+
+
+class LocalEnclave:
+    """A responder on loopback that speaks the enclave's side of the protocol and behaves like the
+    real server: 64 slots a connection, an idle timeout, one-shot limits, answers in chunks.
+
+    >>> with LocalEnclave(app) as enclave:
+    ...     with Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client:
+    ...         client.get("/")
+
+    ``app`` is a WSGI app (served by waitress), an ASGI app (served by uvicorn), ``"host:port"`` of
+    a server that runs already, or ``"module:attribute"``. What kind of app it is is looked at
+    unless ``interface`` says so.
+
+    ``in_process=False`` runs all of it in a child process, which ends with this one; the app must
+    then be importable there.
+
+    ``mode`` is what attestation documents are: ``"production"`` (signed, up to a root made on the
+    spot), ``"debug"`` (self-signed) or ``"stub"`` (the bare handshake hash).
+
+    ``tls``: a certificate file and its key, or True for a certificate of ``localhost`` made on the
+    spot, which :attr:`tls_certificate` names.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any] | str | tuple[str, int],
+        *,
+        mode: Mode = "production",
+        pcrs: Pcrs | None = None,
+        module_id: str = DEFAULT_MODULE_ID,
+        interface: Interface = "auto",
+        in_process: bool = True,
+        port: int = 0,
+        tls: tuple[str, str] | bool = False,
+        idle_timeout: float = 30.0,
+        workload_grace: float = 60.0,
+        one_shot_timeout: float = 60.0,
+        max_connections: int | None = None,
+        faults: Fault = _NONE,
+        split: int = 0,
+        record_length: int = 0,
+        instead_of_attestation: bytes = b"",
+        after_attestation: bytes = b"",
+    ) -> None:
+        options = Options(
+            app=app,
+            interface=interface,
+            mode=mode,
+            module_id=module_id,
+            pcrs=pcrs if pcrs is not None else default_pcrs(),
+            port=port,
+            tls=tls,
+            idle_timeout=idle_timeout,
+            workload_grace=workload_grace,
+            one_shot_timeout=one_shot_timeout,
+            max_connections=max_connections or _default_connections(),
+            faults=Faults(
+                int(faults), split, record_length, instead_of_attestation, after_attestation
+            ),
+        )
+        self._options = options
+        self._runner: Runner | ChildRunner = Runner(options) if in_process else ChildRunner(options)
+        self._facts: Facts | None = None
+        self._last_stats: dict[str, int] = {}
+        self._finalizer: weakref.finalize[[], LocalEnclave] | None = None
+
+    def start(self) -> Self:
+        """Listens when it returns."""
+        if self._facts is not None:
+            raise RuntimeError("this enclave runs already")
+        self._facts = self._runner.start()
+        self._finalizer = weakref.finalize(self, self._runner.stop)
+        return self
+
+    def stop(self) -> None:
+        """Ends every connection, the responder and the app. May be called again."""
+        if self._facts is None:
+            return
+        try:
+            self._last_stats = self._runner.stats()
+        finally:
+            self._facts = None
+            if self._finalizer is not None:
+                self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        where = "not running" if self._facts is None else self.url
+        return f"<LocalEnclave {self.mode} {where}>"
+
+    def _running(self) -> Facts:
+        if self._facts is None:
+            raise RuntimeError("this enclave does not run: use it in a with statement, or start()")
+        return self._facts
+
+    @property
+    def url(self) -> str:
+        facts = self._running()
+        scheme = "ws" if facts.tls_certificate is None else "wss"
+        return f"{scheme}://{self.host}:{facts.port}"
+
+    @property
+    def host(self) -> str:
+        return "127.0.0.1" if self._running().tls_certificate is None else "localhost"
+
+    @property
+    def port(self) -> int:
+        return self._running().port
+
+    @property
+    def pcrs(self) -> Pcrs:
+        """What a client must pin."""
+        return self._options.pcrs if self._facts is None else self._facts.pcrs
+
+    @property
+    def root(self) -> bytes | None:
+        """PEM of the root that documents chain to; None where they are not signed."""
+        return self._running().root
+
+    @property
+    def mode(self) -> Mode:
+        return self._options.mode
+
+    @property
+    def workload(self) -> tuple[str, int]:
+        """Where the app listens."""
+        return self._running().workload
+
+    @property
+    def tls_certificate(self) -> str | None:
+        """A file that a client can give as ``verify``; None without TLS."""
+        return self._running().tls_certificate
+
+    @property
+    def pid(self) -> int:
+        """Of the process it runs in."""
+        self._running()
+        child = self._runner.pid if isinstance(self._runner, ChildRunner) else None
+        return os.getpid() if child is None else child
+
+    def set_faults(
+        self,
+        faults: Fault = _NONE,
+        *,
+        split: int = 0,
+        record_length: int = 0,
+        instead_of_attestation: bytes = b"",
+        after_attestation: bytes = b"",
+    ) -> None:
+        """Exactly these from now on, in open connections too; without arguments none.
+
+        ``instead_of_attestation`` and ``after_attestation`` are plaintexts that are sent, sealed,
+        in place of an answer to RequestAttestation, or right after the first one.
+        """
+        self._running()
+        self._runner.set_faults(
+            Faults(int(faults), split, record_length, instead_of_attestation, after_attestation)
+        )
+
+    def set_identity(self, *, pcrs: Pcrs | None = None, pki: EnclavePki | None = None) -> None:
+        """Another identity from now on, as after an upgrade. Open connections stay."""
+        self._running()
+        self._facts = self._runner.set_identity(pcrs, pki)
+
+    def restart(self) -> None:
+        """As after a crash: every connection ends, then the same identity on the same port. The
+        app goes on."""
+        self._running()
+        self._facts = self._runner.restart()
+
+    def drop_connections(self, reset: bool = False) -> None:
+        """Ends every connection at once, by TCP reset if asked, and goes on listening."""
+        self._running()
+        self._runner.drop_connections(reset)
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the responder: ``connections_total``, ``connections_open``, ``slots_open``,
+        ``streams_total``, ``requests_total``, ``attestations_total``, ``bytes_from_workload``,
+        ``bytes_to_workload``, ``protocol_errors``. Of a stopped enclave the last ones."""
+        return dict(self._last_stats) if self._facts is None else self._runner.stats()

@@ -1,0 +1,183 @@
+"""The workload behind a local enclave: an app served on loopback, or an address where one
+listens already."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+from ._extras import require
+
+__all__ = ["Interface", "Workload", "open_workload"]
+
+Interface = Literal["auto", "wsgi", "asgi"]
+Address = tuple[str, int]
+App: TypeAlias = Callable[..., Any]
+
+_WSGI_THREADS = 32
+_START_SECONDS = 30.0
+_STOP_SECONDS = 5.0
+
+
+class Workload(Protocol):
+    @property
+    def address(self) -> Address: ...
+
+    def close(self) -> None: ...
+
+
+class _Elsewhere:
+    """Somebody else's server."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def close(self) -> None:
+        pass
+
+
+class _WsgiServer:
+    """waitress in a thread."""
+
+    def __init__(self, app: App) -> None:
+        waitress = require("waitress.server", "serving a WSGI app")
+        self._sockets: dict[int, Any] = {}
+        self._server: Any = waitress.create_server(
+            app,
+            map=self._sockets,
+            host="127.0.0.1",
+            port=0,
+            threads=_WSGI_THREADS,
+            connection_limit=4096,
+            clear_untrusted_proxy_headers=True,
+            ident=None,
+        )
+        self.address: Address = ("127.0.0.1", int(self._server.effective_port))
+        self._thread = threading.Thread(target=self._server.run, name="enclavia-wsgi", daemon=True)
+        self._thread.start()
+
+    def _close_sockets(self) -> None:
+        for dispatcher in list(self._sockets.values()):
+            dispatcher.close()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            # In the server's own thread: its loop ends when no socket is left.
+            self._server.trigger.pull_trigger(self._close_sockets)
+            self._thread.join(_STOP_SECONDS)
+        self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=_STOP_SECONDS)
+
+
+class _AsgiServer:
+    """uvicorn in a thread with an event loop of its own; the app's lifespan is run."""
+
+    def __init__(self, app: App) -> None:
+        uvicorn = require("uvicorn", "serving an ASGI app")
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.address: Address = self._socket.getsockname()[:2]
+        config = uvicorn.Config(
+            app,
+            lifespan="auto",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server: Any = uvicorn.Server(config)
+        self._failure: BaseException | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="enclavia-asgi", daemon=True)
+        self._thread.start()
+        self._wait_started()
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._socket.close()
+            self._ended.set()
+
+    def _wait_started(self) -> None:
+        waited = 0.0
+        while not self._server.started and not self._ended.wait(0.01):
+            waited += 0.01
+            if waited > _START_SECONDS:
+                self._server.should_exit = True
+                raise TimeoutError(f"the ASGI app did not start within {_START_SECONDS:g} s")
+        if not self._server.started:
+            raise RuntimeError(
+                "the ASGI app did not start: its lifespan failed (its log says why)"
+            ) from self._failure
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(_STOP_SECONDS)
+
+
+def _unwrap(app: object) -> object:
+    while isinstance(app, functools.partial):
+        app = app.func
+    return app
+
+
+def _is_asgi(app: App) -> bool:
+    bare = _unwrap(app)
+    if inspect.iscoroutinefunction(bare):
+        return True
+    return not inspect.isclass(bare) and inspect.iscoroutinefunction(
+        getattr(bare, "__call__", None)  # noqa: B004 - the method itself is looked at
+    )
+
+
+def _split_address(text: str) -> tuple[str, int] | None:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal():
+        return None
+    if not 1 <= int(port) <= 65535:
+        raise ValueError(f"workload {text!r}: expected a port of 1 to 65535, got {port}")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def _resolve(host: str, port: int) -> Address:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    return str(found[0][4][0]), port
+
+
+def _load(path: str) -> App:
+    module, colon, attribute = path.partition(":")
+    if not colon or not module or not attribute:
+        raise ValueError(
+            f"workload {path!r}: expected 'host:port', 'module:attribute', a WSGI or an ASGI app"
+        )
+    loaded: Any = importlib.import_module(module)
+    for name in attribute.split("."):
+        loaded = getattr(loaded, name)
+    if not callable(loaded):
+        raise TypeError(f"workload {path!r}: expected an app, got {type(loaded).__name__}")
+    return cast("App", loaded)
+
+
+def open_workload(app: App | str | Address, interface: Interface) -> Workload:
+    """Serves ``app``, or finds the address it names."""
+    if isinstance(app, tuple):
+        return _Elsewhere(_resolve(*app))
+    if isinstance(app, str):
+        address = _split_address(app)
+        if address is not None:
+            return _Elsewhere(_resolve(*address))
+        app = _load(app)
+    if not callable(app):
+        raise TypeError(f"expected a WSGI or an ASGI app, got {type(app).__name__}")
+    asgi = interface == "asgi" or (interface == "auto" and _is_asgi(app))
+    return _AsgiServer(app) if asgi else _WsgiServer(app)
