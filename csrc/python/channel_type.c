@@ -115,7 +115,7 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     Py_ssize_t max_in_flight;
 
     memset(&config, 0, sizeof config);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$sipssOOnpzO", names, &config.target.host,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO", names, &config.target.host,
                                      &port, &tls, &config.target.path, &config.target.authority,
                                      &headers_arg, &policy_arg, &max_in_flight, &verify,
                                      &config.target.ca_file, &proxy_arg)) {

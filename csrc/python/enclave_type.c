@@ -193,7 +193,7 @@ static bool parse_start(PyObject *args, PyObject *kwargs, start_args *a) {
     a->tls = Py_None;
     a->faults.instead = a->faults.after = "";
     return PyArg_ParseTupleAndKeywords(
-               args, kwargs, "$s(si)s#O!y#Oy#dddn|iOInIy#y#", names, &a->mode, &a->workload_host,
+               args, kwargs, "s(si)s#O!y#Oy#dddn|iOInIy#y#", names, &a->mode, &a->workload_host,
                &a->workload_port, &a->module_id, &a->module_id_len, &PyDict_Type, &a->pcrs,
                &a->certificate, &a->certificate_len, &a->cabundle, &a->leaf_key, &a->leaf_key_len,
                &a->idle_timeout, &a->grace, &a->one_shot_timeout, &a->max_connections, &a->port,
@@ -368,7 +368,7 @@ static PyObject *enclave_set_document(PyObject *self, PyObject *args, PyObject *
     document_args d = {0};
     encl_error err;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$s#O!y#Oy#", names, &module_id, &module_id_len,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s#O!y#Oy#", names, &module_id, &module_id_len,
                                      &PyDict_Type, &pcrs, &certificate, &certificate_len, &cabundle,
                                      &leaf_key, &leaf_key_len)) {
         return NULL;
