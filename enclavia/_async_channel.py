@@ -39,7 +39,6 @@ async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> by
             if not await hub.wait(
                 lambda notifier, token: stream.notify(_core.READABLE, notifier, token),
                 remaining,
-                lambda notifier, token: stream.notify(0, notifier, token),
             ):
                 raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
             data = stream.read(n, 0)
@@ -54,7 +53,6 @@ async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None
         if not await loop_hub().wait(
             lambda notifier, token: stream.notify(_core.WRITABLE, notifier, token),
             timeout,
-            lambda notifier, token: stream.notify(0, notifier, token),
         ):
             raise WriteTimeout(f"expected to send within {timeout} s, could not")
         view = view[stream.write(view, 0) :]
@@ -281,7 +279,6 @@ class AsyncStream:
             if not await loop_hub().wait(
                 lambda notifier, token: self._core.notify(_core.READABLE, notifier, token),
                 self.read_timeout,
-                lambda notifier, token: self._core.notify(0, notifier, token),
             ):
                 raise ReadTimeout(
                     f"expected bytes from the workload within {self.read_timeout} s, got none"

@@ -140,7 +140,6 @@ class LoopIo:
         return await loop_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token),
             timeout,
-            lambda notifier, token: stream.notify(0, notifier, token),
         )
 
     def body(self, request: httpx2.Request) -> Body:

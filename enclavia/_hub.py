@@ -84,22 +84,11 @@ class LoopHub:
     def start_attest(self, channel: _core.Channel, waiter: Waiter) -> int:
         return channel.start_attest(self._notifier, waiter.token)
 
-    async def wait(
-        self,
-        register: Register,
-        timeout: float | None,
-        withdraw: Register | None = None,
-    ) -> bool:
-        """False where it did not come in time."""
+    async def wait(self, register: Register, timeout: float | None) -> bool:
+        """False where it did not come in time. What comes later is nobody's, and ignored."""
         waiter = self.waiter()
         register(self._notifier, waiter.token)
-        finished = False
-        try:
-            finished = await self.wait_for(waiter, timeout)
-        finally:
-            if not finished and withdraw is not None:
-                withdraw(self._notifier, waiter.token)
-        return finished
+        return await self.wait_for(waiter, timeout)
 
     async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool:
         self._waiting[waiter.token] = waiter
