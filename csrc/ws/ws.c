@@ -147,21 +147,23 @@ static encl_result begin_frame(encl_ws_decoder *d, encl_error *err) {
     return ENCL_OK;
 }
 
+static size_t header_size(const encl_ws_decoder *d) {
+    if (d->header_len < 2) {
+        return 2;
+    }
+    return 2 + length_bytes(d->header[1]) + (d->side == ENCL_WS_SERVER ? sizeof d->mask : 0);
+}
+
 /* Takes header bytes from block; d->in_frame says whether that completed the header. */
 static encl_result take_header(encl_ws_decoder *d, const uint8_t *block, size_t len, size_t *at,
                                encl_error *err) {
-    size_t need = 2;
-
-    while (*at < len && d->header_len < need) {
+    while (*at < len && d->header_len < header_size(d)) {
         d->header[d->header_len++] = block[(*at)++];
         if (d->header_len == 2) {
             ENCL_TRY(check_start(d, err));
         }
-        if (d->header_len >= 2) {
-            need = 2 + length_bytes(d->header[1]) + (d->side == ENCL_WS_SERVER ? 4 : 0);
-        }
     }
-    return d->header_len == need ? begin_frame(d, err) : ENCL_OK;
+    return d->header_len == header_size(d) ? begin_frame(d, err) : ENCL_OK;
 }
 
 static bool close_code_valid(uint16_t code) {
