@@ -1,0 +1,56 @@
+# make demo   the whole way once: a local enclave, a verified client, a refused one
+# make test   linters, C tests (also under sanitizers), short fuzzing, Python and interop tests
+#
+# Both install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
+export PYTHON
+
+.PHONY: demo test lint test-c test-san test-fuzz test-python clean
+demo: build/installed
+	$(BIN)/python docs/examples/demo.py
+
+test: build/installed-test
+	$(MAKE) lint
+	$(MAKE) test-c
+	$(MAKE) test-san
+	$(MAKE) test-python
+
+$(BIN)/pip:
+	.ci/system-packages build
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+build/installed: $(BIN)/pip setup.py pyproject.toml $(C_SOURCES)
+	$(BIN)/pip install --quiet --editable '.[testing]' --group demo
+	@mkdir -p build && touch $@
+
+build/installed-test: build/installed pyproject.toml
+	.ci/system-packages test
+	$(BIN)/pip install --quiet --group test --group lint
+	@touch $@
+
+lint: build/installed-test
+	clang-format --dry-run --Werror csrc/*/*.[ch] $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch])
+	ls csrc/*/*.c | xargs -P 2 -n 8 .ci/clang-tidy
+	$(BIN)/ruff format --check enclavia tests docs setup.py
+	$(BIN)/ruff check enclavia tests docs setup.py
+	$(BIN)/mypy
+
+# The C tests: plain, and under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-c: build/installed-test
+	$(MAKE) -C tests/c -j2 --silent check
+	$(MAKE) -C tests/c -j2 --silent check SAN=1
+
+# The same extension under the sanitizers, driven from Python.
+test-san: build/installed-test
+	.ci/python-san tests/unit/test_channel.py tests/unit/test_enclave.py
+
+test-python: build/installed-test
+	$(MAKE) -C tests/c -j2 --silent lib
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist $(VENV) enclavia/*.so *.egg-info
