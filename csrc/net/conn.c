@@ -82,7 +82,7 @@ static io_result socket_read(encl_conn *conn, uint8_t *block, size_t cap, size_t
 
     *got = 0;
     if (conn->fd < 0) {
-        return IO_EOF;
+        return conn->failed ? IO_BROKEN : IO_EOF;
     }
     if (conn->ssl != NULL) {
         int m;
@@ -452,12 +452,45 @@ void net_conn_finish(encl_conn *conn, const encl_error *why) {
     encl_conn_release(conn); /* the loop's own reference */
 }
 
+/* Both directions are shut, or the peer reset the connection, and libwebsockets gives the
+ * descriptor up: what came before that is kept for a reader that pauses. The kernel's receive
+ * buffer bounds it. */
+static void keep_rest(encl_conn *conn) {
+    io_result rc = IO_DONE;
+    encl_error err;
+
+    conn->early.limit = NET_REST_MAX;
+    pthread_mutex_lock(&conn->io);
+    while (rc == IO_DONE) {
+        uint8_t *room;
+        size_t got = 0;
+
+        if (encl_buf_reserve(&conn->early, NET_RX_BLOCK, &room, &err) != ENCL_OK) {
+            conn->failed = true;
+            conn->failure = err;
+            break;
+        }
+        rc = socket_read(conn, room, NET_RX_BLOCK, &got);
+        conn->early.w += got;
+    }
+    if (rc == IO_BROKEN) {
+        note_failure(conn, "receiving");
+    }
+    conn->fd = -1;
+    pthread_mutex_unlock(&conn->io);
+}
+
 void net_conn_raw_closed(encl_conn *conn) {
     encl_error why;
 
-    /* What the peer sent before it hung up is still in the socket. */
     lws_set_opaque_user_data(conn->raw_wsi, NULL);
     conn->raw_wsi = NULL;
+    if (conn->state == NET_OPEN && !conn->framed && !conn->eof_received) {
+        keep_rest(conn);
+        post(conn, task_read);
+        encl_conn_release(conn);
+        return;
+    }
     if (!atomic_load(&conn->paused)) {
         net_conn_readable(conn);
     }
@@ -559,16 +592,6 @@ static void deliver(encl_conn *conn, uint8_t *block, size_t len) {
     }
 }
 
-static void deliver_early(encl_conn *conn) {
-    while (encl_buf_readable(&conn->early) != 0 && conn->state != NET_FINISHED) {
-        encl_buf early = conn->early;
-
-        encl_buf_init(&conn->early, NET_EARLY_MAX);
-        deliver(conn, early.data + early.r, encl_buf_readable(&early));
-        encl_buf_free(&early);
-    }
-}
-
 static void end_of_input(encl_conn *conn) {
     if (conn->framed) {
         finish_closed(conn, conn->close_asked
@@ -604,6 +627,21 @@ static void apply_pause(encl_conn *conn) {
 static bool may_read(encl_conn *conn) {
     return (conn->state == NET_OPEN || conn->state == NET_CLOSING) &&
            !(atomic_load(&conn->paused) && conn->state == NET_OPEN) && !conn->eof_received;
+}
+
+/* In blocks, so that whoever takes them can pause in between. */
+static void deliver_early(encl_conn *conn) {
+    while (encl_buf_readable(&conn->early) != 0 && may_read(conn)) {
+        encl_slice waiting = encl_buf_peek(&conn->early);
+        size_t n = waiting.len < NET_RX_BLOCK ? waiting.len : NET_RX_BLOCK;
+
+        memcpy(conn->loop->rx, waiting.data, n);
+        conn->early.r += n;
+        deliver(conn, conn->loop->rx, n);
+    }
+    if (encl_buf_readable(&conn->early) == 0) {
+        encl_buf_free(&conn->early);
+    }
 }
 
 void net_conn_readable(encl_conn *conn) {

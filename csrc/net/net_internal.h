@@ -17,6 +17,7 @@
 #define NET_ADDRESSES_MAX 8
 #define NET_ADDRESS_TEXT  64
 #define NET_EARLY_MAX     ((size_t)64 * 1024)
+#define NET_REST_MAX      ((size_t)64 * 1024 * 1024) /* far above any receive buffer */
 #define NET_CLOSE_WAIT_MS 1000
 
 typedef struct net_task {
