@@ -364,28 +364,37 @@ static void remember_rejection(encl_conn *conn, struct lws *wsi, int status) {
     rebuild_head(wsi, status, &conn->rejected);
 }
 
+static int reject(encl_conn *conn, encl_code code, const char *why) {
+    conn->status = -1;
+    encl_fail(&conn->rejected, code, "%s", why);
+    return -1;
+}
+
 /* What the server sent together with its 101 sits in libwebsockets' buffer, where only this call
- * reaches it; it comes back as RECEIVE_CLIENT_HTTP_READ. */
+ * reaches it; it comes back as RECEIVE_CLIENT_HTTP_READ. Once only: the buffer holds one block, and
+ * a call that finds it empty would read the socket, and throw all away where that has ended. */
 static int drain_early(encl_conn *conn, struct lws *wsi) {
-    size_t before;
+    char *at = NULL;
+    int room = 0;
 
     if (lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0 ||
         lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_CONTENT_LENGTH) > 0) {
-        conn->status = -1;
-        encl_fail(&conn->rejected, ENCL_E_PROTOCOL,
-                  "the WebSocket upgrade was answered 101 with a body, which HTTP forbids");
-        return -1;
+        return reject(conn, ENCL_E_PROTOCOL,
+                      "the WebSocket upgrade was answered 101 with a body, which HTTP forbids");
     }
-    do {
-        char *at = NULL;
-        int room = 0;
-
-        before = encl_buf_readable(&conn->early);
-        if (lws_http_client_read(wsi, &at, &room) != 0) {
-            return -1;
-        }
-    } while (encl_buf_readable(&conn->early) != before);
+    if (lws_http_client_read(wsi, &at, &room) != 0) {
+        return reject(conn, ENCL_E_CLOSED,
+                      "the peer ended the connection right after the WebSocket upgrade");
+    }
     return 0;
+}
+
+/* libwebsockets looks at the other lines of a 101, but not at this one. */
+static bool upgrades_connection(struct lws *wsi) {
+    char value[128];
+
+    return lws_hdr_copy(wsi, value, sizeof value, WSI_TOKEN_CONNECTION) > 0 &&
+           strcasestr(value, "upgrade") != NULL;
 }
 
 static int reply_came(encl_conn *conn, struct lws *wsi) {
@@ -394,6 +403,11 @@ static int reply_came(encl_conn *conn, struct lws *wsi) {
     if (status != 101) {
         remember_rejection(conn, wsi, status);
         return -1;
+    }
+    if (!upgrades_connection(wsi)) {
+        return reject(conn, ENCL_E_PROTOCOL,
+                      "the WebSocket upgrade was answered 101: expected the header 'Connection: "
+                      "Upgrade', came none or another");
     }
     return drain_early(conn, wsi);
 }
@@ -437,8 +451,49 @@ static void established(encl_conn *conn, struct lws *wsi) {
     net_conn_opened(conn);
 }
 
+/* libwebsockets' reasons are short, and written for its own developers. */
+static const char *explain(const char *reason) {
+    static const char *const words[][2] = {
+        {"read failed",
+         "expected a whole HTTP answer to the WebSocket upgrade, came the end of the connection"},
+        {"Peer hung up",
+         "expected a whole HTTP answer to the WebSocket upgrade, came the end of the connection"},
+        {"proxy conn dead", "expected an answer of the proxy to CONNECT, it hung up"},
+        {"proxy read err", "expected an answer of the proxy to CONNECT, it hung up"},
+    };
+
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        if (strcmp(reason, words[i][0]) == 0) {
+            return words[i][1];
+        }
+    }
+    return reason;
+}
+
+/* Failures that another address of the same name would not mend. */
+static bool is_final(const char *reason, encl_error *why) {
+    if (strncmp(reason, "HS: ", 4) == 0) {
+        encl_fail(
+            why, ENCL_E_PROTOCOL,
+            "the WebSocket upgrade: expected an answer 101 of RFC 6455, came one with a wrong "
+            "header (%.100s)",
+            reason + 4);
+    } else if (strcmp(reason, "problems parsing header") == 0) {
+        encl_fail(why, ENCL_E_PROTOCOL,
+                  "the WebSocket upgrade: expected an HTTP answer, came something else");
+    } else if (strcmp(reason, "proxy not h1") == 0) {
+        encl_fail(why, ENCL_E_CONNECT,
+                  "the proxy refused: expected HTTP status 200 to CONNECT, came another answer");
+        why->retryable = false;
+    } else {
+        return false;
+    }
+    return true;
+}
+
 static void connect_failed(encl_conn *conn, struct lws *wsi, const char *text, size_t len) {
     SSL *ssl = lws_get_ssl(wsi);
+    char reason[201];
     encl_error why;
 
     if (conn->state != NET_CONNECTING) {
@@ -455,8 +510,14 @@ static void connect_failed(encl_conn *conn, struct lws *wsi, const char *text, s
         net_conn_finish(conn, &why);
         return;
     }
-    (void)snprintf(conn->target->last_failure, sizeof conn->target->last_failure, "%.*s",
-                   (int)(len < 200 ? len : 200), text == NULL ? "" : text);
+    (void)snprintf(reason, sizeof reason, "%.*s", (int)(len < 200 ? len : 200),
+                   text == NULL ? "" : text);
+    if (is_final(reason, &why)) {
+        net_conn_finish(conn, &why);
+        return;
+    }
+    (void)snprintf(conn->target->last_failure, sizeof conn->target->last_failure, "%s",
+                   explain(reason));
     conn->ws_wsi = NULL; /* on its way out; its destruction gives the reference back */
     net_connect_next(conn);
 }
