@@ -13,6 +13,7 @@ contract, and it is what the package is measured against. It verifies no attesta
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ssl
@@ -115,6 +116,14 @@ class NoiseInitiator:
         return CipherState(send_key), CipherState(receive_key)
 
 
+def encode(kind: str, **fields: object) -> bytes:
+    """Byte fields go out as arrays of small integers, as the server wants them."""
+    message: Message = {"type": kind}
+    for name, value in fields.items():
+        message[name] = list(value) if isinstance(value, bytes) else value
+    return cbor2.dumps(message)
+
+
 @dataclass
 class _Inbox:
     """What came for one id and was not asked for yet."""
@@ -128,12 +137,14 @@ class PlainClient:
     """One connection. Not thread-safe; reads happen only inside its calls."""
 
     def __init__(self, websocket: ClientConnection, *, timeout: float = 20.0) -> None:
+        self._ends = contextlib.ExitStack()
         self._websocket = websocket
         self._timeout = timeout
         self._received = bytearray()
         self._inboxes: dict[int, _Inbox] = {}
         self._next_id = 1
-        self.stream_chunk_sizes: list[int] = []
+        self.chunk_sizes: list[int] = []  # of every payload that came
+        self.control_nonce = b""  # of the last document
         handshake = NoiseInitiator()
         websocket.send(handshake.first_message())
         self._fill(ANSWER_BYTES)
@@ -150,7 +161,7 @@ class PlainClient:
         headers: Mapping[str, str] | None = None,
         timeout: float = 20.0,
     ) -> Self:
-        websocket = connect(
+        opening = connect(
             url,
             ssl=tls,
             additional_headers=headers,
@@ -161,14 +172,13 @@ class PlainClient:
             close_timeout=1,
             proxy=None,
         )
-        try:
-            return cls(websocket, timeout=timeout)
-        except BaseException:
-            websocket.close()
-            raise
+        with contextlib.ExitStack() as ends:
+            client = cls(ends.enter_context(opening), timeout=timeout)
+            client._ends = ends.pop_all()
+        return client
 
     def close(self) -> None:
-        self._websocket.close()
+        self._ends.close()
 
     def __enter__(self) -> Self:
         return self
@@ -196,9 +206,17 @@ class PlainClient:
 
     # records
 
-    def send_plaintext(self, plaintext: bytes) -> None:
+    def seal(self, plaintext: bytes) -> bytes:
+        """One record, which must be sent next."""
         ciphertext = self._send_cipher.encrypt(plaintext)
-        self._websocket.send(RECORD_HEAD.pack(len(ciphertext)) + ciphertext)
+        return RECORD_HEAD.pack(len(ciphertext)) + ciphertext
+
+    def send_raw(self, data: bytes) -> None:
+        """One WebSocket message; boundaries mean nothing to the peer."""
+        self._websocket.send(data)
+
+    def send_plaintext(self, plaintext: bytes) -> None:
+        self.send_raw(self.seal(plaintext))
 
     def receive_plaintext(self, timeout: float | None = None) -> bytes:
         self._fill(RECORD_HEAD.size, timeout)
@@ -212,11 +230,7 @@ class PlainClient:
     # messages
 
     def send(self, kind: str, **fields: object) -> None:
-        """Byte fields go out as arrays of small integers, as the server wants them."""
-        message: Message = {"type": kind}
-        for name, value in fields.items():
-            message[name] = list(value) if isinstance(value, bytes) else value
-        self.send_plaintext(cbor2.dumps(message))
+        self.send_plaintext(encode(kind, **fields))
 
     def receive(self, timeout: float | None = None) -> Message:
         message = cbor2.loads(self.receive_plaintext(timeout))
@@ -239,7 +253,7 @@ class PlainClient:
             return  # late: its stream was closed
         match message["type"]:
             case "StreamData" | "Data":
-                self.stream_chunk_sizes.append(len(message["payload"]))
+                self.chunk_sizes.append(len(message["payload"]))
                 inbox.chunks.append(message["payload"])
                 inbox.closed = inbox.closed or message["type"] == "Data"
             case "StreamClose":
