@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 import anyio
 import anyio.to_thread
@@ -16,7 +16,14 @@ from ._attestation import Attestation
 from ._channel import first_piece
 from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
 from ._connecting import Connecting
-from ._errors import ConnectTimeout, PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from ._errors import (
+    ConnectTimeout,
+    EnclaviaError,
+    PoolTimeout,
+    ReadTimeout,
+    StateError,
+    WriteTimeout,
+)
 from ._hub import loop_hub
 from ._pins import Pins, RootCertificate
 
@@ -59,6 +66,11 @@ async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None
     return total
 
 
+async def _in_time(wait: Awaitable[bool], error: type[EnclaviaError], message: str) -> None:
+    if not await wait:
+        raise error(message)
+
+
 async def reserve_slot(channel: _core.Channel, timeout: float | None) -> _core.Slot:
     hub = loop_hub()
     waiter = hub.waiter()
@@ -66,8 +78,11 @@ async def reserve_slot(channel: _core.Channel, timeout: float | None) -> _core.S
     if slot.granted:
         return slot
     try:
-        if not await hub.wait_for(waiter, timeout):
-            raise PoolTimeout(f"expected a free slot within {timeout} s, got none")
+        await _in_time(
+            hub.wait_for(waiter, timeout),
+            PoolTimeout,
+            f"expected a free slot within {timeout} s, got none",
+        )
         # Returns at once: it is granted, or raises why the channel closed.
         slot.wait(1e-6)
     except BaseException:
@@ -119,8 +134,11 @@ class AsyncChannel:
     async def _open(cls, config: ChannelConfig, timeout: float | None) -> Self:
         core = config.open()
         try:
-            if not await loop_hub().wait(core.notify_open, timeout):
-                raise ConnectTimeout(f"expected a verified connection within {timeout} s, got none")
+            await _in_time(
+                loop_hub().wait(core.notify_open, timeout),
+                ConnectTimeout,
+                f"expected a verified connection within {timeout} s, got none",
+            )
             core.wait_open(0)
             channel = cls(config, core, timeout)
             logger.info(
@@ -177,14 +195,16 @@ class AsyncChannel:
         try:
             answer = under_way.result(0)
             if answer is None:
-                if not await loop_hub().wait(under_way.notify, timeout):
-                    raise ReadTimeout(f"expected an answer within {timeout} s, got none")
+                await _in_time(
+                    loop_hub().wait(under_way.notify, timeout),
+                    ReadTimeout,
+                    f"expected an answer within {timeout} s, got none",
+                )
                 answer = under_way.result(0)
         except BaseException:
             under_way.abandon()
             raise
-        assert answer is not None
-        return answer
+        return cast(bytes, answer)
 
     async def attest(self, timeout: float | None = _UNSET) -> Attestation:
         """A fresh document, verified like the first one."""
@@ -194,11 +214,13 @@ class AsyncChannel:
         number = hub.start_attest(self._core, waiter)
         raw = self._core.finish_attest(number, 0)
         if raw is None:
-            if not await hub.wait_for(waiter, timeout):
-                raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
+            await _in_time(
+                hub.wait_for(waiter, timeout),
+                ReadTimeout,
+                f"expected an attestation document within {timeout} s, got none",
+            )
             raw = self._core.finish_attest(number, 0)
-        assert raw is not None
-        return Attestation._from_raw(raw)
+        return Attestation._from_raw(cast("_core.RawAttestation", raw))
 
     async def close(self) -> None:
         """Sends what was written, then closes; streams still open end."""
@@ -221,7 +243,7 @@ class AsyncChannel:
     ) -> None:
         await self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "an AsyncChannel cannot be pickled: its keys must exist once. An AsyncClient can "
             "(it opens its own)"
@@ -321,7 +343,7 @@ class AsyncStream:
     ) -> None:
         await self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("an AsyncStream cannot be pickled")
 
     def __repr__(self) -> str:

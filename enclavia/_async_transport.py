@@ -95,7 +95,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         return self
 
 
-def _network_stream(exchange: Exchange) -> Any:
+def _network_stream(exchange: Exchange) -> object:
     from ._upgraded import AsyncNetworkStream
 
     return AsyncNetworkStream(exchange)
@@ -144,7 +144,7 @@ class LoopIo:
 
     def body(self, request: httpx2.Request) -> Body:
         if not isinstance(request.stream, httpx2.AsyncByteStream):
-            raise RuntimeError("Attempted to send a sync request with an AsyncClient instance.")
+            raise TypeError("expected a request with an async body, got a sync one")
         return _IteratedBody(request.stream)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Attestation", "verify_attestation"]
 
 _FORMS = {
-    "nitro": "signed by AWS Nitro hardware",
+    "nitro": "signed, and chained to the pinned root",
     "debug": "NOT PROVEN: self-signed debug document",
     "stub": "NOT PROVEN: debug stub, a bare nonce",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import httpx2
 
@@ -168,7 +168,7 @@ class Channel:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Channel cannot be pickled: its keys must exist once. A Client can (it opens its own)"
         )
@@ -228,7 +228,7 @@ class Stream(io.RawIOBase):
             pieces.append(piece)
         return b"".join(pieces)
 
-    def readinto(self, buffer: Any, /) -> int | None:
+    def readinto(self, buffer: Buffer, /) -> int | None:
         self._check_open()
         return self._core.readinto(buffer, self.read_timeout)
 
@@ -257,7 +257,7 @@ class Stream(io.RawIOBase):
         self._check_open()
         return self
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a Stream cannot be pickled")
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
 
 import httpx2
 
@@ -28,7 +28,33 @@ if TYPE_CHECKING:
 
     from ._async_transport import AsyncEnclaveTransport
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "ClientOptions"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """The keywords of :class:`Client` and :class:`AsyncClient`."""
+
+    pcrs: Pins
+    root: RootCertificate
+    debug_mode: bool
+    upgrade_headers: UpgradeHeaders
+    verify: Verify
+    proxy: str | httpx2.URL | None
+    timeout: TimeoutTypes
+    retries: Retries
+    max_channels: int
+    max_in_flight: int
+    limits: httpx2.Limits | None
+    auth: AuthTypes | None
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    follow_redirects: bool
+    max_redirects: int
+    event_hooks: Mapping[str, list[EventHook]] | None
+    base_url: httpx2.URL | str
+    default_encoding: str | Callable[[bytes], str | None]
+
 
 _UNSUPPORTED = {
     "app": "requests go to the enclave; enclavia.testing.LocalEnclave(app) runs an app in a "
@@ -49,7 +75,7 @@ _UNSUPPORTED = {
 }
 
 
-def _refuse(cls: type, unsupported: Mapping[str, Any]) -> None:
+def _refuse(cls: type, unsupported: Mapping[str, object]) -> None:
     for name in unsupported:
         reason = _UNSUPPORTED.get(name)
         if reason is None:
@@ -110,7 +136,7 @@ class Client(httpx2.Client):
         event_hooks: Mapping[str, list[EventHook]] | None = None,
         base_url: httpx2.URL | str = "",
         default_encoding: str | Callable[[bytes], str | None] = "utf-8",
-        **unsupported: Any,
+        **unsupported: object,
     ) -> None:
         _refuse(type(self), unsupported)
         settings = Settings.build(
@@ -144,7 +170,7 @@ class Client(httpx2.Client):
         )
 
     @classmethod
-    def connect(cls, url: str | httpx2.URL, **keywords: Any) -> Self:
+    def connect(cls, url: str | httpx2.URL, **keywords: Unpack[ClientOptions]) -> Self:
         """A client that is connected, and its enclave verified, when this returns."""
         client = cls(url, **keywords)
         try:
@@ -212,7 +238,7 @@ class AsyncClient(httpx2.AsyncClient):
         event_hooks: Mapping[str, list[EventHook]] | None = None,
         base_url: httpx2.URL | str = "",
         default_encoding: str | Callable[[bytes], str | None] = "utf-8",
-        **unsupported: Any,
+        **unsupported: object,
     ) -> None:
         from ._async_transport import AsyncEnclaveTransport
 
@@ -248,7 +274,7 @@ class AsyncClient(httpx2.AsyncClient):
         )
 
     @classmethod
-    def connect(cls, url: str | httpx2.URL, **keywords: Any) -> Connecting[Self]:
+    def connect(cls, url: str | httpx2.URL, **keywords: Unpack[ClientOptions]) -> Connecting[Self]:
         """A client that is connected, and its enclave verified: to be awaited, or entered with
         ``async with``."""
         client = cls(url, **keywords)

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import httpx2
 
@@ -44,7 +44,7 @@ from ._http1 import (
     encode_head,
     expects_continue,
 )
-from ._pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
+from ._pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
 from ._retry import IDEMPOTENT, Attempt, RetryPolicy
 
 __all__ = ["Body", "Engine", "Exchange", "Io", "Stats", "Timeouts", "Tunnel", "run"]
@@ -57,6 +57,7 @@ CONTINUE_WAIT = 1.0
 _SHORTEST = 1e-6
 
 T = TypeVar("T")
+W = TypeVar("W", bound="Waiter")
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -83,11 +84,11 @@ class Body(Protocol):
     async def close(self) -> None: ...
 
 
-class Io(Protocol):
+class Io(Protocol[W]):
     """Everything that may wait. A wait says False where its time was up."""
 
-    def waiter(self) -> Waiter: ...
-    async def wait(self, waiter: Any, timeout: float | None) -> bool: ...
+    def waiter(self) -> W: ...
+    async def wait(self, waiter: W, timeout: float | None) -> bool: ...
     async def sleep(self, seconds: float) -> None: ...
     async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
     async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
@@ -178,7 +179,7 @@ class Engine:
         limits: PoolLimits,
         policy: RetryPolicy,
         timeouts: Timeouts,
-        io: Io,
+        io: Io[Any],
     ) -> None:
         self.config = config
         self.io = io
@@ -222,8 +223,7 @@ class Engine:
             if state is State.GRANTED:
                 return
             if state is State.FAILED:
-                assert ticket.error is not None
-                raise ticket.error
+                raise cast(Exception, ticket.error)
             if phase is not ticket.phase:
                 phase = ticket.phase
                 allowed = timeouts.connect if phase is Phase.CONNECT else timeouts.pool
@@ -253,8 +253,7 @@ class Engine:
     async def _connect(
         self, ticket: Ticket[Tunnel, Link], deadline: float | None, allowed: float | None
     ) -> None:
-        member = ticket.member
-        assert member is not None
+        member = cast("Member[Tunnel, Link]", ticket.member)
         pause = member.not_before - time.monotonic()
         if pause > 0:
             remaining = _remaining(deadline)
@@ -307,7 +306,6 @@ class Engine:
             exchange = Exchange(self, message, timeouts)
             try:
                 await exchange.start()
-                return exchange
             except Exception as error:
                 await exchange.abandon()
                 attempt = Attempt(
@@ -331,6 +329,8 @@ class Engine:
             except BaseException:
                 await exchange.abandon()
                 raise
+            else:
+                return exchange
 
     # -- about ------------------------------------------------------------------------------
 
@@ -403,7 +403,7 @@ class Message:
     def replayable(self) -> bool:
         return not self._body_used
 
-    def body(self, io: Io) -> Body:
+    def body(self, io: Io[Any]) -> Body:
         self._body_used = True
         return io.body(self.request)
 
@@ -437,8 +437,7 @@ class Exchange:
 
     @property
     def head(self) -> Head:
-        assert self._answer is not None
-        return self._answer
+        return cast(Head, self._answer)
 
     @property
     def upgraded(self) -> bool:
@@ -602,16 +601,19 @@ class Exchange:
     async def next_data(self) -> bytes | None:
         """The next piece of the answer's body; None at its end."""
         try:
-            while not self._events:
-                await self._step()
-            event = self._events.popleft()
-            if isinstance(event, Data):
-                return event.data
-            await self._finish_upload()
-            return None
+            return await self._next_piece()
         except BaseException:
             await self.abandon()
             raise
+
+    async def _next_piece(self) -> bytes | None:
+        while not self._events:
+            await self._step()
+        event = self._events.popleft()
+        if isinstance(event, Data):
+            return event.data
+        await self._finish_upload()
+        return None
 
     async def _finish_upload(self) -> None:
         """A server that answered with success before it had the whole body still gets it."""

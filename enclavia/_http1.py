@@ -262,11 +262,10 @@ class ResponseParser:
         codings, length = _framing(head)
         self._closing = _closes(head)
         if head.status == 101 or (self._method == b"CONNECT" and 200 <= head.status < 300):
-            self.leftover = rest
             self.finished = True
             events.append(End(upgraded=True))
-            self._state = self._after_end
-            return b""
+            self._state = self._after_upgrade
+            return rest
         if self._method == b"HEAD" or head.status in (204, 304):
             return self._end(rest, events)
         if codings:
@@ -286,8 +285,7 @@ class ResponseParser:
         return rest
 
     def _in_length(self, data: bytes, events: list[Event]) -> bytes:
-        assert self._expected is not None
-        missing = self._expected - self._received
+        missing = (self._expected or 0) - self._received
         piece, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
         self._received += len(piece)
         events.append(Data(piece))
@@ -307,6 +305,10 @@ class ResponseParser:
     def _until_close(self, data: bytes, events: list[Event]) -> bytes:
         self._received += len(data)
         events.append(Data(data))
+        return b""
+
+    def _after_upgrade(self, data: bytes, events: list[Event]) -> bytes:
+        self.leftover += data
         return b""
 
     def _after_end(self, data: bytes, events: list[Event]) -> bytes:

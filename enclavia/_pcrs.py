@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 __all__ = ["Pcrs"]
 
@@ -42,6 +42,15 @@ def _value(name: str, value: object) -> bytes:
             raise ValueError(f"{name}: expected 32, 48 or 64 bytes, got {len(raw)}")
         return raw
     raise TypeError(f"{name}: expected hex text or bytes, got {type(value).__name__}")
+
+
+def _hex_text(name: str, value: object) -> str:
+    """A file with something else in it is a bad file (ValueError), not a bad call."""
+    return value if isinstance(value, str) else _refuse(name, value)
+
+
+def _refuse(name: str, value: object) -> NoReturn:
+    raise ValueError(f"{name}: expected hex text, got {type(value).__name__}")
 
 
 def _shown(text: str) -> str:
@@ -116,11 +125,7 @@ class Pcrs:
                 raise ValueError(
                     f"expected PCR0, PCR1 and PCR2 together, {' and '.join(missing)} missing"
                 )
-            values = {name: block[name] for name in _NAMES}
-            for name, value in values.items():
-                if not isinstance(value, str):
-                    raise ValueError(f"{name}: expected hex text, got {type(value).__name__}")
-            sets.append(cls(**values))  # type: ignore[arg-type]
+            sets.append(cls(**{name: _hex_text(name, block[name]) for name in _NAMES}))
         if any(other != sets[0] for other in sets):
             raise ValueError(
                 f"expected one set of PCRs, got {len(set(sets))} different ones: pick one"

@@ -21,7 +21,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 __all__ = ["Job", "Lease", "Member", "Phase", "Pool", "PoolLimits", "PoolStats", "State", "Ticket"]
 
@@ -130,8 +130,7 @@ class Lease(Generic[C, L]):
 
     @property
     def handle(self) -> C:
-        assert self.member.handle is not None
-        return self.member.handle
+        return cast(C, self.member.handle)
 
     def __del__(self) -> None:
         if not self.released:
@@ -161,8 +160,7 @@ class Ticket(Generic[C, L]):
 
     def take(self) -> Lease[C, L]:
         lease, self.lease = self.lease, None
-        assert lease is not None
-        return lease
+        return cast("Lease[C, L]", lease)
 
     def __del__(self) -> None:
         if self.state in (State.WAITING, State.CONNECT):
@@ -398,12 +396,12 @@ class Pool(Generic[C, L]):
         for member in list(self._members):
             if not member.open:
                 continue
-            assert member.handle is not None
-            if not member.handle.alive:
+            handle = cast(C, member.handle)
+            if not handle.alive:
                 member.open = False
                 self._members.remove(member)
                 self._to_close.extend(link for _, link in member.idle)
-                self._to_close.append(member.handle)
+                self._to_close.append(handle)
                 member.idle.clear()
             elif expiry is not None:
                 while member.idle and member.idle[0][0] + expiry < now:

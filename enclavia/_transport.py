@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx2
 
@@ -94,7 +94,7 @@ class Settings:
 class TransportBase:
     """Keeps one engine per process: a forked child starts with nothing of its parent's."""
 
-    def __init__(self, settings: Settings, make_io: Callable[[], Io]) -> None:
+    def __init__(self, settings: Settings, make_io: Callable[[], Io[Any]]) -> None:
         self._settings = settings
         self._make_io = make_io
         self._start()
@@ -152,7 +152,9 @@ class TransportBase:
 
 
 def response_of(
-    exchange: Exchange, stream: Any, network_stream: Callable[[Exchange], Any]
+    exchange: Exchange,
+    stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
+    network_stream: Callable[[Exchange], object],
 ) -> httpx2.Response:
     head = exchange.head
     extensions: dict[str, Any] = {
@@ -241,7 +243,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         return self
 
 
-def _network_stream(exchange: Exchange) -> Any:
+def _network_stream(exchange: Exchange) -> object:
     from ._upgraded import NetworkStream
 
     return NetworkStream(exchange)
@@ -287,9 +289,7 @@ class ThreadIo:
         return slot
 
     async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
-        data = stream.read(n, timeout)
-        assert data is not None
-        return data
+        return cast(bytes, stream.read(n, timeout))
 
     async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
         return thread_hub().wait(
@@ -298,7 +298,7 @@ class ThreadIo:
 
     def body(self, request: httpx2.Request) -> Body:
         if not isinstance(request.stream, httpx2.SyncByteStream):
-            raise RuntimeError("Attempted to send an async request with a sync Client instance.")
+            raise TypeError("expected a request with a sync body, got an async one")
         return _IteratedBody(request.stream)
 
 

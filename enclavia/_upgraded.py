@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpcore2
 
@@ -69,10 +69,10 @@ class _Base:
         piece, self._leftover = self._leftover[:n], self._leftover[n:]
         return piece
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> None:
         return None
 
-    def start_tls(self, *_: Any, **__: Any) -> NoReturn:
+    def start_tls(self, *_: object, **__: object) -> NoReturn:
         raise NotImplementedError("TLS inside an upgraded connection of the tunnel")
 
 

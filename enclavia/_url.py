@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import httpx2
 
@@ -10,6 +11,7 @@ from ._errors import InvalidURL
 
 __all__ = ["EnclaveURL"]
 
+_HOST = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _DEFAULT_PORTS = {"ws": 80, "wss": 443, "https": 443, "http": 80}
 
 
@@ -47,12 +49,15 @@ class EnclaveURL:
             raise InvalidURL(f"expected a host in the URL, got {_shown(text)}")
         if parsed.fragment:
             raise InvalidURL(f"expected a URL without a #fragment, got {_shown(text)}")
+        host = parsed.raw_host.decode("ascii")
+        if not _HOST.fullmatch(host):
+            raise InvalidURL(f"expected a host name or an address in the URL, got {_shown(text)}")
         port = parsed.port if parsed.port is not None else _DEFAULT_PORTS[parsed.scheme]
         if not 0 < port < 65536:
             raise InvalidURL(f"expected a port from 1 to 65535, got {port}")
         return cls(
             scheme="ws" if parsed.scheme == "ws" else "wss",
-            host=parsed.raw_host.decode("ascii"),
+            host=host,
             port=port,
             path=parsed.raw_path.decode("ascii"),
         )

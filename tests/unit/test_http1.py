@@ -1,0 +1,471 @@
+"""HTTP/1.1 without I/O: what is written, what is read however it is cut, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclavia import ConnectionClosed, InvalidRequest, ProtocolError
+from enclavia._http1 import (
+    BodyEncoder,
+    Data,
+    End,
+    Event,
+    Head,
+    Limits,
+    ResponseParser,
+    body_encoder,
+    encode_head,
+    expects_continue,
+)
+
+HOST = (b"Host", b"enclave")
+
+
+class Outcome:
+    """What a parser said to some bytes, with the pieces of the body joined."""
+
+    def __init__(self, pieces: list[bytes], method: bytes = b"GET", eof: bool = False) -> None:
+        self.parser = ResponseParser(method)
+        self.heads: list[Head] = []
+        self.body = b""
+        self.end: End | None = None
+        self.error = ""
+        try:
+            for piece in pieces:
+                self._take(self.parser.feed(piece))
+            if eof:
+                self._take(self.parser.feed_eof())
+        except (ProtocolError, ConnectionClosed) as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+    def _take(self, events: list[Event]) -> None:
+        for event in events:
+            assert self.end is None, "something after the end"
+            if isinstance(event, Head):
+                assert not self.body
+                self.heads.append(event)
+            elif isinstance(event, Data):
+                assert event.data
+                self.body += event.data
+            else:
+                self.end = event
+
+    def summary(self) -> tuple[object, ...]:
+        return (
+            self.heads, self.body, self.end, self.error, self.parser.reusable,
+            self.parser.leftover, self.parser.finished,
+        )  # fmt: skip
+
+
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'5;ext="1"\r\nhello\r\n1\r\n \r\n00B\r\nbrave world\r\n0\r\nDigest: abc \r\nX-T: 2\r\n\r\n'
+)
+CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello brave world"
+OLD = b"HTTP/1.0 200 OK\r\n\r\nhello"
+OLD_KEPT = b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\nhello"
+INFORMED = (
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\n"
+)
+UPGRADED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n\x81\x00raw"
+)
+NO_REASON = b"HTTP/1.1 200\r\nContent-Length:   0  \r\n\r\n"
+SPURIOUS = SIZED + b"HTTP/1.1 200 OK\r\n\r\n"
+SPURIOUS_CHUNKED = CHUNKED + b"HTTP/1.1 200 OK\r\n\r\n"
+
+MESSAGES = {
+    "sized": (SIZED, b"GET", False),
+    "sized-head": (SIZED[:-5], b"HEAD", False),
+    "chunked": (CHUNKED, b"GET", False),
+    "chunked-head": (CHUNKED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n", b"HEAD", False),
+    "closed": (CLOSED, b"GET", True),
+    "old": (OLD, b"GET", True),
+    "old-kept": (OLD_KEPT, b"GET", False),
+    "informed": (INFORMED, b"GET", False),
+    "upgraded": (UPGRADED, b"GET", False),
+    "connected": (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nraw", b"CONNECT", False),
+    "refused-connect": (b"HTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nraw", b"CONNECT", False),
+    "no-reason": (NO_REASON, b"GET", False),
+    "304": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", b"GET", False),
+    "spurious": (SPURIOUS, b"GET", False),
+    "spurious-chunked": (SPURIOUS_CHUNKED, b"GET", False),
+    "h2c-offer": (
+        b"HTTP/1.1 200 OK\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 1\r\n\r\nx",
+        b"GET",
+        False,
+    ),
+}  # fmt: skip
+
+
+def test_sized() -> None:
+    got = Outcome([SIZED])
+    assert got.heads[0].status == 200
+    assert got.heads[0].reason == b"OK"
+    assert got.heads[0].headers == ((b"Content-Type", b"text/plain"), (b"Content-Length", b"5"))
+    assert (got.body, got.end, got.parser.reusable) == (b"hello", End(), True)
+
+
+def test_chunked() -> None:
+    got = Outcome([CHUNKED])
+    assert got.body == b"hello brave world"
+    assert got.end == End(trailers=((b"Digest", b"abc"), (b"X-T", b"2")))
+    assert got.parser.reusable
+
+
+def test_ends_at_close() -> None:
+    assert Outcome([CLOSED]).end is None
+    for message in (CLOSED, OLD):
+        got = Outcome([message], eof=True)
+        assert got.body.startswith(b"hello")
+        assert got.end == End()
+        assert not got.parser.reusable
+    assert Outcome([OLD_KEPT]).parser.reusable
+
+
+def test_informational() -> None:
+    got = Outcome([INFORMED])
+    assert [head.status for head in got.heads] == [100, 103, 204]
+    assert got.heads[1].headers == ((b"Link", b"</a>"),)
+    assert got.heads[2].headers == ((b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"))
+    assert got.parser.reusable
+
+
+def test_upgrade_keeps_what_followed() -> None:
+    got = Outcome([UPGRADED])
+    assert got.end == End(upgraded=True)
+    assert got.parser.leftover == b"\x81\x00raw"
+    assert not got.parser.reusable
+    got = Outcome([MESSAGES["connected"][0]], b"CONNECT")
+    assert got.end == End(upgraded=True)
+    assert got.parser.leftover == b"raw"
+
+
+@pytest.mark.parametrize("message", [SPURIOUS, SPURIOUS_CHUNKED, SIZED + b"x", CHUNKED + b"x"])
+def test_unasked_bytes_end_the_reuse(message: bytes) -> None:
+    got = Outcome([message])
+    assert got.end is not None
+    assert not got.error
+    assert not got.parser.reusable
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_split_at_every_offset(name: str) -> None:
+    message, method, eof = MESSAGES[name]
+    whole = Outcome([message], method, eof).summary()
+    byte_by_byte = [message[at : at + 1] for at in range(len(message))]
+    assert Outcome(byte_by_byte, method, eof).summary() == whole
+    for at in range(len(message) + 1):
+        assert Outcome([message[:at], message[at:]], method, eof).summary() == whole, at
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_cut_at_every_offset(name: str) -> None:
+    """An end of file before the end of the response is always told from the end."""
+    message, method, eof = MESSAGES[name]
+    if name.startswith("spurious"):
+        return
+    ends_with_head = message.index(b"\r\n\r\n") + 4
+    for at in range(len(message)):
+        got = Outcome([message[:at]], method, eof=True)
+        if got.end is not None:
+            assert eof or got.end.upgraded, at
+            assert at >= ends_with_head
+        else:
+            assert got.error.startswith("ConnectionClosed: "), (at, got.error)
+
+
+def test_cut_short_says_where() -> None:
+    assert "before it answered" in Outcome([], eof=True).error
+    assert "after 20 bytes" in Outcome([SIZED[:20]], eof=True).error
+    assert "after 3 of 5 bytes" in Outcome([SIZED[:-2]], eof=True).error
+    assert "without its last chunk" in Outcome([CHUNKED[:-30]], eof=True).error
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "status line"),
+        (b"<html>", "status line"),
+        (b"HTTP/2 200 OK\r\n", "status line"),
+        (b"HTTP/1.2 200 OK\r\n", "status line"),
+        (b"HTTP/1.1 099 OK\r\n", "status line"),
+        (b"HTTP/1.1 20 OK\r\n", "status line"),
+        (b"HTTP/1.1 2000 OK\r\n", "status line"),
+        (b"HTTP/1.1  200 OK\r\n", "status line"),
+        (b"http/1.1 200 OK\r\n", "status line"),
+        (b"\r\nHTTP/1.1 200 OK\r\n\r\n", "status line"),
+        (b"HTTP/1.1 200 OK\nA: b\n\n", "status line"),
+        (OK + b"A: b\nC: d\r\n\r\n", "CR"),
+        (OK + b"A : b\r\n\r\n", "header token"),
+        (OK + b": b\r\n\r\n", "header token"),
+        (OK + b"A: b\r\n folded\r\n\r\n", "whitespace"),
+        (OK + b"A: b\0c\r\n\r\n", "value char"),
+        (OK + b"A: b\rc\r\n\r\n", "LF"),
+        (OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 5, 5\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: -5\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: +5\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 0x5\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 99999999999999999999\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length:\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding"),
+        (OK + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", "Content-Length"),
+        (OK + b"Transfer-Encoding: gzip\r\n\r\n", "Transfer-Encoding: chunked"),
+        (OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "Transfer-Encoding: chunked"),
+        (OK + b"Transfer-Encoding: chunked, gzip\r\n\r\n", "Transfer-Encoding: chunked"),
+        (OK + b"Transfer-Encoding: chunked, chunked\r\n\r\n", "Transfer-Encoding: chunked"),
+        (OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "chunked"),
+        (OK + b"Transfer-Encoding: xchunked\r\n\r\n", "Transfer-Encoding: chunked"),
+        (OK + b"Transfer-Encoding: \x0bchunked\r\n\r\n", "value char"),
+    ],
+)
+def test_heads_refused(message: bytes, why: str) -> None:
+    for pieces in ([message], [message[at : at + 1] for at in range(len(message))]):
+        got = Outcome(pieces)
+        assert got.error.startswith("ProtocolError: "), got.summary()
+        assert why in got.error
+        assert not got.parser.reusable
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n", b"-1\r\nx", b"+1\r\nx", b"0x1\r\nx", b" 1\r\nx", b"1 \r\nx", b"1\nx\r\n",
+        b"1\r\nxy\r\n", b"1\r\nx\n0\r\n\r\n", b"\r\n", b";a\r\n", b"1\r\nx0\r\n",
+        b"fffffffffffffffff\r\n", b"10000000000000000\r\n", b"0\r\nBad Name: x\r\n\r\n",
+        b"0\r\nA: b\0\r\n\r\n", b"1\r\nx\r\n0\r\n: v\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_chunks_refused(body: bytes) -> None:
+    message = OK + b"Transfer-Encoding: chunked\r\n\r\n" + body
+    for pieces in ([message], [message[at : at + 1] for at in range(len(message))]):
+        got = Outcome(pieces)
+        assert got.error.startswith("ProtocolError: expected a chunked body"), got.summary()
+
+
+def test_trusted_no_further_when_old_and_chunked() -> None:
+    got = Outcome([b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"])
+    assert got.body == b"x"
+    assert not got.parser.reusable
+
+
+@pytest.mark.parametrize(
+    ("connection", "reusable"),
+    [
+        (b"keep-alive", True), (b"close", False), (b"Close", False), (b"x, close", False),
+        (b"closed", True), (b"upgrade", True),
+    ],
+)  # fmt: skip
+def test_connection_header(connection: bytes, reusable: bool) -> None:
+    got = Outcome([OK + b"Connection: %b\r\nContent-Length: 0\r\n\r\n" % connection])
+    assert got.parser.reusable is reusable
+
+
+class TestLimits:
+    def test_head_bytes(self) -> None:
+        limits = Limits(head_bytes=1000)
+        fits = OK + b"A: %b\r\nContent-Length: 0\r\n\r\n"
+        room = 1000 - len(fits) + 2
+        assert ResponseParser(b"GET", limits).feed(fits % (b"x" * room))
+        with pytest.raises(ProtocolError, match="at most 1000 bytes, got 1001"):
+            ResponseParser(b"GET", limits).feed(fits % (b"x" * (room + 1)))
+        parser = ResponseParser(b"GET", limits)
+        with pytest.raises(ProtocolError, match="at most 1000 bytes"):
+            for _ in range(1001):
+                parser.feed(b"x" if parser.started else OK)
+
+    def test_header_count(self) -> None:
+        head = OK + b"A: b\r\n" * 256 + b"\r\n"
+        assert len(ResponseParser(b"HEAD").feed(head)) == 2
+        with pytest.raises(ProtocolError, match="at most 256 response headers, got 257"):
+            ResponseParser(b"HEAD").feed(OK + b"A: b\r\n" * 257 + b"\r\n")
+
+    def test_informational(self) -> None:
+        parser = ResponseParser(b"GET", Limits(informational=3))
+        with pytest.raises(ProtocolError, match="at most 3 informational"):
+            parser.feed(b"HTTP/1.1 102 Processing\r\n\r\n" * 4)
+
+    def test_chunk_extension(self) -> None:
+        parser = ResponseParser(b"GET", Limits(chunk_overhead=1000))
+        parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n1;")
+        with pytest.raises(ProtocolError, match="chunk extensions"):
+            for _ in range(1001):
+                parser.feed(b"x")
+
+    def test_trailers(self) -> None:
+        parser = ResponseParser(b"GET", Limits(header_count=8))
+        parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(ProtocolError, match="at most 8 trailers"):
+            for _ in range(20):
+                parser.feed(b"A: b\r\n")
+
+    def test_many_small_chunks_are_no_overhead(self) -> None:
+        parser = ResponseParser(b"GET", Limits(chunk_overhead=100))
+        parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(1000):
+            assert parser.feed(b"1;x\r\ny\r\n") == [Data(b"y")]
+
+
+class TestRequests:
+    def test_head(self) -> None:
+        assert encode_head(b"GET", b"/a?b=c", [HOST, (b"X", b"\xe9 y\tz"), (b"Empty", b"")]) == (
+            b"GET /a?b=c HTTP/1.1\r\nHost: enclave\r\nX: \xe9 y\tz\r\nEmpty: \r\n\r\n"
+        )
+
+    @pytest.mark.parametrize(
+        ("method", "target", "headers"),
+        [
+            (b"GET /x", b"/", [HOST]),
+            (b"", b"/", [HOST]),
+            (b"GE\r\nT", b"/", [HOST]),
+            (b"GET", b"", [HOST]),
+            (b"GET", b"/ HTTP/1.1\r\nX: y", [HOST]),
+            (b"GET", b"/a b", [HOST]),
+            (b"GET", b"/\0", [HOST]),
+            (b"GET", b"/", [HOST, (b"A:", b"b")]),
+            (b"GET", b"/", [HOST, (b"A ", b"b")]),
+            (b"GET", b"/", [HOST, (b"", b"b")]),
+            (b"GET", b"/", [HOST, (b"A\r\nB", b"b")]),
+            (b"GET", b"/", [HOST, (b"A", b"b\r\nB: c")]),
+            (b"GET", b"/", [HOST, (b"A", b"b\nB: c")]),
+            (b"GET", b"/", [HOST, (b"A", b"b\r")]),
+            (b"GET", b"/", [HOST, (b"A", b"b\0")]),
+            (b"GET", b"/", []),
+            (b"GET", b"/", [HOST, HOST]),
+        ],
+    )
+    def test_injection_refused(
+        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        with pytest.raises(InvalidRequest):
+            encode_head(method, target, headers)
+
+    @given(
+        st.binary(max_size=12),
+        st.binary(max_size=20),
+        st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=12)), max_size=4),
+    )
+    def test_nothing_becomes_more_than_it_was(
+        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Whatever is given, what is written has as many lines as was asked for."""
+        try:
+            head = encode_head(method, target, [HOST, *headers])
+        except InvalidRequest:
+            return
+        assert head.endswith(b"\r\n\r\n")
+        lines = head[:-4].split(b"\r\n")
+        assert len(lines) == 2 + len(headers)
+        assert lines[0].split(b" ") == [method, target, b"HTTP/1.1"]
+        assert not re.search(rb"[\r\n\0]", b"".join(lines))
+        for line, (name, value) in zip(lines[2:], headers, strict=True):
+            assert line == name + b": " + value
+
+    @pytest.mark.parametrize(
+        ("headers", "length"),
+        [
+            ([], 0),
+            ([(b"Content-Length", b"12")], 12),
+            ([(b"content-length", b"0")], 0),
+            ([(b"Transfer-Encoding", b"chunked")], None),
+            ([(b"transfer-encoding", b"Chunked")], None),
+        ],
+    )
+    def test_framing(self, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+        assert body_encoder(headers).length == length
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            [(b"Content-Length", b"1"), (b"Transfer-Encoding", b"chunked")],
+            [(b"Content-Length", b"1"), (b"Content-Length", b"1")],
+            [(b"Content-Length", b"-1")],
+            [(b"Content-Length", b"1, 1")],
+            [(b"Content-Length", b"")],
+            [(b"Transfer-Encoding", b"gzip")],
+            [(b"Transfer-Encoding", b"gzip, chunked")],
+            [(b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"chunked")],
+        ],
+    )
+    def test_framing_refused(self, headers: list[tuple[bytes, bytes]]) -> None:
+        with pytest.raises(InvalidRequest):
+            body_encoder(headers)
+
+    def test_length_is_kept(self) -> None:
+        encoder = BodyEncoder(3)
+        assert encoder.encode(b"ab") == b"ab"
+        with pytest.raises(InvalidRequest, match="3 bytes .*got 2"):
+            encoder.finish()
+        assert encoder.encode(b"c") == b"c"
+        assert encoder.finish() == b""
+        with pytest.raises(InvalidRequest, match="3 bytes .*at least 4"):
+            encoder.encode(b"d")
+
+    @given(st.lists(st.binary(max_size=40), max_size=6))
+    def test_chunks_come_back(self, pieces: list[bytes]) -> None:
+        """What is written in chunks is what our own reader, and so llhttp, reads."""
+        encoder = BodyEncoder(None)
+        encoded = b"".join(map(encoder.encode, pieces)) + encoder.finish()
+        got = Outcome([OK + b"Transfer-Encoding: chunked\r\n\r\n" + encoded])
+        assert got.body == b"".join(pieces)
+        assert got.end == End()
+        assert got.parser.reusable
+
+    def test_expect(self) -> None:
+        assert expects_continue([(b"expect", b" 100-Continue ")])
+        assert not expects_continue([(b"Expect", b"nothing")])
+        assert not expects_continue([])
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> tuple[bytes, bytes, bool]:
+    """A well-formed response, its body, and whether it ends by closing."""
+    body = draw(st.binary(max_size=60))
+    names = st.from_regex(rb"\AX-[A-Za-z0-9-]{1,6}\Z")
+    values = st.from_regex(rb"\A[!-~\x80-\xff]([ -~]{0,8}[!-~])?\Z")
+    headers = draw(st.lists(st.tuples(names, values), max_size=4))
+    head = b"HTTP/1.1 200 Fine\r\n" + b"".join(b"%b:%b\r\n" % field for field in headers)
+    framing = draw(st.sampled_from(["sized", "chunked", "closed"]))
+    if framing == "sized":
+        return head + b"Content-Length: %d\r\n\r\n" % len(body) + body, body, False
+    if framing == "closed":
+        return head + b"\r\n" + body, body, True
+    encoder = BodyEncoder(None)
+    cut = draw(st.integers(0, len(body)))
+    chunks = encoder.encode(body[:cut]) + encoder.encode(body[cut:]) + encoder.finish()
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks, body, False
+
+
+@given(responses(), st.lists(st.integers(0, 200), max_size=6))
+def test_any_response_however_cut(response: tuple[bytes, bytes, bool], cuts: list[int]) -> None:
+    message, body, closes = response
+    edges = [0, *sorted(min(cut, len(message)) for cut in cuts), len(message)]
+    pieces = [message[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    got = Outcome(pieces, eof=closes)
+    assert not got.error
+    assert got.body == body
+    assert got.end == End()
+    assert got.parser.reusable is not closes
+
+
+@given(st.binary(max_size=200), st.integers(0, 200))
+def test_any_bytes(garbage: bytes, cut: int) -> None:
+    """Typed errors only, and the same ones however the bytes are cut."""
+    for prefix in (b"", OK, OK + b"Transfer-Encoding: chunked\r\n\r\n"):
+        message = prefix + garbage
+        whole = Outcome([message], eof=True)
+        split = Outcome([message[:cut], message[cut:]], eof=True)
+        if whole.end is None or not whole.end.upgraded:
+            assert whole.body == split.body or whole.error
+            assert bool(whole.error) == bool(split.error)

@@ -1,0 +1,155 @@
+"""Pins: what is taken, what is refused and how, and every text they come from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enclavia import Pcrs
+
+HEX = ["4f" * 48, "7e" * 48, "6b" * 48]
+PINS = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2])
+UPPER = {f"PCR{index}": value for index, value in enumerate(HEX)}
+LOWER = {name.lower(): value for name, value in UPPER.items()}
+
+STATUS_JSON = json.dumps(
+    {
+        "id": "0f8fad5b-d9cb-469f-a165-70867728950e",
+        "endpoint": "wss://0f8fad5b.enclaves.beta.enclavia.io",
+        "mode": "production",
+        "status": "running",
+        "pcrs": UPPER,
+    },
+    indent=2,
+)
+STATUS_TEXT = f"""
+  Name:     hello
+  Status:   running
+  Endpoint: https://0f8fad5b.enclaves.beta.enclavia.io
+  PCRs:
+    PCR0: {HEX[0]}
+    PCR1: {HEX[1]}
+    PCR2: {HEX[2]}
+"""
+DEPLOY_TEXT = f"""Building image... done
+Deployed in 41 s.
+  PCRs (pin these in your client):
+    PCR0: {HEX[0]}
+    PCR1: {HEX[1]}
+    PCR2: {HEX[2]}
+"""
+NITRO_CLI = json.dumps({"Measurements": {"HashAlgorithm": "Sha384 { ... }", **UPPER}}, indent=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STATUS_JSON,
+        STATUS_TEXT,
+        DEPLOY_TEXT,
+        NITRO_CLI,
+        "Start building the Enclave Image...\nEnclave Image successfully created.\n" + NITRO_CLI,
+        "[ INFO ] {not json} for a while\n" + NITRO_CLI + "\nbye {\n",
+        json.dumps({"pcrs": UPPER}),
+        json.dumps({"pcrs": LOWER, "image_digest": "sha256:ab", "upgradable": True}),
+        json.dumps(UPPER),
+        json.dumps([{"enclave": {"pcrs": LOWER}}]),
+        json.dumps({"pcrs": {**UPPER, "PCR8": "00" * 48}}),
+        STATUS_JSON.encode(),
+        b"\xef\xbb\xbf" + STATUS_JSON.encode(),
+        STATUS_TEXT.replace("\n", "\r\n"),
+        STATUS_TEXT.upper(),
+    ],
+    ids=lambda text: repr(text[:24]),
+)
+def test_parse(text: str | bytes) -> None:
+    assert Pcrs.parse(text) == PINS
+
+
+def test_load(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(STATUS_JSON)
+    assert Pcrs.load(path) == Pcrs.load(str(path)) == PINS
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"status\.json: expected PCR0, PCR1 and PCR2"):
+        Pcrs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "got nothing"),
+        ("hello", "got 'hello'"),
+        ("{}", "expected PCR0, PCR1 and PCR2"),
+        (json.dumps({"pcrs": {"PCR0": HEX[0], "PCR2": HEX[2]}}), "PCR1 missing"),
+        (f"PCR0: {HEX[0]}\n", "PCR1 and PCR2 missing"),
+        (json.dumps({"pcrs": {**UPPER, "PCR1": 5}}), "pcr1: expected hex text, got int"),
+        (json.dumps({"pcrs": {**UPPER, "PCR1": "zz"}}), "pcr1: expected 64, 96 or 128 hex digits"),
+        (json.dumps({"pcrs": {**UPPER, "PCR1": ""}}), "got 0"),
+        (json.dumps([UPPER, {**UPPER, "PCR2": "00" * 48}]), "2 different ones"),
+        (STATUS_TEXT + STATUS_TEXT.replace("4f", "5f"), "2 different ones"),
+        (STATUS_TEXT.replace(HEX[0], HEX[0][:-1]), "pcr0: expected 64, 96 or 128 hex digits"),
+        (b"\xff\xfe\x00", "expected UTF-8"),
+        ("[" * 100_000, "expected PCR0, PCR1 and PCR2"),
+        ('{"a":' * 5_000, "expected PCR0, PCR1 and PCR2"),
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_parse_refuses(text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pcrs.parse(text)
+
+
+def test_parse_takes_the_same_pins_twice() -> None:
+    assert Pcrs.parse(DEPLOY_TEXT + STATUS_TEXT) == PINS
+
+
+@pytest.mark.parametrize("length", [32, 48, 64])
+def test_lengths_and_forms(length: int) -> None:
+    raw = [bytes([index]) * length for index in (1, 2, 3)]
+    pins = Pcrs(pcr0=raw[0], pcr1=bytearray(raw[1]), pcr2=memoryview(raw[2]))
+    text = Pcrs(pcr0="0x" + raw[0].hex(), pcr1=raw[1].hex().upper(), pcr2=f" {raw[2].hex()}\n")
+    assert pins == text
+    assert hash(pins) == hash(text)
+    assert pins.as_tuple() == tuple(raw)
+    assert Pcrs.parse(json.dumps(pins.as_dict())) == pins
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (("00" * 47, HEX[1], HEX[2]), ValueError, "pcr0: .* got 94"),
+        ((HEX[0], b"1" * 49, HEX[2]), ValueError, "pcr1: expected 32, 48 or 64 bytes, got 49"),
+        ((HEX[0], HEX[1], "4g" * 48), ValueError, "pcr2: expected 64, 96 or 128 hex digits, got"),
+        ((b"1" * 32, b"1" * 48, b"1" * 32), ValueError, "one length.*pcr1 48"),
+        ((HEX[0], HEX[1], None), TypeError, "pcr2: expected hex text or bytes, got NoneType"),
+        ((HEX[0], 5, HEX[2]), TypeError, "pcr1: expected hex text or bytes, got int"),
+    ],
+)
+def test_refused(values: tuple[Any, Any, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2])
+
+
+def test_is_a_value() -> None:
+    other = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2="00" * 48)
+    assert other != PINS
+    assert PINS != "PCR0"
+    assert len({PINS, copy.deepcopy(PINS), pickle.loads(pickle.dumps(PINS)), other}) == 2
+    with pytest.raises(AttributeError):
+        PINS.pcr0 = b""
+    with pytest.raises(AttributeError):
+        del PINS.pcr0
+    with pytest.raises(AttributeError):
+        PINS.extra = 1  # type: ignore[attr-defined]
+    assert repr(PINS) == "Pcrs(pcr0=4f4f4f4f…, pcr1=7e7e7e7e…, pcr2=6b6b6b6b…)"
+
+
+def test_zero() -> None:
+    assert Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 48).is_zero
+    assert not Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 47 + b"\1").is_zero

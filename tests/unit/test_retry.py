@@ -1,0 +1,104 @@
+"""Which request may be sent again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+import enclavia
+from enclavia._retry import IDEMPOTENT, Attempt, RetryPolicy
+
+LOST = enclavia.ConnectionClosed("gone")
+
+
+def attempt(method: str = "GET", **facts: Any) -> Attempt:
+    values: dict[str, Any] = {"error": LOST, "sent": True, "answered": False, "replayable": True}
+    return Attempt(request=httpx2.Request(method, "https://e/"), **{**values, **facts})
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"],
+)
+def test_idempotent_twice(method: str) -> None:
+    policy = RetryPolicy()
+    assert policy.again(attempt(method), 0, 0)
+    assert policy.again(attempt(method), 1, 0)
+    assert not policy.again(attempt(method), 2, 0)
+    assert method in IDEMPOTENT
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "PURGE"])
+def test_others_only_unsent(method: str) -> None:
+    assert not RetryPolicy().again(attempt(method), 0, 0)
+    assert RetryPolicy().again(attempt(method, sent=False), 0, 0)
+    assert not RetryPolicy().again(attempt(method, sent=False), 0, 8)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"answered": True},
+        {"replayable": False},
+        {"sent": False, "replayable": False},
+        {"error": enclavia.ReadTimeout("late")},
+        {"error": enclavia.WriteTimeout("late")},
+        {"error": enclavia.PoolTimeout("late")},
+        {"error": enclavia.ProtocolError("wrong")},
+        {"error": enclavia.PcrMismatch("other")},
+        {"error": enclavia.ServerError("no")},
+        {"error": enclavia.ConnectionClosed("final", retryable=False)},
+        {"error": ValueError("a bug in a body iterator")},
+    ],
+    ids=str,
+)
+def test_never(facts: dict[str, Any]) -> None:
+    assert not RetryPolicy().again(attempt(**facts), 0, 0)
+    assert not RetryPolicy(lambda request, error: True).again(attempt("POST", **facts), 0, 0)
+
+
+def test_off() -> None:
+    assert not RetryPolicy(0).again(attempt(), 0, 0)
+    assert not RetryPolicy(0).again(attempt(sent=False), 0, 0)
+
+
+def test_number() -> None:
+    assert RetryPolicy(5).again(attempt(), 4, 0)
+    assert not RetryPolicy(5).again(attempt(), 5, 0)
+
+
+@pytest.mark.parametrize("methods", [{"POST"}, ["post"], ("POST", "PATCH"), iter(["POST"])])
+def test_more_methods(methods: Any) -> None:
+    policy = RetryPolicy(methods)
+    assert policy.again(attempt("POST"), 1, 0)
+    assert not policy.again(attempt("POST"), 2, 0)
+    assert policy.again(attempt("GET"), 0, 0)
+    assert not policy.again(attempt("LOCK"), 0, 0)
+
+
+def test_callable() -> None:
+    seen = []
+
+    def decide(request: httpx2.Request, error: Exception) -> bool:
+        seen.append((request.method, error))
+        return "idempotency-key" in request.headers
+
+    policy = RetryPolicy(decide)
+    assert not policy.again(attempt("POST"), 0, 0)
+    keyed = attempt("POST")
+    keyed.request.headers["Idempotency-Key"] = "1"
+    assert policy.again(keyed, 1, 0)
+    assert not policy.again(keyed, 2, 0)
+    assert policy.again(attempt("GET"), 0, 0)
+    assert seen == [("POST", LOST)] * 2
+
+
+@pytest.mark.parametrize(
+    ("retries", "error"),
+    [(-1, ValueError), (True, TypeError), ("POST", TypeError), (1.5, TypeError)],
+)
+def test_refused(retries: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        RetryPolicy(retries)
