@@ -54,8 +54,9 @@ static void set_label(chain_cert *l, size_t number, size_t count) {
 static encl_result parse(chain_cert *l, encl_error *err) {
     const uint8_t *at = l->der.data;
 
-    ENCL_ENSURE(l->der.len >= 1 && l->der.len <= ENCL_CERT_MAX_BYTES, err, ENCL_E_CERTIFICATE,
-                "%s: expected 1 to %d bytes, came %zu", l->label, ENCL_CERT_MAX_BYTES, l->der.len);
+    ENCL_ENSURE(l->der.len <= ENCL_CERT_MAX_BYTES, err, ENCL_E_CERTIFICATE,
+                "%s: expected at most %d bytes, came %zu", l->label, ENCL_CERT_MAX_BYTES,
+                l->der.len);
     l->cert = d2i_X509(NULL, &at, (long)l->der.len);
     ENCL_ENSURE(l->cert != NULL, err, ENCL_E_CERTIFICATE, "%s is not an X.509 certificate",
                 l->label);
@@ -108,7 +109,7 @@ static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error 
     if (OBJ_obj2nid(algorithm) == NID_X9_62_id_ecPublicKey && type == V_ASN1_OBJECT) {
         curve = parameter;
     }
-    ENCL_ENSURE(curve != NULL && OBJ_obj2nid(curve) == NID_secp384r1, err, ENCL_E_CERTIFICATE,
+    ENCL_ENSURE(OBJ_obj2nid(curve) == NID_secp384r1, err, ENCL_E_CERTIFICATE,
                 "%s: expected an ECDSA P-384 key, came another kind", l->label);
     ENCL_ENSURE(len == ENCL_ES384_POINT_BYTES && bytes[0] == 0x04, err, ENCL_E_CERTIFICATE,
                 "%s: expected an uncompressed P-384 point of %d bytes, came %d", l->label,
@@ -123,7 +124,7 @@ static encl_result unix_time(const chain_cert *l, const ASN1_TIME *when, int64_t
                              encl_error *err) {
     struct tm parts;
 
-    ENCL_ENSURE(when != NULL && ASN1_TIME_to_tm(when, &parts) == 1, err, ENCL_E_CERTIFICATE,
+    ENCL_ENSURE(ASN1_TIME_to_tm(when, &parts) == 1, err, ENCL_E_CERTIFICATE,
                 "%s has an unreadable validity time", l->label);
     *out = timegm(&parts);
     return ENCL_OK;

@@ -573,6 +573,12 @@ def test_the_bundles_own_root_proves_nothing() -> None:
     refuse_chain(unrelated, "certificate 2 of 5", root=mine.root_der)
 
 
+def test_another_root_before_the_right_certificates() -> None:
+    p = good_pki()
+    theirs_first = dataclasses.replace(p, cabundle=[other_pki().root_der, *p.cabundle[1:]])
+    refuse_chain(theirs_first, "certificate 2 of 6")
+
+
 def test_same_names_and_identifiers_still_need_the_signature() -> None:
     names_only = [dataclasses.replace(spec, key_identifiers=False) for spec in pki.specs(NOW)]
     mine, theirs = pki.mint(chain=names_only), pki.mint(chain=names_only)
@@ -750,7 +756,9 @@ def test_certificates_are_der_and_nothing_more(index: int) -> None:
 
 def der(tag: int, content: bytes) -> bytes:
     n = len(content)
-    size = bytes([n]) if n < 128 else bytes([0x82]) + n.to_bytes(2, "big")
+    size = (
+        bytes([n]) if n < 128 else bytes([0x81, n]) if n < 256 else b"\x82" + n.to_bytes(2, "big")
+    )
     return bytes([tag]) + size + content
 
 
@@ -814,6 +822,16 @@ def test_compressed_points() -> None:
         return tbs.replace(spki_of(tbs), der(0x30, algorithm + der(3, b"\0" + short)))
 
     refuse_chain(edited_leaf(compress), "expected an uncompressed P-384 point of 97 bytes, came 49")
+
+
+def test_points_with_a_byte_more() -> None:
+    def lengthen(tbs: bytes) -> bytes:
+        algorithm = bytes.fromhex("301006072a8648ce3d020106052b81040022")
+        return tbs.replace(
+            spki_of(tbs), der(0x30, algorithm + der(3, b"\0" + leaf_point(tbs) + b"\0"))
+        )
+
+    refuse_chain(edited_leaf(lengthen), "expected an uncompressed P-384 point of 97 bytes, came 98")
 
 
 def test_hybrid_points() -> None:
@@ -1018,22 +1036,28 @@ def test_the_order_of_the_checks() -> None:
 # Debug forms.
 
 
-def crude(nonce: bytes | None = NONCE, **fields: bytes) -> bytes:
+def crude(
+    nonce: bytes | None = NONCE,
+    leave_out: Sequence[str] = (),
+    signature: int = 96,
+    change: tuple[str, bytes] | None = None,
+    pcrs: bytes = pcr_map(PCRS),
+) -> bytes:
     """What published stand-ins send: no algorithm, zero bytes for certificates and signature."""
     values = {
         "module_id": tstr("test-module"),
         "digest": tstr("SHA384"),
         "timestamp": uint(0),
-        "pcrs": pcr_map(PCRS),
+        "pcrs": pcrs,
         "certificate": bstr(bytes(64)),
         "cabundle": array([bstr(bytes(64))]),
         "public_key": NULL,
         "user_data": bstr(b"\x04" + bytes(64)),
         "nonce": NULL if nonce is None else bstr(nonce),
-        **fields,
+        **dict([change] if change else []),
     }
-    payload = cmap([(tstr(k), v) for k, v in values.items()])
-    return array([bstr(b"\xa0"), cmap([]), bstr(payload), bstr(bytes(96))])
+    payload = cmap([(tstr(k), v) for k, v in values.items() if k not in leave_out])
+    return array([bstr(b"\xa0"), cmap([]), bstr(payload), bstr(bytes(signature))])
 
 
 def test_debug_takes_crude_stand_ins() -> None:
@@ -1041,6 +1065,20 @@ def test_debug_takes_crude_stand_ins() -> None:
     assert (a.form, a.nonce, a.pcrs, a.timestamp_ms) == (Form.DEBUG, NONCE, PCRS, 0)
     verify(crude(), debug=True, pins=[])
     verify(good().encode(), debug=True)
+    verify(crude(signature=0), debug=True)
+    verify(crude(signature=64), debug=True)
+    for change in (
+        ("module_id", tstr("")),
+        ("digest", tstr("none")),
+        ("certificate", bstr(b"")),
+        ("cabundle", array([])),
+        ("cabundle", array([bstr(b"")])),
+        ("public_key", bstr(b"")),
+    ):
+        verify(crude(change=change), debug=True)
+    names = ("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle", "public_key")
+    for absent in (*[(name,) for name in names], names):
+        verify(crude(leave_out=absent), debug=True)
 
 
 def test_debug_checks_nonce_and_pcrs() -> None:
@@ -1129,6 +1167,9 @@ def test_roots_are_checked() -> None:
     bad_policy("expected one PEM block, came more", root=p.root_pem + p.root_pem)
     bad_policy("expected one PEM block, came more", root=p.root_pem + key_pem)
     bad_policy("another kind of PEM block", root=key_pem)
+    filler = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.2"), bytes(600))
+    large = chain_with(ROOT, extensions=((filler, False),))
+    bad_policy("expected at most 1024 bytes, came", root=large.root_der)
     bad_policy("at most 16384 bytes", root=b"\n" * 16385 + p.root_pem)
     bad_policy("expected a CA", root=p.leaf_der)
     for changes, fragment in (
