@@ -198,6 +198,8 @@ void encl_enclave_stop(encl_enclave *enclave) {
         encl_listener_free(enclave->listener);
     }
     if (enclave->loop != NULL) {
+        /* First: clients are not to be told of workloads that end because we do. */
+        encl_enclave_drop_connections(enclave, false);
         encl_loop_free(enclave->loop);
     }
     encl_identity_free(&enclave->identity);

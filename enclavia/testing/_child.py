@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChildRunner"]
 
+_PROGRAM = "import sys; from enclavia.testing._child import main; main(int(sys.argv[1]))"
 _START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -54,15 +55,14 @@ class ChildRunner:
             ours, theirs = Pipe()
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-                    [sys.executable, "-m", "enclavia.testing._child", str(theirs.fileno())],
+                    [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 )
             self._pipe = ours
             try:
-                ours.send_bytes(self._options)
-                facts: Facts = self._answer(_START_SECONDS)
+                facts: Facts = self._answer(_START_SECONDS, self._options)
             except BaseException:
                 self._end()
                 raise
@@ -97,14 +97,13 @@ class ChildRunner:
 
     def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
         with self._lock:
-            if self._pipe is not None:
-                self._pipe.send((method, arguments))
-            return self._answer(_CALL_SECONDS)
+            return self._answer(_CALL_SECONDS, (method, arguments))
 
-    def _answer(self, seconds: float) -> Any:  # noqa: ANN401
+    def _answer(self, seconds: float, question: object) -> Any:  # noqa: ANN401
         if self._pipe is None:
             raise RuntimeError("this enclave is stopped")
         try:
+            self._pipe.send(question)
             if not self._pipe.poll(seconds):
                 raise TimeoutError(f"the enclave's process did not answer within {seconds:g} s")
             good, result = self._pipe.recv()
@@ -152,11 +151,12 @@ def _serve(pipe: Connection[Any, Any], runner: Runner, parent: int) -> None:
         pipe.send(answer)
 
 
-def _main(descriptor: int) -> None:
+def main(descriptor: int) -> None:
+    """What the child process runs."""
     parent = os.getppid()
     with contextlib.suppress(KeyboardInterrupt), Connection(descriptor) as pipe:
         try:
-            runner = Runner(pickle.loads(pipe.recv_bytes()))  # noqa: S301 - of our parent
+            runner = Runner(pickle.loads(pipe.recv()))  # noqa: S301 - of our parent
             facts = runner.start()
         except Exception as error:
             pipe.send((False, _picklable(error)))
@@ -166,7 +166,3 @@ def _main(descriptor: int) -> None:
             _serve(pipe, runner, parent)
         finally:
             runner.stop()
-
-
-if __name__ == "__main__":
-    _main(int(sys.argv[1]))

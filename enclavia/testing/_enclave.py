@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,11 @@ _NONE = Fault(0)
 def _default_connections() -> int:
     """The real server's: two per CPU core."""
     return max(4, 2 * (os.cpu_count() or 2))
+
+
+def _stop_in_its_own_process(runner: Runner | ChildRunner, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has neither the threads nor the right to end them
+        runner.stop()
 
 
 class LocalEnclave:
@@ -91,26 +97,27 @@ class LocalEnclave:
         self._runner: Runner | ChildRunner = Runner(options) if in_process else ChildRunner(options)
         self._facts: Facts | None = None
         self._last_stats: dict[str, int] = {}
-        self._finalizer: weakref.finalize[[], LocalEnclave] | None = None
+        self._finalizer: weakref.finalize[..., LocalEnclave] | None = None
 
     def start(self) -> Self:
         """Listens when it returns."""
         if self._facts is not None:
             raise RuntimeError("this enclave runs already")
         self._facts = self._runner.start()
-        self._finalizer = weakref.finalize(self, self._runner.stop)
+        self._finalizer = weakref.finalize(
+            self, _stop_in_its_own_process, self._runner, os.getpid()
+        )
         return self
 
     def stop(self) -> None:
         """Ends every connection, the responder and the app. May be called again."""
         if self._facts is None:
             return
-        try:
+        with contextlib.suppress(RuntimeError):  # its process died
             self._last_stats = self._runner.stats()
-        finally:
-            self._facts = None
-            if self._finalizer is not None:
-                self._finalizer()
+        self._facts = None
+        if self._finalizer is not None:
+            self._finalizer()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -82,6 +82,7 @@ class _AsgiServer:
         self.address: Address = self._socket.getsockname()[:2]
         config = uvicorn.Config(
             app,
+            interface="asgi3",
             lifespan="auto",
             log_config=None,
             log_level="warning",
