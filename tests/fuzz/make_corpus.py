@@ -1,0 +1,329 @@
+"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes; the keys that sign
+the seeds are made for one run and forgotten, so documents and root belong together."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import cbor2
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+import codec_ctypes as codec
+from codec_ctypes import Direction, Half, Message, Type
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def _load_pki() -> ModuleType:
+    """By its path: importing the package would need the built extension."""
+    spec = importlib.util.spec_from_file_location(
+        "enclavia_testing_pki", ROOT / "enclavia/testing/_pki.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if TYPE_CHECKING:
+    from enclavia.testing import _pki as pki
+else:
+    pki = _load_pki()
+
+NOW = datetime(2027, 3, 14, 15, 9, 26, tzinfo=UTC)
+AT = int(NOW.timestamp())
+NONCE = bytes(range(32))
+PCRS = {0: b"\x10" * 48, 1: b"\x11" * 48, 2: b"\x12" * 48}
+
+Seeds = Iterator[tuple[str, bytes]]
+
+
+# wire: what to do, then bytes
+
+TO_CLIENT, TO_SERVER, IN_PLACE, APART, LOOPS = range(5)
+MESSAGES = {
+    Direction.TO_SERVER: [
+        Message(Type.RequestAttestation),
+        Message(Type.Data, id=1, payload=b"GET / HTTP/1.1\r\n\r\n"),
+        Message(Type.OpenStream, id=24, payload=b""),
+        Message(Type.StreamData, id=2**64 - 1, payload=bytes(range(0, 256, 5))),
+        Message(Type.StreamClose, id=300, half=Half.Write),
+        Message(Type.StreamClose, id=70000, half=Half.Both),
+        Message(Type.GetControlNonce),
+        Message(Type.Control, payload=b"command", signature=bytes(64)),
+    ],
+    Direction.TO_CLIENT: [
+        Message(Type.Attestation, payload=bytes(range(60)), control_nonce=bytes(range(10, 42))),
+        Message(Type.Data, id=1, payload=b"HTTP/1.1 200 OK\r\n\r\n"),
+        Message(Type.Error, id=5, payload="wrong: caf\u00e9".encode()),
+        Message(Type.StreamData, id=2**32, payload=b"\x18" * 40),
+        Message(Type.StreamClose, id=7),
+        Message(Type.ControlResult, success=True, payload=b"done"),
+        Message(Type.ControlNonce, control_nonce=bytes(32)),
+    ],
+}
+
+
+def wire() -> Seeds:
+    for direction, what in ((Direction.TO_SERVER, TO_SERVER), (Direction.TO_CLIENT, TO_CLIENT)):
+        for message in MESSAGES[direction]:
+            name = f"{direction.name.lower()}_{message.type.name}_{message.half.name}"
+            yield name, bytes([what]) + codec.encode(message, direction)
+    payload = b"\x67payload\x9f\x01\x18\xff\x19\x00\x07\xff"
+    kind = b"\x64type\x7f\x62St\x68reamData\xff"
+    extra = b"\x61x\xa2\x01\x82\xf6\xc1\xfb" + bytes(8) + b"\x7f\x61a\xff\x5f\x41a\xff"
+    forms = {
+        "backwards": b"\xa3" + payload + b"\x62id\x1b" + bytes(7) + b"\x05" + kind,
+        "indefinite": b"\xbf" + kind + b"\x62id\x05" + payload + b"\xff",
+        "byte_string": b"\xa3" + kind + b"\x62id\x05\x67payload\x43\x01\x02\x03",
+        "chunks": b"\xa3" + kind + b"\x62id\x05\x67payload\x5f\x41\x01\x40\x42\x02\x03\xff",
+        "unknown_keys": b"\xa4" + kind + extra + b"\x62id\x05" + payload,
+        "nested": b"\xa4" + kind + b"\x60" + b"\x81" * 16 + b"\x80\x62id\x05" + payload,
+    }
+    for name, form in forms.items():
+        yield name, bytes([TO_CLIENT]) + form
+    elements = codec.bytes_encode(bytes(range(256)) + b"\x18" * 33)
+    yield "elements_in_place", bytes([IN_PLACE + 5 * 26, 37]) + elements
+    yield "elements_apart", bytes([APART + 5 * 26, 37]) + elements
+    yield "elements_wide", bytes([APART, 9]) + b"\x19\0\x05\x1a\0\0\0\xff\x1b" + bytes(8) + elements
+    yield "loops", bytes([LOOPS]) + bytes(range(256)) + b"\x18" * 33
+
+
+# ws: side, pieces, then the stream
+
+
+def frame(opcode: int, payload: bytes, *, mask: bytes | None, fin: bool = True) -> bytes:
+    first = codec.ws_header(opcode, len(payload), mask)
+    body = payload if mask is None else codec.ws_mask(payload, mask, 0)
+    return bytes([first[0] & (0xFF if fin else 0x7F)]) + first[1:] + body
+
+
+def ws() -> Seeds:
+    for side, mask in ((0, None), (1, b"\x37\xfa\x21\x3d")):
+
+        def make(opcode: int, payload: bytes, fin: bool = True, mask: bytes | None = mask) -> bytes:
+            return frame(opcode, payload, mask=mask, fin=fin)
+
+        streams = {
+            "binary": make(2, b"Hello") + make(2, b"") + make(2, bytes(130)),
+            "long": make(2, bytes(3000)),
+            "fragments": make(2, b"Hel", False) + make(9, b"ping") + make(0, b"lo"),
+            "text": make(1, b"te", False) + make(0, b"x", False) + make(10, b"") + make(0, b"t"),
+            "close": make(8, b"\x03\xe8bye") + b"ignored",
+            "close_empty": make(8, b""),
+            "too_long": make(2, bytes(4097)),
+            "out_of_place": make(0, b"x"),
+            "bad_code": make(8, b"\x03\xed"),
+            "bad_reason": make(8, b"\x03\xe8\xff"),
+        }
+        for name, stream in streams.items():
+            yield f"{name}_{'client' if side == 0 else 'server'}", bytes([side, 6]) + stream
+
+
+# record: where to begin, then steps
+
+(HANDSHAKE_I, HANDSHAKE_R, ATTESTING, OPEN, SERVING) = range(5)
+SAY, SAY_SPLIT, MESSAGE, ACT, RAW = 0, 1, 2, 3, 5
+
+
+def say(plain: bytes, cut: int | None = None) -> bytes:
+    what = SAY if cut is None else SAY_SPLIT + 6 * cut
+    return bytes([what]) + len(plain).to_bytes(2, "big") + plain
+
+
+def message(kind: Type, number: int, payload: bytes = b"") -> bytes:
+    return bytes([MESSAGE, kind, number, len(payload)]) + payload
+
+
+def act(action: int, number: int = 0, payload: bytes = b"") -> bytes:
+    return bytes([ACT, action, number, len(payload)]) + payload
+
+
+def raw(data: bytes) -> bytes:
+    return bytes([RAW, len(data)]) + data
+
+
+def record() -> Seeds:
+    def plain(direction: Direction, **changes: Any) -> bytes:
+        return codec.encode(Message(**changes), direction)
+
+    yield "initiator_answer", bytes([HANDSHAKE_I, 47]) + bytes(range(48))
+    yield "responder_first", bytes([HANDSHAKE_R, 31]) + bytes(range(32))
+    yield "responder_low_order", bytes([HANDSHAKE_R, 31]) + bytes(32)
+    yield "attest_then_open", bytes([ATTESTING]) + message(Type.Attestation, 0) + act(0)
+    yield "data_before_attestation", bytes([ATTESTING]) + message(Type.StreamData, 1, b"early")
+    yield "wrong_document", bytes([ATTESTING]) + message(Type.Attestation, 0, b"wrong")
+    streams = b"".join(act(0, payload=b"GET /") for _ in range(3))
+    yield (
+        "streams",
+        bytes([OPEN])
+        + streams
+        + message(Type.StreamData, 1, b"part")
+        + act(2, 1, b"more")
+        + message(Type.StreamClose, 1)
+        + act(3, 1)
+        + message(Type.Error, 2, b"failed")
+        + act(3, 2)
+        + act(3, 3, b"w"),
+    )
+    yield (
+        "requests",
+        bytes([OPEN])
+        + act(1, payload=b"GET /")
+        + act(1, payload=b"GET /")
+        + act(5, 2)
+        + message(Type.Data, 1, b"HTTP/1.1 200 OK")
+        + message(Type.Data, 2, b"late"),
+    )
+    yield "fresh_document", bytes([OPEN]) + act(4) + message(Type.Attestation, 0)
+    yield "full_table", bytes([OPEN]) + act(0) * 70
+    yield "unknown_id", bytes([OPEN]) + message(Type.StreamData, 9, b"whose?")
+    yield "control_to_client", bytes([OPEN]) + message(Type.ControlNonce, 0)
+    to_client = plain(Direction.TO_CLIENT, type=Type.StreamData, id=1, payload=bytes(range(30)))
+    yield "split_record", bytes([OPEN]) + act(0) + say(to_client, 2) + say(to_client, 20)
+    yield "no_cbor", bytes([OPEN]) + say(b"\xff")
+    yield "garbage", bytes([OPEN]) + raw(b"\0\0\0\x20" + bytes(32))
+    yield "length_too_long", bytes([OPEN]) + raw(b"\0\x01\0\0")
+    yield "length_too_short", bytes([OPEN]) + raw(b"\0\0\0\x10")
+    yield (
+        "serving",
+        bytes([SERVING])
+        + message(Type.RequestAttestation, 0)
+        + act(4, payload=bytes(32))
+        + message(Type.OpenStream, 1, b"GET /")
+        + message(Type.StreamData, 1, b"more")
+        + act(0, 1, b"answer")
+        + message(Type.StreamClose, 1)
+        + act(1, 1)
+        + message(Type.StreamClose, 2)
+        + message(Type.Data, 5, b"GET /")
+        + act(2, 5, b"200")
+        + act(3, 9, b"unknown"),
+    )
+    yield "serving_twice", bytes([SERVING]) + message(Type.OpenStream, 1) * 2
+    yield "serving_control", bytes([SERVING]) + message(Type.GetControlNonce, 0)
+
+
+# attest: which checks, then the document
+
+USE_DEBUG, LEAVE_NONCE, USE_NO_CACHE, LEAVE_PINS = 1, 2, 4, 8
+
+
+def signer(key_der: bytes) -> Callable[[bytes], bytes]:
+    key = serialization.load_der_private_key(key_der, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+
+    def sign(message: bytes) -> bytes:
+        r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA384())))
+        return r.to_bytes(48, "big") + s.to_bytes(48, "big")
+
+    return sign
+
+
+def attest(minted: pki.EnclavePki) -> Seeds:
+    sign = signer(minted.leaf_key_der)
+    fields: dict[str, Any] = {
+        "module_id": "i-0123456789abcdef0-enc0123456789abcdef",
+        "digest": "SHA384",
+        "timestamp": AT * 1000,
+        "pcrs": PCRS,
+        "certificate": minted.leaf_der,
+        "cabundle": list(minted.cabundle),
+        "public_key": None,
+        "user_data": None,
+        "nonce": NONCE,
+    }
+
+    def document(payload: bytes, *, tag: bytes = b"", indefinite: bool = False) -> bytes:
+        protected = cbor2.dumps({1: -35})
+        signed = cbor2.dumps(["Signature1", protected, b"", payload])
+        items: list[Any] = [protected, {}, payload, sign(signed)]
+        parts = [cbor2.dumps(p) for p in items]
+        start, end = (b"\x9f", b"\xff") if indefinite else (b"\x84", b"")
+        return tag + start + b"".join(parts) + end
+
+    def with_fields(**changes: Any) -> bytes:
+        return document(cbor2.dumps({**fields, **changes}))
+
+    def without(name: str) -> bytes:
+        return document(cbor2.dumps({k: v for k, v in fields.items() if k != name}))
+
+    pairs = b"".join(cbor2.dumps(k) + cbor2.dumps(v) for k, v in fields.items())
+    good = with_fields()
+    yield "good", b"\0" + good
+    yield "good_no_cache", bytes([USE_NO_CACHE]) + good
+    yield "good_no_pins", bytes([LEAVE_PINS | LEAVE_NONCE]) + good
+    yield "tagged", b"\0" + document(cbor2.dumps(fields), tag=b"\xd2")
+    yield "indefinite", b"\0" + document(b"\xbf" + pairs + b"\xff", indefinite=True)
+    yield "duplicate_key", b"\0" + document(b"\xaa" + pairs + cbor2.dumps("nonce") + b"\xf6")
+    yield "other_nonce", b"\0" + with_fields(nonce=bytes(32))
+    yield "no_nonce", b"\0" + without("nonce")
+    yield "other_pcrs", b"\0" + with_fields(pcrs={**PCRS, 2: b"\x13" * 48})
+    yield "many_pcrs", b"\0" + with_fields(pcrs={**PCRS, 8: bytes(32), 31: bytes(64)})
+    yield "user_data", b"\0" + with_fields(user_data=bytes(32), public_key=bytes(10))
+    yield "short_bundle", b"\0" + with_fields(cabundle=minted.cabundle[1:])
+    yield "bad_signature", b"\0" + good[:-1] + bytes([good[-1] ^ 1])
+    plain = {**fields, "timestamp": 0, "certificate": bytes(64), "cabundle": [bytes(64)]}
+    yield "debug", bytes([USE_DEBUG]) + document(cbor2.dumps(plain))
+    zero = {**plain, "pcrs": {i: bytes(48) for i in (0, 1, 2, 8)}}
+    yield "debug_zero_pcrs", bytes([USE_DEBUG | LEAVE_PINS]) + document(cbor2.dumps(zero))
+    yield "debug_stub", bytes([USE_DEBUG | LEAVE_PINS]) + NONCE
+    yield "debug_stub_other", bytes([USE_DEBUG | LEAVE_PINS]) + bytes(32)
+
+
+def write_root(root_der: bytes) -> None:
+    lines = [
+        "    " + ", ".join(f"0x{b:02x}" for b in root_der[i : i + 12]) + ","
+        for i in range(0, len(root_der), 12)
+    ]
+    text = "\n".join(
+        [
+            "/* Written by make_corpus.py together with the seeds of fuzz_attest. */",
+            "#ifndef ENCL_FUZZ_ATTEST_ROOT_H",
+            "#define ENCL_FUZZ_ATTEST_ROOT_H",
+            "",
+            f"#define ATTEST_NOW {AT}",
+            "",
+            "/* clang-format off */",
+            "static const unsigned char attest_root[] = {",
+            *lines,
+            "};",
+            "/* clang-format on */",
+            "",
+            "#endif",
+            "",
+        ]
+    )
+    (HERE / "attest_root.h").write_text(text)
+
+
+def main() -> None:
+    minted = pki.mint(NOW)
+    write_root(minted.root_der)
+    for fuzzer, seeds in (
+        ("wire", wire()),
+        ("ws", ws()),
+        ("record", record()),
+        ("attest", attest(minted)),
+    ):
+        folder = HERE / "corpus" / fuzzer
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in seeds:
+            (folder / f"seed_{name}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Every fuzzer builds, takes its kept inputs, and finds nothing within a few seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+FUZZ = REPO_ROOT / "tests" / "fuzz"
+BINARIES = REPO_ROOT / "build" / "fuzz"
+SECONDS = int(os.environ.get("ENCL_FUZZ_SECONDS", "3"))
+NAMES = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.c"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    clang = shutil.which(os.environ.get("CLANG", "clang"))
+    if clang is None:
+        pytest.skip("fuzzers need clang (libFuzzer), which is not installed")
+    probe = subprocess.run(
+        [clang, "-fsanitize=fuzzer,address", "-x", "c", "-", "-o", os.devnull],
+        input="int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n; }",
+        text=True,
+        capture_output=True,
+    )
+    if probe.returncode != 0:
+        pytest.skip("this clang has no libFuzzer runtime (Debian: libclang-rt-dev)")
+    made = subprocess.run(["make", "-s", "-C", str(FUZZ)], text=True, capture_output=True)
+    assert made.returncode == 0, made.stderr
+
+
+def test_no_fuzzer_is_left_out() -> None:
+    assert NAMES == ["attest", "record", "wire", "ws"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fuzzer(name: str, tmp_path: Path) -> None:
+    kept = FUZZ / "corpus" / name
+    found = tmp_path / "corpus"
+    found.mkdir()
+    result = subprocess.run(
+        [
+            BINARIES / f"fuzz_{name}",
+            f"-max_total_time={SECONDS}",
+            "-max_len=8192",
+            "-timeout=20",
+            f"-dict={FUZZ / 'dict' / f'{name}.dict'}",
+            f"-artifact_prefix={tmp_path}/",
+            found,
+            kept,
+        ],
+        text=True,
+        errors="replace",
+        capture_output=True,
+    )
+    report = "\n".join(result.stderr.splitlines()[-40:])
+    assert result.returncode == 0, f"{name}: {report}\ninputs: {list(tmp_path.glob('*-*'))}"
+    assert f"{len(list(kept.iterdir()))} files found in {kept}" in result.stderr
