@@ -46,6 +46,7 @@ static void name(X509_NAME *n, const char *common) {
 
 static void issue(fixture *f, size_t i, EVP_PKEY *key, EVP_PKEY *issuer) {
     static const char *const names[] = {"root", "ca", "leaf"};
+    static const int hours[] = {2, 1, 3}; /* the CA's is the shorter one of both links */
     X509 *cert = X509_new();
     uint8_t *to = f->der[i];
     int n;
@@ -53,7 +54,7 @@ static void issue(fixture *f, size_t i, EVP_PKEY *key, EVP_PKEY *issuer) {
     assert_int_equal(X509_set_version(cert, X509_VERSION_3), 1);
     assert_int_equal(ASN1_INTEGER_set(X509_get_serialNumber(cert), (long)i + 1), 1);
     assert_non_null(ASN1_TIME_set(X509_getm_notBefore(cert), NOW - HOUR));
-    assert_non_null(ASN1_TIME_set(X509_getm_notAfter(cert), NOW + HOUR));
+    assert_non_null(ASN1_TIME_set(X509_getm_notAfter(cert), NOW + hours[i] * HOUR));
     name(X509_get_subject_name(cert), names[i]);
     name(X509_get_issuer_name(cert), names[i == 0 ? 0 : i - 1]);
     assert_int_equal(X509_set_pubkey(cert, key), 1);
@@ -426,6 +427,7 @@ static void a_link_is_remembered_until_the_shorter_validity(void **state) {
     assert_true(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR - 1));
     assert_true(encl_link_cache_has(cache, f->cert[1], f->cert[0], NOW + HOUR - 1));
     assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR));
+    assert_false(encl_link_cache_has(cache, f->cert[1], f->cert[0], NOW + HOUR));
     assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[0], NOW));
     encl_link_cache_free(cache);
 }

@@ -224,6 +224,14 @@ def indefinite_array(items: Sequence[bytes]) -> bytes:
             altered(extra_fields=[(tstr("x"), head(6, 1) + head(6, 18) + head(6, 99) + NULL)]),
             id="unknown key with tags",
         ),
+        pytest.param(
+            altered(extra_fields=[(tstr(k), uint(1)) for k in ("", "nonc", "nonce2", "Nonce")]),
+            id="unknown keys close to known ones",
+        ),
+        pytest.param(
+            altered(protected=cmap([(uint(1), negint(-35)), (negint(-2), uint(0))])),
+            id="header label -2 is not label 1",
+        ),
         pytest.param(altered(indefinite=True), id="indefinite payload map"),
         pytest.param(altered(array=indefinite_array), id="indefinite COSE array"),
         pytest.param(good(pcrs=pcr_map(PCRS, indefinite=True)), id="indefinite pcrs"),
@@ -460,6 +468,7 @@ STRUCTURE: list[tuple[str, Document, str]] = [
         good(cabundle=array([bstr(b"x")] * 17)),
         "cabundle: expected at most 16",
     ),
+    ("public_key undefined", good(public_key=b"\xf7"), "public_key: expected a byte string"),
     ("public_key empty", good(public_key=bstr(b"")), "public_key: expected 1 to 1024"),
     *[
         (f"{name} large", good(**{name: bstr(bytes(1025))}), f"{name}: expected")
