@@ -205,7 +205,10 @@ class Client(httpx2.Client):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return _settings_only(self.__dict__)
+        return _to_pickle(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(_from_pickle(state))
 
     def __repr__(self) -> str:
         return f"<Client {self._enclave._settings.config.url}>"
@@ -314,14 +317,25 @@ class AsyncClient(httpx2.AsyncClient):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return _settings_only(self.__dict__)
+        return _to_pickle(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(_from_pickle(state))
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._enclave._settings.config.url}>"
 
 
-def _settings_only(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy in another process has not been opened there; closed stays closed."""
+def _to_pickle(state: dict[str, Any]) -> dict[str, Any]:
+    """What has been opened here has not been there; closed stays closed. A cookie jar has a lock,
+    its cookies have none."""
     states = type(state["_state"])
     kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
-    return {**state, "_state": kept}
+    return {**state, "_state": kept, "_cookies": list(state["_cookies"].jar)}
+
+
+def _from_pickle(state: dict[str, Any]) -> dict[str, Any]:
+    cookies = httpx2.Cookies()
+    for cookie in state["_cookies"]:
+        cookies.jar.set_cookie(cookie)
+    return {**state, "_cookies": cookies}

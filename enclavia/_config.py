@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import ssl
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,9 +26,6 @@ UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
 Verify = bool | str | os.PathLike[str]
 
 logger = logging.getLogger("enclavia")
-
-# Seen every time, not once per place; filters of the application come first.
-warnings.filterwarnings("always", category=DebugModeWarning, append=True)
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -107,13 +105,17 @@ class ChannelConfig:
         )
 
     def warn_debug(self, stacklevel: int) -> None:
-        if self.debug_mode:
-            warnings.warn(
-                "debug_mode=True: who runs at the other end is NOT proven, and it may read "
-                "everything. Never use it for anything that matters.",
-                DebugModeWarning,
-                stacklevel=stacklevel + 1,
-            )
+        if not self.debug_mode:
+            return
+        frame = sys._getframe(stacklevel)
+        # Without a registry: seen every time, not once per place. Filters apply as ever.
+        warnings.warn_explicit(
+            "debug_mode=True: who runs at the other end is NOT proven, and it may read "
+            "everything. Never use it for anything that matters.",
+            DebugModeWarning,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+        )
 
 
 def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...], debug_mode: bool) -> None:

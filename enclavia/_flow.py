@@ -30,6 +30,7 @@ from ._errors import (
     ForkedError,
     PoolTimeout,
     ProtocolError,
+    ServerError,
     StateError,
     WriteTimeout,
 )
@@ -564,7 +565,7 @@ class Exchange:
     async def _push_pending(self) -> None:
         try:
             self._write()
-        except ConnectionClosed:
+        except (ConnectionClosed, ServerError):
             # The workload hung up on the upload; what it said before that counts.
             if not self.stream.readable:
                 raise

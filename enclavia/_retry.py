@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx2
 
-from ._errors import ConnectionClosed
+from ._errors import ConnectionClosed, ServerError
 
 __all__ = ["IDEMPOTENT", "Attempt", "Retries", "RetryPolicy"]
 
@@ -65,8 +65,7 @@ class RetryPolicy:
         before anything of it was sent."""
         if self.limit == 0 or not attempt.replayable or attempt.answered:
             return False
-        # A deadline that passed is the caller's answer: only a lost connection is made up for.
-        if not isinstance(attempt.error, ConnectionClosed) or not attempt.error.retryable:
+        if not _lost(attempt.error):
             return False
         if not attempt.sent:
             return unsent < _UNSENT_LIMIT
@@ -76,3 +75,11 @@ class RetryPolicy:
         if attempt.request.method in self._methods:
             return True
         return self._decide is not None and bool(self._decide(attempt.request, attempt.error))
+
+
+def _lost(error: Exception) -> bool:
+    """Whether a connection broke: ours, or (ServerError) the workload's behind the enclave. A
+    deadline that passed is the caller's answer, and nothing else gets better by asking again."""
+    if isinstance(error, ConnectionClosed):
+        return error.retryable
+    return isinstance(error, ServerError)

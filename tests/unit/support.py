@@ -1,4 +1,4 @@
-"""What the Python tests share: a workload made of bytes, and one face for sync and async clients."""
+"""What the Python tests share: a workload made of bytes, and one face for both kinds of client."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Connection:
     def wait_closed(self, timeout: float = 5.0) -> bytes:
         """What comes until the client closes."""
         self.sock.settimeout(timeout)
-        rest = self.buffer
+        pieces = [self.buffer]
         while data := self.sock.recv(65536):
-            rest += data
-        return rest
+            pieces.append(data)
+        return b"".join(pieces)
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)

@@ -48,7 +48,6 @@ def test_others_only_unsent(method: str) -> None:
         {"error": enclavia.PoolTimeout("late")},
         {"error": enclavia.ProtocolError("wrong")},
         {"error": enclavia.PcrMismatch("other")},
-        {"error": enclavia.ServerError("no")},
         {"error": enclavia.ConnectionClosed("final", retryable=False)},
         {"error": ValueError("a bug in a body iterator")},
     ],
@@ -57,6 +56,13 @@ def test_others_only_unsent(method: str) -> None:
 def test_never(facts: dict[str, Any]) -> None:
     assert not RetryPolicy().again(attempt(**facts), 0, 0)
     assert not RetryPolicy(lambda request, error: True).again(attempt("POST", **facts), 0, 0)
+
+
+def test_the_workloads_connection_broke() -> None:
+    error = enclavia.ServerError("reset by peer")
+    assert RetryPolicy().again(attempt(error=error), 0, 0)
+    assert not RetryPolicy().again(attempt("POST", error=error), 0, 0)
+    assert not RetryPolicy().again(attempt(error=error, answered=True), 0, 0)
 
 
 def test_off() -> None:
