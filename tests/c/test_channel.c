@@ -1,0 +1,480 @@
+/* channel: a verified connection to a local enclave, in one process, with an echoing workload. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "channel/channel.h"
+#include "enclave/enclave.h"
+
+#define SECOND ((int64_t)1000000000)
+
+/* ---- a workload that sends back what it gets ---- */
+
+static int listen_fd;
+static uint16_t workload_port;
+
+static void *echo_one(void *arg) {
+    int fd = (int)(intptr_t)arg;
+    char block[65536];
+    ssize_t n;
+
+    while ((n = recv(fd, block, sizeof block, 0)) > 0) {
+        for (ssize_t put = 0; put < n;) {
+            ssize_t m = send(fd, block + put, (size_t)(n - put), MSG_NOSIGNAL);
+
+            if (m <= 0) {
+                n = 0;
+                break;
+            }
+            put += m;
+        }
+    }
+    close(fd);
+    return NULL;
+}
+
+static void *echo_all(void *arg) {
+    (void)arg;
+    for (;;) {
+        int fd = accept(listen_fd, NULL, NULL);
+        pthread_t thread;
+
+        if (fd < 0) {
+            return NULL;
+        }
+        if (pthread_create(&thread, NULL, echo_one, (void *)(intptr_t)fd) == 0) {
+            pthread_detach(thread);
+        } else {
+            close(fd);
+        }
+    }
+}
+
+static pthread_t echo_thread;
+static encl_enclave *enclave;
+static encl_policy policy;
+
+static int set_up(void **state) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    static const uint8_t certificate[64];
+    socklen_t size = sizeof at;
+    encl_enclave_config config;
+    encl_error err;
+
+    (void)state;
+    listen_fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listen_fd, (struct sockaddr *)&at, sizeof at) != 0 || listen(listen_fd, 128) != 0 ||
+        getsockname(listen_fd, (struct sockaddr *)&at, &size) != 0 ||
+        pthread_create(&echo_thread, NULL, echo_all, NULL) != 0) {
+        return -1;
+    }
+    workload_port = ntohs(at.sin_port);
+    memset(&config, 0, sizeof config);
+    config.mode = ENCL_ENCLAVE_STUB;
+    config.workload_host = "127.0.0.1";
+    config.workload_port = workload_port;
+    config.idle_timeout_ms = 30000;
+    config.grace_ms = 1000;
+    config.one_shot_timeout_ms = 5000;
+    config.max_connections = 64;
+    config.document.module_id = ENCL_SLICE("i-test", 6);
+    config.document.certificate = ENCL_SLICE(certificate, sizeof certificate);
+    config.document.cabundle[0] = config.document.certificate;
+    config.document.cabundle_len = 1;
+    config.document.pcrs[0].len = config.document.pcrs[1].len = config.document.pcrs[2].len = 48;
+    if (encl_enclave_start(&config, &enclave, &err) != ENCL_OK) {
+        print_message("%s\n", err.message);
+        return -1;
+    }
+    return encl_policy_init(&policy, NULL, 0, ENCL_SLICE_NONE, true, true, &err) == ENCL_OK ? 0
+                                                                                            : -1;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    encl_policy_free(&policy);
+    encl_enclave_stop(enclave);
+    shutdown(listen_fd, SHUT_RDWR);
+    close(listen_fd);
+    pthread_join(echo_thread, NULL);
+    return 0;
+}
+
+static encl_channel *start_channel(size_t max_in_flight) {
+    encl_channel_config config;
+    encl_channel *ch;
+    encl_error err;
+
+    memset(&config, 0, sizeof config);
+    config.target = (encl_ws_target){.host = "127.0.0.1",
+                                     .port = encl_enclave_port(enclave),
+                                     .path = "/",
+                                     .authority = "localhost",
+                                     .verify = true};
+    config.policy = &policy;
+    config.max_in_flight = max_in_flight;
+    assert_int_equal(encl_channel_new(&config, &ch, &err), ENCL_OK);
+    return ch;
+}
+
+static encl_channel *open_channel(size_t max_in_flight) {
+    encl_channel *ch = start_channel(max_in_flight);
+    encl_error err;
+
+    if (encl_channel_wait_open(ch, encl_now_ns() + 10 * SECOND, &err) != ENCL_OK) {
+        fail_msg("%s", err.message);
+    }
+    return ch;
+}
+
+static encl_stream *open_stream(encl_channel *ch, const char *first) {
+    encl_slot *slot;
+    encl_stream *st;
+    encl_error err;
+
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+    if (encl_slot_wait(slot, encl_now_ns() + 10 * SECOND, &err) != ENCL_OK) {
+        fail_msg("%s", err.message);
+    }
+    assert_int_equal(encl_stream_open(slot, ENCL_SLICE(first, strlen(first)), &st, &err), ENCL_OK);
+    encl_slot_release(slot);
+    return st;
+}
+
+static void read_exactly(encl_stream *st, uint8_t *out, size_t n) {
+    encl_error err;
+
+    while (n != 0) {
+        size_t got;
+
+        if (encl_stream_read(st, out, n, encl_now_ns() + 10 * SECOND, &got, &err) != ENCL_OK) {
+            fail_msg("%s", err.message);
+        }
+        assert_int_not_equal(got, 0);
+        out += got;
+        n -= got;
+    }
+}
+
+static void done_with(encl_channel *ch) {
+    encl_channel_close(ch, NULL);
+    assert_true(encl_channel_wait_closed(ch, encl_now_ns() + 5 * SECOND));
+    encl_channel_release(ch);
+}
+
+/* ---- tests ---- */
+
+static void a_stream_carries_bytes_both_ways(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "hello");
+    uint8_t got[5];
+
+    (void)state;
+    read_exactly(st, got, sizeof got);
+    assert_memory_equal(got, "hello", 5);
+    encl_stream_release(st);
+    done_with(ch);
+}
+
+typedef struct pour {
+    encl_stream *st;
+    const uint8_t *bytes;
+    size_t len;
+} pour;
+
+static void *pour_in(void *arg) {
+    pour *p = arg;
+    encl_error err;
+    size_t put;
+
+    if (encl_stream_write(p->st, ENCL_SLICE(p->bytes, p->len), encl_now_ns() + 30 * SECOND, &put,
+                          &err) != ENCL_OK) {
+        print_message("%s\n", err.message);
+        abort();
+    }
+    return NULL;
+}
+
+static void many_bytes_come_back_in_order(void **state) {
+    const size_t total = 8 * 1024 * 1024;
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "");
+    uint8_t *sent = malloc(total), *got = malloc(total);
+    pthread_t thread;
+    pour p = {st, sent, total};
+
+    (void)state;
+    for (size_t i = 0; i < total; i++) {
+        sent[i] = (uint8_t)rand();
+    }
+    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
+    read_exactly(st, got, total);
+    pthread_join(thread, NULL);
+    assert_memory_equal(sent, got, total);
+    free(sent);
+    free(got);
+    encl_stream_release(st);
+    done_with(ch);
+}
+
+static encl_channel *shared_channel;
+static atomic_int failures;
+
+static void *use_channel(void *arg) {
+    char text[32];
+
+    for (int round = 0; round < 20; round++) {
+        uint8_t got[32];
+        encl_stream *st;
+
+        (void)snprintf(text, sizeof text, "thread %d round %d", (int)(intptr_t)arg, round);
+        st = open_stream(shared_channel, text);
+        read_exactly(st, got, strlen(text));
+        if (memcmp(got, text, strlen(text)) != 0) {
+            atomic_fetch_add(&failures, 1);
+        }
+        if (round % 2 == 0) {
+            encl_stream_close(st);
+        }
+        encl_stream_release(st);
+    }
+    return NULL;
+}
+
+static void sixteen_threads_share_four_slots(void **state) {
+    pthread_t threads[16];
+    encl_channel_stats stats;
+
+    (void)state;
+    shared_channel = open_channel(4);
+    for (int i = 0; i < 16; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, use_channel, (void *)(intptr_t)i), 0);
+    }
+    for (int i = 0; i < 16; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    assert_int_equal(failures, 0);
+    encl_channel_get_stats(shared_channel, &stats);
+    assert_int_equal(stats.streams_total, 16 * 20);
+    assert_int_equal(stats.streams_open, 0);
+    assert_int_equal(stats.slots_in_use, 0);
+    assert_int_equal(stats.slots_waiting, 0);
+    done_with(shared_channel);
+}
+
+static void slots_are_granted_in_order(void **state) {
+    encl_channel *ch = open_channel(1);
+    encl_slot *first, *second, *third;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &first, &err), ENCL_OK);
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &second, &err), ENCL_OK);
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &third, &err), ENCL_OK);
+    assert_true(encl_slot_granted(first));
+    assert_false(encl_slot_granted(second));
+    assert_int_equal(encl_slot_wait(second, encl_now_ns() + SECOND / 20, &err),
+                     ENCL_E_POOL_TIMEOUT);
+    encl_slot_release(second); /* gives its place in the queue up */
+    encl_slot_release(first);
+    assert_true(encl_slot_granted(third));
+    encl_slot_release(third);
+    done_with(ch);
+}
+
+static void *close_soon(void *arg) {
+    usleep(50000);
+    encl_channel_close(arg, NULL);
+    return NULL;
+}
+
+static void closing_wakes_whoever_waits(void **state) {
+    encl_channel *ch = open_channel(1);
+    encl_stream *st = open_stream(ch, "x");
+    encl_slot *slot;
+    pthread_t thread;
+    uint8_t byte;
+    size_t got;
+    encl_error err;
+
+    (void)state;
+    read_exactly(st, &byte, 1);
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+    assert_int_equal(pthread_create(&thread, NULL, close_soon, ch), 0);
+    assert_int_equal(encl_stream_read(st, &byte, 1, ENCL_FOREVER, &got, &err), ENCL_E_CLOSED);
+    assert_int_equal(encl_slot_wait(slot, ENCL_FOREVER, &err), ENCL_E_CLOSED);
+    pthread_join(thread, NULL);
+    encl_slot_release(slot);
+    encl_stream_release(st);
+    done_with(ch);
+}
+
+static void tokens_are_announced(void **state) {
+    encl_channel *ch = start_channel(64);
+    encl_notifier *n;
+    encl_stream *st;
+    encl_error err;
+    uint64_t tokens[4];
+    struct pollfd pfd;
+    uint8_t byte;
+    size_t got;
+
+    (void)state;
+    assert_int_equal(encl_notifier_new(&n, &err), ENCL_OK);
+    pfd = (struct pollfd){.fd = encl_notifier_fd(n), .events = POLLIN};
+    assert_int_equal(encl_channel_notify_open(ch, n, 7, &err), ENCL_OK);
+    assert_int_equal(poll(&pfd, 1, 10000), 1);
+    assert_int_equal(encl_notifier_drain(n, tokens, 4), 1);
+    assert_int_equal(tokens[0], 7);
+    assert_int_equal(encl_channel_wait_open(ch, ENCL_POLL, &err), ENCL_OK);
+    st = open_stream(ch, "");
+    assert_int_equal(encl_stream_read(st, &byte, 1, ENCL_POLL, &got, &err), ENCL_E_READ_TIMEOUT);
+    assert_int_equal(encl_stream_notify(st, ENCL_READABLE, n, 8, &err), ENCL_OK);
+    assert_int_equal(encl_notifier_drain(n, tokens, 4), 0);
+    assert_int_equal(encl_stream_write(st, ENCL_SLICE("y", 1), ENCL_POLL, &got, &err), ENCL_OK);
+    assert_int_equal(poll(&pfd, 1, 10000), 1);
+    assert_int_equal(encl_notifier_drain(n, tokens, 4), 1);
+    assert_int_equal(tokens[0], 8);
+    read_exactly(st, &byte, 1);
+    assert_int_equal(byte, 'y');
+    encl_stream_release(st);
+    encl_notifier_release(n);
+    done_with(ch);
+}
+
+static void a_slow_reader_holds_no_more_than_its_bound(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "");
+    const size_t total = 24 * 1024 * 1024;
+    uint8_t *bytes = calloc(1, total);
+    size_t put, most = 0, read = 0;
+    pthread_t thread;
+    pour p = {st, bytes, total};
+
+    (void)state;
+    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
+    for (int i = 0; i < 20; i++) {
+        usleep(10000);
+        put = encl_stream_buffered(st);
+        most = put > most ? put : most;
+    }
+    /* The high water mark, and at most one block of what had been read when it was passed. */
+    assert_in_range(most, 1, ENCL_STREAM_HIGH_WATER + 512 * 1024);
+    while (read < total) {
+        encl_error err;
+
+        assert_int_equal(
+            encl_stream_read(st, bytes, 65536, encl_now_ns() + 10 * SECOND, &put, &err), ENCL_OK);
+        read += put;
+    }
+    pthread_join(thread, NULL);
+    free(bytes);
+    encl_stream_release(st);
+    done_with(ch);
+}
+
+static void fresh_documents_are_collected_by_number(void **state) {
+    encl_channel *ch = open_channel(64);
+    uint64_t first, second;
+    encl_doc *doc;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &first, &err), ENCL_OK);
+    assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &second, &err), ENCL_OK);
+    assert_int_equal(encl_channel_finish_attest(ch, second, encl_now_ns() + 5 * SECOND, &doc, &err),
+                     ENCL_OK);
+    assert_int_equal(encl_doc_get(doc)->form, ENCL_DOC_STUB);
+    encl_doc_release(doc);
+    assert_int_equal(encl_channel_finish_attest(ch, first, encl_now_ns() + 5 * SECOND, &doc, &err),
+                     ENCL_OK);
+    encl_doc_release(doc);
+    assert_int_equal(encl_channel_finish_attest(ch, first, ENCL_POLL, &doc, &err), ENCL_E_STATE);
+    done_with(ch);
+}
+
+static void nothing_is_sent_before_it_is_open(void **state) {
+    encl_channel *ch = start_channel(64);
+    encl_slot *slot;
+    encl_stream *st;
+    uint64_t number;
+    encl_error err;
+    encl_code rc;
+
+    (void)state;
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+    rc = encl_stream_open(slot, ENCL_SLICE("secret", 6), &st, &err);
+    if (encl_channel_get_state(ch) == ENCL_CHANNEL_CONNECTING) {
+        assert_int_equal(rc, ENCL_E_STATE);
+        assert_null(st);
+        assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &number, &err), ENCL_E_STATE);
+    }
+    encl_stream_release(st);
+    encl_slot_release(slot);
+    done_with(ch);
+}
+
+static void a_forked_child_is_refused(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "a");
+    encl_error err;
+    uint8_t byte;
+    size_t n;
+    int status;
+    pid_t child;
+
+    (void)state;
+    read_exactly(st, &byte, 1);
+    child = fork();
+    if (child == 0) {
+        encl_slot *slot;
+        int bad = 0;
+
+        bad |= encl_stream_write(st, ENCL_SLICE("b", 1), ENCL_POLL, &n, &err) != ENCL_E_FORKED;
+        bad |= encl_stream_read(st, &byte, 1, ENCL_POLL, &n, &err) != ENCL_E_FORKED;
+        bad |= encl_channel_reserve(ch, NULL, 0, &slot, &err) != ENCL_E_FORKED;
+        bad |= encl_channel_get_state(ch) != ENCL_CHANNEL_CLOSED;
+        encl_stream_release(st);
+        encl_channel_close(ch, NULL);
+        encl_channel_release(ch);
+        _exit(bad);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_int_equal(encl_stream_write(st, ENCL_SLICE("c", 1), ENCL_FOREVER, &n, &err), ENCL_OK);
+    read_exactly(st, &byte, 1);
+    assert_int_equal(byte, 'c');
+    encl_stream_release(st);
+    done_with(ch);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_stream_carries_bytes_both_ways),
+        cmocka_unit_test(many_bytes_come_back_in_order),
+        cmocka_unit_test(sixteen_threads_share_four_slots),
+        cmocka_unit_test(slots_are_granted_in_order),
+        cmocka_unit_test(closing_wakes_whoever_waits),
+        cmocka_unit_test(tokens_are_announced),
+        cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),
+        cmocka_unit_test(fresh_documents_are_collected_by_number),
+        cmocka_unit_test(nothing_is_sent_before_it_is_open),
+        cmocka_unit_test(a_forked_child_is_refused),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
