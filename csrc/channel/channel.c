@@ -260,12 +260,86 @@ bool encl_channel_wait_closed(encl_channel *ch, int64_t until) {
 /* ---- sending ---- */
 
 encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err) {
-    return encl_conn_tx_begin(ch->conn, out, err);
+    ENCL_TRY(encl_conn_tx_begin(ch->conn, out, err));
+    ch->tx = *out;
+    ch->tx_mark = encl_buf_readable(*out);
+    return ENCL_OK;
 }
 
-void ch_tx_end(encl_channel *ch) {
-    ch->records_out++;
+void ch_tx_end(encl_channel *ch, uint64_t id) {
+    size_t bytes = encl_buf_readable(ch->tx) - ch->tx_mark;
+
+    if (bytes != 0) {
+        ch->records_out++;
+        encl_pace_sent(&ch->pace, id, bytes, encl_now_ns());
+    }
+    ch->tx = NULL;
     encl_conn_tx_end(ch->conn);
+}
+
+/* ---- pacing ---- */
+
+void ch_room(encl_channel *ch) {
+    slot_grant_more(ch);
+    flow_room(ch);
+    pthread_cond_broadcast(&ch->changed);
+}
+
+static void pace_elapsed(void *arg) {
+    encl_channel *ch = arg;
+
+    pthread_mutex_lock(&ch->lock);
+    ch->pace_armed = false;
+    ch_room(ch);
+    pthread_mutex_unlock(&ch->lock);
+}
+
+static void set_pace_timer(void *arg) {
+    encl_channel *ch = arg;
+    int64_t wait;
+
+    pthread_mutex_lock(&ch->lock);
+    wait = encl_pace_next(&ch->pace) - encl_now_ns();
+    if (wait > ENCL_PACE_READ_NS) {
+        wait = ENCL_PACE_READ_NS;
+    }
+    if (ch->pace_timer != NULL && ch->pace_armed) {
+        encl_timer_set(ch->pace_timer, wait <= 0 ? 0 : (uint64_t)(wait / 1000000 + 1));
+    }
+    pthread_mutex_unlock(&ch->lock);
+    unref(ch);
+}
+
+static void arm_pace(encl_channel *ch) {
+    encl_error err;
+
+    if (ch->pace_armed || ch->state != ENCL_CHANNEL_OPEN) {
+        return;
+    }
+    ch->pace_armed = true;
+    ch_retain(ch);
+    if (encl_loop_post(ch->loop, set_pace_timer, ch, &err) != ENCL_OK) {
+        ch->pace_armed = false;
+        (void)atomic_fetch_sub(&ch->refs, 1); /* the caller holds another */
+    }
+}
+
+bool ch_may_send(encl_channel *ch) {
+    if (ch->conn == NULL) {
+        return true;
+    }
+    if (encl_conn_tx_pending(ch->conn) >= ENCL_CONN_HIGH_WATER) {
+        return false;
+    }
+    /* Alone on its connection, a stream has no answer to fear but its own. */
+    if (ch->flow_count <= 1 && ch->waiting_head == NULL && ch->promised == 0) {
+        return true;
+    }
+    if (encl_pace_may_send(&ch->pace, ch->promised, encl_now_ns())) {
+        return true;
+    }
+    arm_pace(ch);
+    return false;
 }
 
 /* What the machine itself has to say: the handshake, RequestAttestation. */
@@ -298,7 +372,8 @@ static void on_opened(void *user, encl_conn *conn) {
     pthread_mutex_lock(&ch->lock);
     if (ch->state == ENCL_CHANNEL_CONNECTING) {
         ch->conn = conn;
-        if (encl_session_start(ch->session, &out, &err) != ENCL_OK ||
+        if (encl_timer_new(ch->loop, pace_elapsed, ch, &ch->pace_timer, &err) != ENCL_OK ||
+            encl_session_start(ch->session, &out, &err) != ENCL_OK ||
             send_own(ch, &out, &err) != ENCL_OK) {
             broken(ch, conn, &err);
         }
@@ -358,6 +433,9 @@ static encl_result handle(encl_channel *ch, const encl_event *event, encl_error 
         return attested_again(ch, err);
     default:
         break;
+    }
+    if (encl_pace_heard(&ch->pace, event->id) && ch->pace_armed) {
+        ch_room(ch);
     }
     f = flow_find(ch, event->id);
     if (f == NULL) {
@@ -422,8 +500,7 @@ static void on_drained(void *user, encl_conn *conn) {
 
     (void)conn;
     pthread_mutex_lock(&ch->lock);
-    flow_room(ch);
-    pthread_cond_broadcast(&ch->changed);
+    ch_room(ch);
     pthread_mutex_unlock(&ch->lock);
 }
 
@@ -442,6 +519,8 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
     }
     ch_fail(ch, &err);
     ch->gone = true;
+    encl_timer_free(ch->pace_timer);
+    ch->pace_timer = NULL;
     pthread_cond_broadcast(&ch->changed);
     pthread_mutex_unlock(&ch->lock);
     unref(ch); /* the connection's */
@@ -489,6 +568,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     ENCL_ENSURE(ch != NULL, err, ENCL_E_NOMEM, "out of memory");
     atomic_init(&ch->refs, 1);
     ch->generation = encl_fork_generation();
+    ch->loop = loop;
     ch->max_in_flight = config->max_in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     cond_init(&ch->changed);
@@ -537,6 +617,17 @@ bool encl_channel_why(encl_channel *ch, encl_error *why) {
     return closed;
 }
 
+static const char *awaited(const encl_channel *ch) {
+    switch (encl_session_get_state(ch->session)) {
+    case ENCL_SESSION_NEW:
+        return "a connection and the answer to the WebSocket upgrade";
+    case ENCL_SESSION_HANDSHAKE:
+        return "the answer to the Noise handshake";
+    default:
+        return "the attestation document";
+    }
+}
+
 encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *err) {
     encl_code rc = ENCL_OK;
 
@@ -545,8 +636,8 @@ encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *
     while (ch->state == ENCL_CHANNEL_CONNECTING) {
         if (!ch_wait(ch, &ch->changed, until)) {
             rc = encl_fail(err, ENCL_E_CONNECT_TIMEOUT,
-                           "not connected and verified in time: the session is in the state '%s'",
-                           encl_session_state_name(encl_session_get_state(ch->session)));
+                           "not connected and verified in time: expected %s, nothing came",
+                           awaited(ch));
             break;
         }
     }
@@ -634,7 +725,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
                      "more than %d fresh documents are asked for and not collected", ATTESTS_MAX);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_request_attestation(ch->app, out, err);
-    ch_tx_end(ch);
+    ch_tx_end(ch, 0);
     if (rc == ENCL_OK) {
         attest_ask *ask = &ch->attests[ch->attest_count++];
 

@@ -1,5 +1,5 @@
-/* channel: one verified connection as a thread-safe handle. Blocking calls with a deadline, the same
- * without waiting for event loops, cancel and close from any thread. Knows nothing of Python.
+/* channel: one verified connection as a thread-safe handle. Blocking calls with a deadline, the
+ * same without waiting for event loops, cancel and close from any thread. Knows nothing of Python.
  *
  * Locks: every channel has one (channel->lock), which guards the channel, its session and all its
  * streams, slots and requests. Order: channel lock, then the connection's own. No call here is made
@@ -12,7 +12,8 @@
 #include "net/net.h"
 
 /* Bytes of one stream held for its reader. Above HIGH nothing more is read from the connection, for
- * anyone, until its reader has brought it below LOW: the protocol has no flow control per stream. */
+ * anyone, until its reader has brought it below LOW: the protocol has no flow control per stream.
+ */
 #define ENCL_STREAM_HIGH_WATER ((size_t)1024 * 1024)
 #define ENCL_STREAM_LOW_WATER  ((size_t)512 * 1024)
 
@@ -81,7 +82,8 @@ typedef struct encl_channel_stats {
 } encl_channel_stats;
 void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats);
 
-/* A fresh document: asked for, then collected by its number. ENCL_E_READ_TIMEOUT at the deadline. */
+/* A fresh document: asked for, then collected by its number. ENCL_E_READ_TIMEOUT at the deadline.
+ */
 encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64_t token,
                                       uint64_t *number, encl_error *err);
 encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_t until,

@@ -149,9 +149,10 @@ static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_erro
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = f->is_stream ? encl_app_open_stream(ch->app, payload, &f->id, out, err)
                       : encl_app_request(ch->app, payload, &f->id, out, err);
-    ch_tx_end(ch);
+    ch_tx_end(ch, f->id);
     if (rc == ENCL_OK) {
         slot->state = SLOT_USED;
+        ch->promised--;
         atomic_fetch_add(&f->refs, 1); /* the channel's, given back in flow_forget */
         ch->flows[ch->flow_count++] = f;
         ch->streams_total += f->is_stream;
@@ -203,7 +204,7 @@ static void close_stream(flow *f) {
     if (ch_tx_begin(ch, &out, &err) == ENCL_OK) {
         encl_code rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
 
-        ch_tx_end(ch);
+        ch_tx_end(ch, f->id);
         if (rc != ENCL_OK) {
             /* A slot that the server does not free would be lost for the whole connection. */
             ch_fail(ch, &err);
@@ -335,13 +336,8 @@ static encl_result send_chunk(flow *f, encl_slice chunk, encl_error *err) {
     ENCL_TRY(ch_need_open(ch, err));
     ENCL_TRY(ch_tx_begin(ch, &out, err));
     rc = encl_app_stream_data(ch->app, f->id, chunk, out, err);
-    ch_tx_end(ch);
+    ch_tx_end(ch, f->id);
     return rc;
-}
-
-/* Lock held. Only writing waits for room; closing must not. */
-static bool has_room(encl_channel *ch) {
-    return ch->conn == NULL || encl_conn_tx_pending(ch->conn) < ENCL_CONN_HIGH_WATER;
 }
 
 static encl_result may_write(const flow *f, encl_error *err) {
@@ -368,7 +364,7 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
         /* Taken for each record anew, so that the other streams get their turn. */
         pthread_mutex_lock(&ch->lock);
         rc = may_write(f, err);
-        if (rc == ENCL_OK && !has_room(ch)) {
+        if (rc == ENCL_OK && !ch_may_send(ch)) {
             if (!ch_wait(ch, &ch->changed, until)) {
                 rc = encl_fail(err, ENCL_E_WRITE_TIMEOUT,
                                "the connection took %zu of %zu bytes in time", *put, bytes.len);
@@ -402,7 +398,7 @@ encl_result encl_stream_write_eof(encl_stream *st, encl_error *err) {
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_WRITE, out, err);
-    ch_tx_end(ch);
+    ch_tx_end(ch, f->id);
     f->write_ended = rc == ENCL_OK;
 done:
     pthread_mutex_unlock(&ch->lock);
@@ -427,7 +423,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     }
     if ((what & ENCL_WRITABLE) != 0) {
         watch_set(&f->on_writable, n, token);
-        if (f->closed || f->failed || f->eof || has_room(f->ch)) {
+        if (f->closed || f->failed || f->eof || ch_may_send(f->ch)) {
             watch_fire(&f->on_writable);
         }
     }

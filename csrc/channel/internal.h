@@ -7,6 +7,7 @@
 
 #include "base/secmem.h"
 #include "channel/channel.h"
+#include "channel/pace.h"
 #include "channel/ring.h"
 #include "session/session.h"
 
@@ -69,7 +70,7 @@ typedef struct attest_ask {
 struct encl_channel {
     atomic_uint refs;
     uint64_t generation;
-    pthread_mutex_t lock; /* guards everything below */
+    pthread_mutex_t lock;   /* guards everything below */
     pthread_cond_t changed; /* state, gone, attests, room to write */
     encl_channel_state state;
     bool gone; /* the connection's last callback has been made */
@@ -92,6 +93,14 @@ struct encl_channel {
     uint64_t attest_next;
 
     uint64_t records_in, records_out, streams_total;
+
+    encl_loop *loop;
+    encl_pace pace;
+    size_t promised;        /* slots granted whose opening record has not been sent */
+    encl_timer *pace_timer; /* service thread only; NULL before the connection and after it */
+    bool pace_armed;        /* somebody waits for it, or for a sign that comes sooner */
+    encl_buf *tx;           /* between ch_tx_begin and ch_tx_end */
+    size_t tx_mark;
 };
 
 /* With the channel's lock held, unless said otherwise. */
@@ -102,7 +111,11 @@ encl_result ch_need_open(encl_channel *ch, encl_error *err);
 bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until); /* false: deadline */
 /* begin and end of one record to the connection. */
 encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err);
-void ch_tx_end(encl_channel *ch);
+void ch_tx_end(encl_channel *ch, uint64_t id);
+/* Whether another record may go now; where not, whoever waits is woken when that may have changed.
+ */
+bool ch_may_send(encl_channel *ch);
+void ch_room(encl_channel *ch);
 void cond_init(pthread_cond_t *cond);
 
 void watch_set(watch *w, encl_notifier *n, uint64_t token);
@@ -110,6 +123,7 @@ void watch_fire(watch *w);
 void watch_clear(watch *w);
 
 void slot_free_one(encl_channel *ch); /* somebody's slot is free again */
+void slot_grant_more(encl_channel *ch);
 void slot_fail_all(encl_channel *ch);
 
 flow *flow_find(encl_channel *ch, uint64_t id);
@@ -118,6 +132,6 @@ void flow_fail(flow *f, const encl_error *why);
 void flow_received(flow *f, encl_slice bytes);
 void flow_answered(flow *f, encl_slice bytes);
 void flow_ended(flow *f);
-void flow_room(encl_channel *ch); /* writers may go on */
+void flow_room(encl_channel *ch); /* tells writers in event loops */
 
 #endif

@@ -31,18 +31,23 @@ static void unlink_slot(encl_channel *ch, encl_slot *slot) {
 static void grant(encl_channel *ch, encl_slot *slot) {
     slot->state = SLOT_GRANTED;
     ch->in_use++;
+    ch->promised++;
     pthread_cond_broadcast(&slot->changed);
     watch_fire(&slot->granted);
 }
 
-void slot_free_one(encl_channel *ch) {
-    ch->in_use--;
-    if (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight) {
+void slot_grant_more(encl_channel *ch) {
+    while (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight && ch_may_send(ch)) {
         encl_slot *slot = ch->waiting_head;
 
         unlink_slot(ch, slot);
         grant(ch, slot);
     }
+}
+
+void slot_free_one(encl_channel *ch) {
+    ch->in_use--;
+    slot_grant_more(ch);
 }
 
 void slot_fail_all(encl_channel *ch) {
@@ -65,13 +70,10 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
     ch_retain(ch);
     pthread_mutex_lock(&ch->lock);
     watch_set(&slot->granted, n, token);
-    if (ch->waiting_head == NULL && ch->in_use < ch->max_in_flight) {
-        grant(ch, slot);
-    } else {
-        append(ch, slot);
-        if (ch->state == ENCL_CHANNEL_CLOSED) {
-            watch_fire(&slot->granted);
-        }
+    append(ch, slot);
+    slot_grant_more(ch);
+    if (ch->state == ENCL_CHANNEL_CLOSED) {
+        watch_fire(&slot->granted);
     }
     pthread_mutex_unlock(&ch->lock);
     *out = slot;
@@ -133,6 +135,7 @@ void encl_slot_give_up(encl_slot *slot) {
         slot->state = SLOT_GIVEN_UP;
     } else if (slot->state == SLOT_GRANTED) {
         slot->state = SLOT_GIVEN_UP;
+        ch->promised--;
         slot_free_one(ch);
     }
     pthread_mutex_unlock(&ch->lock);
