@@ -214,6 +214,8 @@ def record() -> Seeds:
         + act(3, 9, b"unknown"),
     )
     yield "serving_twice", bytes([SERVING]) + message(Type.OpenStream, 1) * 2
+    opened = b"".join(message(Type.OpenStream, number) for number in range(70))
+    yield "serving_full", bytes([SERVING]) + opened
     yield "serving_control", bytes([SERVING]) + message(Type.GetControlNonce, 0)
 
 
