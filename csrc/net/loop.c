@@ -268,6 +268,13 @@ static bool is_stopping(encl_loop *loop) {
     return stopping;
 }
 
+/* A task that came later would never run, and what it holds would never be given back. */
+static void refuse_tasks(encl_loop *loop) {
+    pthread_mutex_lock(&loop->lock);
+    loop->stopped = true;
+    pthread_mutex_unlock(&loop->lock);
+}
+
 static void finish_all(encl_loop *loop) {
     encl_error why;
 
@@ -319,9 +326,10 @@ static void *service(void *arg) {
     run_tasks(loop);
     finish_all(loop);
     rearm_writers(loop);
+    refuse_tasks(loop);
     run_tasks(loop);
     lws_context_destroy(loop->context);
-    run_tasks(loop);
+    rearm_writers(loop); /* gives back what the end has put there */
     return NULL;
 }
 
@@ -395,7 +403,7 @@ bool encl_loop_is_current(const encl_loop *loop) {
 
 encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_error *err) {
     net_task *entry;
-    bool wake;
+    bool wake, stopped;
 
     ENCL_ENSURE(loop->generation == encl_fork_generation(), err, ENCL_E_FORKED,
                 "this connection belongs to the parent process");
@@ -403,14 +411,21 @@ encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_erro
     ENCL_ENSURE(entry != NULL, err, ENCL_E_NOMEM, "out of memory");
     *entry = (net_task){.run = task, .arg = arg};
     pthread_mutex_lock(&loop->lock);
-    wake = loop->tasks_head == NULL;
+    stopped = loop->stopped;
+    wake = !stopped && loop->tasks_head == NULL;
     if (wake) {
         loop->tasks_head = entry;
-    } else {
+    } else if (!stopped) {
         loop->tasks_tail->next = entry;
     }
-    loop->tasks_tail = entry;
+    if (!stopped) {
+        loop->tasks_tail = entry;
+    }
     pthread_mutex_unlock(&loop->lock);
+    if (stopped) {
+        free(entry);
+        return encl_fail(err, ENCL_E_CLOSED, "the service thread has ended");
+    }
     if (wake) {
         lws_cancel_service(loop->context);
     }

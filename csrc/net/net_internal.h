@@ -38,10 +38,10 @@ struct encl_loop {
     struct lws_vhost *raw_vhost; /* adopted descriptors */
     pthread_t thread;
     uint64_t generation;
-    pthread_mutex_t lock; /* guards tasks_head, tasks_tail, stopping, ready */
+    pthread_mutex_t lock; /* guards tasks_head, tasks_tail, stopping, stopped, ready */
     pthread_cond_t changed;
     net_task *tasks_head, *tasks_tail;
-    bool stopping, ready;
+    bool stopping, stopped, ready;
     /* service thread only */
     net_vhost *vhosts;
     encl_conn *conns;       /* all that are not finished; changed under registry_lock (loop.c) */
