@@ -189,28 +189,37 @@ uint64_t encl_stream_id(const encl_stream *st) {
     return st->f.id;
 }
 
+/* A slot that the server does not free would be lost for the whole connection. */
+static void close_was_lost(encl_channel *ch, const encl_error *err) {
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED, "the end of a stream could not be sent: %.400s", err->message);
+    ch_fail(ch, &why);
+    encl_conn_close(ch->conn, 1002, NULL);
+}
+
 /* Lock held. The id is over for us: tells the server, which frees its slot, and frees ours. */
 static void close_stream(flow *f) {
     encl_channel *ch = f->ch;
     encl_buf *out;
     encl_error err;
+    encl_code rc;
 
     f->closed = true;
     wake(f);
     watch_fire(&f->on_writable);
+    pthread_cond_broadcast(&ch->changed); /* its writers */
     if (f->done) {
         return;
     }
-    if (ch_tx_begin(ch, &out, &err) == ENCL_OK) {
-        encl_code rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
-
+    rc = ch_tx_begin(ch, &out, &err);
+    if (rc == ENCL_OK) {
+        rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
         ch_tx_end(ch, f->id);
-        if (rc != ENCL_OK) {
-            /* A slot that the server does not free would be lost for the whole connection. */
-            ch_fail(ch, &err);
-            encl_conn_close(ch->conn, 1002, NULL);
-            return;
-        }
+    }
+    if (rc != ENCL_OK && rc != ENCL_E_CLOSED) {
+        close_was_lost(ch, &err);
+        return;
     }
     flow_forget(f);
 }

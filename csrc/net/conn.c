@@ -325,8 +325,17 @@ static void queue_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice pay
     encl_error err;
     bool masked = conn->side == ENCL_WS_CLIENT;
 
+    if (conn->failed) {
+        return;
+    }
     if ((masked && encl_random(mask, sizeof mask, &err) != ENCL_OK) ||
         encl_ws_control(opcode, payload, masked ? mask : NULL, &conn->txq, &err) != ENCL_OK) {
+        if (err.code == ENCL_E_INVALID) {
+            (void)encl_fail(&err, ENCL_E_PROTOCOL,
+                            "expected a peer that reads what it is sent, came pings while %zu "
+                            "bytes wait for it",
+                            encl_buf_readable(&conn->txq));
+        }
         conn->failed = true;
         conn->failure = err;
         post(conn, task_failed);

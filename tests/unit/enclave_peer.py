@@ -63,9 +63,7 @@ def signed_document(nonce: bytes, pcrs: Pcrs = PCRS) -> bytes:
     )
     r, s = decode_dss_signature(signature)
     return cbor2.dumps(
-        cbor2.CBORTag(
-            18, [protected, {}, payload, r.to_bytes(48, "big") + s.to_bytes(48, "big")]
-        )
+        cbor2.CBORTag(18, [protected, {}, payload, r.to_bytes(48, "big") + s.to_bytes(48, "big")])
     )
 
 
