@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 from ._attestation import Attestation, verify_attestation
@@ -88,6 +89,9 @@ __all__ = [
 ]
 
 __version__ = VERSION
+
+# A library says nothing unless its user sets logging up.
+logging.getLogger("enclavia").addHandler(logging.NullHandler())
 
 # What needs anyio, which costs time to import, is imported when it is first asked for.
 _LAZY = {

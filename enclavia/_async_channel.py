@@ -171,7 +171,7 @@ class AsyncChannel:
         first, rest = first_piece(payload)
         slot = await reserve_slot(self._core, timeout)
         try:
-            stream = AsyncStream(self._core.open_stream(slot, first), timeout)
+            stream = AsyncStream(self._core.open_stream(slot, first), timeout, self)
         except BaseException:
             slot.release()
             raise
@@ -256,8 +256,9 @@ class AsyncChannel:
 class AsyncStream:
     """One TCP connection to the workload. As :class:`enclavia.Stream`, awaited."""
 
-    def __init__(self, core: _core.Stream, timeout: float | None) -> None:
+    def __init__(self, core: _core.Stream, timeout: float | None, channel: AsyncChannel) -> None:
         self._core = core
+        self._channel = channel  # which closes when nobody has it
         self.read_timeout = timeout
         self.write_timeout = timeout
         self._closed = False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -14,11 +13,14 @@ from . import _core
 from ._async_channel import read_stream, reserve_slot
 from ._config import UpgradeHeaders, Verify
 from ._errors import WriteTimeout
-from ._flow import Body, Exchange
+from ._flow import Exchange
 from ._hub import Waiter, loop_hub
 from ._pins import Pins, RootCertificate
 from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, Settings, TransportBase, response_of
+
+if TYPE_CHECKING:
+    from ._flow import Body
 
 __all__ = ["AsyncEnclaveTransport"]
 
@@ -73,7 +75,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = dataclasses.replace(timeouts, connect=timeout)
+            timeouts = timeouts._replace(connect=timeout)
         await engine.open(timeouts)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -104,6 +103,8 @@ class Attestation:
         return "\n".join(f"{name:<13}{value}" for name, value in self._rows())
 
     def _repr_html_(self) -> str:
+        import html  # of use in notebooks only, and slow to import
+
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
             f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"

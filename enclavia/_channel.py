@@ -104,7 +104,7 @@ class Channel:
         try:
             if not slot.granted:
                 slot.wait(timeout)
-            stream = Stream(self._core.open_stream(slot, first), timeout)
+            stream = Stream(self._core.open_stream(slot, first), timeout, self)
         except BaseException:
             slot.release()
             raise
@@ -183,9 +183,10 @@ class Stream(io.RawIOBase):
     Reads and writes wait at most ``read_timeout`` and ``write_timeout`` seconds (None: for ever).
     """
 
-    def __init__(self, core: _core.Stream, timeout: float | None) -> None:
+    def __init__(self, core: _core.Stream, timeout: float | None, channel: Channel) -> None:
         super().__init__()
         self._core = core
+        self._channel = channel  # which closes when nobody has it
         self.read_timeout = timeout
         self.write_timeout = timeout
 

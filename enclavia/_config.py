@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 
@@ -27,25 +27,27 @@ Verify = bool | str | os.PathLike[str]
 
 logger = logging.getLogger("enclavia")
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
 _OURS = frozenset(
     ("connection", "content-length", "host", "sec-websocket-extensions", "sec-websocket-key",
      "sec-websocket-protocol", "sec-websocket-version", "transfer-encoding", "upgrade")
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class ChannelConfig:
+class ChannelConfig(NamedTuple):
     url: EnclaveURL
     pins: tuple[tuple[bytes, bytes, bytes], ...]
     root: bytes | None
     debug_mode: bool
-    headers: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
+    headers: tuple[tuple[str, str], ...]
     verify: bool
     ca_file: str | None
-    proxy: tuple[str, int, str | None] | None = dataclasses.field(repr=False)
+    proxy: tuple[str, int, str | None] | None
     max_in_flight: int
+
+    def __repr__(self) -> str:
+        return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
 
     @classmethod
     def build(
@@ -163,9 +165,9 @@ def _headers(headers: UpgradeHeaders) -> tuple[tuple[str, str], ...]:
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("upgrade_headers: expected names and values as text")
-        if not _TOKEN.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             raise ValueError(f"upgrade_headers: {name!r} is not a header name")
-        if not _VALUE.fullmatch(value):
+        if not re.fullmatch(_CONTENT, value):
             raise ValueError(f"upgrade_headers: the value of {name} has characters not allowed")
         if name.lower() in _OURS:
             raise ValueError(f"upgrade_headers: {name} is set by the WebSocket upgrade itself")

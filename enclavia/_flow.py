@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import httpx2
 
@@ -72,34 +71,35 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking transport must not be given something to await")
 
 
-class Waiter(Protocol):
-    def set(self) -> None: ...
+if TYPE_CHECKING:
+
+    class Waiter(Protocol):
+        def set(self) -> None: ...
+
+    class Body(Protocol):
+        """A request body that is produced piece by piece."""
+
+        async def next(self, timeout: float | None) -> bytes | None:
+            """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
+
+        async def close(self) -> None: ...
+
+    class Io(Protocol[W]):
+        """Everything that may wait. A wait says False where its time was up."""
+
+        def waiter(self) -> W: ...
+        async def wait(self, waiter: W, timeout: float | None) -> bool: ...
+        async def sleep(self, seconds: float) -> None: ...
+        async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
+        async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
+        async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes: ...
+        async def wait_stream(
+            self, stream: _core.Stream, what: int, timeout: float | None
+        ) -> bool: ...
+        def body(self, request: httpx2.Request) -> Body: ...
 
 
-class Body(Protocol):
-    """A request body that is produced piece by piece."""
-
-    async def next(self, timeout: float | None) -> bytes | None:
-        """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
-
-    async def close(self) -> None: ...
-
-
-class Io(Protocol[W]):
-    """Everything that may wait. A wait says False where its time was up."""
-
-    def waiter(self) -> W: ...
-    async def wait(self, waiter: W, timeout: float | None) -> bool: ...
-    async def sleep(self, seconds: float) -> None: ...
-    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
-    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
-    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes: ...
-    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool: ...
-    def body(self, request: httpx2.Request) -> Body: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     connect: float | None = None
     read: float | None = None
     write: float | None = None
@@ -118,8 +118,7 @@ def _positive(seconds: float | None) -> float | None:
     return None if seconds is None else max(_SHORTEST, seconds)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """What a client did and holds. Bytes are those on the wire, over all its channels."""
 
     channels: int
@@ -134,12 +133,31 @@ class Stats:
     bytes_out: int
 
 
+class Traffic:
+    """Bytes of channels that are closed. No part of the engine: a cycle through it would keep a
+    forgotten client's connection open until the garbage collector comes by."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def add(self, bytes_in: int, bytes_out: int) -> None:
+        with self._lock:
+            self._bytes_in += bytes_in
+            self._bytes_out += bytes_out
+
+    def total(self) -> tuple[int, int]:
+        with self._lock:
+            return self._bytes_in, self._bytes_out
+
+
 class Tunnel:
     """A channel, as the pool knows it."""
 
-    def __init__(self, engine: Engine, core: _core.Channel) -> None:
-        self._engine = engine
+    def __init__(self, core: _core.Channel, past: Traffic) -> None:
         self.core = core
+        self._past = past
         self._counted = False
 
     @property
@@ -154,7 +172,7 @@ class Tunnel:
         self.core.close(timeout)
         if not self._counted:
             self._counted = True
-            self._engine.count_traffic(*self.traffic())
+            self._past.add(*self.traffic())
 
 
 class Link:
@@ -192,8 +210,7 @@ class Engine:
         self._lock = threading.Lock()
         self._requests = 0
         self._retries = 0
-        self._bytes_in = 0
-        self._bytes_out = 0
+        self._past = Traffic()
 
     # -- connections ------------------------------------------------------------------------
 
@@ -264,7 +281,7 @@ class Engine:
             await self.io.sleep(pause)
         tunnel = member.handle
         if tunnel is None:
-            tunnel = Tunnel(self, self.config.open())
+            tunnel = Tunnel(self.config.open(), self._past)
             self.pool.starting(ticket, tunnel)
         if not await self.io.wait_open(tunnel.core, _remaining(deadline)):
             raise self._connect_timeout(allowed)
@@ -343,16 +360,11 @@ class Engine:
             )
         return Attestation._from_raw(self._raw_attestation)
 
-    def count_traffic(self, bytes_in: int, bytes_out: int) -> None:
-        with self._lock:
-            self._bytes_in += bytes_in
-            self._bytes_out += bytes_out
-
     def stats(self) -> Stats:
         if not self.closed:
             self.pool.settle(time.monotonic())
         pool = self.pool.stats()
-        live = [tunnel.traffic() for tunnel in self.pool.handles()]
+        traffic = [tunnel.traffic() for tunnel in self.pool.handles()] + [self._past.total()]
         with self._lock:
             return Stats(
                 channels=pool.channels,
@@ -363,8 +375,8 @@ class Engine:
                 reconnects=pool.reconnects,
                 requests=self._requests,
                 retries=self._retries,
-                bytes_in=self._bytes_in + sum(bytes_in for bytes_in, _ in live),
-                bytes_out=self._bytes_out + sum(bytes_out for _, bytes_out in live),
+                bytes_in=sum(bytes_in for bytes_in, _ in traffic),
+                bytes_out=sum(bytes_out for _, bytes_out in traffic),
             )
 
     def close(self) -> list[Tunnel]:
@@ -490,6 +502,7 @@ class Exchange:
             self._stream = lease.link.stream
             self._pending = memoryview(first)
             self._write()
+            self._uploading = self._body is not None or bool(self._pending)
             return
         piece, self._pending = first_piece(first)
         core = lease.handle.core
@@ -502,6 +515,7 @@ class Exchange:
                 raise ConnectionClosed(str(error)) from error
             raise
         self.sent = True
+        self._uploading = self._body is not None or bool(self._pending)
 
     def _encode_content(self, content: bytes) -> bytes:
         return self._encoder.encode(content) + self._encoder.finish()

@@ -7,12 +7,9 @@ is refused.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
-
-import httptools
+from typing import Final, NamedTuple
 
 from ._errors import ConnectionClosed, InvalidRequest, ProtocolError
 
@@ -39,8 +36,7 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x
 _SHOWN: Final = 60
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a workload may make us hold."""
 
     head_bytes: int = 65_536
@@ -144,8 +140,7 @@ def expects_continue(headers: Headers) -> bool:
 # Responses
 
 
-@dataclasses.dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """Of an informational or of the final response."""
 
     status: int
@@ -158,13 +153,11 @@ class Head:
         return self.status < 200 and self.status != 101
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
+class Data(NamedTuple):
     data: bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """The response is complete. ``upgraded``: what follows is not HTTP any more."""
 
     trailers: tuple[tuple[bytes, bytes], ...] = ()
@@ -343,6 +336,8 @@ class _HeadReader:
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:
     _check_start(raw)
+    import httptools  # with the first answer, not with the package
+
     reader = _HeadReader()
     parser = httptools.HttpResponseParser(reader)
     try:
@@ -422,7 +417,10 @@ class _ChunkReader:
         self.trailers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.excess = False
-        self._parser = httptools.HttpResponseParser(self)
+        from httptools import HttpParserError, HttpResponseParser
+
+        self._refusal = HttpParserError
+        self._parser = HttpResponseParser(self)
         self._parser.feed_data(self._PRELUDE)
         self._in_prelude = False
 
@@ -451,7 +449,7 @@ class _ChunkReader:
         self._progress = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except self._refusal as error:
             if not self.complete:
                 raise ProtocolError(f"expected a chunked body: {error}") from None
             self.excess = True

@@ -15,9 +15,7 @@ PcrValue = str | bytes | bytearray | memoryview
 
 _LENGTHS: Final = (32, 48, 64)
 _NAMES: Final = ("pcr0", "pcr1", "pcr2")
-_TEXT_LINE: Final = re.compile(
-    r"^[\s\"'*|>-]*(pcr[012])[\s\"']*[:=][\s\"']*([0-9a-z]*)", re.IGNORECASE | re.MULTILINE
-)
+_TEXT_LINE: Final = r"""(?im)^[\s"'*|>-]*(pcr[012])[\s"']*[:=][\s"']*([0-9a-z]*)"""
 _MAX_TEXT: Final = 8 * 1024 * 1024
 
 
@@ -205,7 +203,7 @@ def _collect(value: object, found: list[dict[str, object]]) -> None:
 def _text_blocks(text: str) -> list[list[tuple[str, str]]]:
     """The lines ``PCR0: <hex>``, ``PCR1: …``, ``PCR2: …``, cut where a name comes again."""
     blocks: list[list[tuple[str, str]]] = []
-    for match in _TEXT_LINE.finditer(text):
+    for match in re.finditer(_TEXT_LINE, text):
         name, value = match[1].lower(), match[2]
         if not blocks or any(name == seen for seen, _ in blocks[-1]):
             blocks.append([])

@@ -15,43 +15,41 @@ from __future__ import annotations
 
 import collections
 import copy
-import dataclasses
 import enum
 import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar, cast
 
 __all__ = ["Job", "Lease", "Member", "Phase", "Pool", "PoolLimits", "PoolStats", "State", "Ticket"]
 
 
-class ChannelHandle(Protocol):
-    @property
-    def alive(self) -> bool: ...
-    def close(self) -> None: ...
+if TYPE_CHECKING:
+
+    class ChannelHandle(Protocol):
+        @property
+        def alive(self) -> bool: ...
+        def close(self) -> None: ...
+
+    class LinkHandle(Protocol):
+        """A workload connection kept for another request."""
+
+        @property
+        def fresh(self) -> bool:
+            """Nothing came on it since it was put away."""
+
+        def close(self) -> None: ...
+
+    class Wakeable(Protocol):
+        def set(self) -> None: ...
 
 
-class LinkHandle(Protocol):
-    """A workload connection kept for another request."""
-
-    @property
-    def fresh(self) -> bool:
-        """Nothing came on it since it was put away."""
-
-    def close(self) -> None: ...
+C = TypeVar("C", bound="ChannelHandle")
+L = TypeVar("L", bound="LinkHandle")
 
 
-class Wakeable(Protocol):
-    def set(self) -> None: ...
-
-
-C = TypeVar("C", bound=ChannelHandle)
-L = TypeVar("L", bound=LinkHandle)
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolLimits:
+class PoolLimits(NamedTuple):
     max_channels: int = 1
     max_in_flight: int = 64
     """Per channel, connections kept for reuse included: each holds one of the server's slots."""
@@ -67,8 +65,7 @@ class PoolLimits:
     backoff_cap: float = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What is known of a request before it is sent."""
 
     repeatable: bool = True
@@ -90,8 +87,7 @@ class Phase(enum.Enum):
     POOL = "pool"
 
 
-@dataclasses.dataclass(frozen=True)
-class PoolStats:
+class PoolStats(NamedTuple):
     channels: int
     streams_active: int
     streams_idle: int

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx2
 
@@ -25,8 +24,7 @@ Retries = int | Iterable[str] | RetryDecision
 function of request and error that says so."""
 
 
-@dataclasses.dataclass
-class Attempt:
+class Attempt(NamedTuple):
     """What became of one sending of a request."""
 
     request: httpx2.Request

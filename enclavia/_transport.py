@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, cast
 
 import httpx2
 
@@ -15,18 +14,43 @@ from . import _core
 from ._attestation import Attestation
 from ._blocking import thread_hub
 from ._config import ChannelConfig, UpgradeHeaders, Verify
-from ._flow import Body, Engine, Exchange, Io, Stats, Timeouts, run
+from ._flow import Engine, Exchange, Stats, Timeouts, run
 from ._pins import Pins, RootCertificate
 from ._pool import PoolLimits
 from ._retry import Retries, RetryPolicy
 
-__all__ = ["DEFAULT_TIMEOUT", "EnclaveTransport", "Settings", "TransportBase", "response_of"]
+if TYPE_CHECKING:
+    from ._flow import Body, Io
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "EnclaveTransport",
+    "Settings",
+    "TransportBase",
+    "TransportOptions",
+    "response_of",
+]
 
 DEFAULT_TIMEOUT = httpx2.Timeout(30.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class TransportOptions(TypedDict, total=False):
+    """The keywords of :class:`EnclaveTransport`, for those who pass them on."""
+
+    pcrs: Pins
+    root: RootCertificate
+    debug_mode: bool
+    upgrade_headers: UpgradeHeaders
+    verify: Verify
+    proxy: str | httpx2.URL | None
+    timeout: httpx2.Timeout | float | None
+    retries: Retries
+    max_channels: int
+    max_in_flight: int
+    limits: httpx2.Limits | None
+
+
+class Settings(NamedTuple):
     """All that a transport is made from; what pickling keeps of it."""
 
     config: ChannelConfig
@@ -76,8 +100,7 @@ class Settings:
             max_channels=max_channels, max_in_flight=max_in_flight, retries=policy.limit
         )
         if limits is not None:
-            pool = dataclasses.replace(
-                pool,
+            pool = pool._replace(
                 max_connections=limits.max_connections,
                 max_idle=limits.max_keepalive_connections,
                 keepalive_expiry=limits.keepalive_expiry,
@@ -223,7 +246,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = dataclasses.replace(timeouts, connect=timeout)
+            timeouts = timeouts._replace(connect=timeout)
         run(engine.open(timeouts))
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:

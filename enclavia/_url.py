@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from typing import NamedTuple
 
 import httpx2
 
@@ -11,12 +11,11 @@ from ._errors import InvalidURL
 
 __all__ = ["EnclaveURL"]
 
-_HOST = re.compile(r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_HOST = r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 _DEFAULT_PORTS = {"ws": 80, "wss": 443, "https": 443, "http": 80}
 
 
-@dataclasses.dataclass(frozen=True)
-class EnclaveURL:
+class EnclaveURL(NamedTuple):
     """``ws://`` or ``wss://`` (also written ``https://``): where the WebSocket is."""
 
     scheme: str
@@ -50,7 +49,7 @@ class EnclaveURL:
         if parsed.fragment:
             raise InvalidURL(f"expected a URL without a #fragment, got {_shown(text)}")
         host = parsed.raw_host.decode("ascii")
-        if not _HOST.fullmatch(host):
+        if not re.fullmatch(_HOST, host):
             raise InvalidURL(f"expected a host name or an address in the URL, got {_shown(text)}")
         port = parsed.port if parsed.port is not None else _DEFAULT_PORTS[parsed.scheme]
         if not 0 < port < 65536:

@@ -1,5 +1,6 @@
 """The client through a real channel to a real (local) enclave, with workloads that behave well and
-badly. Each case runs for the blocking client and for the awaited one in asyncio, uvloop and trio."""
+badly. Each case runs for the blocking client, and for the awaited one in asyncio, uvloop and trio.
+"""
 
 from __future__ import annotations
 

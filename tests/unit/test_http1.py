@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -272,6 +273,11 @@ def test_connection_header(connection: bytes, reusable: bool) -> None:
     assert got.parser.reusable is reusable
 
 
+def feed_each(parser: ResponseParser, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        parser.feed(piece)
+
+
 class TestLimits:
     def test_head_bytes(self) -> None:
         limits = Limits(head_bytes=1000)
@@ -282,8 +288,7 @@ class TestLimits:
             ResponseParser(b"GET", limits).feed(fits % (b"x" * (room + 1)))
         parser = ResponseParser(b"GET", limits)
         with pytest.raises(ProtocolError, match="at most 1000 bytes"):
-            for _ in range(1001):
-                parser.feed(b"x" if parser.started else OK)
+            feed_each(parser, [OK, *[b"x"] * 1001])
 
     def test_header_count(self) -> None:
         head = OK + b"A: b\r\n" * 256 + b"\r\n"
@@ -300,15 +305,13 @@ class TestLimits:
         parser = ResponseParser(b"GET", Limits(chunk_overhead=1000))
         parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n1;")
         with pytest.raises(ProtocolError, match="chunk extensions"):
-            for _ in range(1001):
-                parser.feed(b"x")
+            feed_each(parser, [b"x"] * 1001)
 
     def test_trailers(self) -> None:
         parser = ResponseParser(b"GET", Limits(header_count=8))
         parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
         with pytest.raises(ProtocolError, match="at most 8 trailers"):
-            for _ in range(20):
-                parser.feed(b"A: b\r\n")
+            feed_each(parser, [b"A: b\r\n"] * 20)
 
     def test_many_small_chunks_are_no_overhead(self) -> None:
         parser = ResponseParser(b"GET", Limits(chunk_overhead=100))
@@ -405,11 +408,11 @@ class TestRequests:
     def test_length_is_kept(self) -> None:
         encoder = BodyEncoder(3)
         assert encoder.encode(b"ab") == b"ab"
-        with pytest.raises(InvalidRequest, match="3 bytes .*got 2"):
+        with pytest.raises(InvalidRequest, match=r"3 bytes .*got 2"):
             encoder.finish()
         assert encoder.encode(b"c") == b"c"
         assert encoder.finish() == b""
-        with pytest.raises(InvalidRequest, match="3 bytes .*at least 4"):
+        with pytest.raises(InvalidRequest, match=r"3 bytes .*at least 4"):
             encoder.encode(b"d")
 
     @given(st.lists(st.binary(max_size=40), max_size=6))
@@ -451,7 +454,7 @@ def responses(draw: st.DrawFn) -> tuple[bytes, bytes, bool]:
 def test_any_response_however_cut(response: tuple[bytes, bytes, bool], cuts: list[int]) -> None:
     message, body, closes = response
     edges = [0, *sorted(min(cut, len(message)) for cut in cuts), len(message)]
-    pieces = [message[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [message[start:end] for start, end in itertools.pairwise(edges)]
     got = Outcome(pieces, eof=closes)
     assert not got.error
     assert got.body == body

@@ -391,7 +391,7 @@ class TestChannels:
 
     def test_a_second_one_when_the_first_is_full(self) -> None:
         pool = make(max_channels=2, max_in_flight=1)
-        first_channel, first = opened(pool)
+        first_channel, _first = opened(pool)
         ticket, later = pool.request(GET, 0), pool.request(GET, 0)
         assert ticket.state is State.CONNECT
         assert later.state is State.WAITING

@@ -1,0 +1,332 @@
+"""Processes and signals: fork, pickling across processes, Ctrl-C, the end of the interpreter."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Connection, answering, byte_enclave, eventually, keywords, ok
+
+import enclavia
+
+ROOT = Path(enclavia.__file__).parent.parent
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Runs it in a forked child; its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork: that is the test
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException as error:
+            os.write(2, f"in the child: {error!r}\n".encode())
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 20
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError("the child hangs")
+        time.sleep(0.01)
+
+
+def test_used_client_in_a_forked_child() -> None:
+    """The child opens a channel of its own; the parent's is not touched."""
+    with (
+        byte_enclave(answering(ok())) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+    ):
+        nonce = client.attestation.nonce
+        client.get("/")
+
+        def work() -> None:
+            assert client.stats.connects == 0
+            for _ in range(3):
+                assert client.get("/").status_code == 200
+            assert client.attestation.nonce != nonce
+            assert client.stats.connects == 1
+            client.close()
+
+        assert in_child(work) == 0
+        assert enclave.stats()["connections_total"] == 2
+        assert client.get("/").status_code == 200
+        assert client.stats.connects == 1
+        assert client.attestation.nonce == nonce
+
+
+def test_forked_in_the_middle_of_a_request() -> None:
+    """Other threads of the parent are under way, and hold what locks they hold."""
+    slow = threading.Event()
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.request()
+            slow.wait(0.01)
+            connection.send(ok())
+
+    with byte_enclave(script) as (enclave, _):
+        client = enclavia.Client(enclave.url, **keywords(enclave), max_in_flight=4)
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def busy() -> None:
+            try:
+                while not stop.is_set():
+                    client.get("/")
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=busy) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+
+        def work() -> None:
+            assert client.get("/").status_code == 200
+
+        try:
+            for _ in range(5):
+                assert in_child(work) == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not failures
+        assert client.stats.connects == 1
+        client.close()
+
+
+def test_child_that_only_exits() -> None:
+    """Collecting the parent's objects in the child says nothing to the enclave."""
+    with (
+        byte_enclave(answering(ok())) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+        enclavia.Channel.connect(enclave.url, **keywords(enclave)) as channel,
+    ):
+        client.get("/")
+        stream = channel.open_stream()
+        holder: dict[str, Any] = {"stream": stream, "channel": channel}
+
+        def work() -> None:
+            with pytest.raises(enclavia.ForkedError):
+                holder["stream"].write(b"x")
+            with pytest.raises(enclavia.ForkedError):
+                holder["channel"].open_stream()
+            holder.clear()
+            client.close()
+
+        assert in_child(work) == 0
+        assert client.get("/").status_code == 200
+        stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in (stream.read(1000) or b"")
+        assert enclave.stats()["connections_open"] == 2
+
+
+def pooled(client: enclavia.Client, number: int) -> str:
+    return client.get(f"/{number}").text
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(method: str) -> None:
+    def script(connection: Connection) -> None:
+        while True:
+            connection.send(ok(connection.request()[0].split(b" ")[1]))
+
+    with (
+        byte_enclave(script, max_connections=32) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        client.get("/")
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            answers = pool.starmap(pooled, [(client, number) for number in range(8)])
+        assert answers == [f"/{number}" for number in range(8)]
+        assert client.stats.connects == 1
+
+
+def run_script(enclave: Any, body: str, **options: Any) -> subprocess.Popen[str]:
+    """A Python process with a client, `client`, of the enclave."""
+    prelude = f"""
+    import enclavia, os, signal, sys, threading, time
+    pcrs = enclavia.Pcrs.parse({enclave.pcrs.as_dict()!r}.__repr__().replace("'", '"'))
+    client = enclavia.Client({enclave.url!r}, pcrs=pcrs, root={enclave.root!r}, timeout=20)
+    """
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(prelude) + textwrap.dedent(body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def silent(connection: Connection) -> None:
+    while b"/slow" not in connection.head():
+        connection.send(ok())
+    connection.wait_closed(30)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "client.get('/slow')",
+        "enclavia.Channel.connect(client._enclave._settings.config.url.__str__(), pcrs=pcrs, "
+        "root=client._enclave._settings.config.root).open_stream(b'GET /slow\\r\\n\\r\\n').read(1)",
+        "client.post('/slow', content=(b'x' * 65536 for _ in range(10**9)))",
+    ],
+    ids=["get", "stream", "upload"],
+)
+def test_ctrl_c(call: str) -> None:
+    """KeyboardInterrupt within 100 ms or so, and the client is as good as before."""
+    body = f"""
+    client.get('/')
+    interrupted = []
+    def interrupt():
+        time.sleep(0.4)
+        interrupted.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        {call}
+    except KeyboardInterrupt:
+        print(time.monotonic() - interrupted[0])
+    assert client.get('/').status_code == 200
+    assert client.stats.streams_active == 0, client.stats
+    client.close()
+    """
+
+    with byte_enclave(silent) as (enclave, _):
+        process = run_script(enclave, body)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert float(out) < 0.5, out
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "client.get('/')",
+        "stream = client.stream('GET', '/'); response = stream.__enter__()",
+        "client.get('/'); other = client.send(client.build_request('GET', '/'), stream=True)",
+        "channel = enclavia.Channel.connect(str(client._enclave._settings.config.url), pcrs=pcrs,"
+        " root=client._enclave._settings.config.root); stream = channel.open_stream(b'x')",
+        "threading.Thread(target=lambda: client.get('/slow'), daemon=True).start();"
+        " time.sleep(0.3)",
+        "client.get('/'); import gc; client.cycle = client; del client; gc.collect()",
+    ],
+    ids=["idle", "streaming", "unread", "channel", "daemon", "cycle"],
+)
+def test_interpreter_ends_with_open_clients(body: str) -> None:
+    with byte_enclave(silent) as (enclave, _):
+        started = time.monotonic()
+        process = run_script(enclave, body)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 0, err
+        assert (out, err) == ("", "")
+        assert time.monotonic() - started < 10
+        eventually(lambda: enclave.stats()["connections_open"] == 0)
+
+
+def test_import_is_cheap(tmp_path: Path) -> None:
+    """No more than 30 ms beyond httpx2, and nothing for event loops before it is used."""
+    script = """
+    import time, sys
+    import httpx2
+    started = time.process_time()
+    import enclavia
+    print(time.process_time() - started)
+    heavy = {'anyio', 'asyncio', 'trio', 'httpcore2', 'httptools', 'wsproto', 'requests', 'httpx'}
+    loaded = heavy & set(sys.modules)
+    assert not loaded, loaded
+    enclavia.AsyncChannel
+    """
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    times = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", textwrap.dedent(script)],
+                check=True,
+                capture_output=True,
+                text=True,
+                env=environment,
+                cwd=ROOT,
+            ).stdout
+        )
+        for _ in range(6)
+    ]
+    assert min(times[1:]) < 0.030  # the first one compiles
+
+
+def test_nothing_is_left_behind() -> None:
+    """Threads, descriptors and slots after many clients: as before."""
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        def census() -> tuple[int, int]:
+            return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+        def one() -> None:
+            with enclavia.Client(enclave.url, **keywords(enclave)) as client:
+                client.get("/")
+
+        one()
+        eventually(lambda: enclave.stats()["connections_open"] == 0)
+        before = census()
+        for _ in range(20):
+            one()
+        eventually(lambda: enclave.stats()["connections_open"] == 0)
+        # The workload's threads and sockets end a moment later.
+        eventually(lambda: census() <= before, what=[before])
+
+
+def test_a_forgotten_client_closes_at_once() -> None:
+    """Without the garbage collector: connections to an enclave are few."""
+    with byte_enclave(answering(ok())) as (enclave, _):
+        gc.disable()
+        try:
+            client = enclavia.Client(enclave.url, **keywords(enclave))
+            client.get("/")
+            del client
+            eventually(lambda: enclave.stats()["connections_open"] == 0)
+        finally:
+            gc.enable()
+
+
+def test_a_lost_response_gives_its_slot_back() -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin")
+        connection.wait_closed(30)
+
+    with (
+        byte_enclave(script) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave), max_in_flight=2) as client,
+    ):
+        for _ in range(10):
+            response = client.send(client.build_request("GET", "/"), stream=True)
+            assert next(response.iter_raw()) == b"begin"
+            del response
+        eventually(lambda: client.stats.streams_active == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
