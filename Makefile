@@ -24,7 +24,7 @@ $(BIN)/pip:
 	$(BIN)/pip install --quiet --upgrade pip
 
 build/installed: $(BIN)/pip setup.py pyproject.toml $(C_SOURCES)
-	$(BIN)/pip install --quiet --editable '.[testing]' --group demo
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --editable '.[testing]' --group demo
 	@mkdir -p build && touch $@
 
 build/installed-test: build/installed pyproject.toml
