@@ -16,7 +16,8 @@ PcrValue = str | bytes | bytearray | memoryview
 _LENGTHS: Final = (32, 48, 64)
 _NAMES: Final = ("pcr0", "pcr1", "pcr2")
 _TEXT_LINE: Final = r"""(?im)^[\s"'*|>-]*(pcr[012])[\s"']*[:=][\s"']*([0-9a-z]*)"""
-_MAX_TEXT: Final = 8 * 1024 * 1024
+_MAX_TEXT: Final = 1024 * 1024
+_MAX_OBJECTS: Final = 256
 
 
 def _value(name: str, value: object) -> bytes:
@@ -174,7 +175,9 @@ def _in_json(text: str) -> list[dict[str, object]]:
     decoder = json.JSONDecoder()
     found: list[dict[str, object]] = []
     at = text.find("{")
-    while at >= 0:
+    tries = 0
+    while at >= 0 and tries < _MAX_OBJECTS:
+        tries += 1
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):

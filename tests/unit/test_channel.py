@@ -338,14 +338,17 @@ def test_files_fit_on_it(kind: str) -> None:
     def script(connection: Connection) -> None:
         connection.send(b"one\ntwo\nthree")
 
-    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
-        with enclavia.Channel.connect(enclave.url, **keywords(enclave)) as channel:
-            assert list(channel.open_stream()) == [b"one\n", b"two\n", b"three"]
-            with io.BufferedReader(channel.open_stream()) as reader:
-                assert reader.read(6) == b"one\ntw"
-                assert reader.readline() == b"o\n"
-            with io.TextIOWrapper(io.BufferedReader(channel.open_stream())) as text:
-                assert text.read() == "one\ntwo\nthree"
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        enclavia.Channel.connect(enclave.url, **keywords(enclave)) as channel,
+    ):
+        assert list(channel.open_stream()) == [b"one\n", b"two\n", b"three"]
+        with io.BufferedReader(channel.open_stream()) as reader:
+            assert reader.read(6) == b"one\ntw"
+            assert reader.readline() == b"o\n"
+        with io.TextIOWrapper(io.BufferedReader(channel.open_stream())) as text:
+            assert text.read() == "one\ntwo\nthree"
 
 
 def test_async_iteration(kind: str) -> None:

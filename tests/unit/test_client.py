@@ -818,6 +818,7 @@ def test_comes_back_while_waiting(kind: str) -> None:
         async def case(client: Face) -> None:
             await client.post("/")
             enclave.stop()
+            await client.sleep(0.05)  # in flight it would not be sent again
             twin = LocalEnclave(server.address, port=port, pcrs=enclave.pcrs)
             timer = threading.Timer(0.4, twin.start)
             timer.start()
