@@ -1,0 +1,295 @@
+"""The enclave for classic `httpx <https://www.python-httpx.org>`_: transports for its clients.
+
+Needs ``pip install 'enclavia[httpx]'``. New code has :class:`enclavia.Client`, an httpx2 client.
+
+>>> transport = EnclaveTransport(url, pcrs=pcrs)
+>>> with httpx.Client(transport=transport, base_url=transport.base_url) as client:
+...     client.get("/health")
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self, Unpack, cast
+
+import httpx2
+
+from ._async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
+from ._attestation import Attestation
+from ._errors import EnclaviaError
+from ._flow import Stats
+from ._transport import EnclaveTransport as _EnclaveTransport
+from ._transport import Settings, TransportOptions
+
+try:
+    import httpcore
+    import httpx
+except ImportError as error:
+    raise ImportError(
+        "enclavia.httpx needs httpx, which is not installed: pip install 'enclavia[httpx]'",
+        name=error.name,
+    ) from None
+
+__all__ = ["AsyncEnclaveTransport", "EnclaveTransport"]
+
+
+class _Known(Protocol):
+    @property
+    def base_url(self) -> httpx2.URL: ...
+    @property
+    def attestation(self) -> Attestation: ...
+    @property
+    def stats(self) -> Stats: ...
+
+
+class _About:
+    _enclave: _Known
+
+    @property
+    def base_url(self) -> str:
+        """What relative URLs of requests are relative to."""
+        return str(self._enclave.base_url)
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        return self._enclave.attestation
+
+    @property
+    def stats(self) -> Stats:
+        """What this transport did and holds, in this process."""
+        return self._enclave.stats
+
+
+class EnclaveTransport(_About, httpx.BaseTransport):
+    """Carries the requests of an :class:`httpx.Client` to one enclave, and to nothing else.
+
+    Takes the keywords of :class:`enclavia.EnclaveTransport`. Errors are httpx's, with enclavia's
+    as their ``__cause__``.
+    """
+
+    _enclave: _EnclaveTransport
+
+    def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
+        settings = Settings.build(url, **options)
+        settings.config.warn_debug(stacklevel=2)
+        self._enclave = _EnclaveTransport._of(settings)
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Connects and verifies now, where that has not been done."""
+        with _errors_of_httpx():
+            self._enclave.connect(timeout)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        content = request.stream
+        if not isinstance(content, httpx.SyncByteStream):
+            raise TypeError("expected a request with a sync body, got an async one")
+        outgoing = _outgoing(request, _whole(content) or _RequestBody(content))
+        with _errors_of_httpx():
+            incoming = self._enclave.handle_request(outgoing)
+        stream = cast(httpx2.SyncByteStream, incoming.stream)
+        return _incoming(incoming, _ResponseBody(stream), NetworkStream)
+
+    def close(self) -> None:
+        self._enclave.close()
+
+    def __enter__(self) -> Self:
+        with _errors_of_httpx():
+            self._enclave.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<enclavia.httpx.EnclaveTransport {self._enclave._settings.config.url}>"
+
+
+class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
+    """As :class:`EnclaveTransport`, for :class:`httpx.AsyncClient`."""
+
+    _enclave: _AsyncEnclaveTransport
+
+    def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
+        settings = Settings.build(url, **options)
+        settings.config.warn_debug(stacklevel=2)
+        self._enclave = _AsyncEnclaveTransport._of(settings)
+
+    async def connect(self, timeout: float | None = None) -> None:
+        """Connects and verifies now, where that has not been done."""
+        with _errors_of_httpx():
+            await self._enclave.connect(timeout)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        content = request.stream
+        if not isinstance(content, httpx.AsyncByteStream):
+            raise TypeError("expected a request with an async body, got a sync one")
+        outgoing = _outgoing(request, _whole(content) or _AsyncRequestBody(content))
+        with _errors_of_httpx():
+            incoming = await self._enclave.handle_async_request(outgoing)
+        stream = cast(httpx2.AsyncByteStream, incoming.stream)
+        return _incoming(incoming, _AsyncResponseBody(stream), AsyncNetworkStream)
+
+    async def aclose(self) -> None:
+        await self._enclave.aclose()
+
+    async def __aenter__(self) -> Self:
+        with _errors_of_httpx():
+            await self._enclave.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<enclavia.httpx.AsyncEnclaveTransport {self._enclave._settings.config.url}>"
+
+
+@contextlib.contextmanager
+def _errors_of(library: Any) -> Iterator[None]:  # noqa: ANN401 - a module
+    """Ours descend from httpx2's and httpcore2's; their predecessors' are of the same names."""
+    try:
+        yield
+    except EnclaviaError as error:
+        successor = f"{library.__name__}2"
+        for cls in type(error).__mro__:
+            if cls.__module__.partition(".")[0] == successor and hasattr(library, cls.__name__):
+                raise getattr(library, cls.__name__)(str(error)) from error
+        raise
+
+
+def _errors_of_httpx() -> contextlib.AbstractContextManager[None]:
+    return _errors_of(httpx)
+
+
+def _errors_of_httpcore() -> contextlib.AbstractContextManager[None]:
+    return _errors_of(httpcore)
+
+
+def _outgoing(
+    request: httpx.Request, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream
+) -> httpx2.Request:
+    return httpx2.Request(
+        request.method,
+        str(request.url),
+        headers=request.headers.raw,
+        stream=stream,
+        extensions={"target": request.url.raw_path, **request.extensions},
+    )
+
+
+def _whole(stream: object) -> httpx2.ByteStream | None:
+    """A body that is there already may be sent again."""
+    return httpx2.ByteStream(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else None
+
+
+def _incoming(
+    response: httpx2.Response,
+    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
+    network_stream: Any,  # noqa: ANN401 - one of the two classes below
+) -> httpx.Response:
+    extensions = dict(response.extensions)
+    if "network_stream" in extensions:
+        extensions["network_stream"] = network_stream(extensions["network_stream"])
+    return httpx.Response(
+        response.status_code,
+        headers=response.headers.raw,
+        stream=stream,
+        extensions=extensions,
+    )
+
+
+class _RequestBody(httpx2.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncRequestBody(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _ResponseBody(httpx.SyncByteStream):
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _errors_of_httpx():
+            yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncResponseBody(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _errors_of_httpx():
+            async for chunk in self._stream:
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class NetworkStream(httpcore.NetworkStream):
+    """What a connection became after ``101 Switching Protocols``."""
+
+    def __init__(self, stream: Any) -> None:  # noqa: ANN401 - the same of httpcore2
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with _errors_of_httpcore():
+            return cast(bytes, self._stream.read(max_bytes, timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with _errors_of_httpcore():
+            self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class AsyncNetworkStream(httpcore.AsyncNetworkStream):
+    """As :class:`NetworkStream`, awaited."""
+
+    def __init__(self, stream: Any) -> None:  # noqa: ANN401
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with _errors_of_httpcore():
+            return cast(bytes, await self._stream.read(max_bytes, timeout))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with _errors_of_httpcore():
+            await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
