@@ -269,28 +269,52 @@ fail:
     return rc;
 }
 
-/* Turns the bytes appended since begin into one frame in place. */
-static void frame(encl_conn *conn, encl_ws_opcode opcode) {
-    uint8_t head[ENCL_WS_MAX_HEADER], mask[4];
-    encl_error err;
-    size_t start = conn->txq.r + conn->frame_start;
-    size_t len = conn->txq.w - start;
-    uint8_t *payload = conn->txq.data + start;
+/* A message above 65535 bytes has a longer head than there is room for; only one-shot requests next
+ * to the Noise limit come that far. */
+static encl_result widen(encl_conn *conn, size_t len, size_t more, encl_error *err) {
+    uint8_t *end;
+
+    ENCL_TRY(encl_buf_reserve(&conn->txq, more, &end, err));
+    memmove(end - len + more, end - len, len);
+    return encl_buf_commit(&conn->txq, more, err);
+}
+
+static encl_result frame_in_place(encl_conn *conn, encl_ws_opcode opcode, size_t len,
+                                  encl_error *err) {
+    uint8_t head[ENCL_WS_MAX_HEADER], mask[4], *payload;
     bool masked = conn->side == ENCL_WS_CLIENT;
     size_t head_len;
 
-    if (len == 0 || (masked && encl_random(mask, sizeof mask, &err) != ENCL_OK)) {
-        conn->txq.w = start - FRAME_ROOM;
-        return;
-    }
     if (masked) {
-        encl_ws_mask(payload, len, mask, 0);
+        ENCL_TRY(encl_random(mask, sizeof mask, err));
+        encl_ws_mask(conn->txq.data + conn->txq.w - len, len, mask, 0);
     }
     head_len = encl_ws_header(head, opcode, len, masked ? mask : NULL);
-    memcpy(payload - FRAME_ROOM, head, head_len);
+    if (head_len > FRAME_ROOM) {
+        ENCL_TRY(widen(conn, len, head_len - FRAME_ROOM, err));
+    }
+    payload = conn->txq.data + conn->txq.w - len;
     if (head_len < FRAME_ROOM) {
-        memmove(payload - FRAME_ROOM + head_len, payload, len);
+        payload -= FRAME_ROOM - head_len;
+        memmove(payload, payload + (FRAME_ROOM - head_len), len);
         conn->txq.w -= FRAME_ROOM - head_len;
+    }
+    memcpy(payload - head_len, head, head_len);
+    return ENCL_OK;
+}
+
+/* Turns the bytes appended since begin into one frame. */
+static void frame(encl_conn *conn, encl_ws_opcode opcode) {
+    size_t len = encl_buf_readable(&conn->txq) - conn->frame_start;
+    encl_error err;
+
+    if (len == 0) {
+        conn->txq.w -= FRAME_ROOM;
+    } else if (frame_in_place(conn, opcode, len, &err) != ENCL_OK) {
+        /* The bytes are sealed already: a gap in their order could never be mended. */
+        conn->failed = true;
+        conn->failure = err;
+        post(conn, task_failed);
     }
 }
 

@@ -1,9 +1,12 @@
 #include "net/net_internal.h"
 
+#include <openssl/err.h>
+#include <openssl/x509_vfy.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Every loop of the process and its connections, so that a forked child can close its copies of
  * their sockets. registry, and every loop's conns list, are changed under registry_lock, which is
@@ -80,11 +83,17 @@ static void unregister_loop(encl_loop *loop) {
     pthread_mutex_unlock(&registry_lock);
 }
 
+/* libwebsockets keeps one SSL_CTX for each path of a CA file, whatever the file holds by now. */
+static void use_store(SSL_CTX *ctx, X509_STORE *store) {
+    if (ctx != NULL && store != NULL && X509_STORE_up_ref(store) == 1) {
+        SSL_CTX_set_cert_store(ctx, store);
+    }
+}
+
 int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
                  size_t len) {
     encl_conn *conn;
 
-    (void)user;
     if (wsi == NULL) {
         return 0;
     }
@@ -116,6 +125,9 @@ int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, 
     case LWS_CALLBACK_WSI_DESTROY:
         conn = lws_get_opaque_user_data(wsi);
         return conn == NULL ? 0 : net_client_event(conn, wsi, reason, in, len);
+    case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_CLIENT_VERIFY_CERTS:
+        use_store(user, lws_vhost_user(lws_get_vhost(wsi)));
+        return 0;
     default:
         return 0;
     }
@@ -146,7 +158,8 @@ static struct lws_context *make_context(void) {
     return lws_create_context(&info);
 }
 
-static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net_target *target) {
+static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net_target *target,
+                                    X509_STORE *store) {
     struct lws_context_creation_info info;
     struct lws_vhost *vhost;
 
@@ -165,6 +178,7 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
         if (target->ca_file != NULL) {
             info.options |= LWS_SERVER_OPTION_DISABLE_OS_CA_CERTS;
             info.client_ssl_ca_filepath = target->ca_file;
+            info.user = store; /* for use_store, which is called before this returns */
         }
     }
     vhost = lws_create_vhost(loop->context, &info);
@@ -183,9 +197,18 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
     return vhost;
 }
 
+/* A CA file is read once for each vhost: one that was changed since is another. */
 static encl_result vhost_key(const net_target *target, char **key, encl_error *err) {
-    int n =
-        asprintf(key, "%d|%s|%s|%u|%s", target->tls, target->ca_file == NULL ? "" : target->ca_file,
+    struct stat file;
+    int n;
+
+    memset(&file, 0, sizeof file);
+    if (target->ca_file != NULL) {
+        (void)stat(target->ca_file, &file); /* one that is missing is refused when it is read */
+    }
+    n = asprintf(key, "%d|%s|%ju|%jd|%jd.%ld|%s|%u|%s", target->tls,
+                 target->ca_file == NULL ? "" : target->ca_file, (uintmax_t)file.st_ino,
+                 (intmax_t)file.st_size, (intmax_t)file.st_mtim.tv_sec, file.st_mtim.tv_nsec,
                  target->proxy_host == NULL ? "" : target->proxy_host, target->proxy_port,
                  target->proxy_auth == NULL ? "" : target->proxy_auth);
 
@@ -193,9 +216,33 @@ static encl_result vhost_key(const net_target *target, char **key, encl_error *e
     return ENCL_OK;
 }
 
+/* NULL for the system's. libwebsockets would only log a file that it cannot read, and then trust
+ * nobody. */
+static encl_result load_store(const char *path, X509_STORE **out, encl_error *err) {
+    *out = NULL;
+    if (path == NULL) {
+        return ENCL_OK;
+    }
+    ERR_clear_error();
+    *out = X509_STORE_new();
+    ENCL_ENSURE(*out != NULL, err, ENCL_E_NOMEM, "out of memory");
+    if (X509_STORE_load_locations(*out, path, NULL) != 1) {
+        ERR_clear_error();
+        (void)encl_fail(
+            err, ENCL_E_CONNECT,
+            "TLS: expected a PEM file of CA certificates, came '%.300s', which has none "
+            "that can be read",
+            path);
+        err->retryable = false;
+        return err->code;
+    }
+    return ENCL_OK;
+}
+
 encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
                           encl_error *err) {
     net_vhost *entry;
+    X509_STORE *store = NULL;
     char *key = NULL;
     encl_code rc;
 
@@ -207,13 +254,12 @@ encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_
             return ENCL_OK;
         }
     }
+    ENCL_TRY_GOTO(load_store(target->tls ? target->ca_file : NULL, &store, err), done);
     entry = calloc(1, sizeof *entry);
     ENCL_ENSURE_GOTO(entry != NULL, done, err, ENCL_E_NOMEM, "out of memory");
-    entry->vhost = make_vhost(loop, "client", target);
+    entry->vhost = make_vhost(loop, "client", target, store);
     ENCL_ENSURE_GOTO(entry->vhost != NULL, done, err, ENCL_E_CONNECT,
-                     "TLS could not be set up: expected a readable PEM file of CA certificates, "
-                     "came '%s'",
-                     target->ca_file == NULL ? "(the system's)" : target->ca_file);
+                     "the connection's TLS or proxy settings could not be set up");
     entry->key = key;
     entry->next = loop->vhosts;
     loop->vhosts = entry;
@@ -306,7 +352,7 @@ static void *service(void *arg) {
     (void)pthread_setname_np(pthread_self(), "enclavia-net");
     loop->context = make_context();
     if (loop->context != NULL) {
-        loop->raw_vhost = make_vhost(loop, "raw", NULL);
+        loop->raw_vhost = make_vhost(loop, "raw", NULL, NULL);
         if (loop->raw_vhost == NULL) {
             lws_context_destroy(loop->context);
             loop->context = NULL;

@@ -73,9 +73,9 @@ void encl_conn_retain(encl_conn *conn);
 void encl_conn_release(encl_conn *conn);
 
 /* Sending, from any thread. begin locks the connection and gives the buffer to append to; end
- * frames what was appended as one binary message (at most 65535 bytes; nothing appended: no
- * message), writes what the socket takes at once, leaves the rest to the service thread and
- * unlocks. begin fails with ENCL_E_CLOSED when the connection is closing; nothing is locked then.
+ * frames what was appended as one binary message (nothing appended: no message), writes what the
+ * socket takes at once, leaves the rest to the service thread and unlocks. begin fails with
+ * ENCL_E_CLOSED when the connection is closing; nothing is locked then.
  */
 encl_result encl_conn_tx_begin(encl_conn *conn, encl_buf **out, encl_error *err);
 void encl_conn_tx_end(encl_conn *conn);

@@ -214,6 +214,41 @@ static void echoes_many_bytes(void **state) {
     server_stop(&s);
 }
 
+static void every_length_of_head_is_written(void **state) {
+    static const size_t lengths[] = {1, 125, 126, 127, 65535, 65536, 65539, 200000};
+    static uint8_t block[200000];
+    server s;
+    peer p;
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    uint64_t sum = 0, sent = 0;
+    encl_ws_target target;
+
+    (void)state;
+    server_start(&s, true);
+    peer_init(&p);
+    target = target_of(encl_listener_port(s.listener));
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    WAIT_FOR(&p, p.open);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        for (size_t k = 0; k < lengths[i]; k++) {
+            block[k] = (uint8_t)rand();
+            sum = sum * 31 + block[k];
+        }
+        send_bytes(conn, block, lengths[i]);
+        sent += lengths[i];
+    }
+    WAIT_FOR(&p, p.received == sent);
+    assert_true(p.sum == sum);
+    encl_conn_abort(conn, false);
+    WAIT_FOR(&p, p.closed);
+    encl_conn_release(conn);
+    encl_loop_free(loop);
+    server_stop(&s);
+}
+
 static void a_paused_reader_stops_the_sender(void **state) {
     static uint8_t block[32768];
     server s;
@@ -368,6 +403,7 @@ static void nothing_is_left_behind(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(echoes_many_bytes),
+        cmocka_unit_test(every_length_of_head_is_written),
         cmocka_unit_test(a_paused_reader_stops_the_sender),
         cmocka_unit_test(refused_connections_say_so),
         cmocka_unit_test(bad_targets_are_refused_at_once),
