@@ -157,12 +157,13 @@ class Tunnel:
 
     def __init__(self, core: _core.Channel, past: Traffic) -> None:
         self.core = core
+        self.broken = False
         self._past = past
         self._counted = False
 
     @property
     def alive(self) -> bool:
-        return self.core.state == "open"
+        return not self.broken and self.core.state == "open"
 
     def traffic(self) -> tuple[int, int]:
         stats = self.core.stats()
@@ -505,14 +506,21 @@ class Exchange:
             self._uploading = self._body is not None or bool(self._pending)
             return
         piece, self._pending = first_piece(first)
-        core = lease.handle.core
-        slot = await self._io.reserve(core, self._timeouts.pool)
         try:
-            self._stream = core.open_stream(slot, piece)
-        except BaseException as error:
-            slot.release()
+            await self._open(lease.handle.core, piece)
+        except (ConnectionClosed, StateError) as error:
+            # It may look open for a moment longer.
+            lease.handle.broken = True
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
+            raise
+
+    async def _open(self, core: _core.Channel, first: memoryview) -> None:
+        slot = await self._io.reserve(core, self._timeouts.pool)
+        try:
+            self._stream = core.open_stream(slot, first)
+        except BaseException:
+            slot.release()
             raise
         self.sent = True
         self._uploading = self._body is not None or bool(self._pending)

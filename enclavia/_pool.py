@@ -102,6 +102,7 @@ class Member(Generic[C, L]):
     def __init__(self) -> None:
         self.handle: C | None = None
         self.open = False
+        self.gone = False
         self.in_use = 0
         self.idle: list[tuple[float, L]] = []
         self.connector: int | None = None
@@ -397,8 +398,9 @@ class Pool(Generic[C, L]):
                 member.open = False
                 self._members.remove(member)
                 self._to_close.extend(link for _, link in member.idle)
-                self._to_close.append(handle)
                 member.idle.clear()
+                member.gone = True
+                self._close_if_unused(member)
             elif expiry is not None:
                 while member.idle and member.idle[0][0] + expiry < now:
                     self._to_close.append(member.idle.pop(0)[1])
@@ -416,7 +418,7 @@ class Pool(Generic[C, L]):
         lease.released = True
         lease.link = None
         member = lease.member
-        member.in_use -= 1
+        self._one_less(member)
         if link is None:
             return
         limit = self._limits.max_idle
@@ -425,6 +427,15 @@ class Pool(Generic[C, L]):
             member.idle.append((now, link))
         else:
             self._to_close.append(link)
+
+    def _one_less(self, member: Member[C, L]) -> None:
+        member.in_use -= 1
+        self._close_if_unused(member)
+
+    def _close_if_unused(self, member: Member[C, L]) -> None:
+        """Not before: who still reads from a channel that went away must learn why it did."""
+        if member.gone and member.in_use == 0 and member.handle is not None:
+            self._to_close.append(member.handle)
 
     def _make_connector(self, ticket: Ticket[C, L], member: Member[C, L]) -> None:
         member.connector = ticket.order
@@ -469,7 +480,7 @@ class Pool(Generic[C, L]):
         while self._lost:
             item = self._lost.popleft()
             if isinstance(item, Member):
-                item.in_use -= 1
+                self._one_less(item)
                 continue
             self._queue.pop(item, None)
             for member in list(self._members):
