@@ -26,12 +26,12 @@ PyObject *binding_bytes(encl_slice bytes);
 PyObject *binding_attestation(const encl_attestation *attestation);
 bool binding_pcr(PyObject *value, encl_pcr *pcr); /* from bytes of 32, 48 or 64 */
 
-const encl_policy *binding_policy(PyObject *policy);       /* NULL with TypeError */
+const encl_policy *binding_policy(PyObject *policy); /* NULL with TypeError */
 encl_notifier *binding_notifier(PyObject *notifier, bool none_allowed, bool *ok);
-PyObject *binding_wrap_stream(encl_stream *stream);        /* takes the reference */
-PyObject *binding_wrap_request(encl_request *request);     /* takes the reference */
-PyObject *binding_wrap_slot(encl_slot *slot);              /* takes the reference */
-encl_slot *binding_slot(PyObject *slot);                   /* NULL with TypeError */
+PyObject *binding_wrap_stream(encl_stream *stream);    /* takes the reference */
+PyObject *binding_wrap_request(encl_request *request); /* takes the reference */
+PyObject *binding_wrap_slot(encl_slot *slot);          /* takes the reference */
+encl_slot *binding_slot(PyObject *slot);               /* NULL with TypeError */
 
 /* Each adds its types and functions to the module. */
 int binding_add_policy(PyObject *module);

@@ -96,7 +96,7 @@ static PyObject *start_channel(PyTypeObject *type, const encl_channel_config *co
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    rc = encl_channel_new(config, &self->channel, &err);
+        rc = encl_channel_new(config, &self->channel, &err);
     Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
         Py_DECREF(self);
@@ -115,8 +115,8 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     Py_ssize_t max_in_flight;
 
     memset(&config, 0, sizeof config);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO", names, &config.target.host,
-                                     &port, &tls, &config.target.path, &config.target.authority,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO", names, &config.target.host, &port,
+                                     &tls, &config.target.path, &config.target.authority,
                                      &headers_arg, &policy_arg, &max_in_flight, &verify,
                                      &config.target.ca_file, &proxy_arg)) {
         return NULL;
@@ -144,8 +144,8 @@ static void channel_dealloc(PyObject *self) {
 
     if (channel != NULL) {
         Py_BEGIN_ALLOW_THREADS
-        encl_channel_close(channel, NULL);
-        encl_channel_release(channel);
+            encl_channel_close(channel, NULL);
+            encl_channel_release(channel);
         Py_END_ALLOW_THREADS
     }
     binding_free(self);
@@ -215,15 +215,13 @@ static PyObject *channel_stats(PyObject *self, PyObject *unused) {
 
     (void)unused;
     encl_channel_get_stats(channel_of(self), &s);
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "bytes_in",
-                         (unsigned long long)s.bytes_in, "bytes_out",
-                         (unsigned long long)s.bytes_out, "records_in",
-                         (unsigned long long)s.records_in, "records_out",
-                         (unsigned long long)s.records_out, "streams_open",
-                         (unsigned long long)s.streams_open, "streams_total",
-                         (unsigned long long)s.streams_total, "slots_in_use",
-                         (unsigned long long)s.slots_in_use, "slots_waiting",
-                         (unsigned long long)s.slots_waiting);
+    return Py_BuildValue(
+        "{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "bytes_in", (unsigned long long)s.bytes_in,
+        "bytes_out", (unsigned long long)s.bytes_out, "records_in",
+        (unsigned long long)s.records_in, "records_out", (unsigned long long)s.records_out,
+        "streams_open", (unsigned long long)s.streams_open, "streams_total",
+        (unsigned long long)s.streams_total, "slots_in_use", (unsigned long long)s.slots_in_use,
+        "slots_waiting", (unsigned long long)s.slots_waiting);
 }
 
 /* ---- waiting for it ---- */
@@ -242,7 +240,7 @@ static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_channel_wait_open(channel, slice, &err);
+            rc = encl_channel_wait_open(channel, slice, &err);
         Py_END_ALLOW_THREADS
         if (rc != ENCL_E_CONNECT_TIMEOUT || encl_channel_get_state(channel) != 0) {
             break;
@@ -298,7 +296,7 @@ static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs)
         bool gone;
 
         Py_BEGIN_ALLOW_THREADS
-        gone = encl_channel_wait_closed(channel, slice);
+            gone = encl_channel_wait_closed(channel, slice);
         Py_END_ALLOW_THREADS
         if (gone || slice == until) {
             break;
@@ -341,10 +339,9 @@ static bool write_rest(encl_stream *stream, const Py_buffer *data, size_t done) 
         size_t put;
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_stream_write(stream,
-                               ENCL_SLICE((const uint8_t *)data->buf + done,
-                                          (size_t)data->len - done),
-                               binding_slice(ENCL_FOREVER), &put, &err);
+            rc = encl_stream_write(
+                stream, ENCL_SLICE((const uint8_t *)data->buf + done, (size_t)data->len - done),
+                binding_slice(ENCL_FOREVER), &put, &err);
         Py_END_ALLOW_THREADS
         done += put;
         if (rc == ENCL_E_WRITE_TIMEOUT) {
@@ -379,7 +376,7 @@ static PyObject *channel_open_stream(PyObject *self, PyObject *args) {
     }
     first = payload.len < ENCL_STREAM_FIRST_MAX ? (size_t)payload.len : ENCL_STREAM_FIRST_MAX;
     Py_BEGIN_ALLOW_THREADS
-    rc = encl_stream_open(slot, ENCL_SLICE(payload.buf, first), &stream, &err);
+        rc = encl_stream_open(slot, ENCL_SLICE(payload.buf, first), &stream, &err);
     Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
         PyBuffer_Release(&payload);
@@ -411,7 +408,7 @@ static PyObject *channel_start_request(PyObject *self, PyObject *args) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    rc = encl_request_start(slot, ENCL_SLICE(payload.buf, (size_t)payload.len), &request, &err);
+        rc = encl_request_start(slot, ENCL_SLICE(payload.buf, (size_t)payload.len), &request, &err);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&payload);
     return rc == ENCL_OK ? binding_wrap_request(request) : binding_raise(&err);
@@ -454,7 +451,7 @@ static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_channel_finish_attest(channel, number, slice, &doc, &err);
+            rc = encl_channel_finish_attest(channel, number, slice, &doc, &err);
         Py_END_ALLOW_THREADS
         if (rc != ENCL_E_READ_TIMEOUT || until == ENCL_POLL || slice == until) {
             break;
@@ -534,7 +531,7 @@ static void slot_dealloc(PyObject *self) {
     encl_slot *slot = ((slot_object *)self)->slot;
 
     Py_BEGIN_ALLOW_THREADS
-    encl_slot_release(slot);
+        encl_slot_release(slot);
     Py_END_ALLOW_THREADS
     binding_free(self);
 }
@@ -553,7 +550,7 @@ static PyObject *slot_wait(PyObject *self, PyObject *args) {
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_slot_wait(slot, slice, &err);
+            rc = encl_slot_wait(slot, slice, &err);
         Py_END_ALLOW_THREADS
         if (rc != ENCL_E_POOL_TIMEOUT || slice == until) {
             break;
@@ -573,7 +570,7 @@ static PyObject *slot_give_up(PyObject *self, PyObject *unused) {
 
     (void)unused;
     Py_BEGIN_ALLOW_THREADS
-    encl_slot_give_up(slot);
+        encl_slot_give_up(slot);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

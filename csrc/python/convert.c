@@ -5,11 +5,10 @@
 static PyObject *error_detail(const encl_error *err) {
     switch (err->code) {
     case ENCL_E_PCR:
-        return Py_BuildValue("{s:i,s:y#,s:y#}", "index", err->detail.pcr.index, "expected",
-                             (const char *)err->detail.pcr.expected,
-                             (Py_ssize_t)err->detail.pcr.expected_len, "actual",
-                             (const char *)err->detail.pcr.actual,
-                             (Py_ssize_t)err->detail.pcr.actual_len);
+        return Py_BuildValue(
+            "{s:i,s:y#,s:y#}", "index", err->detail.pcr.index, "expected",
+            (const char *)err->detail.pcr.expected, (Py_ssize_t)err->detail.pcr.expected_len,
+            "actual", (const char *)err->detail.pcr.actual, (Py_ssize_t)err->detail.pcr.actual_len);
     case ENCL_E_SERVER:
         return Py_BuildValue("{s:K}", "id", (unsigned long long)err->detail.server.id);
     case ENCL_E_UPGRADE_REJECTED:

@@ -9,7 +9,8 @@
 #define LONGEST_SECONDS 1e9
 
 typedef struct enclave_object {
-    PyObject_HEAD bool lock_made;
+    PyObject_HEAD
+    bool lock_made;
     pthread_mutex_t lock;    /* guards both below; held without the GIL, or for a moment with it */
     encl_enclave *enclave;   /* NULL once stopped */
     encl_enclave_stats last; /* of a stopped one */
@@ -247,8 +248,10 @@ static PyObject *start(PyTypeObject *type, const encl_enclave_config *config) {
         return PyErr_NoMemory();
     }
     self->lock_made = true;
-    Py_BEGIN_ALLOW_THREADS rc = encl_enclave_start(config, &self->enclave, &err);
-    Py_END_ALLOW_THREADS if (rc != ENCL_OK) {
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_enclave_start(config, &self->enclave, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
         Py_DECREF(self);
         return binding_raise(&err);
     }
@@ -288,16 +291,20 @@ static void stop(enclave_object *self) {
 
 static PyObject *enclave_stop(PyObject *self, PyObject *unused) {
     (void)unused;
-    Py_BEGIN_ALLOW_THREADS stop((enclave_object *)self);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+        stop((enclave_object *)self);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static void enclave_dealloc(PyObject *object) {
     enclave_object *self = (enclave_object *)object;
 
     if (self->lock_made) {
-        Py_BEGIN_ALLOW_THREADS stop(self);
-        Py_END_ALLOW_THREADS pthread_mutex_destroy(&self->lock);
+        Py_BEGIN_ALLOW_THREADS
+            stop(self);
+        Py_END_ALLOW_THREADS
+        pthread_mutex_destroy(&self->lock);
     }
     binding_free(object);
 }
@@ -352,12 +359,14 @@ static PyObject *enclave_set_faults(PyObject *object, PyObject *args, PyObject *
 static encl_code set_document(enclave_object *self, const document_args *d, encl_error *err) {
     encl_code rc;
 
-    Py_BEGIN_ALLOW_THREADS pthread_mutex_lock(&self->lock);
-    rc = self->enclave == NULL
-             ? encl_fail(err, ENCL_E_STATE, "this enclave is stopped")
-             : encl_enclave_set_document(self->enclave, &d->document, d->leaf_key, err);
-    pthread_mutex_unlock(&self->lock);
-    Py_END_ALLOW_THREADS return rc;
+    Py_BEGIN_ALLOW_THREADS
+        pthread_mutex_lock(&self->lock);
+        rc = self->enclave == NULL
+                 ? encl_fail(err, ENCL_E_STATE, "this enclave is stopped")
+                 : encl_enclave_set_document(self->enclave, &d->document, d->leaf_key, err);
+        pthread_mutex_unlock(&self->lock);
+    Py_END_ALLOW_THREADS
+    return rc;
 }
 
 static PyObject *enclave_set_document(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -411,12 +420,14 @@ static PyObject *enclave_drop_connections(PyObject *object, PyObject *args, PyOb
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|p", names, &reset)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS pthread_mutex_lock(&self->lock);
-    if (self->enclave != NULL) {
-        encl_enclave_drop_connections(self->enclave, reset != 0);
-    }
-    pthread_mutex_unlock(&self->lock);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+        pthread_mutex_lock(&self->lock);
+        if (self->enclave != NULL) {
+            encl_enclave_drop_connections(self->enclave, reset != 0);
+        }
+        pthread_mutex_unlock(&self->lock);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 #define KEYWORDS(function) ((PyCFunction)(void (*)(void))(function))

@@ -134,8 +134,8 @@ static PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-    rc = encl_attest_verify(ENCL_SLICE(document.buf, (size_t)document.len), policy,
-                            ENCL_SLICE(nonce, (size_t)nonce_len), at, NULL, &attestation, &err);
+        rc = encl_attest_verify(ENCL_SLICE(document.buf, (size_t)document.len), policy,
+                                ENCL_SLICE(nonce, (size_t)nonce_len), at, NULL, &attestation, &err);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&document);
     if (rc != ENCL_OK) {

@@ -39,7 +39,7 @@ static void stream_dealloc(PyObject *self) {
     encl_stream *stream = stream_of(self);
 
     Py_BEGIN_ALLOW_THREADS
-    encl_stream_release(stream);
+        encl_stream_release(stream);
     Py_END_ALLOW_THREADS
     binding_free(self);
 }
@@ -55,7 +55,7 @@ static int read_into(encl_stream *stream, uint8_t *block, size_t cap, int64_t un
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_stream_read(stream, block, cap, slice, got, &err);
+            rc = encl_stream_read(stream, block, cap, slice, got, &err);
         Py_END_ALLOW_THREADS
         if (rc == ENCL_OK) {
             return 1;
@@ -162,10 +162,9 @@ static PyObject *stream_write(PyObject *self, PyObject *args) {
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_stream_write(stream,
-                               ENCL_SLICE((const uint8_t *)data.buf + done,
-                                          (size_t)data.len - done),
-                               slice, &put, &err);
+            rc = encl_stream_write(
+                stream, ENCL_SLICE((const uint8_t *)data.buf + done, (size_t)data.len - done),
+                slice, &put, &err);
         Py_END_ALLOW_THREADS
         done += put;
         if (rc != ENCL_E_WRITE_TIMEOUT || until == ENCL_POLL) {
@@ -193,7 +192,7 @@ static PyObject *stream_write_eof(PyObject *self, PyObject *unused) {
 
     (void)unused;
     Py_BEGIN_ALLOW_THREADS
-    rc = encl_stream_write_eof(stream, &err);
+        rc = encl_stream_write_eof(stream, &err);
     Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
         return binding_raise(&err);
@@ -206,7 +205,7 @@ static PyObject *stream_close(PyObject *self, PyObject *unused) {
 
     (void)unused;
     Py_BEGIN_ALLOW_THREADS
-    encl_stream_close(stream);
+        encl_stream_close(stream);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -306,7 +305,7 @@ static void release_request(PyObject *self) {
 
     ((request_object *)self)->request = NULL;
     Py_BEGIN_ALLOW_THREADS
-    encl_request_release(request);
+        encl_request_release(request);
     Py_END_ALLOW_THREADS
 }
 
@@ -346,7 +345,7 @@ static PyObject *request_result(PyObject *self, PyObject *args) {
         int64_t slice = binding_slice(until);
 
         Py_BEGIN_ALLOW_THREADS
-        rc = encl_request_result(request, slice, &answer, &err);
+            rc = encl_request_result(request, slice, &answer, &err);
         Py_END_ALLOW_THREADS
         if (rc != ENCL_E_READ_TIMEOUT || until == ENCL_POLL) {
             break;
