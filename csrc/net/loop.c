@@ -1,5 +1,6 @@
 #include "net/net_internal.h"
 
+#include <errno.h>
 #include <openssl/err.h>
 #include <openssl/x509_vfy.h>
 #include <signal.h>
@@ -7,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+
+#define CLIENT_VHOST "client" /* its user is a net_vhost */
 
 /* Every loop of the process and its connections, so that a forked child can close its copies of
  * their sockets. registry, and every loop's conns list, are changed under registry_lock, which is
@@ -83,10 +86,12 @@ static void unregister_loop(encl_loop *loop) {
     pthread_mutex_unlock(&registry_lock);
 }
 
-/* libwebsockets keeps one SSL_CTX for each path of a CA file, whatever the file holds by now. */
-static void use_store(SSL_CTX *ctx, X509_STORE *store) {
-    if (ctx != NULL && store != NULL && X509_STORE_up_ref(store) == 1) {
-        SSL_CTX_set_cert_store(ctx, store);
+/* Called while a vhost is made; nothing else says where its TLS settings are. */
+static void note_ctx(struct lws_vhost *vhost, SSL_CTX *ctx) {
+    if (strcmp(lws_get_vhost_name(vhost), CLIENT_VHOST) == 0) {
+        net_vhost *entry = lws_vhost_user(vhost);
+
+        entry->ctx = ctx;
     }
 }
 
@@ -126,7 +131,7 @@ int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, 
         conn = lws_get_opaque_user_data(wsi);
         return conn == NULL ? 0 : net_client_event(conn, wsi, reason, in, len);
     case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_CLIENT_VERIFY_CERTS:
-        use_store(user, lws_vhost_user(lws_get_vhost(wsi)));
+        note_ctx(lws_get_vhost(wsi), user);
         return 0;
     default:
         return 0;
@@ -159,13 +164,14 @@ static struct lws_context *make_context(void) {
 }
 
 static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net_target *target,
-                                    X509_STORE *store) {
+                                    net_vhost *entry) {
     struct lws_context_creation_info info;
     struct lws_vhost *vhost;
 
     memset(&info, 0, sizeof info);
     info.port = CONTEXT_PORT_NO_LISTEN;
     info.vhost_name = name;
+    info.user = entry;
     info.protocols = protocols;
     info.timeout_secs = 60;
     info.connect_timeout_secs = 60;
@@ -178,7 +184,6 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
         if (target->ca_file != NULL) {
             info.options |= LWS_SERVER_OPTION_DISABLE_OS_CA_CERTS;
             info.client_ssl_ca_filepath = target->ca_file;
-            info.user = store; /* for use_store, which is called before this returns */
         }
     }
     vhost = lws_create_vhost(loop->context, &info);
@@ -197,18 +202,9 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
     return vhost;
 }
 
-/* A CA file is read once for each vhost: one that was changed since is another. */
 static encl_result vhost_key(const net_target *target, char **key, encl_error *err) {
-    struct stat file;
-    int n;
-
-    memset(&file, 0, sizeof file);
-    if (target->ca_file != NULL) {
-        (void)stat(target->ca_file, &file); /* one that is missing is refused when it is read */
-    }
-    n = asprintf(key, "%d|%s|%ju|%jd|%jd.%ld|%s|%u|%s", target->tls,
-                 target->ca_file == NULL ? "" : target->ca_file, (uintmax_t)file.st_ino,
-                 (intmax_t)file.st_size, (intmax_t)file.st_mtim.tv_sec, file.st_mtim.tv_nsec,
+    int n =
+        asprintf(key, "%d|%s|%s|%u|%s", target->tls, target->ca_file == NULL ? "" : target->ca_file,
                  target->proxy_host == NULL ? "" : target->proxy_host, target->proxy_port,
                  target->proxy_auth == NULL ? "" : target->proxy_auth);
 
@@ -216,18 +212,41 @@ static encl_result vhost_key(const net_target *target, char **key, encl_error *e
     return ENCL_OK;
 }
 
-/* NULL for the system's. libwebsockets would only log a file that it cannot read, and then trust
- * nobody. */
-static encl_result load_store(const char *path, X509_STORE **out, encl_error *err) {
-    *out = NULL;
-    if (path == NULL) {
-        return ENCL_OK;
+static void free_key(char *key) {
+    encl_wipe(key, strlen(key));
+    free(key);
+}
+
+static encl_result identify(const char *path, net_file_id *id, encl_error *err) {
+    struct stat file;
+
+    if (stat(path, &file) != 0) {
+        (void)encl_fail(err, ENCL_E_CONNECT, "TLS: the CA file '%.300s' cannot be read: %s", path,
+                        strerror(errno));
+        err->retryable = false;
+        return err->code;
     }
-    ERR_clear_error();
+    *id = (net_file_id){
+        .inode = file.st_ino,
+        .size = file.st_size,
+        .seconds = file.st_mtim.tv_sec,
+        .nanoseconds = file.st_mtim.tv_nsec,
+    };
+    return ENCL_OK;
+}
+
+static bool is_same_file(const net_file_id *a, const net_file_id *b) {
+    return a->inode == b->inode && a->size == b->size && a->seconds == b->seconds &&
+           a->nanoseconds == b->nanoseconds;
+}
+
+static encl_result load_store(const char *path, X509_STORE **out, encl_error *err) {
     *out = X509_STORE_new();
     ENCL_ENSURE(*out != NULL, err, ENCL_E_NOMEM, "out of memory");
+    ERR_clear_error();
     if (X509_STORE_load_locations(*out, path, NULL) != 1) {
         ERR_clear_error();
+        X509_STORE_free(*out);
         (void)encl_fail(
             err, ENCL_E_CONNECT,
             "TLS: expected a PEM file of CA certificates, came '%.300s', which has none "
@@ -239,37 +258,71 @@ static encl_result load_store(const char *path, X509_STORE **out, encl_error *er
     return ENCL_OK;
 }
 
+/* libwebsockets reads a CA file once for each path, and only logs one that it cannot read. Here a
+ * file that was changed counts from the next connection on. */
+static encl_result trust_file(encl_loop *loop, net_vhost *entry, const net_target *target,
+                              encl_error *err) {
+    net_file_id id;
+    X509_STORE *store = NULL;
+
+    if (!target->tls || target->ca_file == NULL) {
+        return ENCL_OK;
+    }
+    ENCL_TRY(identify(target->ca_file, &id, err));
+    if (is_same_file(&id, &entry->ca)) {
+        return ENCL_OK;
+    }
+    ENCL_ENSURE(entry->ctx != NULL, err, ENCL_E_INTERNAL, "TLS settings without an SSL_CTX");
+    ENCL_TRY(load_store(target->ca_file, &store, err));
+    SSL_CTX_set_cert_store(entry->ctx, store);
+    for (net_vhost *at = loop->vhosts; at != NULL; at = at->next) {
+        if (at->ctx == entry->ctx) {
+            at->ca = id;
+        }
+    }
+    return ENCL_OK;
+}
+
+static encl_result add_vhost(encl_loop *loop, const net_target *target, char *key, net_vhost **out,
+                             encl_error *err) {
+    net_vhost *entry = calloc(1, sizeof *entry);
+
+    ENCL_ENSURE(entry != NULL, err, ENCL_E_NOMEM, "out of memory");
+    entry->vhost = make_vhost(loop, CLIENT_VHOST, target, entry);
+    if (entry->vhost == NULL) {
+        free(entry);
+        return encl_fail(err, ENCL_E_CONNECT,
+                         "the connection's TLS or proxy settings could not be set up");
+    }
+    entry->key = key;
+    entry->next = loop->vhosts;
+    loop->vhosts = entry;
+    *out = entry;
+    return ENCL_OK;
+}
+
 encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
                           encl_error *err) {
-    net_vhost *entry;
-    X509_STORE *store = NULL;
+    net_vhost *entry = loop->vhosts;
     char *key = NULL;
     encl_code rc;
 
     ENCL_TRY(vhost_key(target, &key, err));
-    for (entry = loop->vhosts; entry != NULL; entry = entry->next) {
-        if (strcmp(entry->key, key) == 0) {
-            *out = entry->vhost;
-            free(key);
-            return ENCL_OK;
+    while (entry != NULL && strcmp(entry->key, key) != 0) {
+        entry = entry->next;
+    }
+    if (entry != NULL) {
+        free_key(key);
+    } else {
+        rc = add_vhost(loop, target, key, &entry, err);
+        if (rc != ENCL_OK) {
+            free_key(key);
+            return rc;
         }
     }
-    ENCL_TRY_GOTO(load_store(target->tls ? target->ca_file : NULL, &store, err), done);
-    entry = calloc(1, sizeof *entry);
-    ENCL_ENSURE_GOTO(entry != NULL, done, err, ENCL_E_NOMEM, "out of memory");
-    entry->vhost = make_vhost(loop, "client", target, store);
-    ENCL_ENSURE_GOTO(entry->vhost != NULL, done, err, ENCL_E_CONNECT,
-                     "the connection's TLS or proxy settings could not be set up");
-    entry->key = key;
-    entry->next = loop->vhosts;
-    loop->vhosts = entry;
+    ENCL_TRY(trust_file(loop, entry, target, err));
     *out = entry->vhost;
     return ENCL_OK;
-done:
-    free(entry);
-    encl_wipe(key, strlen(key));
-    free(key);
-    return rc;
 }
 
 static net_task *take_tasks(encl_loop *loop) {
@@ -384,8 +437,7 @@ static void free_members(encl_loop *loop) {
         net_vhost *entry = loop->vhosts;
 
         loop->vhosts = entry->next;
-        encl_wipe(entry->key, strlen(entry->key));
-        free(entry->key);
+        free_key(entry->key);
         free(entry);
     }
     pthread_cond_destroy(&loop->changed);

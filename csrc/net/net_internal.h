@@ -26,10 +26,18 @@ typedef struct net_task {
     struct net_task *next;
 } net_task;
 
+/* Tells whether a CA file is still the one that was read. */
+typedef struct net_file_id {
+    uintmax_t inode;
+    intmax_t size, seconds, nanoseconds;
+} net_file_id;
+
 /* A vhost holds what libwebsockets keeps per TLS and proxy setting; connections share it. */
 typedef struct net_vhost {
     char *key;
     struct lws_vhost *vhost;
+    SSL_CTX *ctx; /* libwebsockets', which shares it among vhosts of one CA file; NULL: no TLS */
+    net_file_id ca;
     struct net_vhost *next;
 } net_vhost;
 

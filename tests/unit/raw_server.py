@@ -126,8 +126,8 @@ class Peer:
     def read_head(self) -> bytes:
         return self.read_until(b"\r\n\r\n")
 
-    def reply_101(self, head: bytes, *extra: bytes, behind: bytes = b"") -> None:
-        """Accepts the upgrade that ``head`` asks for; ``behind`` goes in the same segment."""
+    def answer_101(self, head: bytes, *extra: bytes) -> bytes:
+        """What accepts the upgrade that ``head`` asks for."""
         key = header(head, b"sec-websocket-key")
         lines = [
             b"HTTP/1.1 101 Switching Protocols",
@@ -136,11 +136,12 @@ class Peer:
             b"Sec-WebSocket-Accept: " + accept_value(key),
             *extra,
         ]
-        self.send(b"\r\n".join(lines) + b"\r\n\r\n" + behind)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def upgrade(self, *extra: bytes, behind: bytes = b"") -> bytes:
+        """Accepts it; ``behind`` goes in the same segment."""
         head = self.read_head()
-        self.reply_101(head, *extra, behind=behind)
+        self.send(self.answer_101(head, *extra) + behind)
         return head
 
     def read_frame(self) -> tuple[int, bytes]:

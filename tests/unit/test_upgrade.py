@@ -427,13 +427,8 @@ def test_the_end_with_the_101() -> None:
 
 def test_a_101_in_single_bytes() -> None:
     def script(peer: Peer) -> None:
-        head = peer.read_head()
-        sent = peer.send
-        pieces: list[bytes] = []
-        peer.send = pieces.append  # type: ignore[method-assign]
-        peer.reply_101(head, behind=frame(PING, b"p"))
-        peer.send = sent  # type: ignore[method-assign]
-        peer.send_each(*(bytes([byte]) for byte in b"".join(pieces)), gap=0.0003)
+        answer = peer.answer_101(peer.read_head()) + frame(PING, b"p")
+        peer.send_each(*(bytes([byte]) for byte in answer), gap=0.0003)
         enclave = EnclavePeer(peer)
         enclave.open()
         enclave.serve_echo()

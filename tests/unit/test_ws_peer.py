@@ -334,7 +334,12 @@ def test_the_clients_own_key_sent_back() -> None:
 def test_a_record_length_out_of_bounds(length: int, verified: bool) -> None:
     head = length.to_bytes(4, "big")
     if verified:
-        server, channel = opened(lambda enclave: (enclave.receive(), enclave.send_bytes(head))[1])
+
+        def after(enclave: EnclavePeer) -> None:
+            enclave.receive()
+            enclave.send_bytes(head)
+
+        server, channel = opened(after)
         with server, channel:
             with pytest.raises(enclavia.EnclaviaError) as caught:
                 channel.open_stream(b"x").read(1)
@@ -376,8 +381,7 @@ def test_a_record_sent_twice() -> None:
     with server, channel:
         stream = channel.open_stream()
         with pytest.raises(enclavia.ProtocolError, match="decrypt"):
-            while stream.read(100) == b"once":
-                pass
+            stream.readall()
         assert channel.closed
 
 
@@ -576,10 +580,13 @@ def test_stream_bytes_right_behind_the_attestation_belong_to_nobody() -> None:
         script(EnclavePeer(peer))
         peer.finish()
 
-    with RawServer(run) as server, pytest.raises(enclavia.ProtocolError, match="for id 1"):
-        channel = connect(server.url)
-        time.sleep(0.05)
+    def connect_and_open(url: str) -> None:
+        channel = connect(url)
+        assert eventually(lambda: channel.closed)
         channel.open_stream(SECRET)
+
+    with RawServer(run) as server, pytest.raises(enclavia.ProtocolError, match="for id 1"):
+        connect_and_open(server.url)
 
 
 # messages to an open channel
@@ -879,9 +886,13 @@ def test_opening_and_closing_to_a_peer_that_reads_nothing_is_bounded() -> None:
     server, channel = opened(lambda enclave: (done.wait(20), None)[1])
     with server, channel:
         before = resident_kib()
-        with pytest.raises(enclavia.PoolTimeout):
+
+        def open_many() -> None:
             for _ in range(2000):
                 channel.open_stream(b"\xff" * 16_000, timeout=0.3).close()
+
+        with pytest.raises(enclavia.PoolTimeout):
+            open_many()
         assert resident_kib() - before < 32 * 1024
         done.set()
 
