@@ -1,0 +1,209 @@
+"""A client in the cells of a real Jupyter kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support import Connection, byte_enclave, eventually, ok
+
+from enclavia.testing import Fault, LocalEnclave
+
+jupyter = pytest.importorskip("jupyter_client", reason="jupyter-client is not installed")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+
+CELL_SECONDS = 60.0
+
+
+class Notebook:
+    """Runs cells, and keeps what they show."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        self.manager, self.client = jupyter.manager.start_new_kernel(
+            kernel_name="python3", env={**os.environ, "PYTHONPATH": path}
+        )
+
+    def run(self, code: str) -> dict[str, Any]:
+        """The data of the cell's result; an error of the cell is an error of the test."""
+        shown: dict[str, Any] = {}
+        failed = self._execute(code, shown)
+        assert failed is None, failed
+        return shown
+
+    def error_of(self, code: str) -> str:
+        """The name of the exception that ended the cell."""
+        failed = self._execute(code, {})
+        assert failed is not None, "the cell came to its end"
+        return str(failed["ename"])
+
+    def _execute(self, code: str, shown: dict[str, Any]) -> dict[str, Any] | None:
+        def hook(message: dict[str, Any]) -> None:
+            if message["msg_type"] in ("execute_result", "display_data"):
+                shown.update(message["content"]["data"])
+            elif message["msg_type"] == "stream":
+                name = message["content"]["name"]
+                shown[name] = shown.get(name, "") + message["content"]["text"]
+
+        reply = self.client.execute_interactive(code, timeout=CELL_SECONDS, output_hook=hook)
+        content: dict[str, Any] = reply["content"]
+        return content if content["status"] == "error" else None
+
+    def interrupt_when(self, ready: threading.Event) -> threading.Thread:
+        """The stop button."""
+
+        def press() -> None:
+            assert ready.wait(CELL_SECONDS)
+            time.sleep(0.1)
+            self.manager.interrupt_kernel()
+
+        thread = threading.Thread(target=press)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Iterator[Notebook]:
+    notebook = Notebook()
+    yield notebook
+    notebook.close()
+
+
+@pytest.fixture
+def slow() -> threading.Event:
+    """Set when a request for /slow has come."""
+    return threading.Event()
+
+
+@pytest.fixture
+def enclave(slow: threading.Event, notebook: Notebook) -> Iterator[LocalEnclave]:
+    def script(connection: Connection) -> None:
+        while True:
+            head, _ = connection.request()
+            if b"/slow" in head:
+                slow.set()
+                connection.wait_closed(CELL_SECONDS)
+                return
+            connection.send(ok(head.split()[1]))
+
+    with byte_enclave(script) as (enclave, _):
+        notebook.run(
+            "import asyncio, enclavia\n"
+            f"url, root = {enclave.url!r}, {enclave.root!r}\n"
+            f"pcrs = enclavia.Pcrs(pcr0={enclave.pcrs.pcr0!r}, pcr1={enclave.pcrs.pcr1!r}, "
+            f"pcr2={enclave.pcrs.pcr2!r})"
+        )
+        yield enclave
+
+
+CONNECT = "client = enclavia.Client.connect(url, pcrs=pcrs, root=root)"
+
+
+def test_cells(notebook: Notebook, enclave: LocalEnclave) -> None:
+    notebook.run(CONNECT)
+    page = notebook.run("client.attestation")["text/html"]
+    assert "Enclave attestation" in page
+    assert enclave.pcrs.pcr0.hex() in page
+    assert notebook.run("client.get('/cell').text")["text/plain"] == "'/cell'"
+    enclave.drop_connections()  # a coffee later
+    assert notebook.run("client.get('/again').text")["text/plain"] == "'/again'"
+    assert notebook.run("client.stats.reconnects")["text/plain"] == "1"
+    notebook.run("client.close()")
+
+
+def test_nothing_is_printed(notebook: Notebook, enclave: LocalEnclave) -> None:
+    shown = notebook.run(
+        f"{CONNECT}\nfor _ in range(3): client.get('/')\nclient.close()\nimport gc; gc.collect();"
+    )
+    assert not {"stdout", "stderr"} & set(shown), shown
+
+
+def test_blocking_client_inside_the_running_loop(notebook: Notebook, enclave: LocalEnclave) -> None:
+    shown = notebook.run(
+        "loop = asyncio.get_running_loop()\n"
+        "with enclavia.Client(url, pcrs=pcrs, root=root) as client:\n"
+        "    text = client.get('/blocking').text\n"
+        "text"
+    )
+    assert shown["text/plain"] == "'/blocking'"
+
+
+def test_await_in_cells(notebook: Notebook, enclave: LocalEnclave) -> None:
+    notebook.run("client = await enclavia.AsyncClient.connect(url, pcrs=pcrs, root=root)")
+    assert "Enclave attestation" in notebook.run("client.attestation")["text/html"]
+    shown = notebook.run(
+        "answers = await asyncio.gather(*(client.get(f'/{n}') for n in range(100)))\n"
+        "[answer.text for answer in answers] == [f'/{n}' for n in range(100)]"
+    )
+    assert shown["text/plain"] == "True"
+    assert notebook.run("(await client.get('/next')).text")["text/plain"] == "'/next'"
+    notebook.run("await client.aclose()")
+
+
+def test_interrupted_cell(notebook: Notebook, enclave: LocalEnclave, slow: threading.Event) -> None:
+    notebook.run(CONNECT)
+    presser = notebook.interrupt_when(slow)
+    started = time.monotonic()
+    assert notebook.error_of("client.get('/slow', timeout=None)") == "KeyboardInterrupt"
+    assert time.monotonic() - started < 10
+    presser.join()
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
+    assert notebook.run("client.get('/after').text")["text/plain"] == "'/after'"
+    assert notebook.run("client.stats.reconnects")["text/plain"] == "0", "the channel was lost"
+    notebook.run("client.close()")
+
+
+def test_cancelled_by_another_cell(
+    notebook: Notebook, enclave: LocalEnclave, slow: threading.Event
+) -> None:
+    """The stop button of ipykernel 7 does not reach a cell that awaits (asyncio.sleep neither);
+    what runs beside the cells can be cancelled."""
+    notebook.run("client = await enclavia.AsyncClient.connect(url, pcrs=pcrs, root=root)")
+    notebook.run("task = asyncio.ensure_future(client.get('/slow', timeout=None))")
+    assert slow.wait(10)
+    notebook.run("task.cancel()")
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
+    assert notebook.run("task.cancelled()")["text/plain"] == "True"
+    assert notebook.run("(await client.get('/after')).text")["text/plain"] == "'/after'"
+    assert notebook.run("client.stats.reconnects")["text/plain"] == "0", "the channel was lost"
+    notebook.run("await client.aclose()")
+
+
+def test_interrupted_while_connecting(
+    notebook: Notebook, enclave: LocalEnclave, slow: threading.Event
+) -> None:
+    enclave.set_faults(Fault.SILENT_ATTESTATION)
+    notebook.run("client = enclavia.Client(url, pcrs=pcrs, root=root)")
+    slow.set()
+    presser = notebook.interrupt_when(slow)
+    assert notebook.error_of("client.get('/', timeout=30)") == "KeyboardInterrupt"
+    presser.join()
+    enclave.set_faults()
+    assert notebook.run("client.get('/after').text")["text/plain"] == "'/after'"
+    notebook.run("client.close()")
+
+
+def test_kernel_ends_with_an_open_client(enclave: LocalEnclave) -> None:
+    notebook = Notebook()
+    try:
+        notebook.run(
+            "import enclavia\n"
+            f"client = enclavia.Client({enclave.url!r}, debug_mode=False, root={enclave.root!r}, "
+            f"pcrs=enclavia.Pcrs(pcr0={enclave.pcrs.pcr0!r}, pcr1={enclave.pcrs.pcr1!r}, "
+            f"pcr2={enclave.pcrs.pcr2!r}))\n"
+            "client.get('/')"
+        )
+        started = time.monotonic()
+        notebook.manager.shutdown_kernel(now=False)
+        assert time.monotonic() - started < 10
+    finally:
+        notebook.close()
+    eventually(lambda: enclave.stats()["connections_open"] == 0)
