@@ -17,6 +17,8 @@
 /* libwebsockets cuts the name it checks certificates for at 127 bytes. */
 #define HOST_MAX    127
 #define HEADERS_MAX ((size_t)16 * 1024)
+/* Its room for them, in base64. */
+#define PROXY_AUTH_MAX 93
 
 /* ---- the target ---- */
 
@@ -88,6 +90,11 @@ static encl_result check_target(const encl_ws_target *t, encl_error *err) {
                 err, ENCL_E_INVALID_URL, "expected a path that begins with '/'");
     ENCL_ENSURE(t->authority != NULL && is_printable(t->authority, false), err, ENCL_E_INVALID_URL,
                 "expected a Host header without blanks");
+    ENCL_ENSURE(t->proxy_host == NULL || strlen(t->proxy_host) <= HOST_MAX, err, ENCL_E_INVALID,
+                "proxy: expected a host name of 1 to %d bytes", HOST_MAX);
+    ENCL_ENSURE(t->proxy_auth == NULL || strlen(t->proxy_auth) <= PROXY_AUTH_MAX, err,
+                ENCL_E_INVALID, "proxy: expected a user name and password of at most %d bytes",
+                PROXY_AUTH_MAX);
     for (size_t i = 0; i < t->header_count; i++) {
         ENCL_ENSURE(is_token(t->headers[i].name), err, ENCL_E_INVALID,
                     "upgrade header %zu: expected a header name (RFC 9110 token)", i + 1);
