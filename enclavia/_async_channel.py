@@ -212,14 +212,18 @@ class AsyncChannel:
         hub = loop_hub()
         waiter = hub.waiter()
         number = hub.start_attest(self._core, waiter)
-        raw = self._core.finish_attest(number, 0)
-        if raw is None:
-            await _in_time(
-                hub.wait_for(waiter, timeout),
-                ReadTimeout,
-                f"expected an attestation document within {timeout} s, got none",
-            )
+        try:
             raw = self._core.finish_attest(number, 0)
+            if raw is None:
+                await _in_time(
+                    hub.wait_for(waiter, timeout),
+                    ReadTimeout,
+                    f"expected an attestation document within {timeout} s, got none",
+                )
+                raw = self._core.finish_attest(number, 0)
+        except BaseException:
+            self._core.abandon_attest(number)
+            raise
         return Attestation._from_raw(cast("_core.RawAttestation", raw))
 
     async def close(self) -> None:

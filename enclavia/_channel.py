@@ -145,7 +145,11 @@ class Channel:
         """A fresh document, verified like the first one."""
         timeout = self._or_default(timeout)
         number = self._core.start_attest(None, 0)
-        raw = self._core.finish_attest(number, None if timeout is None else max(1e-6, timeout))
+        try:
+            raw = self._core.finish_attest(number, None if timeout is None else max(1e-6, timeout))
+        except BaseException:
+            self._core.abandon_attest(number)
+            raise
         if raw is None:
             raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
         return Attestation._from_raw(raw)

@@ -195,13 +195,12 @@ class Client(httpx2.Client):
         return self._enclave.stats
 
     def __enter__(self) -> Self:
-        super_enter = super().__enter__
-        if self.is_closed:
-            return super_enter()  # which refuses
+        unopened = self._state.name == "UNOPENED"
         try:
-            return super_enter()
-        except httpx2.HTTPError:
-            self.close()
+            return super().__enter__()
+        except BaseException:
+            if unopened:
+                self.close()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -307,13 +306,12 @@ class AsyncClient(httpx2.AsyncClient):
         return self._enclave.stats
 
     async def __aenter__(self) -> Self:
-        super_enter = super().__aenter__
-        if self.is_closed:
-            return await super_enter()  # which refuses
+        unopened = self._state.name == "UNOPENED"
         try:
-            return await super_enter()
-        except httpx2.HTTPError:
-            await self.aclose()
+            return await super().__aenter__()
+        except BaseException:
+            if unopened:
+                await self.aclose()
             raise
 
     def __getstate__(self) -> dict[str, Any]:

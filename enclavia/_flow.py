@@ -29,6 +29,7 @@ from ._errors import (
     ForkedError,
     PoolTimeout,
     ProtocolError,
+    ReadTimeout,
     ServerError,
     StateError,
     WriteTimeout,
@@ -54,10 +55,18 @@ logger = logging.getLogger("enclavia")
 READ_SIZE = 65_536
 # How long a body is held back for a server that does not know ``Expect: 100-continue``.
 CONTINUE_WAIT = 1.0
+# From when on a deadline that passed without a byte from the enclave is held against the channel.
+SILENCE = 5.0
 _SHORTEST = 1e-6
+# Goes on while the machine sleeps, where the system has such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Waiter")
+
+
+def now() -> float:
+    return time.clock_gettime(_CLOCK)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -160,10 +169,25 @@ class Tunnel:
         self.broken = False
         self._past = past
         self._counted = False
+        self._heard = -1
+        self._heard_at = 0.0
 
     @property
     def alive(self) -> bool:
         return not self.broken and self.core.state == "open"
+
+    def asked(self) -> None:
+        """Something is expected to come from now on."""
+        heard = self.traffic()[0]
+        if heard != self._heard:
+            self._heard = heard
+            self._heard_at = now()
+
+    def unanswered(self) -> None:
+        """A deadline passed. A channel on which nothing at all came for a while may lead nowhere
+        any more, which nobody is told by TCP: it ends with those who use it now."""
+        if self.traffic()[0] == self._heard and now() - self._heard_at >= SILENCE:
+            self.broken = True
 
     def traffic(self) -> tuple[int, int]:
         stats = self.core.stats()
@@ -218,18 +242,18 @@ class Engine:
     async def open(self, timeouts: Timeouts) -> None:
         """Connects and verifies, where that has not been done."""
         lease = await self.obtain(Job(), timeouts)
-        self.pool.release(lease, lease.link, time.monotonic())
+        self.pool.release(lease, lease.link, now())
 
     async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, Link]:
         if self.closed:
             raise StateError("the client was closed")
-        ticket = self.pool.request(job, time.monotonic())
+        ticket = self.pool.request(job, now())
         try:
             if ticket.state is not State.GRANTED:
                 await self._wait_turn(ticket, timeouts)
             return ticket.take()
         except BaseException:
-            self.pool.withdraw(ticket, time.monotonic())
+            self.pool.withdraw(ticket, now())
             raise
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, Link], timeouts: Timeouts) -> None:
@@ -246,7 +270,7 @@ class Engine:
             if phase is not ticket.phase:
                 phase = ticket.phase
                 allowed = timeouts.connect if phase is Phase.CONNECT else timeouts.pool
-                deadline = None if allowed is None else time.monotonic() + allowed
+                deadline = None if allowed is None else now() + allowed
             if state is State.CONNECT:
                 await self._connect(ticket, deadline, timeouts.connect)
             elif not await self.io.wait(waiter, _remaining(deadline)):
@@ -273,7 +297,7 @@ class Engine:
         self, ticket: Ticket[Tunnel, Link], deadline: float | None, allowed: float | None
     ) -> None:
         member = cast("Member[Tunnel, Link]", ticket.member)
-        pause = member.not_before - time.monotonic()
+        pause = member.not_before - now()
         if pause > 0:
             remaining = _remaining(deadline)
             if remaining is not None and remaining < pause:
@@ -285,13 +309,15 @@ class Engine:
             tunnel = Tunnel(self.config.open(), self._past)
             self.pool.starting(ticket, tunnel)
         if not await self.io.wait_open(tunnel.core, _remaining(deadline)):
+            if self.pool.alone(ticket) and self.pool.last_error is None:
+                tunnel.core.wait_open(_SHORTEST)  # says what is missing, and closes
             raise self._connect_timeout(allowed)
         error = self._verified(tunnel)
         if error is None:
-            self.pool.connected(ticket, time.monotonic())
+            self.pool.connected(ticket, now())
         else:
             logger.warning("cannot connect to %s: %s", self.config.url.authority, error)
-            self.pool.connect_failed(ticket, error, time.monotonic())
+            self.pool.connect_failed(ticket, error, now())
 
     def _verified(self, tunnel: Tunnel) -> Exception | None:
         """Why the channel is not usable; None where it is."""
@@ -326,6 +352,7 @@ class Engine:
             try:
                 await exchange.start()
             except Exception as error:
+                exchange.blame(error)
                 await exchange.abandon()
                 attempt = Attempt(
                     request=request,
@@ -363,7 +390,7 @@ class Engine:
 
     def stats(self) -> Stats:
         if not self.closed:
-            self.pool.settle(time.monotonic())
+            self.pool.settle(now())
         pool = self.pool.stats()
         traffic = [tunnel.traffic() for tunnel in self.pool.handles()] + [self._past.total()]
         with self._lock:
@@ -387,7 +414,7 @@ class Engine:
 
 
 def _remaining(deadline: float | None) -> float | None:
-    return None if deadline is None else max(_SHORTEST, deadline - time.monotonic())
+    return None if deadline is None else max(_SHORTEST, deadline - now())
 
 
 class Message:
@@ -499,6 +526,7 @@ class Exchange:
         elif not message.content:
             first += self._encoder.finish()
         self._uploading = True
+        lease.handle.asked()
         if lease.link is not None:
             self._stream = lease.link.stream
             self._pending = memoryview(first)
@@ -539,9 +567,9 @@ class Exchange:
         self._uploading = False
         while self._pending:
             await self._push_pending()
-        deadline = time.monotonic() + wait
+        deadline = now() + wait
         while not self._continue and self._answer is None:
-            remaining = deadline - time.monotonic()
+            remaining = deadline - now()
             if remaining <= 0 or not await self._io.wait_stream(
                 self.stream, _core.READABLE, remaining
             ):
@@ -625,7 +653,8 @@ class Exchange:
         """The next piece of the answer's body; None at its end."""
         try:
             return await self._next_piece()
-        except BaseException:
+        except BaseException as error:
+            self.blame(error)
             await self.abandon()
             raise
 
@@ -663,7 +692,11 @@ class Exchange:
         )
         if not keep:
             stream.close()
-        self._engine.pool.release(lease, Link(stream) if keep else None, time.monotonic())
+        self._engine.pool.release(lease, Link(stream) if keep else None, now())
+
+    def blame(self, error: BaseException) -> None:
+        if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
+            self._lease.handle.unanswered()
 
     async def abandon(self) -> None:
         """Ends it wherever it is. May be called again."""
@@ -680,7 +713,7 @@ class Exchange:
         if stream is not None:
             stream.close()
         if lease is not None:
-            self._engine.pool.release(lease, None, time.monotonic())
+            self._engine.pool.release(lease, None, now())
 
 
 class _Whole:

@@ -345,6 +345,7 @@ def _parse_head(raw: bytes, limits: Limits) -> Head:
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
+        _raise_foreign(error)
         # An unannounced upgrade is no reason to stop: what 101 means was asked for by the request.
         if parser.get_status_code() != 101 or "Upgrade" not in str(error):
             raise ProtocolError(f"expected an HTTP/1.1 response head: {error}") from None
@@ -358,6 +359,13 @@ def _parse_head(raw: bytes, limits: Limits) -> Head:
         version=raw[:8],
         headers=tuple(reader.headers),
     )
+
+
+def _raise_foreign(error: Exception) -> None:
+    """What was raised in a callback, but not by it: a KeyboardInterrupt comes anywhere."""
+    cause = error.__context__
+    if cause is not None and not isinstance(cause, _Stop):
+        raise cause
 
 
 def _check_start(head: bytes | bytearray) -> None:
@@ -450,6 +458,7 @@ class _ChunkReader:
         try:
             self._parser.feed_data(data)
         except self._refusal as error:
+            _raise_foreign(error)
             if not self.complete:
                 raise ProtocolError(f"expected a chunked body: {error}") from None
             self.excess = True

@@ -14,6 +14,7 @@ ticket's waiter, connecting and closing is the transport's part.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import enum
 import random
@@ -57,6 +58,8 @@ class PoolLimits(NamedTuple):
     """In use at once, over all channels."""
     max_idle: int | None = None
     keepalive_expiry: float | None = 4.0
+    channel_expiry: float = 45.0
+    """A channel unused for longer is replaced. The server closes one after 30 s."""
     careful_expiry: float = 1.0
     """A request that cannot be repeated takes only a connection used that recently: workloads
     close idle ones after two seconds or more, and a close may be on its way unseen."""
@@ -104,6 +107,7 @@ class Member(Generic[C, L]):
         self.open = False
         self.gone = False
         self.in_use = 0
+        self.used = 0.0
         self.idle: list[tuple[float, L]] = []
         self.connector: int | None = None
         self.not_before = 0.0
@@ -123,7 +127,7 @@ class Lease(Generic[C, L]):
         self._pool = pool
         self.member = member
         self.link = link
-        self.released = False
+        self.released = True  # until it is granted
 
     @property
     def handle(self) -> C:
@@ -175,8 +179,8 @@ class Pool(Generic[C, L]):
             collections.OrderedDict()
         )
         self._lost: collections.deque[Member[C, L] | int] = collections.deque()
-        self._to_wake: list[Wakeable] = []
-        self._to_close: list[C | L] = []
+        self._to_wake: collections.deque[Wakeable] = collections.deque()
+        self._to_close: collections.deque[C | L] = collections.deque()
         self._orders = 0
         self._failures = 0
         self._grow_after = 0.0
@@ -189,10 +193,12 @@ class Pool(Generic[C, L]):
     # -- asked and told by the transports ---------------------------------------------------
 
     def request(self, job: Job, now: float) -> Ticket[C, L]:
-        with self._changing(now):
+        with self._lock:
             self._orders += 1
             ticket: Ticket[C, L] = Ticket(self, job, self._orders)
             self._queue[ticket.order] = weakref.ref(ticket)
+            self._decide(now)
+        self._carry_out()
         return ticket
 
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
@@ -202,7 +208,7 @@ class Pool(Generic[C, L]):
 
     def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
         """The caller gave up."""
-        with self._changing(now):
+        with self._lock:
             self._queue.pop(ticket.order, None)
             if ticket.state is State.CONNECT and ticket.member is not None:
                 self._hand_over(ticket.member)
@@ -210,6 +216,8 @@ class Pool(Generic[C, L]):
             lease, ticket.lease = ticket.lease, None
             if lease is not None:
                 self._give_back(lease, lease.link, now)
+            self._decide(now)
+        self._carry_out()
 
     def starting(self, ticket: Ticket[C, L], handle: C) -> None:
         """The connector has begun; whoever takes its place goes on with this one."""
@@ -218,48 +226,37 @@ class Pool(Generic[C, L]):
                 ticket.member.handle = handle
 
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
-        with self._changing(now):
+        with self._lock:
             member = ticket.member
-            if ticket.state is not State.CONNECT or member is None or member.handle is None:
-                return  # closed meanwhile
-            self._reconnects += self._connects > 0
-            self._connects += 1
-            self._failures = 0
-            self.last_error = None
-            member.open = True
-            member.connector = None
-            self._wait_again(ticket)
+            # Otherwise closed meanwhile.
+            if ticket.state is State.CONNECT and member is not None and member.handle is not None:
+                self._reconnects += self._connects > 0
+                self._connects += 1
+                self._failures = 0
+                self.last_error = None
+                member.open = True
+                member.used = now
+                member.connector = None
+                self._wait_again(ticket)
+            self._decide(now)
+        self._carry_out()
 
     def connect_failed(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
         """Either everybody who waits is told, or the same ticket tries again after a while."""
-        with self._changing(now):
-            member = ticket.member
-            if ticket.state is not State.CONNECT or member is None:
-                return  # closed meanwhile
-            self._failures += 1
-            self.last_error = error
-            if member.handle is not None:
-                self._to_close.append(member.handle)
-                member.handle = None
-            pause = self._pause()
-            if any(other.open for other in self._members):
-                # A second channel is a wish, not a need.
-                self._members.remove(member)
-                self._grow_after = now + pause
-                self._wait_again(ticket)
-            elif self._connect_again(error):
-                member.not_before = now + pause
-                self._wake(ticket)
-            else:
-                self._members.remove(member)
-                self._failures = 0
-                self._fail_all(error)
+        with self._lock:
+            # Otherwise closed meanwhile.
+            if ticket.state is State.CONNECT and ticket.member is not None:
+                self._after_failure(ticket, ticket.member, error, now)
+            self._decide(now)
+        self._carry_out()
 
     def release(self, lease: Lease[C, L], link: L | None, now: float) -> None:
         """``link``: the connection, where another request can use it; closed by the caller
         otherwise. Giving back twice does nothing."""
-        with self._changing(now):
+        with self._lock:
             self._give_back(lease, link, now)
+            self._decide(now)
+        self._carry_out()
 
     def lost_lease(self, member: Member[C, L]) -> None:
         self._lost.append(member)
@@ -269,14 +266,20 @@ class Pool(Generic[C, L]):
         self._lost.append(order)
         self._reap()
 
+    def alone(self, ticket: Ticket[C, L]) -> bool:
+        """Whether nobody else waits for what this ticket waits for."""
+        with self._lock:
+            return all(order == ticket.order for order in self._queue)
+
     def settle(self, now: float) -> None:
         """Looks at everything once more: expiry, channels that went away."""
-        with self._changing(now):
-            pass
+        with self._lock:
+            self._decide(now)
+        self._carry_out()
 
     def close(self, error: Exception) -> list[C]:
         """Fails who waits, forgets everything; the channels are the caller's to close."""
-        with self._changing(self._last_now, dispatch=False):
+        with self._lock:
             handles = [member.handle for member in self._members if member.handle is not None]
             for member in self._members:
                 self._to_close.extend(link for _, link in member.idle)
@@ -284,6 +287,7 @@ class Pool(Generic[C, L]):
                 member.open = False
             self._members.clear()
             self._fail_all(error)
+        self._carry_out()
         return handles
 
     def handles(self) -> list[C]:
@@ -349,6 +353,28 @@ class Pool(Generic[C, L]):
         limit = self._limits.max_connections
         return limit is not None and sum(member.in_use for member in self._members) >= limit
 
+    def _after_failure(
+        self, ticket: Ticket[C, L], member: Member[C, L], error: Exception, now: float
+    ) -> None:
+        self._failures += 1
+        self.last_error = error
+        if member.handle is not None:
+            self._to_close.append(member.handle)
+            member.handle = None
+        pause = self._pause()
+        if any(other.open for other in self._members):
+            # A second channel is a wish, not a need.
+            self._members.remove(member)
+            self._grow_after = now + pause
+            self._wait_again(ticket)
+        elif self._connect_again(error):
+            member.not_before = now + pause
+            self._wake(ticket)
+        else:
+            self._members.remove(member)
+            self._failures = 0
+            self._fail_all(error)
+
     def _connect_again(self, error: Exception) -> bool:
         """While connecting for the first time, as often as asked for; a connection that was there
         before is sought until those who wait for it give up."""
@@ -363,15 +389,32 @@ class Pool(Generic[C, L]):
 
     # -- carrying it out, in here ------------------------------------------------------------
 
-    def _changing(self, now: float, dispatch: bool = True) -> _Change[C, L]:
-        return _Change(self, now, dispatch)
+    # A signal's handler may raise between any two calls in here. So counters change next to what
+    # they count, without a call between them; what is lost otherwise comes back when it is
+    # collected; and what is still to be carried out stays noted until it was.
 
-    def _dispatch(self, now: float) -> None:
+    def _decide(self, now: float) -> None:
+        self._last_now = now
+        self._collect_lost()
         self._purge(now)
-        for ticket in self._tickets():
-            if ticket.state is State.WAITING and not self._serve(ticket, now):
+        while (ticket := self._first_waiting()) is not None:
+            if not self._serve(ticket, now):
                 break  # whoever comes later waits behind
         self._tell_phase()
+
+    def _first_waiting(self) -> Ticket[C, L] | None:
+        served: list[int] = []
+        found: Ticket[C, L] | None = None
+        for order, reference in self._queue.items():
+            ticket = reference()
+            if ticket is None or ticket.state not in (State.WAITING, State.CONNECT):
+                served.append(order)
+            elif ticket.state is State.WAITING:
+                found = ticket
+                break
+        for order in served:
+            self._queue.pop(order, None)
+        return found
 
     def _tickets(self) -> Iterator[Ticket[C, L]]:
         for order, reference in list(self._queue.items()):
@@ -394,20 +437,28 @@ class Pool(Generic[C, L]):
             if not member.open:
                 continue
             handle = cast(C, member.handle)
-            if not handle.alive:
+            if not handle.alive or self._slept(member, now):
                 member.open = False
                 self._members.remove(member)
                 self._to_close.extend(link for _, link in member.idle)
                 member.idle.clear()
                 member.gone = True
                 self._close_if_unused(member)
-            elif expiry is not None:
+                continue
+            if expiry is not None:
                 while member.idle and member.idle[0][0] + expiry < now:
                     self._to_close.append(member.idle.pop(0)[1])
 
+    def _slept(self, member: Member[C, L], now: float) -> bool:
+        """So long unused that it is not to be relied on: where a machine slept or a router forgot
+        the connection, the next request would wait for its timeout in vain."""
+        return member.in_use == 0 and now - member.used > self._limits.channel_expiry
+
     def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
+        lease = Lease(self, member, link)
         member.in_use += 1
-        ticket.lease = Lease(self, member, link)
+        lease.released = False
+        ticket.lease = lease
         ticket.state = State.GRANTED
         self._queue.pop(ticket.order, None)
         self._wake(ticket)
@@ -415,10 +466,12 @@ class Pool(Generic[C, L]):
     def _give_back(self, lease: Lease[C, L], link: L | None, now: float) -> None:
         if lease.released:
             return
-        lease.released = True
-        lease.link = None
         member = lease.member
-        self._one_less(member)
+        lease.released = True
+        member.in_use -= 1
+        member.used = now
+        lease.link = None
+        self._close_if_unused(member)
         if link is None:
             return
         limit = self._limits.max_idle
@@ -427,10 +480,6 @@ class Pool(Generic[C, L]):
             member.idle.append((now, link))
         else:
             self._to_close.append(link)
-
-    def _one_less(self, member: Member[C, L]) -> None:
-        member.in_use -= 1
-        self._close_if_unused(member)
 
     def _close_if_unused(self, member: Member[C, L]) -> None:
         """Not before: who still reads from a channel that went away must learn why it did."""
@@ -474,47 +523,33 @@ class Pool(Generic[C, L]):
     def _reap(self) -> None:
         """Runs in destructors, at any place of any thread: whoever holds the lock does it."""
         while self._lost and self._lock.acquire(blocking=False):
-            self._leave(self._last_now, dispatch=True)
+            try:
+                self._decide(self._last_now)
+            finally:
+                self._lock.release()
+            self._flush()
 
     def _collect_lost(self) -> None:
         while self._lost:
             item = self._lost.popleft()
             if isinstance(item, Member):
-                self._one_less(item)
+                item.in_use -= 1
+                self._close_if_unused(item)
                 continue
             self._queue.pop(item, None)
             for member in list(self._members):
                 if member.connector == item:
                     self._hand_over(member)
 
-    def _leave(self, now: float, dispatch: bool) -> None:
-        """Decides, unlocks, and only then touches what is outside."""
-        try:
-            self._last_now = now
-            self._collect_lost()
-            if dispatch:
-                self._dispatch(now)
-        finally:
-            wake, self._to_wake = self._to_wake, []
-            close, self._to_close = self._to_close, []
-            self._lock.release()
-        for waiter in wake:
-            waiter.set()
-        for handle in close:
-            handle.close()
+    def _carry_out(self) -> None:
+        """Without the lock: what is woken or closed may come back here."""
+        self._flush()
+        self._reap()
 
-
-class _Change(Generic[C, L]):
-    __slots__ = ("_dispatch", "_now", "_pool")
-
-    def __init__(self, pool: Pool[C, L], now: float, dispatch: bool) -> None:
-        self._pool = pool
-        self._now = now
-        self._dispatch = dispatch
-
-    def __enter__(self) -> None:
-        self._pool._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._pool._leave(self._now, self._dispatch)
-        self._pool._reap()
+    def _flush(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._to_wake.popleft().set()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._to_close.popleft().close()

@@ -864,6 +864,7 @@ def test_connect_timeout(kind: str, fault: Fault, error: type[Exception]) -> Non
             assert 0.25 < time.monotonic() - started < 2
             assert isinstance(caught.value, TimeoutError)
             assert isinstance(caught.value, httpx2.ConnectTimeout)
+            assert "nothing came" in str(caught.value)
 
         with_client(kind, enclave, case)
         eventually(lambda: enclave.stats()["connections_open"] == 0)
@@ -933,6 +934,26 @@ def test_stalling_body(kind: str) -> None:
             with pytest.raises(enclavia.WriteTimeout, match="request body"):
                 await client.post("/", content=chunks, timeout=httpx2.Timeout(30, write=0.2))
             assert chunks.closed
+
+        with_client(kind, enclave, case)
+
+
+def test_a_channel_that_leads_nowhere_is_given_up(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer vanished without a word: requests time out, and later ones find a new channel."""
+    monkeypatch.setattr("enclavia._flow.SILENCE", 0.3)
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            await client.get("/", headers={"Connection": "close"})
+            enclave.set_faults(Fault.SILENT_STREAMS)
+            for _ in range(2):
+                with pytest.raises(enclavia.ReadTimeout):
+                    await client.get("/", timeout=httpx2.Timeout(5, read=0.2))
+            enclave.set_faults()
+            assert (await client.get("/")).status_code == 200
+            assert client.client.stats.reconnects == 1
 
         with_client(kind, enclave, case)
 

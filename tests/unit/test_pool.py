@@ -305,7 +305,7 @@ class TestReuse:
         assert link.closed
 
     def test_for_ever_where_asked(self) -> None:
-        pool = make(keepalive_expiry=None)
+        pool = make(keepalive_expiry=None, channel_expiry=1e9)
         _, lease = opened(pool)
         link = Link()
         pool.release(lease, link, 0)
@@ -390,6 +390,22 @@ class TestChannels:
         link = Link()
         pool.release(lease, link, 0)
         assert link.closed
+
+    def test_one_long_unused_is_replaced(self) -> None:
+        """As after a night's sleep: it looks open, and nobody is there."""
+        pool = make(channel_expiry=45)
+        channel, first = opened(pool, 0)
+        second = take(pool, now=1)
+        pool.release(second, None, 2)
+        assert take(pool, now=100).handle is channel  # the first request is still under way
+        gc.collect()
+        pool.release(first, Link(), 100)
+        assert pool.stats().streams_active == 0
+        lease = take(pool, now=144)
+        assert lease.handle is channel
+        pool.release(lease, Link(), 144)
+        assert pool.request(GET, 190).state is State.CONNECT
+        assert channel.closed
 
     def test_a_second_one_when_the_first_is_full(self) -> None:
         pool = make(max_channels=2, max_in_flight=1)

@@ -165,12 +165,13 @@ def test_multiprocessing(method: str) -> None:
         assert client.stats.connects == 1
 
 
-def run_script(enclave: Any, body: str, **options: Any) -> subprocess.Popen[str]:
+def run_script(enclave: Any, body: str, max_in_flight: int = 64) -> subprocess.Popen[str]:
     """A Python process with a client, `client`, of the enclave."""
     prelude = f"""
     import enclavia, os, signal, sys, threading, time
     pcrs = enclavia.Pcrs.parse({enclave.pcrs.as_dict()!r}.__repr__().replace("'", '"'))
-    client = enclavia.Client({enclave.url!r}, pcrs=pcrs, root={enclave.root!r}, timeout=20)
+    client = enclavia.Client({enclave.url!r}, pcrs=pcrs, root={enclave.root!r}, timeout=20,
+        max_in_flight={max_in_flight})
     """
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(prelude) + textwrap.dedent(body)],
@@ -178,7 +179,6 @@ def run_script(enclave: Any, body: str, **options: Any) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        **options,
     )
 
 
@@ -329,4 +329,41 @@ def test_a_lost_response_gives_its_slot_back() -> None:
             assert next(response.iter_raw()) == b"begin"
             del response
         eventually(lambda: client.stats.streams_active == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
+
+
+def test_interrupted_at_any_moment() -> None:
+    """Hundreds of Ctrl-C, wherever they hit: every slot comes back, and nothing hangs."""
+    body = """
+    import random
+    client.get("/")
+    dice = random.Random(11)
+    interrupted = 0
+    deadline = time.monotonic() + 6
+    while time.monotonic() < deadline:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.004))
+            # Python itself swallows one that hits a destructor.
+            for _ in range(100):
+                assert client.get("/").status_code == 200
+        except KeyboardInterrupt:
+            interrupted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    assert interrupted > 100, interrupted
+    for _ in range(200):
+        assert client.get("/").status_code == 200
+    import gc
+    gc.collect()
+    stats = client.stats
+    assert (stats.streams_active, stats.waiting) == (0, 0), stats
+    assert stats.streams_idle <= 4, stats
+    client.close()
+    """
+    prepare = "import faulthandler; faulthandler.dump_traceback_later(30, exit=True)\n"
+    prepare += "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+    with byte_enclave(answering(ok())) as (enclave, _):
+        process = run_script(enclave, prepare + textwrap.dedent(body), max_in_flight=4)
+        _out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
         eventually(lambda: enclave.stats()["slots_open"] == 0)
