@@ -1,5 +1,6 @@
-"""A step of a pipeline: records scored by a few threads over one verified channel, a large file sent
-and one fetched in bounded memory. Runs against a local enclave; give your own URL and pins instead."""
+"""A step of a pipeline: records scored by a few threads over one verified channel, a large file
+sent and one fetched in bounded memory. Runs against a local enclave; put your own URL and pins in.
+"""
 
 from __future__ import annotations
 
