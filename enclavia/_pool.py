@@ -230,7 +230,8 @@ class Pool(Generic[C, L]):
             member = ticket.member
             # Otherwise closed meanwhile.
             if ticket.state is State.CONNECT and member is not None and member.handle is not None:
-                self._reconnects += self._connects > 0
+                alone = not any(other.open for other in self._members)
+                self._reconnects += alone and self._connects > 0
                 self._connects += 1
                 self._failures = 0
                 self.last_error = None

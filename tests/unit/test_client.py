@@ -1291,3 +1291,35 @@ def test_transport_of_another_client(kind: str) -> None:
                     assert atransport.attestation.proven
 
         drive(kind, run)
+
+
+def test_a_second_channel_when_the_first_is_full(kind: str) -> None:
+    def script(connection: Connection) -> None:
+        while True:
+            connection.request()
+            time.sleep(0.1)
+            connection.send(ok())
+
+    with byte_enclave(script) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            async def some() -> None:
+                if client.is_async:
+                    async with anyio.create_task_group() as group:
+                        for _ in range(8):
+                            group.start_soon(client.get, "/")
+                    return
+                threads = [
+                    threading.Thread(target=client.client.get, args=("/",)) for _ in range(8)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+
+            await some()
+            stats = client.client.stats
+            assert (stats.channels, stats.connects, stats.reconnects) == (2, 2, 0)
+
+        with_client(kind, enclave, case, max_channels=2, max_in_flight=2)
+        assert enclave.stats()["connections_total"] == 2
