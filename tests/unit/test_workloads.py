@@ -133,9 +133,8 @@ Start = Callable[[Path], contextlib.AbstractContextManager[str]]
 def test_downloads(start: Start, tmp_path: Path) -> None:
     with (
         start(tmp_path) as address,
-        LocalEnclave(address, mode="debug") as enclave,
-        pytest.warns(),
-        Client(enclave.url, debug_mode=True) as client,
+        LocalEnclave(address) as enclave,
+        Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client,
     ):
         for _ in range(10):
             assert client.get("/content").content == CONTENT
@@ -147,9 +146,8 @@ def test_downloads(start: Start, tmp_path: Path) -> None:
 def test_uploads(start: Start, tmp_path: Path) -> None:
     with (
         start(tmp_path) as address,
-        LocalEnclave(address, mode="debug") as enclave,
-        pytest.warns(),
-        Client(enclave.url, debug_mode=True) as client,
+        LocalEnclave(address) as enclave,
+        Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client,
     ):
         for size in (0, 1, 20_000, len(CONTENT)):
             body = CONTENT[:size]
@@ -159,9 +157,8 @@ def test_uploads(start: Start, tmp_path: Path) -> None:
 def test_nginx_closes_after_some_requests_and_nothing_is_lost(tmp_path: Path) -> None:
     with (
         nginx(tmp_path) as address,
-        LocalEnclave(address, mode="debug") as enclave,
-        pytest.warns(),
-        Client(enclave.url, debug_mode=True, follow_redirects=True) as client,
+        LocalEnclave(address) as enclave,
+        Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client,
     ):
         for _ in range(20):
             assert client.get("/gone").status_code == 410
