@@ -48,6 +48,9 @@ def _reading() -> Iterator[None]:
         raise _ReadTimeout(str(error)) from error
     except EnclaviaError as error:
         raise _ReadError(str(error), retryable=error.retryable) from error
+    except ValueError as error:
+        # Closed meanwhile by another thread or task.
+        raise _ReadError(str(error), retryable=False) from error
 
 
 @contextlib.contextmanager
@@ -58,6 +61,8 @@ def _writing() -> Iterator[None]:
         raise _WriteTimeout(str(error)) from error
     except EnclaviaError as error:
         raise _WriteError(str(error), retryable=error.retryable) from error
+    except ValueError as error:
+        raise _WriteError(str(error), retryable=False) from error
 
 
 class _Base:

@@ -286,7 +286,7 @@ _TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 @functools.cache
-def tests_of(path: str) -> set[str]:
+def functions_in(path: str) -> set[str]:
     tree = ast.parse((ROOT / path).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -300,7 +300,7 @@ def test_comparison_names_tests_that_exist() -> None:
         named = _TEST_NAME.findall(row)
         assert named, f"no test backs this row: {row}"
         for path, test in named:
-            assert test in tests_of(path), f"{path} has no {test}"
+            assert test in functions_in(path), f"{path} has no {test}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -191,3 +191,39 @@ def test_websocket_left_by_the_client(kind: str) -> None:
 
         drive(kind, case)
         eventually(lambda: enclave.stats()["slots_open"] == 0)
+
+
+def test_closed_while_it_is_read(kind: str) -> None:
+    """httpx2's blocking WebSocket session reads in a thread and closes in another."""
+    with byte_enclave(lines) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            async with client.stream("GET", "/", headers=UPGRADE) as streamed:
+                stream = streamed.response.extensions["network_stream"]
+                await result(stream.read(100, timeout=5))
+                errors: list[Exception] = []
+
+                async def read() -> None:
+                    try:
+                        await result(stream.read(100))
+                    except Exception as error:
+                        errors.append(error)
+
+                if client.is_async:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(read)
+                        await anyio.sleep(0.05)
+                        await stream.aclose()
+                else:
+                    thread = threading.Thread(target=lambda: drive("sync", read))
+                    thread.start()
+                    time.sleep(0.05)
+                    stream.close()
+                    thread.join(5)
+                for _ in range(2):
+                    assert isinstance(errors[-1], httpcore2.ReadError)
+                    await read()
+                with pytest.raises(httpcore2.WriteError):
+                    await result(stream.write(b"x"))
+
+        with_client(kind, enclave, case)
