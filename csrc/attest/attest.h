@@ -35,6 +35,8 @@ typedef struct encl_policy {
  * when need_pins and not debug; root is one certificate, DER or PEM, or empty for AWS's G1. */
 encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t pin_count,
                              encl_slice root, bool debug, bool need_pins, encl_error *err);
+/* Of one that was checked; costs no certificate parsing. */
+encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_error *err);
 void encl_policy_free(encl_policy *policy);
 
 /* The AWS Nitro Enclaves root G1, DER. */

@@ -151,6 +151,21 @@ failed:
     return rc;
 }
 
+encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_error *err) {
+    *to = *from;
+    to->pins = from->pins == NULL ? NULL : malloc(from->pin_count * sizeof *to->pins);
+    to->root = malloc(from->root_len);
+    if ((from->pins != NULL && to->pins == NULL) || to->root == NULL) {
+        encl_policy_free(to);
+        return encl_fail(err, ENCL_E_NOMEM, "out of memory for a policy");
+    }
+    if (to->pins != NULL) {
+        memcpy(to->pins, from->pins, from->pin_count * sizeof *to->pins);
+    }
+    memcpy(to->root, from->root, from->root_len);
+    return ENCL_OK;
+}
+
 void encl_policy_free(encl_policy *policy) {
     free(policy->pins);
     free(policy->root);
