@@ -90,6 +90,7 @@ class Channel:
         """Asks for a fresh document; returns its number for :meth:`finish_attest`."""
     def finish_attest(self, number: int, timeout: float | None) -> RawAttestation | None:
         """timeout 0: None where it has not come yet."""
+    def abandon_attest(self, number: int) -> None: ...
     def close(self, timeout: float | None = ...) -> None:
         """Orderly: what was written is sent, at most ``timeout`` seconds (default 1)."""
     def stats(self) -> dict[str, int]:
@@ -140,7 +141,6 @@ class Stream:
     def notify(self, what: int, notifier: Notifier, token: int) -> None:
         """Once: when reading (READABLE) or writing (WRITABLE) would not wait. ``what`` 0: take the
         request back."""
-
 
 @final
 class Enclave:

@@ -394,16 +394,43 @@ static encl_result became_open(encl_channel *ch, encl_error *err) {
     return ENCL_OK;
 }
 
-static encl_result attested_again(encl_channel *ch, encl_error *err) {
-    encl_doc *doc = doc_take(ch->session);
+static attest_ask *find_ask(encl_channel *ch, uint64_t number) {
+    for (size_t i = 0; i < ch->attest_count; i++) {
+        if (ch->attests[i].number == number) {
+            return &ch->attests[i];
+        }
+    }
+    return NULL;
+}
 
-    ENCL_ENSURE(doc != NULL, err, ENCL_E_NOMEM, "out of memory");
+static void drop_ask(encl_channel *ch, attest_ask *ask) {
+    size_t at = (size_t)(ask - ch->attests);
+
+    watch_clear(&ask->came);
+    encl_doc_release(ask->doc);
+    memmove(ask, ask + 1, (ch->attest_count - at - 1) * sizeof *ask);
+    ch->attest_count--;
+}
+
+static attest_ask *first_unanswered(encl_channel *ch) {
     for (size_t i = 0; i < ch->attest_count; i++) {
         if (ch->attests[i].doc == NULL) {
-            ch->attests[i].doc = doc_retain(doc);
-            watch_fire(&ch->attests[i].came);
-            break;
+            return &ch->attests[i];
         }
+    }
+    return NULL;
+}
+
+static encl_result attested_again(encl_channel *ch, encl_error *err) {
+    encl_doc *doc = doc_take(ch->session);
+    attest_ask *ask = first_unanswered(ch);
+
+    ENCL_ENSURE(doc != NULL, err, ENCL_E_NOMEM, "out of memory");
+    if (ask != NULL && ask->abandoned) {
+        drop_ask(ch, ask);
+    } else if (ask != NULL) {
+        ask->doc = doc_retain(doc);
+        watch_fire(&ask->came);
     }
     encl_doc_release(ch->verified);
     ch->verified = doc;
@@ -535,11 +562,6 @@ static const encl_conn_events conn_events = {
 
 /* ---- opening ---- */
 
-static encl_result copy_policy(encl_policy *to, const encl_policy *from, encl_error *err) {
-    return encl_policy_init(to, from->pins, from->pin_count, ENCL_SLICE(from->root, from->root_len),
-                            from->debug, from->need_pins, err);
-}
-
 static encl_result make_session(encl_channel *ch, encl_link_cache *links, encl_error *err) {
     encl_session_config config = {
         .role = ENCL_INITIATOR,
@@ -572,7 +594,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     ch->max_in_flight = config->max_in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     cond_init(&ch->changed);
-    ENCL_TRY_GOTO(copy_policy(&ch->policy, config->policy, err), fail);
+    ENCL_TRY_GOTO(encl_policy_copy(&ch->policy, config->policy, err), fail);
     ENCL_TRY_GOTO(make_session(ch, links, err), fail);
     ch_retain(ch); /* the connection's, given back in on_closed */
     pthread_mutex_lock(&ch->lock);
@@ -722,7 +744,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
     pthread_mutex_lock(&ch->lock);
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_ENSURE_GOTO(ch->attest_count < ATTESTS_MAX, done, err, ENCL_E_STATE,
-                     "more than %d fresh documents are asked for and not collected", ATTESTS_MAX);
+                     "%d fresh documents are asked for already, and have not come", ATTESTS_MAX);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_request_attestation(ch->app, out, err);
     ch_tx_end(ch, 0);
@@ -736,24 +758,6 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
 done:
     pthread_mutex_unlock(&ch->lock);
     return rc;
-}
-
-static attest_ask *find_ask(encl_channel *ch, uint64_t number) {
-    for (size_t i = 0; i < ch->attest_count; i++) {
-        if (ch->attests[i].number == number) {
-            return &ch->attests[i];
-        }
-    }
-    return NULL;
-}
-
-static void drop_ask(encl_channel *ch, attest_ask *ask) {
-    size_t at = (size_t)(ask - ch->attests);
-
-    watch_clear(&ask->came);
-    encl_doc_release(ask->doc);
-    memmove(ask, ask + 1, (ch->attest_count - at - 1) * sizeof *ask);
-    ch->attest_count--;
 }
 
 encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_t until,
@@ -787,4 +791,21 @@ encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_
     }
     pthread_mutex_unlock(&ch->lock);
     return rc;
+}
+
+void encl_channel_abandon_attest(encl_channel *ch, uint64_t number) {
+    attest_ask *ask;
+
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    pthread_mutex_lock(&ch->lock);
+    ask = find_ask(ch, number);
+    if (ask != NULL && (ask->doc != NULL || ch->state == ENCL_CHANNEL_CLOSED)) {
+        drop_ask(ch, ask);
+    } else if (ask != NULL) {
+        ask->abandoned = true;
+        watch_clear(&ask->came);
+    }
+    pthread_mutex_unlock(&ch->lock);
 }

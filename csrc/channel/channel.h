@@ -88,6 +88,8 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
                                       uint64_t *number, encl_error *err);
 encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_t until,
                                        encl_doc **out, encl_error *err);
+/* Nobody will collect it. */
+void encl_channel_abandon_attest(encl_channel *ch, uint64_t number);
 
 /* A place among max_in_flight, granted in the order asked for. n may be NULL. */
 encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t token,

@@ -63,7 +63,8 @@ struct encl_doc {
 
 typedef struct attest_ask {
     uint64_t number;
-    encl_doc *doc; /* NULL while it has not come */
+    encl_doc *doc;  /* NULL while it has not come */
+    bool abandoned; /* its answer still comes, before those of later questions */
     watch came;
 } attest_ask;
 

@@ -423,9 +423,22 @@ encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *
 }
 
 void net_conn_opened(encl_conn *conn) {
+    bool unwanted;
+
     pthread_mutex_lock(&conn->io);
-    conn->state = NET_OPEN;
+    unwanted = conn->close_asked;
+    if (!unwanted) {
+        conn->state = NET_OPEN;
+    }
     pthread_mutex_unlock(&conn->io);
+    if (unwanted) {
+        encl_error why;
+
+        /* The task that is to end it comes next, and would find it open. */
+        encl_fail(&why, ENCL_E_CLOSED, "the connection was closed on this side");
+        net_conn_finish(conn, &why);
+        return;
+    }
     if (conn->events.opened != NULL) {
         conn->events.opened(conn->user, conn);
     }

@@ -242,7 +242,11 @@ static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
             rc = encl_channel_wait_open(channel, slice, &err);
         Py_END_ALLOW_THREADS
-        if (rc != ENCL_E_CONNECT_TIMEOUT || encl_channel_get_state(channel) != 0) {
+        if (rc != ENCL_E_CONNECT_TIMEOUT) {
+            break;
+        }
+        if (encl_channel_get_state(channel) != ENCL_CHANNEL_CONNECTING) {
+            rc = encl_channel_wait_open(channel, ENCL_POLL, &err); /* it was just decided */
             break;
         }
         if (PyErr_CheckSignals() != 0) {
@@ -466,6 +470,16 @@ static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
     return rc == ENCL_OK ? take_doc(doc) : binding_raise(&err);
 }
 
+static PyObject *channel_abandon_attest(PyObject *self, PyObject *args) {
+    unsigned long long number;
+
+    if (!PyArg_ParseTuple(args, "K", &number)) {
+        return NULL;
+    }
+    encl_channel_abandon_attest(channel_of(self), number);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef channel_methods[] = {
     {"wait_open", channel_wait_open, METH_VARARGS, "Until it is open; raises why it is not."},
     {"attestation", channel_attestation, METH_NOARGS, "What was verified last."},
@@ -475,6 +489,7 @@ static PyMethodDef channel_methods[] = {
     {"start_request", channel_start_request, METH_VARARGS, "Sends a one-shot request."},
     {"start_attest", channel_start_attest, METH_VARARGS, "Asks for a fresh document."},
     {"finish_attest", channel_finish_attest, METH_VARARGS, "Collects it."},
+    {"abandon_attest", channel_abandon_attest, METH_VARARGS, "Nobody will collect it."},
     {"close", (PyCFunction)(void (*)(void))channel_close, METH_VARARGS | METH_KEYWORDS,
      "Ends the connection in good order."},
     {"stats", channel_stats, METH_NOARGS, "Counters."},
