@@ -1,14 +1,16 @@
 # make demo   the whole way once: a local enclave, a verified client, a refused one
 # make test   linters, C tests (also under sanitizers), short fuzzing, Python and interop tests
 #
-# Both install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
+# make bench  the package against its peers: docs/benchmarks.md and .png (OPTIONS=--quick or --full)
+#
+# All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test lint test-c test-san test-fuzz test-python clean
+.PHONY: demo test bench lint test-c test-san test-fuzz test-python clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -51,6 +53,10 @@ test-san: build/installed-test
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
 	$(BIN)/python -m pytest
+
+bench: build/installed-test
+	$(BIN)/pip install --quiet --group bench
+	$(BIN)/python -m tests.bench $(OPTIONS)
 
 clean:
 	rm -rf build dist $(VENV) enclavia/*.so *.egg-info

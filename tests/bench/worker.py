@@ -1,0 +1,403 @@
+"""One client in a process of its own: takes commands as JSON lines, answers each with one.
+
+python -m tests.bench.worker KIND '{"url": ..., "workload": ..., "keywords": {...}}'
+{"do": "get", "count": 1000, "callers": 16}  ->  {"ok": 1000, "wall_s": ..., "cpu_s": ..., ...}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+UPLOAD_PIECE = 64 * 1024
+
+
+def cpu_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def memory(field: str) -> int:
+    """Of this process, in bytes."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def percentile(ordered: list[float], percent: int) -> float:
+    """Nearest rank."""
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+class Driver:
+    """What is measured, whoever the client is. A command that takes too long ends early and says
+    how much was done."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.url: str = facts["url"]
+        self.workload: str = facts["workload"]
+        self.keywords: dict[str, Any] = facts["keywords"]
+        pcrs = self.keywords.get("pcrs")
+        if pcrs is not None:
+            import enclavia
+
+            self.keywords["pcrs"] = enclavia.Pcrs(**pcrs)
+        root = self.keywords.get("root")
+        if root is not None:
+            self.keywords["root"] = root.encode()
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def get(self) -> None:
+        raise NotImplementedError
+
+    def download(self, size: int) -> None:
+        raise NotImplementedError
+
+    def upload(self, body: bytes, digest: bytes) -> None:
+        raise NotImplementedError
+
+    def connect(self) -> None:
+        self.open()
+        self.close()
+
+    def run(self, job: Callable[[], None], count: int, callers: int, seconds: float) -> list[float]:
+        turns = itertools.count()
+        until = time.perf_counter() + seconds
+        taken: list[float] = []
+        failed: list[BaseException] = []
+
+        def caller() -> None:
+            try:
+                while next(turns) < count and (begun := time.perf_counter()) < until:
+                    job()
+                    taken.append(time.perf_counter() - begun)
+            except BaseException as error:
+                failed.append(error)
+
+        if callers == 1:
+            caller()
+        else:
+            threads = [threading.Thread(target=caller) for _ in range(callers)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if failed:
+            raise failed[0]
+        return taken
+
+    def job(self, command: dict[str, Any]) -> Callable[[], None]:
+        size = command.get("size", 0)
+        match command["do"]:
+            case "get":
+                return self.get
+            case "connect":
+                return self.connect
+            case "download":
+                return lambda: self.download(size)
+            case "upload":
+                body = os.urandom(size)
+                digest = hashlib.sha256(body).hexdigest().encode()
+                return lambda: self.upload(body, digest)
+            case other:
+                raise ValueError(f"no such command: {other!r}")
+
+    def measure(self, command: dict[str, Any]) -> dict[str, Any]:
+        job = self.job(command)
+        callers = command.get("callers", 1)
+        seconds = command.get("seconds", 20.0)
+        if warmup := command.get("warmup", 0):
+            self.run(job, warmup, callers, seconds)
+        idle = memory("VmRSS")
+        cpu, begun = cpu_time(), time.perf_counter()
+        taken = sorted(self.run(job, command["count"], callers, seconds))
+        wall, cpu = time.perf_counter() - begun, cpu_time() - cpu
+        return {
+            "ok": len(taken),
+            "bytes": len(taken) * command.get("size", 0),
+            "wall_s": wall,
+            "cpu_s": cpu,
+            "p50_us": percentile(taken, 50) * 1e6,
+            "p99_us": percentile(taken, 99) * 1e6,
+            "grown": memory("VmHWM") - idle,
+        }
+
+
+class Sync(Driver):
+    """``enclavia.Client``."""
+
+    def make(self) -> Any:
+        import enclavia
+
+        return enclavia.Client.connect(self.url, **self.keywords)
+
+    def open(self) -> None:
+        self.client = self.make()
+
+    def close(self) -> None:
+        self.client.close()
+
+    def get(self) -> None:
+        assert self.client.get("/small").content == b"ok"
+
+    def download(self, size: int) -> None:
+        got = 0
+        with self.client.stream("GET", f"/bytes/{size}") as response:
+            for piece in response.iter_raw():
+                got += len(piece)
+        assert got == size
+
+    def upload(self, body: bytes, digest: bytes) -> None:
+        assert self.client.post("/sha256", content=body).content == digest
+
+
+class Direct(Sync):
+    """httpx2 to the workload, no tunnel: nothing is attested, nothing encrypted."""
+
+    def make(self) -> Any:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
+        client = httpx2.Client(
+            base_url=f"http://{self.workload}", trust_env=False, timeout=30, limits=limits
+        )
+        client.get("/small")
+        return client
+
+
+class Async(Driver):
+    """``enclavia.AsyncClient`` on asyncio; callers are tasks."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.runner = asyncio.Runner()
+
+    async def _open(self) -> None:
+        import enclavia
+
+        self.client = await enclavia.AsyncClient.connect(self.url, **self.keywords)
+
+    def open(self) -> None:
+        self.runner.run(self._open())
+
+    def close(self) -> None:
+        self.runner.run(self.client.aclose())
+
+    async def aget(self) -> None:
+        assert (await self.client.get("/small")).content == b"ok"
+
+    async def adownload(self, size: int) -> None:
+        got = 0
+        async with self.client.stream("GET", f"/bytes/{size}") as response:
+            async for piece in response.aiter_raw():
+                got += len(piece)
+        assert got == size
+
+    async def aupload(self, body: bytes, digest: bytes) -> None:
+        assert (await self.client.post("/sha256", content=body)).content == digest
+
+    def job(self, command: dict[str, Any]) -> Any:
+        size = command.get("size", 0)
+        match command["do"]:
+            case "get":
+                return self.aget
+            case "download":
+                return lambda: self.adownload(size)
+            case "upload":
+                body = os.urandom(size)
+                digest = hashlib.sha256(body).hexdigest().encode()
+                return lambda: self.aupload(body, digest)
+            case other:
+                raise ValueError(f"no such command: {other!r}")
+
+    def run(self, job: Any, count: int, callers: int, seconds: float) -> list[float]:
+        return self.runner.run(self._run(job, count, callers, seconds))
+
+    async def _run(
+        self, job: Callable[[], Awaitable[None]], count: int, callers: int, seconds: float
+    ) -> list[float]:
+        turns = itertools.count()
+        until = time.perf_counter() + seconds
+        taken: list[float] = []
+
+        async def caller() -> None:
+            while next(turns) < count and (begun := time.perf_counter()) < until:
+                await job()
+                taken.append(time.perf_counter() - begun)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        return taken
+
+
+GET = b"GET /small HTTP/1.1\r\nHost: enclave\r\n\r\n"
+
+
+def length_of(head: bytes) -> int:
+    return int(head.lower().split(b"content-length:")[1].split(b"\r\n", 1)[0])
+
+
+class Raw(Driver):
+    """HTTP by hand over a stream that is kept open; one a thread."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.local = threading.local()
+
+    def write(self, data: bytes | memoryview) -> None:
+        raise NotImplementedError
+
+    def read(self) -> bytes | memoryview:
+        raise NotImplementedError
+
+    def head(self) -> tuple[int, bytes]:
+        """The length of the body, and what came of it."""
+        held = b""
+        while b"\r\n\r\n" not in held:
+            held += bytes(self.read())
+        head, _, body = held.partition(b"\r\n\r\n")
+        return length_of(head), body
+
+    def get(self) -> None:
+        self.write(GET)
+        length, body = self.head()
+        while len(body) < length:
+            body += bytes(self.read())
+        assert body == b"ok"
+
+    def download(self, size: int) -> None:
+        self.write(b"GET /bytes/%d HTTP/1.1\r\nHost: enclave\r\n\r\n" % size)
+        length, body = self.head()
+        got = len(body)
+        while got < length:
+            got += len(self.read())
+        assert got == length == size
+
+    def upload(self, body: bytes, digest: bytes) -> None:
+        self.write(
+            b"POST /sha256 HTTP/1.1\r\nHost: enclave\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        view = memoryview(body)
+        for at in range(0, len(body), UPLOAD_PIECE):
+            self.write(view[at : at + UPLOAD_PIECE])
+        length, answer = self.head()
+        while len(answer) < length:
+            answer += bytes(self.read())
+        assert answer == digest
+
+
+class Stream(Raw):
+    """A stream of ``enclavia.Channel``, kept open."""
+
+    def open(self) -> None:
+        import enclavia
+
+        self.channel = enclavia.Channel.connect(self.url, **self.keywords)
+        self.free: list[Any] = []
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def mine(self) -> tuple[Any, bytearray]:
+        kept = getattr(self.local, "kept", None)
+        if kept is None:
+            try:
+                kept = self.free.pop()
+            except IndexError:
+                kept = (self.channel.open_stream(), bytearray(UPLOAD_PIECE))
+            self.local.kept = kept
+        return kept
+
+    def run(self, job: Callable[[], None], count: int, callers: int, seconds: float) -> list[float]:
+        if callers == 1:
+            return super().run(job, count, callers, seconds)
+        used: list[Any] = []
+
+        def noted() -> None:
+            if getattr(self.local, "kept", None) is None:
+                used.append(self.mine())
+            job()
+
+        try:
+            return super().run(noted, count, callers, seconds)
+        finally:
+            self.free.extend(used)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.mine()[0].write(data)
+
+    def read(self) -> memoryview:
+        stream, block = self.mine()
+        return memoryview(block)[: stream.readinto(block)]
+
+
+class Plain(Raw):
+    """websockets, cryptography and cbor2; it verifies no attestation. One thread."""
+
+    def open(self) -> None:
+        from tests.unit.plain_client import PlainClient
+
+        self.client = PlainClient.connect(self.url)
+        self.client.attest()
+        self.stream: int | None = None
+
+    def close(self) -> None:
+        self.client.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self.stream is None:
+            self.stream = self.client.open_stream()
+        self.client.write_stream(self.stream, bytes(data))
+
+    def read(self) -> bytes:
+        assert self.stream is not None
+        return self.client.read_chunk(self.stream)
+
+
+class Importing(Driver):
+    """How long an import takes, in a fresh interpreter: this one."""
+
+    def measure(self, command: dict[str, Any]) -> dict[str, Any]:
+        cpu, begun = cpu_time(), time.perf_counter()
+        __import__(command["module"])
+        return {"wall_s": time.perf_counter() - begun, "cpu_s": cpu_time() - cpu}
+
+
+KINDS: dict[str, type[Driver]] = {
+    "client": Sync,
+    "async": Async,
+    "stream": Stream,
+    "plain": Plain,
+    "direct": Direct,
+    "import": Importing,
+}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    driver = KINDS[sys.argv[1]](json.loads(sys.argv[2]))
+    opened = False
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["do"] not in ("connect", "import") and not opened:
+            driver.open()
+            opened = True
+        print(json.dumps(driver.measure(command)), flush=True)
+    if opened:
+        driver.close()
+
+
+if __name__ == "__main__":
+    main()
