@@ -92,7 +92,7 @@ def installed(module: str) -> bool:
 
 @pytest.fixture(scope="module")
 def enclave() -> Iterator[LocalEnclave]:
-    with LocalEnclave(app) as enclave:
+    with LocalEnclave(app, max_connections=32) as enclave:
         yield enclave
 
 

@@ -242,7 +242,8 @@ def test_stopping_leaves_no_thread_and_no_descriptor() -> None:
         assert certificate is not None
         assert not Path(certificate).exists()
     end = time.monotonic() + 5
-    while (len(os.listdir("/proc/self/task")), descriptors()) != (threads, open_before):
+    # Fewer is no fault of this test: what ran before it may be gone only now.
+    while len(os.listdir("/proc/self/task")) > threads or descriptors() > open_before:
         assert time.monotonic() < end, (threads, open_before, threading.enumerate())
         time.sleep(0.02)
 
