@@ -110,11 +110,16 @@ class AsyncResponseBody(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._exchange.upgraded:
             return
+        if self._exchange.settled:
+            for piece in self._exchange.pieces():
+                yield piece
+            return
         while (data := await self._exchange.next_data()) is not None:
             yield data
 
     async def aclose(self) -> None:
-        await self._exchange.abandon()
+        if not self._exchange.settled:
+            await self._exchange.abandon()
 
 
 class LoopIo:

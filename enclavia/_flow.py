@@ -41,6 +41,7 @@ from ._http1 import (
     Event,
     Head,
     ResponseParser,
+    asks_to_close,
     body_encoder,
     encode_head,
     expects_continue,
@@ -119,12 +120,13 @@ class Timeouts(NamedTuple):
         given: Mapping[str, float | None] | None = request.extensions.get("timeout")
         if given is None:
             return default
-        return cls(*(_positive(given.get(name)) for name in ("connect", "read", "write", "pool")))
+        get = given.get
+        return cls(*map(_positive, (get("connect"), get("read"), get("write"), get("pool"))))
 
 
 def _positive(seconds: float | None) -> float | None:
     """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
-    return None if seconds is None else max(_SHORTEST, seconds)
+    return seconds if seconds is None or seconds > _SHORTEST else _SHORTEST
 
 
 class Stats(NamedTuple):
@@ -425,20 +427,24 @@ class Message:
         headers = request.headers.raw
         target: bytes = request.extensions.get("target", request.url.raw_path)
         self.head = encode_head(request.method.encode("ascii", "replace"), target, headers)
-        self.length = body_encoder(headers).length
-        self.upgrade = "upgrade" in request.headers
-        options = request.headers.get("connection", "").lower().split(",")
-        self.closes = "close" in (option.strip() for option in options)
+        names = {name.lower() for name, _ in headers}
+        self.length: int | None = 0
+        if b"content-length" in names or b"transfer-encoding" in names:
+            self.length = body_encoder(headers).length
+        self.upgrade = b"upgrade" in names
+        self.closes = b"connection" in names and asks_to_close(headers)
         self.content: bytes | None = None
         if isinstance(request.stream, httpx2.ByteStream):
             self.content = b"".join(request.stream)
-        self.expects_continue = expects_continue(headers) and self.content != b""
+        self.expects_continue = (
+            b"expect" in names and expects_continue(headers) and self.content != b""
+        )
         self._body_used = False
 
     @property
     def job(self) -> Job:
         size = len(self.content) if self.content is not None else self.length
-        return Job(repeatable=self.request.method in IDEMPOTENT, body_size=size)
+        return Job(self.request.method in IDEMPOTENT, size)
 
     @property
     def replayable(self) -> bool:
@@ -470,6 +476,7 @@ class Exchange:
         self._continue = False
         self.leased = False
         self.sent = False
+        self.settled = False
         self.trailers: list[tuple[bytes, bytes]] = []
 
     @property
@@ -658,6 +665,11 @@ class Exchange:
             await self.abandon()
             raise
 
+    def pieces(self) -> list[bytes]:
+        """All of the answer's body that was not taken yet, once the exchange is settled."""
+        events, self._events = self._events, collections.deque()
+        return [event.data for event in events if isinstance(event, Data)]
+
     async def _next_piece(self) -> bytes | None:
         while not self._events:
             await self._step()
@@ -684,6 +696,7 @@ class Exchange:
         stream, self._stream = self._stream, None
         if lease is None or stream is None:
             return
+        self.settled = True
         keep = (
             self._parser.reusable
             and not self._cut

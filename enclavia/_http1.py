@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from ._errors import ConnectionClosed, InvalidRequest, ProtocolError
 
@@ -21,6 +21,7 @@ __all__ = [
     "Head",
     "Limits",
     "ResponseParser",
+    "asks_to_close",
     "body_encoder",
     "encode_head",
     "expects_continue",
@@ -31,6 +32,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_TOKEN_BYTES: Final = bytes(n for n in range(256) if _TOKEN.fullmatch(bytes([n])))
+_VALUE_BYTES: Final = bytes(n for n in range(256) if _VALUE.fullmatch(bytes([n])))
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SHOWN: Final = 60
@@ -45,6 +48,8 @@ class Limits(NamedTuple):
     chunk_overhead: int = 65_536
 
 
+_LIMITS: Final = Limits()
+
 # ---------------------------------------------------------------------------------------------
 # Requests
 
@@ -55,8 +60,24 @@ def encode_head(method: bytes, target: bytes, headers: Headers) -> bytes:
         raise InvalidRequest(f"expected a method name, got {_shown(method)}")
     if not _TARGET.fullmatch(target):
         raise InvalidRequest(f"expected a target without spaces or controls, got {_shown(target)}")
-    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
-    hosts = 0
+    names = [name for name, _ in headers]
+    values = [value for _, value in headers]
+    # All at once: what remains of them without the bytes that they may have is what joined them.
+    joints = b"\n" * (len(names) - 1)
+    if (
+        not all(names)
+        or b"\n".join(names).translate(None, _TOKEN_BYTES) != joints
+        or b"\n".join(values).translate(None, _VALUE_BYTES) != joints
+    ):
+        _refuse_headers(headers)
+    hosts = b"\n".join(names).lower().split(b"\n").count(b"host")
+    if hosts != 1:
+        raise InvalidRequest(f"expected one Host header, got {hosts}")
+    fields = b"\r\n".join(map(b": ".join, headers))
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, fields)
+
+
+def _refuse_headers(headers: Headers) -> NoReturn:
     for name, value in headers:
         if not _TOKEN.fullmatch(name):
             raise InvalidRequest(f"expected a header name, got {_shown(name)}")
@@ -65,12 +86,7 @@ def encode_head(method: bytes, target: bytes, headers: Headers) -> bytes:
                 f"expected a value without line ends and controls for the header "
                 f"{name.decode('ascii')}"
             )
-        hosts += name.lower() == b"host"
-        lines.append(b"%b: %b\r\n" % (name, value))
-    if hosts != 1:
-        raise InvalidRequest(f"expected one Host header, got {hosts}")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    raise InvalidRequest("expected header names and values")
 
 
 class BodyEncoder:
@@ -136,6 +152,10 @@ def expects_continue(headers: Headers) -> bool:
     )
 
 
+def asks_to_close(headers: Headers) -> bool:
+    return b"close" in _list_items(headers, b"connection")
+
+
 # ---------------------------------------------------------------------------------------------
 # Responses
 
@@ -177,7 +197,7 @@ class ResponseParser:
 
     def __init__(self, method: bytes, limits: Limits | None = None) -> None:
         self._method = method.upper()
-        self._limits = limits or Limits()
+        self._limits = limits or _LIMITS
         self._state = self._in_head
         self._head = bytearray()
         self._informational = 0
@@ -380,8 +400,13 @@ def _check_start(head: bytes | bytearray) -> None:
 
 def _framing(head: Head) -> tuple[list[bytes], int | None]:
     """Transfer codings and Content-Length, in so far as they can mean one thing only."""
-    lengths = [value for name, value in head.headers if name.lower() == b"content-length"]
-    codings = [value for name, value in head.headers if name.lower() == b"transfer-encoding"]
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in head.headers:
+        if len(name) == 14 and name.lower() == b"content-length":
+            lengths.append(value)
+        elif len(name) == 17 and name.lower() == b"transfer-encoding":
+            codings.append(value)
     if lengths and codings:
         raise ProtocolError("expected Content-Length or Transfer-Encoding, the response has both")
     if codings and (len(codings) != 1 or codings[0].lower() != b"chunked"):

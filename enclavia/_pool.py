@@ -320,7 +320,9 @@ class Pool(Generic[C, L]):
     def _serve_idle(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
         """The connection used last: it is the least likely to be closed meanwhile."""
         oldest = float("-inf") if ticket.job.repeatable else now - self._limits.careful_expiry
-        for member in sorted(ready, key=lambda member: -member.idle[-1][0] if member.idle else 0.0):
+        if len(ready) > 1:
+            ready = sorted(ready, key=lambda member: -member.idle[-1][0] if member.idle else 0.0)
+        for member in ready:
             while member.idle and member.idle[-1][0] >= oldest:
                 _, link = member.idle.pop()
                 if link.fresh:
@@ -404,6 +406,8 @@ class Pool(Generic[C, L]):
         self._tell_phase()
 
     def _first_waiting(self) -> Ticket[C, L] | None:
+        if not self._queue:
+            return None
         served: list[int] = []
         found: Ticket[C, L] | None = None
         for order, reference in self._queue.items():
@@ -426,7 +430,11 @@ class Pool(Generic[C, L]):
                 yield ticket
 
     def _tell_phase(self) -> None:
-        phase = Phase.POOL if any(member.open for member in self._members) else Phase.CONNECT
+        phase = Phase.CONNECT
+        for member in self._members:
+            if member.open:
+                phase = Phase.POOL
+                break
         if phase is not self.phase:
             self.phase = phase
             for ticket in self._tickets():
@@ -548,9 +556,9 @@ class Pool(Generic[C, L]):
         self._reap()
 
     def _flush(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._to_wake:
+            with contextlib.suppress(IndexError):  # another thread took it
                 self._to_wake.popleft().set()
-        with contextlib.suppress(IndexError):
-            while True:
+        while self._to_close:
+            with contextlib.suppress(IndexError):
                 self._to_close.popleft().close()

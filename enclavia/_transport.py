@@ -277,13 +277,18 @@ class ResponseBody(httpx2.SyncByteStream):
         self._exchange = exchange
 
     def __iter__(self) -> Iterator[bytes]:
+        # An answer that is here already needs no stepping through.
+        return iter(self._exchange.pieces()) if self._exchange.settled else self._stepwise()
+
+    def _stepwise(self) -> Iterator[bytes]:
         if self._exchange.upgraded:
             return
         while (data := run(self._exchange.next_data())) is not None:
             yield data
 
     def close(self) -> None:
-        run(self._exchange.abandon())
+        if not self._exchange.settled:
+            run(self._exchange.abandon())
 
 
 class ThreadIo:
