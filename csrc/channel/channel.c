@@ -390,7 +390,8 @@ static encl_result became_open(encl_channel *ch, encl_error *err) {
     memcpy(ch->handshake_hash, encl_session_handshake_hash(ch->session), 32);
     ch->state = ENCL_CHANNEL_OPEN;
     watch_fire(&ch->opened);
-    pthread_cond_broadcast(&ch->changed);
+    /* Also for slots asked for earlier: until now no timer would have looked at them again. */
+    ch_room(ch);
     return ENCL_OK;
 }
 

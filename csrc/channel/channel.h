@@ -30,7 +30,8 @@ void encl_notifier_release(encl_notifier *n);
 int encl_notifier_fd(const encl_notifier *n);
 void encl_notifier_post(encl_notifier *n, uint64_t token);
 void encl_notifier_wake(encl_notifier *n);
-/* Takes up to max tokens; the descriptor stays readable while there are more. */
+/* Takes up to max tokens; the descriptor stays readable while there are more. In a forked child
+ * there are none, and post and wake do nothing: it needs a notifier of its own. */
 size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max);
 
 /* ---- channels ---- */
@@ -128,6 +129,8 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
 encl_result encl_request_start(encl_slot *slot, encl_slice payload, encl_request **out,
                                encl_error *err);
 void encl_request_release(encl_request *rq); /* abandons */
+/* Its answer will not be kept; whoever waits for it is told. */
+void encl_request_abandon(encl_request *rq);
 /* The answer stays the request's. ENCL_E_READ_TIMEOUT at the deadline. */
 encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *answer,
                                 encl_error *err);

@@ -461,14 +461,26 @@ encl_result encl_request_start(encl_slot *slot, encl_slice payload, encl_request
 }
 
 /* The id stays open until its answer comes, as its slot does on the server. */
+void encl_request_abandon(encl_request *rq) {
+    flow *f = &rq->f;
+    encl_error why;
+
+    if (encl_channel_is_forked(f->ch)) {
+        return;
+    }
+    encl_fail(&why, ENCL_E_INVALID, "this request was abandoned");
+    pthread_mutex_lock(&f->ch->lock);
+    f->user_gone = true;
+    watch_clear(&f->on_readable);
+    flow_fail(f, &why);
+    pthread_mutex_unlock(&f->ch->lock);
+}
+
 void encl_request_release(encl_request *rq) {
     if (rq == NULL || encl_channel_is_forked(rq->f.ch)) {
         return;
     }
-    pthread_mutex_lock(&rq->f.ch->lock);
-    rq->f.user_gone = true;
-    watch_clear(&rq->f.on_readable);
-    pthread_mutex_unlock(&rq->f.ch->lock);
+    encl_request_abandon(rq);
     if (drop(&rq->f)) {
         destroy(&rq->f);
     }

@@ -8,8 +8,11 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/secmem.h"
+
 struct encl_notifier {
     atomic_uint refs;
+    uint64_t generation;
     int fd;
     pthread_mutex_t lock; /* guards tokens, count, cap */
     uint64_t *tokens;
@@ -27,6 +30,7 @@ encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
         return encl_fail(err, ENCL_E_NOMEM, "no descriptor for a notifier: %s", strerror(errno));
     }
     atomic_init(&n->refs, 1);
+    n->generation = encl_fork_generation();
     pthread_mutex_init(&n->lock, NULL);
     *out = n;
     return ENCL_OK;
@@ -46,6 +50,12 @@ void encl_notifier_release(encl_notifier *n) {
     free(n);
 }
 
+/* A forked child shares the descriptor's counter with its parent, whose announcements it must not
+ * take; and its copy of the lock may be held by a thread that is not there. */
+static bool is_forked(const encl_notifier *n) {
+    return n->generation != encl_fork_generation();
+}
+
 int encl_notifier_fd(const encl_notifier *n) {
     return n->fd;
 }
@@ -54,6 +64,9 @@ void encl_notifier_wake(encl_notifier *n) {
     uint64_t one = 1;
     ssize_t rc;
 
+    if (is_forked(n)) {
+        return;
+    }
     do {
         rc = write(n->fd, &one, sizeof one);
     } while (rc < 0 && errno == EINTR);
@@ -79,6 +92,9 @@ static bool make_room(encl_notifier *n) {
 void encl_notifier_post(encl_notifier *n, uint64_t token) {
     bool first = false;
 
+    if (is_forked(n)) {
+        return;
+    }
     pthread_mutex_lock(&n->lock);
     if (make_room(n)) {
         first = n->count == 0;
@@ -94,6 +110,9 @@ size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
     uint64_t ignored;
     size_t taken;
 
+    if (is_forked(n)) {
+        return 0;
+    }
     /* First the descriptor, then the list: what is posted in between leaves it readable. */
     if (read(n->fd, &ignored, sizeof ignored) < 0 && errno != EAGAIN) {
         /* Nothing to do about it: the list is what counts. */

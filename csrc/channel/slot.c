@@ -133,6 +133,7 @@ void encl_slot_give_up(encl_slot *slot) {
     if (slot->state == SLOT_WAITING) {
         unlink_slot(ch, slot);
         slot->state = SLOT_GIVEN_UP;
+        pthread_cond_broadcast(&slot->changed);
     } else if (slot->state == SLOT_GRANTED) {
         slot->state = SLOT_GIVEN_UP;
         ch->promised--;

@@ -24,9 +24,10 @@ static encl_channel *channel_of(PyObject *self) {
 
 /* ---- making one ---- */
 
-/* Borrowed text in a block of its own. False with an exception set. */
-static bool read_headers(PyObject *sequence, encl_header **out, size_t *count) {
-    Py_ssize_t n = PySequence_Size(sequence);
+/* Borrowed text in a block of its own. The tuple holds the pairs and the pairs hold the text:
+ * another thread cannot take them away, as it could from a list. False with an exception set. */
+static bool read_headers(PyObject *tuple, encl_header **out, size_t *count) {
+    Py_ssize_t n = PyTuple_Size(tuple);
     encl_header *headers;
 
     *out = NULL;
@@ -40,21 +41,18 @@ static bool read_headers(PyObject *sequence, encl_header **out, size_t *count) {
         return false;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *pair = PySequence_GetItem(sequence, i);
-        bool ok = pair != NULL && PyTuple_Check(pair) && PyTuple_Size(pair) == 2;
+        PyObject *pair = PyTuple_GetItem(tuple, i);
+        bool ok = PyTuple_Check(pair) && PyTuple_Size(pair) == 2;
 
-        if (pair != NULL && !ok) {
+        if (!ok) {
             PyErr_SetString(PyExc_TypeError, "headers: expected tuples of (name, value)");
-        }
-        if (ok) {
-            /* The sequence holds the pair, the pair holds the text. */
+        } else {
             headers[i].name = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(pair, 0), NULL);
             headers[i].value = headers[i].name == NULL
                                    ? NULL
                                    : PyUnicode_AsUTF8AndSize(PyTuple_GetItem(pair, 1), NULL);
             ok = headers[i].value != NULL;
         }
-        Py_XDECREF(pair);
         if (!ok) {
             free(headers);
             return false;
@@ -109,7 +107,7 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     static char *names[] = {"host",   "port",          "tls",    "path",    "authority", "headers",
                             "policy", "max_in_flight", "verify", "ca_file", "proxy",     NULL};
     encl_channel_config config;
-    PyObject *headers_arg, *policy_arg, *proxy_arg, *made;
+    PyObject *headers_arg, *policy_arg, *proxy_arg, *pairs, *made = NULL;
     encl_header *headers = NULL;
     int port, tls, verify;
     Py_ssize_t max_in_flight;
@@ -125,17 +123,20 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return PyErr_Format(PyExc_ValueError, "port: expected 1 to 65535, came %d", port);
     }
     config.policy = binding_policy(policy_arg);
-    if (config.policy == NULL || !read_proxy(proxy_arg, &config.target) ||
-        !read_headers(headers_arg, &headers, &config.target.header_count)) {
+    if (config.policy == NULL || !read_proxy(proxy_arg, &config.target)) {
         return NULL;
     }
     config.target.port = (uint16_t)port;
     config.target.tls = tls != 0;
     config.target.verify = verify != 0;
-    config.target.headers = headers;
     config.max_in_flight = max_in_flight < 0 ? 0 : (size_t)max_in_flight;
-    made = start_channel(type, &config);
-    free(headers);
+    pairs = PySequence_Tuple(headers_arg);
+    if (pairs != NULL && read_headers(pairs, &headers, &config.target.header_count)) {
+        config.target.headers = headers;
+        made = start_channel(type, &config);
+        free(headers);
+    }
+    Py_XDECREF(pairs);
     return made;
 }
 

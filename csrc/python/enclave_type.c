@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "base/secmem.h"
 #include "enclave/enclave.h"
 
 #define LONGEST_SECONDS 1e9
@@ -11,6 +12,7 @@
 typedef struct enclave_object {
     PyObject_HEAD
     bool lock_made;
+    uint64_t generation;     /* of the process that may use the lock */
     pthread_mutex_t lock;    /* guards both below; held without the GIL, or for a moment with it */
     encl_enclave *enclave;   /* NULL once stopped */
     encl_enclave_stats last; /* of a stopped one */
@@ -161,6 +163,24 @@ static bool faults_read(const fault_args *args, encl_enclave_faults *faults) {
 
 /* ---- life */
 
+/* A forked child's copy of the lock may be held for ever by a thread that is not there. Nothing is
+ * changed in a child, so it needs none. */
+static bool is_forked(const enclave_object *self) {
+    return self->generation != encl_fork_generation();
+}
+
+static void hold(enclave_object *self) {
+    if (!is_forked(self)) {
+        pthread_mutex_lock(&self->lock);
+    }
+}
+
+static void let_go(enclave_object *self) {
+    if (!is_forked(self)) {
+        pthread_mutex_unlock(&self->lock);
+    }
+}
+
 typedef struct start_args {
     const char *mode, *workload_host, *module_id, *certificate, *leaf_key;
     Py_ssize_t module_id_len, certificate_len, leaf_key_len, max_connections;
@@ -248,6 +268,7 @@ static PyObject *start(PyTypeObject *type, const encl_enclave_config *config) {
         return PyErr_NoMemory();
     }
     self->lock_made = true;
+    self->generation = encl_fork_generation();
     Py_BEGIN_ALLOW_THREADS
         rc = encl_enclave_start(config, &self->enclave, &err);
     Py_END_ALLOW_THREADS
@@ -278,14 +299,17 @@ static PyObject *enclave_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static void stop(enclave_object *self) {
     encl_enclave *enclave;
 
-    pthread_mutex_lock(&self->lock);
+    if (is_forked(self)) {
+        return;
+    }
+    hold(self);
     enclave = self->enclave;
     self->enclave = NULL;
     if (enclave != NULL) {
         encl_enclave_get_stats(enclave, &self->last);
         self->last.connections_open = self->last.slots_open = 0;
     }
-    pthread_mutex_unlock(&self->lock);
+    let_go(self);
     encl_enclave_stop(enclave);
 }
 
@@ -304,7 +328,9 @@ static void enclave_dealloc(PyObject *object) {
         Py_BEGIN_ALLOW_THREADS
             stop(self);
         Py_END_ALLOW_THREADS
-        pthread_mutex_destroy(&self->lock);
+        if (!is_forked(self)) {
+            pthread_mutex_destroy(&self->lock);
+        }
     }
     binding_free(object);
 }
@@ -323,11 +349,11 @@ static PyObject *enclave_port(PyObject *object, void *unused) {
     int port = -1;
 
     (void)unused;
-    pthread_mutex_lock(&self->lock);
+    hold(self);
     if (self->enclave != NULL) {
         port = encl_enclave_port(self->enclave);
     }
-    pthread_mutex_unlock(&self->lock);
+    let_go(self);
     return port < 0 ? raise_stopped() : PyLong_FromLong(port);
 }
 
@@ -346,10 +372,10 @@ static PyObject *enclave_set_faults(PyObject *object, PyObject *args, PyObject *
         !faults_read(&parsed, &faults)) {
         return NULL;
     }
-    pthread_mutex_lock(&self->lock);
+    hold(self);
     rc = self->enclave == NULL ? encl_fail(&err, ENCL_E_STATE, "this enclave is stopped")
                                : encl_enclave_set_faults(self->enclave, &faults, &err);
-    pthread_mutex_unlock(&self->lock);
+    let_go(self);
     if (rc != ENCL_OK) {
         return binding_raise(&err);
     }
@@ -360,11 +386,11 @@ static encl_code set_document(enclave_object *self, const document_args *d, encl
     encl_code rc;
 
     Py_BEGIN_ALLOW_THREADS
-        pthread_mutex_lock(&self->lock);
+        hold(self);
         rc = self->enclave == NULL
                  ? encl_fail(err, ENCL_E_STATE, "this enclave is stopped")
                  : encl_enclave_set_document(self->enclave, &d->document, d->leaf_key, err);
-        pthread_mutex_unlock(&self->lock);
+        let_go(self);
     Py_END_ALLOW_THREADS
     return rc;
 }
@@ -398,12 +424,12 @@ static PyObject *enclave_stats(PyObject *object, PyObject *unused) {
     encl_enclave_stats s;
 
     (void)unused;
-    pthread_mutex_lock(&self->lock);
+    hold(self);
     s = self->last;
     if (self->enclave != NULL) {
         encl_enclave_get_stats(self->enclave, &s);
     }
-    pthread_mutex_unlock(&self->lock);
+    let_go(self);
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "connections_total",
                          s.connections_total, "connections_open", s.connections_open, "slots_open",
                          s.slots_open, "streams_total", s.streams_total, "requests_total",
@@ -421,11 +447,11 @@ static PyObject *enclave_drop_connections(PyObject *object, PyObject *args, PyOb
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-        pthread_mutex_lock(&self->lock);
+        hold(self);
         if (self->enclave != NULL) {
             encl_enclave_drop_connections(self->enclave, reset != 0);
         }
-        pthread_mutex_unlock(&self->lock);
+        let_go(self);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -5,6 +5,12 @@
 static int fill(PyObject *module) {
     encl_error err;
 
+    /* The types are found through static pointers. 3.11's stable ABI has no slot to say so. */
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+        PyErr_SetString(PyExc_ImportError,
+                        "enclavia works in a process's main interpreter only, not in others");
+        return -1;
+    }
     if (encl_base_init(&err) != ENCL_OK) {
         PyErr_SetString(PyExc_ImportError, err.message);
         return -1;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Writes below this are not worth giving the GIL away for. */
+/* What one read gives at most. */
 #define READ_MAX ((Py_ssize_t)1024 * 1024)
 
 typedef struct stream_object {
@@ -14,6 +14,7 @@ typedef struct stream_object {
 typedef struct request_object {
     PyObject_HEAD
     encl_request *request;
+    bool abandoned;
 } request_object;
 
 /* Set while the module is being made and never after. */
@@ -300,33 +301,33 @@ PyObject *binding_wrap_request(encl_request *request) {
     return (PyObject *)self;
 }
 
-static void release_request(PyObject *self) {
+static void request_dealloc(PyObject *self) {
     encl_request *request = ((request_object *)self)->request;
 
-    ((request_object *)self)->request = NULL;
     Py_BEGIN_ALLOW_THREADS
         encl_request_release(request);
     Py_END_ALLOW_THREADS
-}
-
-static void request_dealloc(PyObject *self) {
-    release_request(self);
     binding_free(self);
 }
 
+/* Released by dealloc only: another thread may be waiting for its result. */
 static PyObject *request_abandon(PyObject *self, PyObject *unused) {
+    encl_request *request = ((request_object *)self)->request;
+
     (void)unused;
-    release_request(self);
+    ((request_object *)self)->abandoned = true;
+    Py_BEGIN_ALLOW_THREADS
+        encl_request_abandon(request);
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
 static encl_request *live_request(PyObject *self) {
-    encl_request *request = ((request_object *)self)->request;
-
-    if (request == NULL) {
+    if (((request_object *)self)->abandoned) {
         PyErr_SetString(PyExc_ValueError, "this request was abandoned");
+        return NULL;
     }
-    return request;
+    return ((request_object *)self)->request;
 }
 
 static PyObject *request_result(PyObject *self, PyObject *args) {

@@ -297,6 +297,86 @@ static void slots_are_granted_in_order(void **state) {
     done_with(ch);
 }
 
+/* More than are granted at once before any record was sent. */
+#define EARLY 40
+
+static void slots_asked_for_before_it_is_open_are_granted(void **state) {
+    encl_channel *ch = start_channel(64);
+    encl_slot *slots[EARLY];
+    encl_stream *streams[EARLY];
+    encl_error err;
+
+    (void)state;
+    for (int i = 0; i < EARLY; i++) {
+        assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slots[i], &err), ENCL_OK);
+    }
+    assert_int_equal(encl_channel_wait_open(ch, encl_now_ns() + 10 * SECOND, &err), ENCL_OK);
+    for (int i = 0; i < EARLY; i++) {
+        if (encl_slot_wait(slots[i], encl_now_ns() + 5 * SECOND, &err) != ENCL_OK) {
+            fail_msg("slot %d: %s", i, err.message);
+        }
+        assert_int_equal(encl_stream_open(slots[i], ENCL_SLICE("x", 1), &streams[i], &err),
+                         ENCL_OK);
+    }
+    for (int i = 0; i < EARLY; i++) {
+        encl_slot_release(slots[i]);
+        encl_stream_release(streams[i]);
+    }
+    done_with(ch);
+}
+
+static void *give_up_soon(void *arg) {
+    usleep(50000);
+    encl_slot_give_up(arg);
+    return NULL;
+}
+
+static void giving_a_slot_up_wakes_whoever_waits_for_it(void **state) {
+    encl_channel *ch = open_channel(1);
+    encl_slot *first, *second;
+    int64_t start = encl_now_ns();
+    pthread_t thread;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &first, &err), ENCL_OK);
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &second, &err), ENCL_OK);
+    assert_int_equal(pthread_create(&thread, NULL, give_up_soon, second), 0);
+    assert_int_equal(encl_slot_wait(second, encl_now_ns() + 10 * SECOND, &err), ENCL_E_STATE);
+    assert_true(encl_now_ns() - start < 5 * SECOND);
+    pthread_join(thread, NULL);
+    encl_slot_release(second);
+    encl_slot_release(first);
+    done_with(ch);
+}
+
+static void *abandon_soon(void *arg) {
+    usleep(50000);
+    encl_request_abandon(arg);
+    return NULL;
+}
+
+/* The echoing workload never closes its answer, so none comes. */
+static void abandoning_wakes_whoever_waits_for_the_answer(void **state) {
+    encl_channel *ch = open_channel(1);
+    encl_request *rq;
+    encl_slot *slot;
+    encl_slice answer;
+    pthread_t thread;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+    assert_int_equal(encl_request_start(slot, ENCL_SLICE("x", 1), &rq, &err), ENCL_OK);
+    assert_int_equal(pthread_create(&thread, NULL, abandon_soon, rq), 0);
+    assert_int_equal(encl_request_result(rq, encl_now_ns() + 10 * SECOND, &answer, &err),
+                     ENCL_E_INVALID);
+    pthread_join(thread, NULL);
+    encl_request_release(rq);
+    encl_slot_release(slot);
+    done_with(ch);
+}
+
 static void *close_soon(void *arg) {
     usleep(50000);
     encl_channel_close(arg, NULL);
@@ -469,6 +549,9 @@ int main(void) {
         cmocka_unit_test(many_bytes_come_back_in_order),
         cmocka_unit_test(sixteen_threads_share_four_slots),
         cmocka_unit_test(slots_are_granted_in_order),
+        cmocka_unit_test(slots_asked_for_before_it_is_open_are_granted),
+        cmocka_unit_test(giving_a_slot_up_wakes_whoever_waits_for_it),
+        cmocka_unit_test(abandoning_wakes_whoever_waits_for_the_answer),
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
         cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),

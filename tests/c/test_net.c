@@ -274,7 +274,7 @@ static void a_paused_reader_stops_the_sender(void **state) {
         sent += sizeof block;
     }
     assert_true(sent < 64u * 1024 * 1024);
-    assert_int_equal(p.drained, 0);
+    WAIT_FOR(&p, p.drained == 0);
     encl_conn_pause(s.side.conn, false);
     WAIT_FOR(&s.side, s.side.received == sent);
     WAIT_FOR(&p, p.drained == 1);
