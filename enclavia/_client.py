@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
 import httpx2
 
@@ -94,6 +94,41 @@ def _base_url(settings: Settings, base_url: httpx2.URL | str) -> httpx2.URL:
     return url
 
 
+class _KnownURLs:
+    """What the strings given as URLs came to. httpx2 parses each one and the base URL anew, which
+    is more than half of what building a request costs."""
+
+    _MOST: Final = 64
+    _LONGEST: Final = 256
+
+    def __init__(self) -> None:
+        self._of: tuple[httpx2.URL | None, dict[str, httpx2.URL]] = (None, {})
+
+    def build(
+        self,
+        client: httpx2.Client | httpx2.AsyncClient,
+        build: Callable[..., httpx2.Request],
+        method: str,
+        url: httpx2.URL | str,
+        options: dict[str, object],
+    ) -> httpx2.Request:
+        if not isinstance(url, str) or len(url) > self._LONGEST:
+            return build(method, url, **options)
+        base, known = self._of
+        if base is not client.base_url:  # it was set
+            known = {}
+            self._of = (client.base_url, known)
+        merged = known.get(url)
+        if merged is not None:
+            return build(method, merged, **options)
+        request = build(method, url, **options)
+        if not options.get("params") and not client.params:
+            if len(known) >= self._MOST:
+                known.clear()
+            known[url] = request.url
+        return request
+
+
 class Client(httpx2.Client):
     """An :class:`httpx2.Client` whose every request goes through an attested channel to one
     enclave.
@@ -154,6 +189,7 @@ class Client(httpx2.Client):
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)
+        self._known_urls = _KnownURLs()
         super().__init__(
             transport=EnclaveTransport._of(settings),
             trust_env=False,
@@ -183,6 +219,11 @@ class Client(httpx2.Client):
     @property
     def _enclave(self) -> EnclaveTransport:
         return cast(EnclaveTransport, self._transport)
+
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: object
+    ) -> httpx2.Request:
+        return self._known_urls.build(self, super().build_request, method, url, options)
 
     @property
     def attestation(self) -> Attestation:
@@ -260,6 +301,7 @@ class AsyncClient(httpx2.AsyncClient):
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)
+        self._known_urls = _KnownURLs()
         super().__init__(
             transport=AsyncEnclaveTransport._of(settings),
             trust_env=False,
@@ -295,6 +337,11 @@ class AsyncClient(httpx2.AsyncClient):
     def _enclave(self) -> AsyncEnclaveTransport:
         return cast("AsyncEnclaveTransport", self._transport)
 
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: object
+    ) -> httpx2.Request:
+        return self._known_urls.build(self, super().build_request, method, url, options)
+
     @property
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
@@ -329,11 +376,12 @@ def _to_pickle(state: dict[str, Any]) -> dict[str, Any]:
     its cookies have none."""
     states = type(state["_state"])
     kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
-    return {**state, "_state": kept, "_cookies": list(state["_cookies"].jar)}
+    cookies = list(state["_cookies"].jar)
+    return {**state, "_state": kept, "_cookies": cookies, "_known_urls": None}
 
 
 def _from_pickle(state: dict[str, Any]) -> dict[str, Any]:
     cookies = httpx2.Cookies()
     for cookie in state["_cookies"]:
         cookies.jar.set_cookie(cookie)
-    return {**state, "_cookies": cookies}
+    return {**state, "_cookies": cookies, "_known_urls": _KnownURLs()}

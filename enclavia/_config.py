@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -33,6 +34,14 @@ _OURS = frozenset(
     ("connection", "content-length", "host", "sec-websocket-extensions", "sec-websocket-key",
      "sec-websocket-protocol", "sec-websocket-version", "transfer-encoding", "upgrade")
 )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=32)
+def _policy(
+    pins: tuple[tuple[bytes, bytes, bytes], ...], root: bytes | None, debug_mode: bool
+) -> _core.Policy:
+    """Immutable. Checking a root costs as much as all the rest of making a client."""
+    return _core.Policy(list(pins), root, debug_mode, not debug_mode)
 
 
 class ChannelConfig(NamedTuple):
@@ -83,7 +92,7 @@ class ChannelConfig(NamedTuple):
         return config
 
     def policy(self) -> _core.Policy:
-        return _core.Policy(list(self.pins), self.root, self.debug_mode, not self.debug_mode)
+        return _policy(self.pins, self.root, self.debug_mode)
 
     def open(self) -> _core.Channel:
         """Starts connecting."""

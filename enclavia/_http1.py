@@ -7,8 +7,10 @@ is refused.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 from ._errors import ConnectionClosed, InvalidRequest, ProtocolError
@@ -243,6 +245,8 @@ class ResponseParser:
 
     def _in_head(self, data: bytes, events: list[Event]) -> bytes:
         held = len(self._head)
+        if not held and (end := data.find(b"\r\n\r\n") + 4) > 3:
+            return self._whole_head(data[:end], data[end:], events)
         self._head += data
         end = self._head.find(b"\r\n\r\n", max(0, held - 3))
         if end < 0:
@@ -252,14 +256,17 @@ class ResponseParser:
                 )
             _check_start(self._head)
             return b""
-        end += 4
-        if end > self._limits.head_bytes:
-            raise ProtocolError(
-                f"expected a response head of at most {self._limits.head_bytes} bytes, got {end}"
-            )
-        head = _parse_head(bytes(self._head[:end]), self._limits)
-        rest = data[end - held :]
+        raw = bytes(self._head[: end + 4])
         self._head.clear()
+        return self._whole_head(raw, data[end + 4 - held :], events)
+
+    def _whole_head(self, raw: bytes, rest: bytes, events: list[Event]) -> bytes:
+        if len(raw) > self._limits.head_bytes:
+            raise ProtocolError(
+                f"expected a response head of at most {self._limits.head_bytes} bytes, "
+                f"got {len(raw)}"
+            )
+        head = _parse_head(raw, self._limits)
         events.append(head)
         if head.informational:
             self._informational += 1
@@ -340,6 +347,14 @@ class ResponseParser:
         self._state = self._after_end
 
 
+@functools.cache
+def _httptools() -> ModuleType:
+    """Loaded with the first answer, not with the package."""
+    import httptools
+
+    return httptools
+
+
 class _HeadReader:
     """Callbacks of llhttp for one head."""
 
@@ -356,8 +371,7 @@ class _HeadReader:
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:
     _check_start(raw)
-    import httptools  # with the first answer, not with the package
-
+    httptools = _httptools()
     reader = _HeadReader()
     parser = httptools.HttpResponseParser(reader)
     try:
@@ -450,10 +464,8 @@ class _ChunkReader:
         self.trailers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.excess = False
-        from httptools import HttpParserError, HttpResponseParser
-
-        self._refusal = HttpParserError
-        self._parser = HttpResponseParser(self)
+        self._refusal = _httptools().HttpParserError
+        self._parser = _httptools().HttpResponseParser(self)
         self._parser.feed_data(self._PRELUDE)
         self._in_prelude = False
 

@@ -1201,6 +1201,35 @@ def test_supported_keywords(kind: str) -> None:
     assert calls == ["/api/items", "/api/end"]
 
 
+def test_a_url_used_before_is_merged_as_httpx2_does(kind: str) -> None:
+    cls: Any = enclavia.Client if kind == "sync" else enclavia.AsyncClient
+    client = cls("wss://e.example", debug_mode=True)
+    plain = httpx2.Client(base_url="https://e.example")
+
+    def check(url: str, **options: Any) -> None:
+        expected = plain.build_request("GET", url, **options).url
+        for _ in range(2):
+            assert client.build_request("GET", url, **options).url == expected
+
+    def check_all() -> None:
+        for url in ("/x", "x", "/x?a=1", "", "https://e.example/y", "https://other.example/"):
+            check(url)
+            check(url, params={"b": "2"})
+            check(url)
+
+    check_all()
+    client.params = plain.params = {"c": "3"}
+    check_all()
+    client.params = plain.params = {}
+    check_all()
+    client.base_url = plain.base_url = "https://e.example/api"
+    check_all()
+    client = pickle.loads(pickle.dumps(client))
+    check_all()
+    for n in range(200):
+        check(f"/{n}")
+
+
 def test_base_url_of_another_host(kind: str) -> None:
     cls: Any = enclavia.Client if kind == "sync" else enclavia.AsyncClient
     with pytest.raises(enclavia.ForeignURL, match="base_url"):
