@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
@@ -200,7 +200,8 @@ class ResponseParser:
     def __init__(self, method: bytes, limits: Limits | None = None) -> None:
         self._method = method.upper()
         self._limits = limits or _LIMITS
-        self._state = self._in_head
+        # Functions, not methods of this one: a cycle would wait for the garbage collector.
+        self._state: Callable[[ResponseParser, bytes, list[Event]], bytes] = ResponseParser._in_head
         self._head = bytearray()
         self._informational = 0
         self._expected: int | None = None
@@ -217,14 +218,14 @@ class ResponseParser:
         if data:
             self.started = True
         while data:
-            data = self._state(data, events)
+            data = self._state(self, data, events)
         return events
 
     def feed_eof(self) -> list[Event]:
         """The workload closed the connection."""
         if self.finished:
             return []
-        if self._state == self._until_close:
+        if self._state is ResponseParser._until_close:
             self._finish()
             return [End()]
         raise ConnectionClosed(self._cut_short())
@@ -232,7 +233,7 @@ class ResponseParser:
     def _cut_short(self) -> str:
         if not self.started:
             return "the workload closed the connection before it answered"
-        if self._state == self._in_head:
+        if self._state is ResponseParser._in_head:
             return (
                 f"the workload closed the connection within a response head, after "
                 f"{len(self._head)} bytes of it"
@@ -284,7 +285,7 @@ class ResponseParser:
         if head.status == 101 or (self._method == b"CONNECT" and 200 <= head.status < 300):
             self.finished = True
             events.append(End(upgraded=True))
-            self._state = self._after_upgrade
+            self._state = ResponseParser._after_upgrade
             return rest
         if self._method == b"HEAD" or head.status in (204, 304):
             return self._end(rest, events)
@@ -292,16 +293,16 @@ class ResponseParser:
             # RFC 9112, section 6.1: a 1.0 message with a coding is read, then not trusted further.
             self._closing = self._closing or head.version == b"HTTP/1.0"
             self._chunks = _ChunkReader(self._limits)
-            self._state = self._in_chunks
+            self._state = ResponseParser._in_chunks
             return rest
         if length is None:
             self._closing = True
-            self._state = self._until_close
+            self._state = ResponseParser._until_close
             return rest
         if length == 0:
             return self._end(rest, events)
         self._expected = length
-        self._state = self._in_length
+        self._state = ResponseParser._in_length
         return rest
 
     def _in_length(self, data: bytes, events: list[Event]) -> bytes:
@@ -320,6 +321,7 @@ class ResponseParser:
             self._closing = self._closing or self._chunks.excess
             self._finish()
             events.append(End(trailers=tuple(self._chunks.trailers)))
+            self._chunks.close()
         return b""
 
     def _until_close(self, data: bytes, events: list[Event]) -> bytes:
@@ -344,7 +346,7 @@ class ResponseParser:
     def _finish(self) -> None:
         self.finished = True
         self.reusable = not self._closing
-        self._state = self._after_end
+        self._state = ResponseParser._after_end
 
 
 @functools.cache
@@ -510,6 +512,10 @@ class _ChunkReader:
             raise ProtocolError(f"expected at most {self._limits.header_count} trailers")
         pieces, self._pieces = self._pieces, []
         return pieces
+
+    def close(self) -> None:
+        """llhttp's side knows its callbacks, and so this object."""
+        del self._parser
 
 
 def _shown(raw: bytes | bytearray) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
+import weakref
 
 import pytest
 from hypothesis import given
@@ -472,3 +474,26 @@ def test_any_bytes(garbage: bytes, cut: int) -> None:
         if whole.end is None or not whole.end.upgraded:
             assert whole.body == split.body or whole.error
             assert bool(whole.error) == bool(split.error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ],
+    ids=["length", "chunked"],
+)
+def test_a_parser_leaves_nothing_to_the_garbage_collector(answer: bytes) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        parser = ResponseParser(b"GET")
+        assert isinstance(parser.feed(answer)[-1], End)
+        kept = [weakref.ref(parser)]
+        if hasattr(parser, "_chunks"):
+            kept.append(weakref.ref(parser._chunks))
+        del parser
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
