@@ -324,6 +324,9 @@ class Stream(Raw):
         if callers == 1:
             return super().run(job, count, callers, seconds)
         used: list[Any] = []
+        if hasattr(self.local, "kept"):
+            self.free.append(self.local.kept)
+            del self.local.kept
 
         def noted() -> None:
             if getattr(self.local, "kept", None) is None:
