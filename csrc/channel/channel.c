@@ -259,6 +259,13 @@ bool encl_channel_wait_closed(encl_channel *ch, int64_t until) {
 
 /* ---- sending ---- */
 
+/* Nobody else's answer can become ready while a record of f is on its way. */
+static bool is_alone(const encl_channel *ch, const flow *f, int64_t now) {
+    return ch->expecting == (f != NULL && f->expects) &&
+           ch->wanting == (f != NULL && f->wants != 0) && ch->waiting_head == NULL &&
+           ch->promised == 0 && encl_pace_is_quiet(&ch->pace, f == NULL ? 0 : f->id, now);
+}
+
 encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err) {
     ENCL_TRY(encl_conn_tx_begin(ch->conn, out, err));
     ch->tx = *out;
@@ -266,12 +273,14 @@ encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err) {
     return ENCL_OK;
 }
 
-void ch_tx_end(encl_channel *ch, uint64_t id) {
+void ch_tx_end(encl_channel *ch, uint64_t id, const flow *f) {
     size_t bytes = encl_buf_readable(ch->tx) - ch->tx_mark;
 
     if (bytes != 0) {
+        int64_t now = encl_now_ns();
+
         ch->records_out++;
-        encl_pace_sent(&ch->pace, id, bytes, encl_now_ns());
+        encl_pace_sent(&ch->pace, id, bytes, is_alone(ch, f, now), now);
     }
     ch->tx = NULL;
     encl_conn_tx_end(ch->conn);
@@ -300,17 +309,17 @@ static void set_pace_timer(void *arg) {
 
     pthread_mutex_lock(&ch->lock);
     wait = encl_pace_next(&ch->pace) - encl_now_ns();
-    if (wait > ENCL_PACE_READ_NS) {
-        wait = ENCL_PACE_READ_NS;
+    if (wait > ENCL_PACE_SLACK_NS) {
+        wait = ENCL_PACE_SLACK_NS;
     }
     if (ch->pace_timer != NULL && ch->pace_armed) {
-        encl_timer_set(ch->pace_timer, wait <= 0 ? 0 : (uint64_t)(wait / 1000000 + 1));
+        encl_timer_set(ch->pace_timer, wait <= 0 ? 1 : (uint64_t)(wait / 1000000 + 1));
     }
     pthread_mutex_unlock(&ch->lock);
     unref(ch);
 }
 
-static void arm_pace(encl_channel *ch) {
+void ch_arm(encl_channel *ch) {
     encl_error err;
 
     if (ch->pace_armed || ch->state != ENCL_CHANNEL_OPEN) {
@@ -324,21 +333,28 @@ static void arm_pace(encl_channel *ch) {
     }
 }
 
-bool ch_may_send(encl_channel *ch) {
+bool ch_has_room(encl_channel *ch, const flow *f, size_t promised) {
+    int64_t now;
+
     if (ch->conn == NULL) {
         return true;
     }
     if (encl_conn_tx_pending(ch->conn) >= ENCL_CONN_HIGH_WATER) {
         return false;
     }
-    /* Alone on its connection, a stream has no answer to fear but its own. */
-    if (ch->flow_count <= 1 && ch->waiting_head == NULL && ch->promised == 0) {
+    now = encl_now_ns();
+    return is_alone(ch, f, now) ||
+           encl_pace_may_send(&ch->pace, f == NULL ? 0 : f->id, ch->promised + promised, now);
+}
+
+bool ch_may_send(encl_channel *ch, flow *f) {
+    if (ch_has_room(ch, f, 0)) {
         return true;
     }
-    if (encl_pace_may_send(&ch->pace, ch->promised, encl_now_ns())) {
-        return true;
+    if (f != NULL) {
+        flow_wants(f, true);
     }
-    arm_pace(ch);
+    ch_arm(ch);
     return false;
 }
 
@@ -389,6 +405,7 @@ static encl_result became_open(encl_channel *ch, encl_error *err) {
     ENCL_ENSURE(ch->app != NULL, err, ENCL_E_INTERNAL, "an open session without a handle");
     memcpy(ch->handshake_hash, encl_session_handshake_hash(ch->session), 32);
     ch->state = ENCL_CHANNEL_OPEN;
+    (void)encl_pace_heard(&ch->pace, 0, encl_now_ns());
     watch_fire(&ch->opened);
     /* Also for slots asked for earlier: until now no timer would have looked at them again. */
     ch_room(ch);
@@ -458,14 +475,19 @@ static encl_result handle(encl_channel *ch, const encl_event *event, encl_error 
     case ENCL_EV_OPEN:
         return became_open(ch, err);
     case ENCL_EV_ATTESTED:
+        (void)encl_pace_heard(&ch->pace, 0, encl_now_ns());
         return attested_again(ch, err);
     default:
         break;
     }
-    if (encl_pace_heard(&ch->pace, event->id) && ch->pace_armed) {
-        ch_room(ch);
-    }
     f = flow_find(ch, event->id);
+    if (f != NULL) {
+        flow_expects(f, false);
+    }
+    if (encl_pace_heard(&ch->pace, event->id, encl_now_ns()) && ch->pace_armed) {
+        ch_room(ch);
+        f = flow_find(ch, event->id); /* what waited to be closed is gone */
+    }
     if (f == NULL) {
         return ENCL_OK; /* the session lets through what is open; an abandoned one may be gone */
     }
@@ -727,7 +749,7 @@ void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats) {
     stats->records_out = ch->records_out;
     stats->streams_total = ch->streams_total;
     for (size_t i = 0; i < ch->flow_count; i++) {
-        stats->streams_open += ch->flows[i]->is_stream;
+        stats->streams_open += ch->flows[i]->is_stream && !ch->flows[i]->closed;
     }
     stats->slots_in_use = ch->in_use;
     stats->slots_waiting = ch->waiting;
@@ -748,7 +770,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
                      "%d fresh documents are asked for already, and have not come", ATTESTS_MAX);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_request_attestation(ch->app, out, err);
-    ch_tx_end(ch, 0);
+    ch_tx_end(ch, 0, NULL);
     if (rc == ENCL_OK) {
         attest_ask *ask = &ch->attests[ch->attest_count++];
 

@@ -58,14 +58,35 @@ void flow_forget(flow *f) {
     }
     f->done = true;
     left_high_water(f);
+    flow_expects(f, false);
+    flow_wants(f, false);
+    if (f->closing) {
+        f->closing = false;
+        ch->closing--;
+    }
     slot_free_one(ch);
-    if (f->user_gone) {
+    if (drop(f)) {
         /* The channel cannot go with it: whoever calls holds a reference of their own. */
-        if (drop(f)) {
-            destroy(f);
-        }
-    } else {
-        (void)drop(f);
+        destroy(f);
+    }
+}
+
+void flow_wants(flow *f, bool wants) {
+    encl_channel *ch = f->ch;
+
+    if (wants && f->wants == 0) {
+        f->wants = ++ch->want_next;
+        ch->wanting++;
+    } else if (!wants && f->wants != 0) {
+        f->wants = 0;
+        ch->wanting--;
+    }
+}
+
+void flow_expects(flow *f, bool expects) {
+    if (f->expects != expects) {
+        f->expects = expects;
+        f->ch->expecting += expects ? 1 : (size_t)-1;
     }
 }
 
@@ -83,6 +104,9 @@ void flow_received(flow *f, encl_slice bytes) {
     encl_channel *ch = f->ch;
     encl_error err;
 
+    if (f->closed) {
+        return;
+    }
     if (encl_ring_write(&f->ring, bytes, &err) != ENCL_OK) {
         flow_fail(f, &err);
         return;
@@ -114,9 +138,74 @@ void flow_ended(flow *f) {
     pthread_cond_broadcast(&f->ch->changed);
 }
 
-void flow_room(encl_channel *ch) {
+/* A slot that the server does not free would be lost for the whole connection. */
+static void close_was_lost(encl_channel *ch, const encl_error *err) {
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED, "the end of a stream could not be sent: %.400s", err->message);
+    ch_fail(ch, &why);
+    encl_conn_close(ch->conn, 1002, NULL);
+}
+
+/* Lock held. The id is over for us: tells the server, which frees its slot, and frees ours. */
+static void send_close(flow *f) {
+    encl_channel *ch = f->ch;
+    encl_buf *out;
+    encl_error err;
+    encl_code rc;
+
+    rc = ch_tx_begin(ch, &out, &err);
+    if (rc == ENCL_OK) {
+        rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
+        ch_tx_end(ch, f->id, f);
+    }
+    if (rc != ENCL_OK && rc != ENCL_E_CLOSED) {
+        close_was_lost(ch, &err);
+        return;
+    }
+    flow_forget(f);
+}
+
+static flow *find_closing(encl_channel *ch) {
     for (size_t i = 0; i < ch->flow_count; i++) {
-        watch_fire(&ch->flows[i]->on_writable);
+        if (ch->flows[i]->closing) {
+            return ch->flows[i];
+        }
+    }
+    return NULL;
+}
+
+static void send_closes(encl_channel *ch) {
+    while (ch->closing != 0 && ch_may_send(ch, NULL)) {
+        send_close(find_closing(ch));
+    }
+}
+
+static flow *longest_waiting(encl_channel *ch) {
+    flow *found = NULL;
+
+    for (size_t i = 0; i < ch->flow_count; i++) {
+        flow *f = ch->flows[i];
+
+        if (f->on_writable.notifier != NULL && (found == NULL || f->wants < found->wants)) {
+            found = f;
+        }
+    }
+    return found;
+}
+
+void flow_room(encl_channel *ch) {
+    flow *f;
+    size_t woken = 0;
+
+    send_closes(ch);
+    while ((f = longest_waiting(ch)) != NULL) {
+        if (!ch_has_room(ch, f, woken)) {
+            ch_arm(ch);
+            break;
+        }
+        watch_fire(&f->on_writable);
+        woken++;
     }
 }
 
@@ -149,13 +238,15 @@ static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_erro
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = f->is_stream ? encl_app_open_stream(ch->app, payload, &f->id, out, err)
                       : encl_app_request(ch->app, payload, &f->id, out, err);
-    ch_tx_end(ch, f->id);
+    ch_tx_end(ch, f->id, f);
     if (rc == ENCL_OK) {
         slot->state = SLOT_USED;
         ch->promised--;
         atomic_fetch_add(&f->refs, 1); /* the channel's, given back in flow_forget */
         ch->flows[ch->flow_count++] = f;
         ch->streams_total += f->is_stream;
+        flow_expects(f, true);
+        slot_grant_more(ch); /* less is promised */
     }
 done:
     pthread_mutex_unlock(&ch->lock);
@@ -189,39 +280,20 @@ uint64_t encl_stream_id(const encl_stream *st) {
     return st->f.id;
 }
 
-/* A slot that the server does not free would be lost for the whole connection. */
-static void close_was_lost(encl_channel *ch, const encl_error *err) {
-    encl_error why;
-
-    encl_fail(&why, ENCL_E_CLOSED, "the end of a stream could not be sent: %.400s", err->message);
-    ch_fail(ch, &why);
-    encl_conn_close(ch->conn, 1002, NULL);
-}
-
-/* Lock held. The id is over for us: tells the server, which frees its slot, and frees ours. */
+/* Lock held. */
 static void close_stream(flow *f) {
-    encl_channel *ch = f->ch;
-    encl_buf *out;
-    encl_error err;
-    encl_code rc;
-
     f->closed = true;
     wake(f);
     watch_fire(&f->on_writable);
-    pthread_cond_broadcast(&ch->changed); /* its writers */
+    pthread_cond_broadcast(&f->ch->changed); /* its writers */
     if (f->done) {
         return;
     }
-    rc = ch_tx_begin(ch, &out, &err);
-    if (rc == ENCL_OK) {
-        rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_BOTH, out, &err);
-        ch_tx_end(ch, f->id);
-    }
-    if (rc != ENCL_OK && rc != ENCL_E_CLOSED) {
-        close_was_lost(ch, &err);
-        return;
-    }
-    flow_forget(f);
+    left_high_water(f);
+    flow_wants(f, false);
+    f->closing = true;
+    f->ch->closing++;
+    send_closes(f->ch);
 }
 
 void encl_stream_close(encl_stream *st) {
@@ -345,7 +417,9 @@ static encl_result send_chunk(flow *f, encl_slice chunk, encl_error *err) {
     ENCL_TRY(ch_need_open(ch, err));
     ENCL_TRY(ch_tx_begin(ch, &out, err));
     rc = encl_app_stream_data(ch->app, f->id, chunk, out, err);
-    ch_tx_end(ch, f->id);
+    ch_tx_end(ch, f->id, f);
+    flow_wants(f, false);
+    flow_expects(f, true);
     return rc;
 }
 
@@ -373,10 +447,11 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
         /* Taken for each record anew, so that the other streams get their turn. */
         pthread_mutex_lock(&ch->lock);
         rc = may_write(f, err);
-        if (rc == ENCL_OK && !ch_may_send(ch)) {
+        if (rc == ENCL_OK && !ch_may_send(ch, f)) {
             if (!ch_wait(ch, &ch->changed, until)) {
                 rc = encl_fail(err, ENCL_E_WRITE_TIMEOUT,
                                "the connection took %zu of %zu bytes in time", *put, bytes.len);
+                flow_wants(f, until == ENCL_POLL);
             }
             n = 0;
         }
@@ -407,7 +482,7 @@ encl_result encl_stream_write_eof(encl_stream *st, encl_error *err) {
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_stream_close(ch->app, f->id, ENCL_HALF_WRITE, out, err);
-    ch_tx_end(ch, f->id);
+    ch_tx_end(ch, f->id, f);
     f->write_ended = rc == ENCL_OK;
 done:
     pthread_mutex_unlock(&ch->lock);
@@ -423,6 +498,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     if (what == 0) {
         watch_clear(&f->on_readable);
         watch_clear(&f->on_writable);
+        flow_wants(f, false);
     }
     if ((what & ENCL_READABLE) != 0) {
         watch_set(&f->on_readable, n, token);
@@ -432,7 +508,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     }
     if ((what & ENCL_WRITABLE) != 0) {
         watch_set(&f->on_writable, n, token);
-        if (f->closed || f->failed || f->eof || ch_may_send(f->ch)) {
+        if (f->closed || f->failed || f->eof || ch_may_send(f->ch, f)) {
             watch_fire(&f->on_writable);
         }
     }

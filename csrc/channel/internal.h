@@ -46,6 +46,9 @@ typedef struct flow {
     encl_ring ring;  /* streams */
     encl_buf answer; /* requests */
     bool eof, failed, closed, over_high_water, write_ended;
+    bool expects;     /* something was sent, and nothing has come since */
+    uint64_t wants;   /* since when it waits to send, in order; 0 where it does not */
+    bool closing;     /* closed by its user; the record that says so waits for its turn */
     encl_error error; /* where failed */
 } flow;
 
@@ -87,7 +90,8 @@ struct encl_channel {
     size_t max_in_flight, in_use, waiting;
     encl_slot *waiting_head, *waiting_tail;
     flow *flows[ENCL_MAX_OPEN];
-    size_t flow_count, over_high_water;
+    size_t flow_count, over_high_water, expecting, wanting, closing;
+    uint64_t want_next;
 
     attest_ask attests[ATTESTS_MAX];
     size_t attest_count;
@@ -110,12 +114,15 @@ void ch_fail(encl_channel *ch, const encl_error *why);
 encl_result ch_check(encl_channel *ch, encl_error *err); /* without: the fork check */
 encl_result ch_need_open(encl_channel *ch, encl_error *err);
 bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until); /* false: deadline */
-/* begin and end of one record to the connection. */
+/* Begin and end of one record to the connection, about f where that is not NULL. */
 encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err);
-void ch_tx_end(encl_channel *ch, uint64_t id);
-/* Whether another record may go now; where not, whoever waits is woken when that may have changed.
- */
-bool ch_may_send(encl_channel *ch);
+void ch_tx_end(encl_channel *ch, uint64_t id, const flow *f);
+/* Whether another record may go now, of f or, where that is NULL, of a new id; where not, whoever
+ * waits is woken when that may have changed. */
+bool ch_may_send(encl_channel *ch, flow *f);
+/* The same when promised more are about to be sent, and nobody is woken. */
+bool ch_has_room(encl_channel *ch, const flow *f, size_t promised);
+void ch_arm(encl_channel *ch); /* ch_room will be called, after a while at the latest */
 void ch_room(encl_channel *ch);
 void cond_init(pthread_cond_t *cond);
 
@@ -133,6 +140,9 @@ void flow_fail(flow *f, const encl_error *why);
 void flow_received(flow *f, encl_slice bytes);
 void flow_answered(flow *f, encl_slice bytes);
 void flow_ended(flow *f);
-void flow_room(encl_channel *ch); /* tells writers in event loops */
+void flow_expects(flow *f, bool expects);
+void flow_wants(flow *f, bool wants);
+/* There is room: closes what waits for that, tells as many writers in event loops as may send. */
+void flow_room(encl_channel *ch);
 
 #endif

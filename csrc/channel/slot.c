@@ -37,7 +37,7 @@ static void grant(encl_channel *ch, encl_slot *slot) {
 }
 
 void slot_grant_more(encl_channel *ch) {
-    while (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight && ch_may_send(ch)) {
+    while (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight && ch_may_send(ch, NULL)) {
         encl_slot *slot = ch->waiting_head;
 
         unlink_slot(ch, slot);
