@@ -32,7 +32,7 @@ static void register_fork(void) {
 static encl_result shared_get(encl_loop **loop, encl_link_cache **links, encl_error *err) {
     encl_code rc = ENCL_OK;
 
-    ENCL_TRY(encl_base_init(err));
+    ENCL_TRY(encl_net_init(err));
     (void)pthread_once(&fork_once, register_fork);
     pthread_mutex_lock(&shared_lock);
     if (shared.loop == NULL || shared.generation != encl_fork_generation()) {

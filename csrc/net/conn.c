@@ -53,12 +53,16 @@ void encl_conn_release(encl_conn *conn) {
 }
 
 void net_conn_close_descriptors_in_child(encl_conn *conn) {
-    if (conn->fd >= 0) {
-        (void)close(conn->fd);
-    }
-    if (conn->lws_fd >= 0) {
-        (void)close(conn->lws_fd);
-    }
+    net_close_in_child(conn->fd, conn->inode);
+    net_close_in_child(conn->lws_fd, conn->inode);
+}
+
+/* libwebsockets' own, from the moment that it connects. */
+void net_conn_note_socket(encl_conn *conn, int lws_fd) {
+    pthread_mutex_lock(&conn->io);
+    conn->lws_fd = lws_fd;
+    conn->inode = net_inode(lws_fd);
+    pthread_mutex_unlock(&conn->io);
 }
 
 /* ---- the socket, plain or TLS: io is held ---- */
@@ -391,11 +395,16 @@ encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
     info.fd.filefd = fd;
     info.vh_prot_name = NET_PROTOCOL;
     info.opaque = conn;
+    pthread_mutex_lock(&conn->io);
     conn->fd = fd;
+    conn->inode = net_inode(fd);
+    pthread_mutex_unlock(&conn->io);
     encl_conn_retain(conn); /* raw_wsi's, given back in net_conn_raw_closed */
     conn->raw_wsi = lws_adopt_descriptor_vhost_via_info(&info);
     if (conn->raw_wsi == NULL) {
+        pthread_mutex_lock(&conn->io);
         conn->fd = -1;
+        pthread_mutex_unlock(&conn->io);
         (void)close(fd);
         encl_conn_release(conn);
         return encl_fail(err, ENCL_E_NOMEM, "no room for another connection");
@@ -412,7 +421,7 @@ encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *
     fd = fcntl(lws_get_socket_fd(ws_wsi), F_DUPFD_CLOEXEC, 0);
     ENCL_ENSURE(fd >= 0, err, ENCL_E_CONNECT, "the socket could not be duplicated: %s",
                 strerror(errno));
-    conn->lws_fd = lws_get_socket_fd(ws_wsi);
+    net_conn_note_socket(conn, lws_get_socket_fd(ws_wsi));
     conn->ssl = lws_get_ssl(ws_wsi);
     if (conn->ssl != NULL) {
         /* The queue may move and grow between two tries of one write. */

@@ -149,6 +149,7 @@ static encl_result copy_target(const encl_ws_target *t, net_target **out, encl_e
 
 typedef struct resolution {
     encl_conn *conn; /* a reference */
+    encl_loop *loop; /* another: the loop may be freed while a name is looked up */
     char *name;
     bool any_family;
     int rc;
@@ -158,6 +159,7 @@ typedef struct resolution {
 
 static void resolution_free(resolution *r) {
     encl_conn_release(r->conn);
+    net_loop_release(r->loop);
     free(r->name);
     free(r);
 }
@@ -205,7 +207,7 @@ static void *resolve(void *arg) {
     encl_error err;
 
     lookup(r, AI_ADDRCONFIG);
-    if (encl_loop_post(r->conn->loop, task_resolved, r, &err) != ENCL_OK) {
+    if (encl_loop_post(r->loop, task_resolved, r, &err) != ENCL_OK) {
         resolution_free(r);
     }
     return NULL;
@@ -221,7 +223,9 @@ static encl_result start_resolving(encl_conn *conn, const char *name, encl_error
 
     ENCL_ENSURE(r != NULL, err, ENCL_E_NOMEM, "out of memory");
     encl_conn_retain(conn);
+    net_loop_retain(conn->loop);
     r->conn = conn;
+    r->loop = conn->loop;
     r->name = strdup(name);
     if (r->name == NULL) {
         resolution_free(r);
@@ -301,6 +305,7 @@ void net_connect_next(encl_conn *conn) {
         conn->wsi_refs++;
         /* Behind a proxy it is the proxy that finds the address. */
         if (begin_connect(conn, vhost, t->proxy_host != NULL ? t->host : address) != NULL) {
+            net_conn_note_socket(conn, lws_get_socket_fd(conn->ws_wsi));
             return;
         }
         conn->ws_wsi = NULL;
@@ -526,6 +531,7 @@ static void connect_failed(encl_conn *conn, struct lws *wsi, const char *text, s
     (void)snprintf(conn->target->last_failure, sizeof conn->target->last_failure, "%s",
                    explain(reason));
     conn->ws_wsi = NULL; /* on its way out; its destruction gives the reference back */
+    net_conn_note_socket(conn, -1);
     net_connect_next(conn);
 }
 
@@ -569,6 +575,8 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
 
     switch (reason) {
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:
+        /* Behind a proxy with several addresses it need not be the first socket. */
+        net_conn_note_socket(conn, lws_get_socket_fd(wsi));
         return append_headers(conn, in, len);
     case LWS_CALLBACK_ESTABLISHED_CLIENT_HTTP:
         return reply_came(conn, wsi);

@@ -1,7 +1,11 @@
 #include "net/net_internal.h"
 
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 struct encl_listener {
     encl_loop *loop;
@@ -9,6 +13,9 @@ struct encl_listener {
     encl_accepted accepted;
     void *user;
     uint16_t port;
+    int fd; /* the listening socket, -1 where it was not found */
+    uintmax_t inode;
+    encl_listener *next;
     const char *cert, *key; /* only while being created */
     pthread_mutex_t lock;   /* guards done, error */
     pthread_cond_t changed;
@@ -37,8 +44,8 @@ static void make_vhost(encl_listener *l) {
     info.timeout_secs = 60;
     info.retry_and_idle_policy = &no_idle_policy;
     info.http_proxy_address = "";
-    info.user = l;
-    info.options = LWS_SERVER_OPTION_FAIL_UPON_UNABLE_TO_BIND;
+    /* With IPv6 it would take the address for no address, and listen on all there are. */
+    info.options = LWS_SERVER_OPTION_FAIL_UPON_UNABLE_TO_BIND | LWS_SERVER_OPTION_DISABLE_IPV6;
     if (l->cert != NULL) {
         info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
         info.ssl_cert_filepath = l->cert;
@@ -50,10 +57,68 @@ static void make_vhost(encl_listener *l) {
     }
 }
 
+static bool listens_on(int fd, uint16_t port) {
+    struct sockaddr_in at;
+    socklen_t size = sizeof at, flag_size = sizeof(int);
+    int listens = 0;
+
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) == 0 && listens != 0 &&
+           getsockname(fd, (struct sockaddr *)&at, &size) == 0 && at.sin_family == AF_INET &&
+           at.sin_port == htons(port) && at.sin_addr.s_addr == htonl(INADDR_LOOPBACK);
+}
+
+/* libwebsockets does not say which descriptor it listens on. */
+static int find_listening(uint16_t port) {
+    DIR *dir = opendir("/proc/self/fd");
+    struct dirent *at;
+    int found = -1;
+
+    while (dir != NULL && found < 0 && (at = readdir(dir)) != NULL) {
+        int fd = (int)strtol(at->d_name, NULL, 10);
+
+        if (at->d_name[0] != '.' && listens_on(fd, port)) {
+            found = fd;
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    return found;
+}
+
+static void link_listener(encl_listener *l) {
+    l->fd = find_listening(l->port);
+    net_lock_registry();
+    l->inode = net_inode(l->fd);
+    l->next = l->loop->listeners;
+    l->loop->listeners = l;
+    net_unlock_registry();
+}
+
+static void unlink_listener(const encl_listener *l) {
+    encl_listener **at = &l->loop->listeners;
+
+    net_lock_registry();
+    while (*at != l) {
+        at = &(*at)->next;
+    }
+    *at = l->next;
+    net_unlock_registry();
+}
+
+void net_listeners_close_in_child(encl_loop *loop) {
+    for (const encl_listener *l = loop->listeners; l != NULL; l = l->next) {
+        net_close_in_child(l->fd, l->inode);
+    }
+}
+
 static void task_listen(void *arg) {
     encl_listener *l = arg;
 
     make_vhost(l);
+    if (l->vhost != NULL) {
+        link_listener(l);
+    }
     pthread_mutex_lock(&l->lock);
     l->done = true;
     pthread_cond_signal(&l->changed);
@@ -63,6 +128,7 @@ static void task_listen(void *arg) {
 static void task_unlisten(void *arg) {
     encl_listener *l = arg;
 
+    unlink_listener(l);
     lws_vhost_destroy(l->vhost);
     pthread_mutex_lock(&l->lock);
     l->done = true;
@@ -129,11 +195,25 @@ void encl_listener_free(encl_listener *listener) {
     }
 }
 
+/* NULL where it was freed: its vhost lives on for a moment, and what was half upgraded with it. */
+static encl_listener *find_listener(encl_loop *loop, const struct lws_vhost *vhost) {
+    encl_listener *l = loop->listeners;
+
+    while (l != NULL && l->vhost != vhost) {
+        l = l->next;
+    }
+    return l;
+}
+
 int net_server_established(struct lws *wsi) {
-    encl_listener *l = lws_vhost_user(lws_get_vhost(wsi));
+    encl_loop *loop = lws_context_user(lws_get_context(wsi));
+    encl_listener *l = find_listener(loop, lws_get_vhost(wsi));
     encl_conn *conn;
     encl_error err;
 
+    if (l == NULL) {
+        return -1;
+    }
     if (net_conn_new(l->loop, true, ENCL_WS_SERVER, NULL, NULL, &conn, &err) != ENCL_OK) {
         return -1;
     }

@@ -8,24 +8,37 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define CLIENT_VHOST "client" /* its user is a net_vhost */
 
-/* Every loop of the process and its connections, so that a forked child can close its copies of
- * their sockets. registry, and every loop's conns list, are changed under registry_lock, which is
- * also held across fork(): the child finds them whole. */
+/* Every loop of the process, its connections and listeners, so that a forked child can close its
+ * copies of their sockets. registry, and every loop's two lists, are changed under registry_lock,
+ * which is also held across fork(): the child finds them whole. */
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static encl_loop *registry;
 
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static int process_rc = -1; /* written under process_once */
 
-static void before_fork(void) {
+void net_lock_registry(void) {
     pthread_mutex_lock(&registry_lock);
 }
 
-static void after_fork_in_parent(void) {
+void net_unlock_registry(void) {
     pthread_mutex_unlock(&registry_lock);
+}
+
+uintmax_t net_inode(int fd) {
+    struct stat file;
+
+    return fd >= 0 && fstat(fd, &file) == 0 ? file.st_ino : 0;
+}
+
+void net_close_in_child(int fd, uintmax_t inode) {
+    if (inode != 0 && net_inode(fd) == inode) {
+        (void)close(fd);
+    }
 }
 
 /* The parent's peers would otherwise not see its sockets end while a child holds copies. Only
@@ -35,6 +48,7 @@ static void after_fork_in_child(void) {
         for (encl_conn *conn = loop->conns; conn != NULL; conn = conn->next) {
             net_conn_close_descriptors_in_child(conn);
         }
+        net_listeners_close_in_child(loop);
     }
     registry = NULL;
     pthread_mutex_unlock(&registry_lock);
@@ -42,7 +56,14 @@ static void after_fork_in_child(void) {
 
 static void init_process(void) {
     lws_set_log_level(0, NULL);
-    process_rc = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    process_rc = pthread_atfork(net_lock_registry, net_unlock_registry, after_fork_in_child);
+}
+
+encl_result encl_net_init(encl_error *err) {
+    ENCL_TRY(encl_base_init(err));
+    ENCL_ENSURE(pthread_once(&process_once, init_process) == 0 && process_rc == 0, err,
+                ENCL_E_INTERNAL, "the fork handlers could not be set up");
+    return ENCL_OK;
 }
 
 void net_link_conn(encl_conn *conn) {
@@ -149,12 +170,13 @@ static const lws_retry_bo_t no_idle_policy = {
     .secs_since_valid_hangup = 0,
 };
 
-static struct lws_context *make_context(void) {
+static struct lws_context *make_context(encl_loop *loop) {
     struct lws_context_creation_info info;
 
     memset(&info, 0, sizeof info);
     info.port = CONTEXT_PORT_NO_LISTEN;
     info.options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS;
+    info.user = loop;
     info.fd_limit_per_thread = 4096;
     info.pt_serv_buf_size = 32 * 1024;
     info.timeout_secs = 60;
@@ -403,7 +425,7 @@ static void *service(void *arg) {
 
     block_signals();
     (void)pthread_setname_np(pthread_self(), "enclavia-net");
-    loop->context = make_context();
+    loop->context = make_context(loop);
     if (loop->context != NULL) {
         loop->raw_vhost = make_vhost(loop, "raw", NULL, NULL);
         if (loop->raw_vhost == NULL) {
@@ -427,6 +449,7 @@ static void *service(void *arg) {
     rearm_writers(loop);
     refuse_tasks(loop);
     run_tasks(loop);
+    finish_all(loop); /* what those tasks began to connect */
     lws_context_destroy(loop->context);
     rearm_writers(loop); /* gives back what the end has put there */
     return NULL;
@@ -446,16 +469,25 @@ static void free_members(encl_loop *loop) {
     free(loop);
 }
 
+void net_loop_retain(encl_loop *loop) {
+    atomic_fetch_add_explicit(&loop->refs, 1, memory_order_relaxed);
+}
+
+void net_loop_release(encl_loop *loop) {
+    if (atomic_fetch_sub_explicit(&loop->refs, 1, memory_order_acq_rel) == 1) {
+        free_members(loop);
+    }
+}
+
 encl_result encl_loop_new(encl_loop **out, encl_error *err) {
     encl_loop *loop;
     encl_code rc;
 
     *out = NULL;
-    ENCL_TRY(encl_base_init(err));
-    ENCL_ENSURE(pthread_once(&process_once, init_process) == 0 && process_rc == 0, err,
-                ENCL_E_INTERNAL, "the fork handlers could not be set up");
+    ENCL_TRY(encl_net_init(err));
     loop = calloc(1, sizeof *loop);
     ENCL_ENSURE(loop != NULL, err, ENCL_E_NOMEM, "out of memory");
+    atomic_init(&loop->refs, 1);
     pthread_mutex_init(&loop->lock, NULL);
     pthread_cond_init(&loop->changed, NULL);
     loop->generation = encl_fork_generation();
@@ -492,7 +524,7 @@ void encl_loop_free(encl_loop *loop) {
     lws_cancel_service(loop->context);
     pthread_mutex_unlock(&loop->lock);
     pthread_join(loop->thread, NULL);
-    free_members(loop);
+    net_loop_release(loop);
 }
 
 bool encl_loop_is_current(const encl_loop *loop) {
@@ -519,13 +551,14 @@ encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_erro
     if (!stopped) {
         loop->tasks_tail = entry;
     }
+    if (wake) {
+        /* Under the lock: as soon as it is let go, the loop may end, and its context with it. */
+        lws_cancel_service(loop->context);
+    }
     pthread_mutex_unlock(&loop->lock);
     if (stopped) {
         free(entry);
         return encl_fail(err, ENCL_E_CLOSED, "the service thread has ended");
-    }
-    if (wake) {
-        lws_cancel_service(loop->context);
     }
     return ENCL_OK;
 }

@@ -12,6 +12,11 @@ typedef struct encl_conn encl_conn;
 typedef struct encl_timer encl_timer;
 typedef struct encl_listener encl_listener;
 
+/* Sets up what fork() needs; encl_loop_new does so too. Who holds a lock of their own over fork(),
+ * and calls net with it held, calls this before setting up their own handlers: then fork() takes
+ * the locks in the same order. */
+encl_result encl_net_init(encl_error *err);
+
 /* Starts the service thread. Free closes every connection (their closed callbacks run), ends the
  * thread and joins it; not to be called from the service thread. In a forked child the thread does
  * not exist: free then only closes the child's copies of the descriptors. */
@@ -103,7 +108,8 @@ encl_result encl_listen(encl_loop *loop, uint16_t port, const char *tls_cert_fil
                         const char *tls_key_file, encl_accepted accepted, void *user,
                         encl_listener **out, encl_error *err);
 uint16_t encl_listener_port(const encl_listener *listener);
-/* Stops accepting; open connections go on. Any thread but the service thread. */
+/* Stops accepting; connections made through it end within a second or so. Any thread but the
+ * service thread. */
 void encl_listener_free(encl_listener *listener);
 void encl_conn_accept(encl_conn *conn, const encl_conn_events *events, void *user);
 

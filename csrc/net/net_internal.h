@@ -42,6 +42,7 @@ typedef struct net_vhost {
 } net_vhost;
 
 struct encl_loop {
+    atomic_uint refs; /* its owner's, and those of threads that look names up */
     struct lws_context *context;
     struct lws_vhost *raw_vhost; /* adopted descriptors */
     pthread_t thread;
@@ -52,8 +53,9 @@ struct encl_loop {
     bool stopping, stopped, ready;
     /* service thread only */
     net_vhost *vhosts;
-    encl_conn *conns;       /* all that are not finished; changed under registry_lock (loop.c) */
-    encl_conn *rearm_conns; /* those that asked to write from inside their writable callback */
+    encl_conn *conns;         /* all that are not finished; changed under registry_lock (loop.c) */
+    encl_conn *rearm_conns;   /* those that asked to write from inside their writable callback */
+    encl_listener *listeners; /* changed under registry_lock (loop.c) */
     uint8_t *rx;
     encl_loop *registry_next; /* guarded by registry_lock in loop.c */
 };
@@ -73,9 +75,10 @@ struct encl_conn {
 
     pthread_mutex_t io; /* guards state, fd, ssl, txq, frame_start, write_armed, close_*, eof_* */
     _Atomic(net_state) state; /* changed under io */
-    int fd;     /* what we read and write; libwebsockets owns and closes it through raw_wsi */
-    int lws_fd; /* the descriptor of ws_wsi, -1 where there is none */
-    SSL *ssl;   /* libwebsockets'; NULL for plain connections and once its wsi is gone */
+    int fd;          /* what we read and write; libwebsockets owns and closes it through raw_wsi */
+    int lws_fd;      /* the descriptor of ws_wsi, -1 where there is none */
+    uintmax_t inode; /* of the socket behind both, 0 where there is none */
+    SSL *ssl;        /* libwebsockets'; NULL for plain connections and once its wsi is gone */
     encl_buf txq;
     size_t frame_start;
     bool write_armed, above_low_water;
@@ -123,6 +126,14 @@ int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, 
                  size_t len);
 encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
                           encl_error *err);
+void net_loop_retain(encl_loop *loop);
+void net_loop_release(encl_loop *loop);
+void net_lock_registry(void);
+void net_unlock_registry(void);
+/* What a forked child has a copy of is closed only where it is still the same socket: the number
+ * may have been given to another file by then. */
+uintmax_t net_inode(int fd);
+void net_close_in_child(int fd, uintmax_t inode);
 void net_link_conn(encl_conn *conn);
 void net_unlink_conn(encl_conn *conn);
 
@@ -132,6 +143,7 @@ encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          encl_error *err);
 encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *err);
 encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err);
+void net_conn_note_socket(encl_conn *conn, int lws_fd);
 void net_conn_opened(encl_conn *conn);
 void net_conn_readable(encl_conn *conn);
 void net_conn_writable(encl_conn *conn);
@@ -148,5 +160,6 @@ void net_connect_next(encl_conn *conn);
 
 /* listen.c */
 int net_server_established(struct lws *wsi);
+void net_listeners_close_in_child(encl_loop *loop);
 
 #endif

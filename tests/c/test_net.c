@@ -5,12 +5,16 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <arpa/inet.h>
 #include <dirent.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -400,6 +404,168 @@ static void nothing_is_left_behind(void **state) {
     server_stop(&s);
 }
 
+/* ---- fork ---- */
+
+static int listen_anywhere(uint16_t *port) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof at;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof at), 0);
+    assert_int_equal(listen(fd, 8), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &size), 0);
+    *port = ntohs(at.sin_port);
+    return fd;
+}
+
+static int connect_plain(uint32_t address, uint16_t port) {
+    struct sockaddr_in at = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(address)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    if (connect(fd, (struct sockaddr *)&at, sizeof at) != 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* A child that lives, and does nothing, until it is told to end. */
+static pid_t fork_idle(int *tell) {
+    int ends[2];
+    char byte = 0;
+    pid_t child;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    child = fork();
+    if (child == 0) {
+        close(ends[1]);
+        _exit(write(ends[0], &byte, 1) == 1 && read(ends[0], &byte, 1) == 0 ? 0 : 1);
+    }
+    assert_true(child > 0);
+    close(ends[0]);
+    assert_int_equal(read(ends[1], &byte, 1), 1); /* past its fork handlers */
+    *tell = ends[1];
+    return child;
+}
+
+static void end_idle(pid_t child, int tell) {
+    int status;
+
+    close(tell);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void a_child_keeps_no_connecting_socket(void **state) {
+    struct timeval limit = {.tv_sec = 5};
+    char request[4096];
+    encl_loop *loop;
+    encl_conn *conn;
+    encl_error err;
+    uint16_t port;
+    int listening = listen_anywhere(&port), fd, tell;
+    encl_ws_target target = target_of(port);
+    pid_t child;
+    peer p;
+
+    (void)state;
+    peer_init(&p);
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+    fd = accept(listening, NULL, NULL);
+    assert_true(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
+    assert_true(recv(fd, request, sizeof request, 0) > 0);
+    child = fork_idle(&tell);
+    encl_conn_abort(conn, false);
+    WAIT_FOR(&p, p.closed);
+    assert_int_equal(recv(fd, request, sizeof request, 0), 0);
+    end_idle(child, tell);
+    close(fd);
+    close(listening);
+    encl_conn_release(conn);
+    encl_loop_free(loop);
+}
+
+static void nothing_listens_elsewhere(void **state) {
+    uint16_t port;
+    server s;
+    int fd;
+
+    (void)state;
+    server_start(&s, true);
+    port = encl_listener_port(s.listener);
+    fd = connect_plain(INADDR_LOOPBACK, port);
+    assert_true(fd >= 0);
+    close(fd);
+    /* Another address of this machine. */
+    assert_int_equal(connect_plain(INADDR_LOOPBACK + 1, port), -1);
+    server_stop(&s);
+}
+
+static void a_child_keeps_no_listening_socket(void **state) {
+    uint16_t port;
+    server s;
+    pid_t child;
+    int tell;
+
+    (void)state;
+    server_start(&s, true);
+    port = encl_listener_port(s.listener);
+    child = fork_idle(&tell);
+    server_stop(&s);
+    assert_int_equal(connect_plain(INADDR_LOOPBACK, port), -1);
+    end_idle(child, tell);
+}
+
+/* ---- ends that come at a bad time ---- */
+
+static void an_upgrade_may_come_after_its_listener(void **state) {
+    static const char first[] = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n",
+                      rest[] = "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                               "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    struct timeval limit = {.tv_sec = 5};
+    char answer[4096];
+    server s;
+    int fd;
+
+    (void)state;
+    server_start(&s, true);
+    fd = connect_plain(INADDR_LOOPBACK, encl_listener_port(s.listener));
+    assert_true(fd >= 0);
+    assert_true(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
+    assert_int_equal(send(fd, first, sizeof first - 1, MSG_NOSIGNAL), sizeof first - 1);
+    usleep(50000);
+    encl_listener_free(s.listener);
+    assert_int_equal(send(fd, rest, sizeof rest - 1, MSG_NOSIGNAL), sizeof rest - 1);
+    while (recv(fd, answer, sizeof answer, 0) > 0) {
+    }
+    assert_false(s.side.open);
+    close(fd);
+    encl_loop_free(s.loop);
+}
+
+static void a_loop_ends_while_names_are_looked_up(void **state) {
+    encl_ws_target target = target_of(1);
+
+    (void)state;
+    target.host = "no-such-host.invalid";
+    for (int i = 0; i < 40; i++) {
+        encl_loop *loop;
+        encl_conn *conn;
+        encl_error err;
+        peer p;
+
+        peer_init(&p);
+        assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+        assert_int_equal(encl_conn_connect_ws(loop, &target, &events, &p, &conn, &err), ENCL_OK);
+        usleep((useconds_t)(i % 8) * 200);
+        encl_loop_free(loop);
+        assert_true(p.closed);
+        encl_conn_release(conn);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(echoes_many_bytes),
@@ -408,6 +574,11 @@ int main(void) {
         cmocka_unit_test(refused_connections_say_so),
         cmocka_unit_test(bad_targets_are_refused_at_once),
         cmocka_unit_test(nothing_is_left_behind),
+        cmocka_unit_test(a_child_keeps_no_connecting_socket),
+        cmocka_unit_test(nothing_listens_elsewhere),
+        cmocka_unit_test(a_child_keeps_no_listening_socket),
+        cmocka_unit_test(an_upgrade_may_come_after_its_listener),
+        cmocka_unit_test(a_loop_ends_while_names_are_looked_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
