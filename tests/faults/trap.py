@@ -257,7 +257,8 @@ def run_reference(client: ReferenceClient, peer: Peer, case: str, scale: float) 
 # --- the table ---------------------------------------------------------------------------------
 
 
-HEAD = f"{'case':<16}{'sent':>8}{'failed':>8}{'broken':>8}{'s':>8}{'per s':>8}{'p50 ms':>8}{'p99 ms':>8}"
+COLUMNS = ("sent", "failed", "broken", "s", "per s", "p50 ms", "p99 ms")
+HEAD = f"{'case':<16}" + "".join(f"{name:>8}" for name in COLUMNS)
 
 
 def row(name: str, report: Report, lost: str) -> str:
