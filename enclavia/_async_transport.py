@@ -40,7 +40,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
-        max_channels: int = 1,
+        max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
     ) -> None:

@@ -144,7 +144,8 @@ class Client(httpx2.Client):
     verify, proxy: for the outer TLS connection: True, False or a CA file; ``http://host:port``.
     timeout: as httpx2's (default 30 s); ``connect`` covers DNS to attestation.
     retries: how often a request without an answer may be sent again, where that is safe.
-    max_channels, max_in_flight: connections to the enclave, and requests at once on each.
+    max_channels, max_in_flight: connections to the enclave, and requests at once on each. Of
+        several one carries nothing but bodies above 256 KiB, and is opened when it is needed.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Client(httpx2.Client):
         proxy: str | httpx2.URL | None = None,
         timeout: TimeoutTypes = DEFAULT_TIMEOUT,
         retries: Retries = 2,
-        max_channels: int = 1,
+        max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
         auth: AuthTypes | None = None,
@@ -269,7 +270,7 @@ class AsyncClient(httpx2.AsyncClient):
         proxy: str | httpx2.URL | None = None,
         timeout: TimeoutTypes = DEFAULT_TIMEOUT,
         retries: Retries = 2,
-        max_channels: int = 1,
+        max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
         auth: AuthTypes | None = None,

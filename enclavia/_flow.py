@@ -56,6 +56,8 @@ logger = logging.getLogger("enclavia")
 READ_SIZE = 65_536
 # How long a body is held back for a server that does not know ``Expect: 100-continue``.
 CONTINUE_WAIT = 1.0
+# How long a body waits for a channel of its own; a server without room for it says nothing.
+SPARE_WAIT = 3.0
 # From when on a deadline that passed without a byte from the enclave is held against the channel.
 SILENCE = 5.0
 _SHORTEST = 1e-6
@@ -299,6 +301,10 @@ class Engine:
         self, ticket: Ticket[Tunnel, Link], deadline: float | None, allowed: float | None
     ) -> None:
         member = cast("Member[Tunnel, Link]", ticket.member)
+        spare = member.spare
+        if spare:
+            limit = now() + SPARE_WAIT
+            deadline = limit if deadline is None else min(deadline, limit)
         pause = member.not_before - now()
         if pause > 0:
             remaining = _remaining(deadline)
@@ -311,6 +317,9 @@ class Engine:
             tunnel = Tunnel(self.config.open(), self._past)
             self.pool.starting(ticket, tunnel)
         if not await self.io.wait_open(tunnel.core, _remaining(deadline)):
+            if spare:
+                self.pool.connect_failed(ticket, self._connect_timeout(SPARE_WAIT), now())
+                return
             if self.pool.alone(ticket) and self.pool.last_error is None:
                 tunnel.core.wait_open(_SHORTEST)  # says what is missing, and closes
             raise self._connect_timeout(allowed)

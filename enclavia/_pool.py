@@ -9,6 +9,11 @@ ticket's waiter, connecting and closing is the transport's part.
                    CONNECT   open ticket.member for all who wait, then report the outcome
                    GRANTED   ticket.take() is a lease: one connection of the workload
                    FAILED    ticket.error
+
+A long body goes over a channel on which nothing else is going on, because a server can lose what
+it has read in part when an answer is ready first: alone a body may be sent as fast as it goes,
+beside others it is sent with care (csrc/channel/pace.h). So one of several channels is spare: it is
+opened when a long body meets a channel in use, and carries nothing but long bodies.
 """
 
 from __future__ import annotations
@@ -51,7 +56,12 @@ L = TypeVar("L", bound="LinkHandle")
 
 
 class PoolLimits(NamedTuple):
-    max_channels: int = 1
+    max_channels: int = 2
+    """One of several is the spare one."""
+    long_body: int = 256 * 1024
+    spare_backoff: float = 30.0
+    """How long a spare channel that could not be had is not asked for again: the server may have
+    no room for it, and it is a wish, not a need."""
     max_in_flight: int = 64
     """Per channel, connections kept for reuse included: each holds one of the server's slots."""
     max_connections: int | None = None
@@ -102,8 +112,9 @@ class PoolStats(NamedTuple):
 class Member(Generic[C, L]):
     """One channel: on its way, open, or gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: bool = False) -> None:
         self.handle: C | None = None
+        self.spare = spare
         self.open = False
         self.gone = False
         self.in_use = 0
@@ -184,6 +195,7 @@ class Pool(Generic[C, L]):
         self._orders = 0
         self._failures = 0
         self._grow_after = 0.0
+        self._spare_after = 0.0
         self._last_now = 0.0
         self._connects = 0
         self._reconnects = 0
@@ -311,11 +323,49 @@ class Pool(Generic[C, L]):
     def _serve(self, ticket: Ticket[C, L], now: float) -> bool:
         """Gives the ticket what it needs, or says that it has to wait."""
         ready = [member for member in self._members if member.open]
+        if self._is_long(ticket.job) and ready:
+            return self._serve_long(ticket, ready, now)
+        ready = self._shared(ready)
         if not self._at_limit() and (
             self._serve_idle(ticket, ready, now) or self._serve_new(ticket, ready)
         ):
             return True
         return self._serve_connect(ticket, ready, now)
+
+    def _is_long(self, job: Job) -> bool:
+        return job.body_size is None or job.body_size > self._limits.long_body
+
+    def _shared(self, ready: list[Member[C, L]]) -> list[Member[C, L]]:
+        """Those for requests of all kinds; the spare one where no other is open."""
+        if not any(member.spare for member in ready):
+            return ready
+        shared = [member for member in ready if not member.spare]
+        if shared:
+            return shared
+        if all(member.spare for member in self._members):
+            ready[0].spare = False
+        return ready
+
+    def _serve_long(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
+        if self._at_limit():
+            return False
+        ready = sorted(ready, key=lambda member: (member.in_use > 0, not member.spare))
+        if ready[0].in_use and self._may_have_spare(now):
+            member: Member[C, L] = Member(spare=True)
+            self._members.append(member)
+            self._make_connector(ticket, member)
+            return True
+        for member in ready:
+            if self._serve_idle(ticket, [member], now) or self._serve_new(ticket, [member]):
+                return True
+        return False
+
+    def _may_have_spare(self, now: float) -> bool:
+        return (
+            self._limits.max_channels > 1
+            and now >= self._spare_after
+            and not any(member.spare for member in self._members)
+        )
 
     def _serve_idle(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
         """The connection used last: it is the least likely to be closed meanwhile."""
@@ -341,11 +391,11 @@ class Pool(Generic[C, L]):
         return False
 
     def _serve_connect(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
-        if len(ready) < len(self._members):  # one is on its way
+        members = [member for member in self._members if not member.spare]
+        if len(ready) < len(members):  # one is on its way
             return False
-        if ready and (
-            self._at_limit() or len(ready) >= self._limits.max_channels or now < self._grow_after
-        ):
+        most = max(1, self._limits.max_channels - 1)
+        if ready and (self._at_limit() or len(ready) >= most or now < self._grow_after):
             return False
         member: Member[C, L] = Member()
         self._members.append(member)
@@ -359,11 +409,17 @@ class Pool(Generic[C, L]):
     def _after_failure(
         self, ticket: Ticket[C, L], member: Member[C, L], error: Exception, now: float
     ) -> None:
-        self._failures += 1
-        self.last_error = error
         if member.handle is not None:
             self._to_close.append(member.handle)
             member.handle = None
+        if member.spare and any(other is not member for other in self._members):
+            self._members.remove(member)
+            self._spare_after = now + self._limits.spare_backoff
+            self._wait_again(ticket)
+            return
+        member.spare = False
+        self._failures += 1
+        self.last_error = error
         pause = self._pause()
         if any(other.open for other in self._members):
             # A second channel is a wish, not a need.
@@ -505,7 +561,7 @@ class Pool(Generic[C, L]):
         """The connector is gone: the next in line goes on, or nobody needs it any more."""
         member.connector = None
         for ticket in self._tickets():
-            if ticket.state is State.WAITING:
+            if ticket.state is State.WAITING and not member.spare:
                 self._make_connector(ticket, member)
                 return
         self._members.remove(member)

@@ -71,7 +71,7 @@ class Settings(NamedTuple):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
-        max_channels: int = 1,
+        max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
     ) -> Settings:
@@ -211,7 +211,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
-        max_channels: int = 1,
+        max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
     ) -> None:

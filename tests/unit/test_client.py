@@ -1350,5 +1350,5 @@ def test_a_second_channel_when_the_first_is_full(kind: str) -> None:
             stats = client.client.stats
             assert (stats.channels, stats.connects, stats.reconnects) == (2, 2, 0)
 
-        with_client(kind, enclave, case, max_channels=2, max_in_flight=2)
+        with_client(kind, enclave, case, max_channels=3, max_in_flight=2)
         assert enclave.stats()["connections_total"] == 2

@@ -17,6 +17,7 @@ from enclavia._pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
 
 GET = Job()
 POST = Job(repeatable=False)
+LONG = Job(repeatable=False, body_size=100_000_000)
 
 
 class Channel:
@@ -408,7 +409,7 @@ class TestChannels:
         assert channel.closed
 
     def test_a_second_one_when_the_first_is_full(self) -> None:
-        pool = make(max_channels=2, max_in_flight=1)
+        pool = make(max_channels=3, max_in_flight=1)
         first_channel, _first = opened(pool)
         ticket, later = pool.request(GET, 0), pool.request(GET, 0)
         assert ticket.state is State.CONNECT
@@ -423,7 +424,7 @@ class TestChannels:
 
     def test_a_second_one_is_a_wish(self) -> None:
         """The server takes no more connections: the request waits for the first one."""
-        pool = make(max_channels=2, max_in_flight=1)
+        pool = make(max_channels=3, max_in_flight=1)
         _, lease = opened(pool)
         ticket = pool.request(GET, 0)
         pool.connect_failed(ticket, enclavia.UpgradeRejected("full", status=503), 0)
@@ -470,13 +471,133 @@ class TestChannels:
         assert pool.handles() == []
 
 
+class TestLongBodies:
+    def second(self, pool: AnyPool, job: Job = LONG, now: float = 0.0) -> tuple[Channel, AnyLease]:
+        ticket = pool.request(job, now)
+        assert ticket.state is State.CONNECT
+        channel = Channel()
+        pool.starting(ticket, channel)
+        pool.connected(ticket, now)
+        return channel, ticket.take()
+
+    @pytest.mark.parametrize("size", [None, 256 * 1024 + 1])
+    def test_one_beside_others_has_a_channel_of_its_own(self, size: int | None) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        spare, _long = self.second(pool, Job(body_size=size))
+        assert pool.stats().reconnects == 0
+        others = [take(pool) for _ in range(63)]
+        assert {lease.handle for lease in others} == {first}
+        assert pool.request(GET, 0).state is State.WAITING
+        assert take(pool, LONG).handle is spare
+
+    def test_shorter_ones_share(self) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        assert take(pool, Job(body_size=256 * 1024)).handle is first
+
+    def test_with_nothing_beside_it_the_first_channel_does(self) -> None:
+        pool = make()
+        first, lease = opened(pool)
+        link = Link()
+        pool.release(lease, link, 0)
+        long = take(pool, LONG)
+        assert long.handle is first
+        assert long.link is link
+        assert take(pool).handle is first
+
+    def test_the_spare_channel_is_kept_for_the_next(self) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        spare, long = self.second(pool)
+        pool.release(long, Link(), 0)
+        assert take(pool).handle is first
+        assert take(pool, LONG).handle is spare
+
+    def test_others_do_not_wait_while_it_connects(self) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        ticket, other = pool.request(LONG, 0), pool.request(LONG, 0)
+        assert ticket.state is State.CONNECT
+        assert ticket.phase is Phase.CONNECT
+        assert other.take().handle is first
+        assert take(pool).handle is first
+
+    @pytest.mark.parametrize("error", [enclavia.ConnectTimeout("no"), enclavia.PcrMismatch("no")])
+    def test_without_room_on_the_server_it_shares(self, error: Exception) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        ticket = pool.request(LONG, 0)
+        channel = Channel()
+        pool.starting(ticket, channel)
+        pool.connect_failed(ticket, error, 3)
+        assert channel.closed
+        assert ticket.take().handle is first
+        assert pool.last_error is None
+        assert take(pool, LONG, 20).handle is first
+        assert pool.request(LONG, 34).state is State.CONNECT
+
+    def test_given_up_while_it_connects(self) -> None:
+        pool = make(max_in_flight=1)
+        _first, lease = opened(pool)
+        ticket, waiting = pool.request(LONG, 0), pool.request(GET, 0)
+        channel = Channel()
+        pool.starting(ticket, channel)
+        pool.withdraw(ticket, 1)
+        assert channel.closed
+        assert waiting.state is State.WAITING
+        pool.release(lease, None, 1)
+        assert waiting.state is State.GRANTED
+
+    def test_no_second_channel_where_one_is_allowed(self) -> None:
+        pool = make(max_channels=1)
+        first, _lease = opened(pool)
+        assert take(pool, LONG).handle is first
+
+    def test_the_spare_channel_stands_in_for_a_lost_one(self) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        spare, _long = self.second(pool)
+        first.alive = False
+        assert take(pool).handle is spare
+        assert pool.request(LONG, 0).state is State.CONNECT
+
+    def test_the_spare_channel_serves_while_the_lost_one_is_replaced(self) -> None:
+        pool = make()
+        first, _lease = opened(pool)
+        pending = pool.request(LONG, 0)
+        first.alive = False
+        ticket = pool.request(GET, 0)
+        assert ticket.state is State.CONNECT
+        spare = Channel()
+        pool.starting(pending, spare)
+        pool.connected(pending, 0)
+        assert pending.take().handle is spare
+        assert take(pool).handle is spare
+
+    def test_the_only_one_left_is_everybodys(self) -> None:
+        """It fails like the first: those who wait are told."""
+        pool = make(retries=0)
+        first, _lease = opened(pool)
+        pending = pool.request(LONG, 0)
+        first.alive = False
+        pool.settle(0)
+        pool.connect_failed(pending, enclavia.ConnectError("refused"), 0)
+        assert pending.state is State.FAILED
+
+    def test_the_limit_of_connections_counts(self) -> None:
+        pool = make(max_connections=1)
+        _first, _lease = opened(pool)
+        assert pool.request(LONG, 0).state is State.WAITING
+
+
 class AnyHistory(RuleBasedStateMachine):
     """Whatever happens in whatever order: no slot is lost, no channel overfilled, nobody waits
     while there is room, and those who wait are served in order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = PoolLimits(max_channels=2, max_in_flight=3, keepalive_expiry=5)
+        self.limits = PoolLimits(max_channels=3, max_in_flight=3, keepalive_expiry=5)
         self.pool: AnyPool = Pool(self.limits, jitter=lambda: 0.5)
         self.now = 0.0
         self.tickets: list[AnyTicket] = []
@@ -490,9 +611,9 @@ class AnyHistory(RuleBasedStateMachine):
             elif ticket.state is State.FAILED:
                 self.tickets.remove(ticket)
 
-    @rule(repeatable=st.booleans())
-    def request(self, repeatable: bool) -> None:
-        self.tickets.append(self.pool.request(Job(repeatable=repeatable), self.now))
+    @rule(repeatable=st.booleans(), size=st.sampled_from([0, 0, 1000, 10_000_000, None]))
+    def request(self, repeatable: bool, size: int | None) -> None:
+        self.tickets.append(self.pool.request(Job(repeatable, size), self.now))
         self.collect()
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
@@ -574,6 +695,8 @@ class AnyHistory(RuleBasedStateMachine):
             return
         ready = [member for member in self.pool._members if member.open]
         assert ready
+        if not self.pool._is_long(waiting[0].job) and not all(m.spare for m in ready):
+            ready = [member for member in ready if not member.spare]
         assert all(member.load == self.limits.max_in_flight for member in ready)
         assert not any(member.idle for member in ready)
 
