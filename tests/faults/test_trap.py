@@ -1,57 +1,84 @@
-"""Our client against a server that forgets half a record when an answer is ready first."""
+"""Nothing is lost to a server that forgets half a record when an answer is ready first.
+
+A short form of trap.py, which measures (docs/reliability.md).
+"""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import os
+import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
 
+import httpx2
 import pytest
 from interop.harness import Peer
 from interop.test_peer import (
     LIMIT,
     MIB,
-    assert_echo,
     body_from,
     channel_to,
     client_for,
+    in_background,
+    pcrs_of,
     raw_get,
 )
-from interop.workload import body_of
 
-from enclavia import Client
+from enclavia import Client, EnclaviaError
+
+from .trap import GET, Plan, Request, bodies, broken, post, run_tasks, run_threads, upload
+
+StartPeer = Callable[..., Peer]
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
 
+PLANS = {
+    "16 callers post": Plan(bodies(), 16, 600),
+    "64 callers post": Plan(bodies(), 64, 600),
+    "64 callers post 16 KB": Plan([post(os.urandom(16_000))], 64, 150),
+    "64 callers get": Plan([GET], 64, 2_000),
+    "uploads beside small requests": Plan([upload(8 * MIB)], 1, 1, GET, 8),
+    "two uploads beside small requests": Plan([upload(3 * MIB)], 2, 2, GET, 4),
+}
 
-def test_many_posts_at_once_lose_nothing(peer: Peer) -> None:
-    """The reference client loses several in a hundred of these: the enclave drops half a record."""
-    with client_for(peer) as client, ThreadPoolExecutor(32) as pool:
-        posts = [pool.submit(assert_echo, client, os.urandom(16_000)) for _ in range(640)]
-        for future in posts:
-            future.result(LIMIT)
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("tasks", [False, True], ids=["threads", "tasks"])
+def test_nothing_is_lost(peer: Peer, name: str, tasks: bool) -> None:
+    plan = PLANS[name]
+    main, beside = asyncio.run(run_tasks(peer, plan)) if tasks else run_threads(peer, plan)
+    assert main.errors + beside.errors == {}
+    assert main.sent >= plan.count
+    assert broken(peer) == 0
 
 
-def test_an_upload_beside_small_requests(peer: Peer) -> None:
-    body = body_of(20 * MIB, 1)
-    done = threading.Event()
+def test_without_room_for_a_second_connection(start_peer: StartPeer) -> None:
+    """The enclave lets a connection in but does not answer it. The body waits a moment and then
+    goes with the others; those do not wait at all."""
+    peer = start_peer(max_connections=1)
+    main, beside = run_threads(peer, Plan([upload(2 * MIB)], 1, 1, GET, 4))
+    assert main.errors + beside.errors == {}
+    assert beside.percentile(99) < 2
+    assert broken(peer) == 0
 
-    def small_requests(client: Client) -> int:
-        count = 0
-        while not done.is_set():
-            assert client.get("/health").text == "ok"
-            count += 1
-        return count
 
-    with client_for(peer) as client, ThreadPoolExecutor(4) as pool:
-        beside = [pool.submit(small_requests, client) for _ in range(4)]
-        try:
-            answer = client.post("/sha256", content=body).json()
-        finally:
-            done.set()
-        assert all(future.result(LIMIT) > 0 for future in beside)
-    assert answer == {"sha256": hashlib.sha256(body).hexdigest(), "length": len(body)}
+def test_a_long_body_has_a_connection_of_its_own(peer: Peer) -> None:
+    with client_for(peer) as client:
+        slow = in_background(lambda: client.get("/slow?seconds=1"))
+        time.sleep(0.2)
+        upload(MIB).check(client.post("/sha256", content=upload(MIB).body))
+        assert slow() is None
+        assert client.stats.channels == 2
+    assert peer.stats()["accepted"] == 2
+
+
+def test_slow_requests_are_not_held_back(peer: Peer) -> None:
+    slow = Request("GET", "/slow?seconds=0.5", answer=b"at last")
+    main, _ = run_threads(peer, Plan([slow], 64, 256))
+    assert main.errors == {}
+    assert main.seconds < 6  # 2 where nothing is in the way
 
 
 def test_streams_closed_unread_free_their_slots(peer: Peer) -> None:
@@ -60,3 +87,31 @@ def test_streams_closed_unread_free_their_slots(peer: Peer) -> None:
             with channel.open_stream() as stream:
                 stream.write(raw_get("/bytes/40000"))
         assert body_from(channel.request(raw_get("/health"))) == b"ok"
+
+
+def test_nothing_is_sent_to_a_stream_that_the_workload_closed(peer: Peer) -> None:
+    """The enclave would answer each record with an error, into a queue that its own loop empties:
+    many of them could stop the connection for good."""
+    with channel_to(peer) as channel, channel.open_stream() as stream:
+        stream.write(raw_get("/health"))
+        while stream.read(65536):
+            pass
+        sent = channel.stats["records_out"]
+        for _ in range(100):
+            with pytest.raises(EnclaviaError):
+                stream.write(b"x" * 100_000)
+        assert channel.stats["records_out"] == sent
+        assert body_from(channel.request(raw_get("/health"))) == b"ok"
+
+
+def test_a_server_that_hangs_is_noticed(peer: Peer) -> None:
+    """By the deadline of each request; the connection is then replaced."""
+    timeout = httpx2.Timeout(LIMIT, read=1.0)
+    with Client(peer.url, debug_mode=True, pcrs=pcrs_of(peer.seed), timeout=timeout) as client:
+        assert client.get("/health").text == "ok"
+        os.kill(peer.pid, signal.SIGSTOP)
+        threading.Timer(2.5, os.kill, (peer.pid, signal.SIGCONT)).start()
+        with pytest.raises(httpx2.TimeoutException):
+            client.get("/health")
+        time.sleep(2)
+        assert client.get("/health").text == "ok"

@@ -1,12 +1,14 @@
 //! What can be done with the published client. Each job answers the body bytes it moved.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use enclavia::{Client, Method, Pcrs};
 use futures_util::{SinkExt, StreamExt};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::WebSocketStream;
@@ -20,6 +22,8 @@ pub struct Target {
     pub chunk: usize,
     pub echo: bool,
     pub hash: bool,
+    /// Callers of small GETs on the same connection, for as long as an upload takes.
+    pub beside: usize,
 }
 
 impl Target {
@@ -97,10 +101,10 @@ impl Job {
     pub async fn run(&self, index: u64) -> Result<u64, String> {
         match self {
             Job::Connect(target) => target.connect().await.map(|_| 0),
-            Job::Get(target, client) => get(target, client).await,
+            Job::Get(target, client) => get(&target.path, client).await,
             Job::Post(target, client, body) => post(target, client, stamped(body, index)).await,
             Job::Download(target, client) => download(target, client).await,
-            Job::Upload(target, client, upload) => upload_once(target, client, upload).await,
+            Job::Upload(target, client, upload) => upload_beside(target, client, upload).await,
             Job::Upgrade(target, client, body) => {
                 upgrade(target, client, stamped(body, index)).await
             }
@@ -108,8 +112,8 @@ impl Job {
     }
 }
 
-async fn get(target: &Target, client: &Client) -> Result<u64, String> {
-    let response = client.get(&target.path).send().await.map_err(text)?;
+async fn get(path: &str, client: &Client) -> Result<u64, String> {
+    let response = client.get(path).send().await.map_err(text)?;
     match response.status() {
         200 => Ok(response.bytes().len() as u64),
         status => Err(format!("status {status}")),
@@ -193,6 +197,29 @@ async fn download(target: &Target, client: &Client) -> Result<u64, String> {
         return Err("body does not have the announced hash".to_string());
     }
     Ok(response.body.len() as u64)
+}
+
+/// Fails also where one of the requests beside it did.
+async fn upload_beside(target: &Target, client: &Client, upload: &Upload) -> Result<u64, String> {
+    let done = Arc::new(AtomicBool::new(false));
+    let mut others = JoinSet::new();
+    for _ in 0..target.beside {
+        let (client, done) = (client.clone(), done.clone());
+        others.spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                get("/health", &client).await?;
+            }
+            Ok::<(), String>(())
+        });
+    }
+    let outcome = upload_once(target, client, upload).await;
+    done.store(true, Ordering::Relaxed);
+    while let Some(ended) = others.join_next().await {
+        ended
+            .map_err(text)?
+            .map_err(|why| format!("beside it: {why}"))?;
+    }
+    outcome
 }
 
 async fn upload_once(target: &Target, client: &Client, upload: &Upload) -> Result<u64, String> {

@@ -14,7 +14,8 @@ const USAGE: &str = "reference-client COMMAND URL [PATH] [--count N] [--concurre
     post URL PATH       one-shot POST of --size random bytes; --answer echo (default) or any
     connect URL         connect, handshake and verify
     download URL PATH   GET over a stream, checked against x-sha256; --no-hash leaves that out
-    upload URL PATH     POST of --size bytes over a stream in records of --chunk, whose hash must be answered
+    upload URL PATH     POST of --size bytes over a stream in records of --chunk, whose hash must be answered;
+                        --beside N callers of GET /health meanwhile
     upgrade URL PATH    WebSocket inside the tunnel, one echoed message of --size bytes
 common: --pcr-seed 0..255 or --pcrs HEX,HEX,HEX; --header 'Name: value' for the outer upgrade";
 
@@ -56,6 +57,7 @@ fn target(args: &Args, url: &str, path: &str) -> Result<Target, String> {
             Some(other) => return Err(format!("--answer: echo or any, not {other:?}")),
         },
         hash: !args.switch("no-hash"),
+        beside: args.number("beside", 0)?,
     })
 }
 
@@ -68,6 +70,7 @@ async fn run() -> Result<Report, String> {
             "warmup",
             "size",
             "chunk",
+            "beside",
             "answer",
             "pcr-seed",
             "pcrs",
