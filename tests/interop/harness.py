@@ -135,7 +135,8 @@ class Peer(Server):
         self._tell("drop")
 
     def stats(self) -> dict[str, Any]:
-        """``accepted`` and ``open`` connections, and ``ended``: reason to count."""
+        """``accepted`` and ``open`` connections, ``ended``: reason to count, and how often a
+        connection's loop was ``out_of_steps``."""
         self._tell("stats")
         answer: dict[str, Any] = json.loads(self._line())
         return answer

@@ -3,6 +3,8 @@
 //! is how the real server behaves, and the reason this peer exists.
 
 use std::collections::HashMap;
+use std::future::{poll_fn, Future};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use enclavia_protocol::{
 };
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
+use tokio::task::coop::has_budget_remaining;
 
 use crate::workload::Command;
 use crate::Enclave;
@@ -58,6 +61,7 @@ pub async fn session(enclave: Arc<Enclave>, socket: UnixStream) -> Result<(), St
     let (transport, binding) = handshake(socket).await?;
     let (answers, answer_queue) = mpsc::channel(MAX_IN_FLIGHT);
     let (finished, finished_queue) = mpsc::channel(MAX_IN_FLIGHT);
+    let counters = enclave.clone();
     let session = Session {
         enclave,
         transport,
@@ -67,7 +71,15 @@ pub async fn session(enclave: Arc<Enclave>, socket: UnixStream) -> Result<(), St
         slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
         streams: HashMap::new(),
     };
-    session.run(answer_queue, finished_queue).await
+    let mut running = pin!(session.run(answer_queue, finished_queue));
+    poll_fn(move |context| {
+        let polled = running.as_mut().poll(context);
+        if !has_budget_remaining() {
+            counters.count_out_of_steps();
+        }
+        polled
+    })
+    .await
 }
 
 async fn handshake(socket: UnixStream) -> Result<(CborTransport<UnixStream>, Vec<u8>), String> {

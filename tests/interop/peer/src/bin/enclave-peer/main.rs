@@ -41,6 +41,15 @@ struct Counters {
     accepted: AtomicU64,
     open: AtomicU64,
     ended: Mutex<BTreeMap<String, u64>>,
+    out_of_steps: AtomicU64,
+}
+
+impl Enclave {
+    /// The runtime made a connection's loop let other tasks go first: if it was in the middle of a
+    /// record and an answer is ready, the connection is about to be lost.
+    fn count_out_of_steps(&self) {
+        self.counters.out_of_steps.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Counters {
@@ -60,6 +69,7 @@ impl Counters {
             "accepted": self.accepted.load(Ordering::Relaxed),
             "open": self.open.load(Ordering::Relaxed),
             "ended": *self.ended.lock().expect("counters"),
+            "out_of_steps": self.out_of_steps.load(Ordering::Relaxed),
         })
         .to_string()
     }
