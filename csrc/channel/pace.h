@@ -23,7 +23,7 @@
 
 #define ENCL_PACE_TURNS   16 /* records and answers in a row */
 #define ENCL_PACE_ANSWERS 2  /* expected from each unread record */
-/* The smallest socket buffer on the path is 256 KiB: what is under way must fit, or a write is
+/* What is under way must fit the sockets on the path (208 KiB is Linux's default), or a write is
  * split. */
 #define ENCL_PACE_BYTES   ((size_t)128 * 1024) /* on the wire */
 #define ENCL_PACE_PROMISE ((size_t)16 * 1024)  /* the size of a record about to be sent */
