@@ -49,7 +49,7 @@ from ._http1 import (
 from ._pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
 from ._retry import IDEMPOTENT, Attempt, RetryPolicy
 
-__all__ = ["Body", "Engine", "Exchange", "Io", "Stats", "Timeouts", "Tunnel", "run"]
+__all__ = ["Engine", "Exchange", "Stats", "Timeouts", "Tunnel", "run"]
 
 logger = logging.getLogger("enclavia")
 

@@ -193,8 +193,8 @@ static void task_read(void *arg) {
     encl_conn_release(conn);
 }
 
-/* The task owns a reference. Without memory for a task the connection cannot go on; it is found
- * broken by the next callback. */
+/* The task owns a reference. Without memory for a task nothing tells the service thread: the
+ * connection then stands still until its user's deadline closes it. */
 static void post(encl_conn *conn, encl_task task) {
     encl_error err;
 
