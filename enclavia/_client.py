@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
 import httpx2
 
@@ -17,12 +19,13 @@ from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings
 
 if TYPE_CHECKING:
-    from httpx2._client import EventHook
+    from httpx2._client import EventHook, UseClientDefault
     from httpx2._types import (
         AuthTypes,
         CookieTypes,
         HeaderTypes,
         QueryParamTypes,
+        RequestExtensions,
         TimeoutTypes,
     )
 
@@ -94,15 +97,29 @@ def _base_url(settings: Settings, base_url: httpx2.URL | str) -> httpx2.URL:
     return url
 
 
-class _KnownURLs:
-    """What the strings given as URLs came to. httpx2 parses each one and the base URL anew, which
-    is more than half of what building a request costs."""
+class _Known(NamedTuple):
+    """What a method and a URL came to, the last time."""
+
+    url: httpx2.URL
+    defaults: list[tuple[bytes, bytes]]
+    """The client's headers then."""
+    headers: httpx2.Headers | None
+    """Those of the request, where nothing but the client's defaults went into them."""
+
+
+_NO_BODY = httpx2.ByteStream(b"")
+_NOT_GIVEN = functools.partial(operator.is_, None)
+
+
+class _KnownRequests:
+    """Building a request is a third of what it costs in Python: httpx2 parses its URL and the base
+    URL, and merges and encodes the headers, each time anew. The same comes of the same."""
 
     _MOST: Final = 64
     _LONGEST: Final = 256
 
     def __init__(self) -> None:
-        self._of: tuple[httpx2.URL | None, dict[str, httpx2.URL]] = (None, {})
+        self._of: tuple[httpx2.URL | None, dict[tuple[str, str], _Known]] = (None, {})
 
     def build(
         self,
@@ -110,22 +127,36 @@ class _KnownURLs:
         build: Callable[..., httpx2.Request],
         method: str,
         url: httpx2.URL | str,
-        options: dict[str, object],
+        timeout: TimeoutTypes | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
+        extensions: RequestExtensions | None = None,
+        **options: Any,
     ) -> httpx2.Request:
         if not isinstance(url, str) or len(url) > self._LONGEST:
-            return build(method, url, **options)
-        base, known = self._of
+            return build(method, url, timeout=timeout, extensions=extensions, **options)
+        base, all_known = self._of
         if base is not client.base_url:  # it was set
-            known = {}
-            self._of = (client.base_url, known)
-        merged = known.get(url)
-        if merged is not None:
-            return build(method, merged, **options)
-        request = build(method, url, **options)
-        if not options.get("params") and not client.params:
-            if len(known) >= self._MOST:
-                known.clear()
-            known[url] = request.url
+            all_known = {}
+            self._of = (client.base_url, all_known)
+        plain = not client.params and not client.cookies and all(map(_NOT_GIVEN, options.values()))
+        known = all_known.get((method, url))
+        if known is None:
+            request = build(method, url, timeout=timeout, extensions=extensions, **options)
+            if not client.params and not options.get("params"):
+                if len(all_known) >= self._MOST:
+                    all_known.clear()
+                headers = request.headers.copy() if plain else None
+                all_known[method, url] = _Known(request.url, client.headers.raw, headers)
+            return request
+        if not plain or known.headers is None or known.defaults != client.headers.raw:
+            return build(method, known.url, timeout=timeout, extensions=extensions, **options)
+        extensions = {} if extensions is None else dict(extensions)
+        if "timeout" not in extensions:
+            given = client.timeout if timeout is httpx2.USE_CLIENT_DEFAULT else timeout
+            extensions["timeout"] = httpx2.Timeout(cast("TimeoutTypes", given)).as_dict()
+        request = httpx2.Request(
+            method, known.url, headers=known.headers, stream=_NO_BODY, extensions=extensions
+        )
+        request.read()
         return request
 
 
@@ -190,7 +221,7 @@ class Client(httpx2.Client):
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)
-        self._known_urls = _KnownURLs()
+        self._known_requests = _KnownRequests()
         super().__init__(
             transport=EnclaveTransport._of(settings),
             trust_env=False,
@@ -221,10 +252,8 @@ class Client(httpx2.Client):
     def _enclave(self) -> EnclaveTransport:
         return cast(EnclaveTransport, self._transport)
 
-    def build_request(
-        self, method: str, url: httpx2.URL | str, **options: object
-    ) -> httpx2.Request:
-        return self._known_urls.build(self, super().build_request, method, url, options)
+    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
+        return self._known_requests.build(self, super().build_request, method, url, **options)
 
     @property
     def attestation(self) -> Attestation:
@@ -302,7 +331,7 @@ class AsyncClient(httpx2.AsyncClient):
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)
-        self._known_urls = _KnownURLs()
+        self._known_requests = _KnownRequests()
         super().__init__(
             transport=AsyncEnclaveTransport._of(settings),
             trust_env=False,
@@ -338,10 +367,8 @@ class AsyncClient(httpx2.AsyncClient):
     def _enclave(self) -> AsyncEnclaveTransport:
         return cast("AsyncEnclaveTransport", self._transport)
 
-    def build_request(
-        self, method: str, url: httpx2.URL | str, **options: object
-    ) -> httpx2.Request:
-        return self._known_urls.build(self, super().build_request, method, url, options)
+    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
+        return self._known_requests.build(self, super().build_request, method, url, **options)
 
     @property
     def attestation(self) -> Attestation:
@@ -378,11 +405,11 @@ def _to_pickle(state: dict[str, Any]) -> dict[str, Any]:
     states = type(state["_state"])
     kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
     cookies = list(state["_cookies"].jar)
-    return {**state, "_state": kept, "_cookies": cookies, "_known_urls": None}
+    return {**state, "_state": kept, "_cookies": cookies, "_known_requests": None}
 
 
 def _from_pickle(state: dict[str, Any]) -> dict[str, Any]:
     cookies = httpx2.Cookies()
     for cookie in state["_cookies"]:
         cookies.jar.set_cookie(cookie)
-    return {**state, "_cookies": cookies, "_known_urls": _KnownURLs()}
+    return {**state, "_cookies": cookies, "_known_requests": _KnownRequests()}

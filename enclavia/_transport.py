@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TIMEOUT",
     "EnclaveTransport",
+    "Response",
     "Settings",
     "TransportBase",
     "TransportOptions",
@@ -174,6 +175,50 @@ class TransportBase:
         return f"<{type(self).__name__} {self._settings.config.url}>"
 
 
+class Response(httpx2.Response):
+    """An :class:`httpx2.Response` that takes a body which is there already in one piece: an answer
+    of a few bytes has half a dozen generators to go through otherwise."""
+
+    _exchange: Exchange | None = None
+
+    def read(self) -> bytes:
+        body = self._here()
+        if body is None:
+            return super().read()
+        self._content = body
+        self.close()
+        return body
+
+    async def aread(self) -> bytes:
+        body = self._here()
+        if body is None:
+            return await super().aread()
+        self._content = body
+        await self.aclose()
+        return body
+
+    def _here(self) -> bytes | None:
+        """The whole body, where nothing of it was taken, is missing, or has to be decoded."""
+        if self.is_stream_consumed or self.is_closed or hasattr(self, "_content"):
+            return None
+        exchange = self._exchange
+        if exchange is None or not exchange.settled or exchange.encoded:
+            return None
+        body = b"".join(exchange.pieces())
+        self.is_stream_consumed = True
+        self._num_bytes_downloaded = len(body)
+        return body
+
+    @property
+    def has_redirect_location(self) -> bool:
+        return self.status_code >= 300 and super().has_redirect_location
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_exchange", None)
+        return state
+
+
 def response_of(
     exchange: Exchange,
     stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
@@ -187,9 +232,9 @@ def response_of(
     }
     if exchange.upgraded:
         extensions["network_stream"] = network_stream(exchange)
-    return httpx2.Response(
-        status_code=head.status, headers=list(head.headers), stream=stream, extensions=extensions
-    )
+    response = Response(head.status, headers=head.headers, stream=stream, extensions=extensions)
+    response._exchange = exchange
+    return response
 
 
 class EnclaveTransport(httpx2.BaseTransport, TransportBase):

@@ -1201,20 +1201,37 @@ def test_supported_keywords(kind: str) -> None:
     assert calls == ["/api/items", "/api/end"]
 
 
-def test_a_url_used_before_is_merged_as_httpx2_does(kind: str) -> None:
+def test_a_request_built_before_is_built_as_httpx2_does(kind: str) -> None:
     cls: Any = enclavia.Client if kind == "sync" else enclavia.AsyncClient
     client = cls("wss://e.example", debug_mode=True)
     plain = httpx2.Client(base_url="https://e.example")
+    client.headers, client.timeout = plain.headers, plain.timeout
 
-    def check(url: str, **options: Any) -> None:
-        expected = plain.build_request("GET", url, **options).url
-        for _ in range(2):
-            assert client.build_request("GET", url, **options).url == expected
+    def check(url: str, method: str = "GET", **options: Any) -> None:
+        expected = plain.build_request(method, url, **options)
+        for _ in range(3):
+            built = client.build_request(method, url, **options)
+            assert built.method == expected.method
+            assert built.url == expected.url
+            assert built.headers.raw == expected.headers.raw
+            assert built.content == expected.content
+            assert built.extensions == expected.extensions
+            built.headers["x-mine"] = "of this one alone"
+            built.extensions["mine"] = True
 
     def check_all() -> None:
         for url in ("/x", "x", "/x?a=1", "", "https://e.example/y", "https://other.example/"):
             check(url)
             check(url, params={"b": "2"})
+            check(url)
+            check(url, "post")
+            check(url, "POST", json=[])
+            check(url, "POST", content=b"")
+            check(url, "POST", data={"a": "b"})
+            check(url, headers={"x-one": "1"})
+            check(url, timeout=1.5)
+            check(url, timeout=None)
+            check(url, extensions={"timeout": {"read": 2.0}, "target": b"*"})
             check(url)
 
     check_all()
@@ -1223,6 +1240,20 @@ def test_a_url_used_before_is_merged_as_httpx2_does(kind: str) -> None:
     client.params = plain.params = {}
     check_all()
     client.base_url = plain.base_url = "https://e.example/api"
+    check_all()
+    for each in (client, plain):
+        each.headers["authorization"] = "Bearer one"
+    check_all()
+    for each in (client, plain):
+        each.headers["authorization"] = "Bearer two"
+    check_all()
+    client.timeout = plain.timeout = 7.0
+    check_all()
+    for each in (client, plain):
+        each.cookies.set("a", "b", domain="e.example")
+    check_all()
+    for each in (client, plain):
+        each.cookies.clear()
     check_all()
     client = pickle.loads(pickle.dumps(client))
     check_all()
