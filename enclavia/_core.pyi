@@ -73,6 +73,9 @@ class Channel:
     def forked(self) -> bool:
         """Made by a parent process: nothing of it may be used here."""
     @property
+    def bytes_in(self) -> int:
+        """Received so far, on the wire."""
+    @property
     def handshake_hash(self) -> bytes: ...
     def wait_open(self, timeout: float | None) -> None:
         """Raises ConnectTimeout (and closes), or why it closed."""

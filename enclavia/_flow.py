@@ -182,7 +182,7 @@ class Tunnel:
 
     def asked(self) -> None:
         """Something is expected to come from now on."""
-        heard = self.traffic()[0]
+        heard = self.core.bytes_in
         if heard != self._heard:
             self._heard = heard
             self._heard_at = now()
@@ -190,7 +190,7 @@ class Tunnel:
     def unanswered(self) -> None:
         """A deadline passed. A channel on which nothing at all came for a while may lead nowhere
         any more, which nobody is told by TCP: it ends with those who use it now."""
-        if self.traffic()[0] == self._heard and now() - self._heard_at >= SILENCE:
+        if self.core.bytes_in == self._heard and now() - self._heard_at >= SILENCE:
             self.broken = True
 
     def traffic(self) -> tuple[int, int]:
@@ -678,6 +678,10 @@ class Exchange:
         """All of the answer's body that was not taken yet, once the exchange is settled."""
         events, self._events = self._events, collections.deque()
         return [event.data for event in events if isinstance(event, Data)]
+
+    @property
+    def encoded(self) -> bool:
+        return any(name.lower() == b"content-encoding" for name, _ in self.head.headers)
 
     async def _next_piece(self) -> bytes | None:
         while not self._events:

@@ -225,6 +225,14 @@ static PyObject *channel_stats(PyObject *self, PyObject *unused) {
         "slots_waiting", (unsigned long long)s.slots_waiting);
 }
 
+static PyObject *get_bytes_in(PyObject *self, void *unused) {
+    encl_channel_stats s;
+
+    (void)unused;
+    encl_channel_get_stats(channel_of(self), &s);
+    return PyLong_FromUnsignedLongLong(s.bytes_in);
+}
+
 /* ---- waiting for it ---- */
 
 static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
@@ -501,6 +509,7 @@ static PyGetSetDef channel_properties[] = {
     {"state", get_state, NULL, "\"connecting\", \"open\" or \"closed\".", NULL},
     {"error", get_error, NULL, "Why it closed.", NULL},
     {"forked", get_forked, NULL, "Made by a parent process.", NULL},
+    {"bytes_in", get_bytes_in, NULL, "Received so far, on the wire.", NULL},
     {"handshake_hash", get_handshake_hash, NULL, "The channel binding, 32 bytes.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -1,3 +1,4 @@
+#include "base/secmem.h"
 #include "python/binding.h"
 
 #include <stdlib.h>
@@ -5,6 +6,10 @@
 
 /* What one read gives at most. */
 #define READ_MAX ((Py_ssize_t)1024 * 1024)
+
+/* What is copied or sent at once with the GIL held. Where many threads run, giving it up means to
+ * queue for it again, which takes longer than the work. */
+#define HELD_MAX 4096
 
 typedef struct stream_object {
     PyObject_HEAD
@@ -78,14 +83,60 @@ static int read_into(encl_stream *stream, uint8_t *block, size_t cap, int64_t un
     return -1;
 }
 
-/* Waits for something to read without memory for it; then the amount is known. */
+/* What is there, where it is little. 1: *result is set; 0: nothing, or more than that; -1: raised.
+ */
+static int read_held(encl_stream *stream, size_t n, PyObject **result) {
+    uint8_t block[HELD_MAX];
+    size_t got;
+    encl_error err;
+    encl_code rc;
+
+    if (n > sizeof block && encl_stream_buffered(stream) > sizeof block) {
+        return 0;
+    }
+    rc =
+        encl_stream_read(stream, block, n < sizeof block ? n : sizeof block, ENCL_POLL, &got, &err);
+    if (rc == ENCL_E_READ_TIMEOUT) {
+        return 0;
+    }
+    if (rc != ENCL_OK) {
+        binding_raise(&err);
+        return -1;
+    }
+    *result = PyBytes_FromStringAndSize((const char *)block, (Py_ssize_t)got);
+    encl_wipe(block, got);
+    return *result != NULL ? 1 : -1;
+}
+
+static PyObject *read_waiting(encl_stream *stream, size_t n, int64_t until) {
+    size_t room = encl_stream_buffered(stream), got = 0;
+    PyObject *result = NULL;
+    uint8_t *block;
+    int rc;
+
+    if (room == 0 || room > n) {
+        room = room == 0 && n > 65536 ? 65536 : n;
+    }
+    block = malloc(room);
+    if (block == NULL) {
+        return PyErr_NoMemory();
+    }
+    rc = read_into(stream, block, room, until, &got);
+    if (rc == 1) {
+        result = PyBytes_FromStringAndSize((const char *)block, (Py_ssize_t)got);
+    } else if (rc == 0) {
+        result = Py_NewRef(Py_None);
+    }
+    encl_wipe(block, got);
+    free(block);
+    return result;
+}
+
 static PyObject *stream_read(PyObject *self, PyObject *args) {
     encl_stream *stream = stream_of(self);
-    Py_ssize_t n, room;
-    PyObject *timeout, *result;
+    PyObject *timeout, *result = NULL;
+    Py_ssize_t n;
     int64_t until;
-    uint8_t *block;
-    size_t got = 0;
     int rc;
 
     if (!PyArg_ParseTuple(args, "nO", &n, &timeout) || !binding_deadline(timeout, &until)) {
@@ -95,28 +146,11 @@ static PyObject *stream_read(PyObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "read: expected at least 0 bytes, came %zd", n);
     }
     n = n > READ_MAX ? READ_MAX : n;
-    rc = read_into(stream, NULL, 0, ENCL_POLL, &got);
-    if (rc < 0 || n == 0) {
-        return rc < 0 ? NULL : PyBytes_FromStringAndSize(NULL, 0);
+    rc = read_held(stream, (size_t)n, &result);
+    if (rc != 0) {
+        return result;
     }
-    room = (Py_ssize_t)encl_stream_buffered(stream);
-    if (room == 0) {
-        room = n < 65536 ? n : 65536;
-    } else if (room > n) {
-        room = n;
-    }
-    block = malloc((size_t)room);
-    if (block == NULL) {
-        return PyErr_NoMemory();
-    }
-    rc = read_into(stream, block, (size_t)room, until, &got);
-    if (rc == 1) {
-        result = PyBytes_FromStringAndSize((const char *)block, (Py_ssize_t)got);
-    } else {
-        result = rc == 0 ? Py_NewRef(Py_None) : NULL;
-    }
-    free(block);
-    return result;
+    return read_waiting(stream, (size_t)n, until);
 }
 
 static PyObject *stream_readinto(PyObject *self, PyObject *args) {
@@ -143,14 +177,41 @@ static PyObject *stream_readinto(PyObject *self, PyObject *args) {
 
 /* ---- writing ---- */
 
+/* From *done on, waiting in slices. False: a signal's handler raised. */
+static bool write_waiting(encl_stream *stream, const Py_buffer *data, int64_t until, size_t *done,
+                          encl_code *rc, encl_error *err) {
+    size_t put;
+
+    for (;;) {
+        int64_t slice = binding_slice(until);
+
+        Py_BEGIN_ALLOW_THREADS
+            *rc = encl_stream_write(
+                stream, ENCL_SLICE((const uint8_t *)data->buf + *done, (size_t)data->len - *done),
+                slice, &put, err);
+        Py_END_ALLOW_THREADS
+        *done += put;
+        if (*rc != ENCL_E_WRITE_TIMEOUT || until == ENCL_POLL) {
+            return true;
+        }
+        if (PyErr_CheckSignals() != 0) {
+            return false;
+        }
+        if (slice == until) {
+            return true;
+        }
+    }
+}
+
 static PyObject *stream_write(PyObject *self, PyObject *args) {
     encl_stream *stream = stream_of(self);
     Py_buffer data;
     PyObject *timeout;
     int64_t until;
-    size_t done = 0, put;
+    size_t done = 0;
+    bool handled = true;
     encl_error err;
-    encl_code rc;
+    encl_code rc = ENCL_E_WRITE_TIMEOUT;
 
     if (!PyArg_ParseTuple(args, "y*O", &data, &timeout)) {
         return NULL;
@@ -159,27 +220,17 @@ static PyObject *stream_write(PyObject *self, PyObject *args) {
         PyBuffer_Release(&data);
         return NULL;
     }
-    for (;;) {
-        int64_t slice = binding_slice(until);
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_stream_write(
-                stream, ENCL_SLICE((const uint8_t *)data.buf + done, (size_t)data.len - done),
-                slice, &put, &err);
-        Py_END_ALLOW_THREADS
-        done += put;
-        if (rc != ENCL_E_WRITE_TIMEOUT || until == ENCL_POLL) {
-            break;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            PyBuffer_Release(&data);
-            return NULL;
-        }
-        if (slice == until) {
-            break;
-        }
+    if (data.len <= HELD_MAX) {
+        rc = encl_stream_write(stream, ENCL_SLICE(data.buf, (size_t)data.len), ENCL_POLL, &done,
+                               &err);
+    }
+    if (rc == ENCL_E_WRITE_TIMEOUT && (until != ENCL_POLL || data.len > HELD_MAX)) {
+        handled = write_waiting(stream, &data, until, &done, &rc, &err);
     }
     PyBuffer_Release(&data);
+    if (!handled) {
+        return NULL;
+    }
     if (rc != ENCL_OK && !(rc == ENCL_E_WRITE_TIMEOUT && until == ENCL_POLL)) {
         return binding_raise(&err);
     }
