@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
@@ -19,13 +17,12 @@ from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings
 
 if TYPE_CHECKING:
-    from httpx2._client import EventHook, UseClientDefault
+    from httpx2._client import EventHook
     from httpx2._types import (
         AuthTypes,
         CookieTypes,
         HeaderTypes,
         QueryParamTypes,
-        RequestExtensions,
         TimeoutTypes,
     )
 
@@ -101,14 +98,15 @@ class _Known(NamedTuple):
     """What a method and a URL came to, the last time."""
 
     url: httpx2.URL
-    defaults: list[tuple[bytes, bytes]]
+    defaults: list[tuple[bytes, bytes]] | None
     """The client's headers then."""
     headers: httpx2.Headers | None
-    """Those of the request, where nothing but the client's defaults went into them."""
+    """What they came to. Both None where the request had more to it."""
 
 
 _NO_BODY = httpx2.ByteStream(b"")
-_NOT_GIVEN = functools.partial(operator.is_, None)
+# Options that change neither URL nor headers nor body.
+_NO_PART_OF_IT: Final = frozenset(("timeout", "extensions"))
 
 
 class _KnownRequests:
@@ -127,32 +125,36 @@ class _KnownRequests:
         build: Callable[..., httpx2.Request],
         method: str,
         url: httpx2.URL | str,
-        timeout: TimeoutTypes | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
-        extensions: RequestExtensions | None = None,
-        **options: Any,
+        options: dict[str, Any],
     ) -> httpx2.Request:
         if not isinstance(url, str) or len(url) > self._LONGEST:
-            return build(method, url, timeout=timeout, extensions=extensions, **options)
+            return build(method, url, **options)
         base, all_known = self._of
         if base is not client.base_url:  # it was set
             all_known = {}
             self._of = (client.base_url, all_known)
-        plain = not client.params and not client.cookies and all(map(_NOT_GIVEN, options.values()))
+        plain = not client.params and not client.cookies
+        for name, value in options.items():
+            if value is not None and name not in _NO_PART_OF_IT:
+                plain = False
         known = all_known.get((method, url))
-        if known is None:
-            request = build(method, url, timeout=timeout, extensions=extensions, **options)
+        if known is None or (plain and known.defaults != client.headers.raw):
+            request = build(method, url if known is None else known.url, **options)
             if not client.params and not options.get("params"):
                 if len(all_known) >= self._MOST:
                     all_known.clear()
                 headers = request.headers.copy() if plain else None
-                all_known[method, url] = _Known(request.url, client.headers.raw, headers)
+                defaults = client.headers.raw if plain else None
+                all_known[method, url] = _Known(request.url, defaults, headers)
             return request
-        if not plain or known.headers is None or known.defaults != client.headers.raw:
-            return build(method, known.url, timeout=timeout, extensions=extensions, **options)
-        extensions = {} if extensions is None else dict(extensions)
+        if not plain:
+            return build(method, known.url, **options)
+        extensions = dict(options.get("extensions") or ())
         if "timeout" not in extensions:
-            given = client.timeout if timeout is httpx2.USE_CLIENT_DEFAULT else timeout
-            extensions["timeout"] = httpx2.Timeout(cast("TimeoutTypes", given)).as_dict()
+            timeout = options.get("timeout", httpx2.USE_CLIENT_DEFAULT)
+            if timeout is httpx2.USE_CLIENT_DEFAULT:
+                timeout = client.timeout
+            extensions["timeout"] = httpx2.Timeout(timeout).as_dict()
         request = httpx2.Request(
             method, known.url, headers=known.headers, stream=_NO_BODY, extensions=extensions
         )
@@ -252,8 +254,10 @@ class Client(httpx2.Client):
     def _enclave(self) -> EnclaveTransport:
         return cast(EnclaveTransport, self._transport)
 
-    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        return self._known_requests.build(self, super().build_request, method, url, **options)
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: object
+    ) -> httpx2.Request:
+        return self._known_requests.build(self, super().build_request, method, url, options)
 
     @property
     def attestation(self) -> Attestation:
@@ -367,8 +371,10 @@ class AsyncClient(httpx2.AsyncClient):
     def _enclave(self) -> AsyncEnclaveTransport:
         return cast("AsyncEnclaveTransport", self._transport)
 
-    def build_request(self, method: str, url: httpx2.URL | str, **options: Any) -> httpx2.Request:
-        return self._known_requests.build(self, super().build_request, method, url, **options)
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: object
+    ) -> httpx2.Request:
+        return self._known_requests.build(self, super().build_request, method, url, options)
 
     @property
     def attestation(self) -> Attestation:

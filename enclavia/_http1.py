@@ -446,8 +446,9 @@ def _closes(head: Head) -> bool:
 
 
 def _list_items(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> Iterable[bytes]:
+    size = len(wanted)
     for name, value in headers:
-        if name.lower() == wanted:
+        if len(name) == size and name.lower() == wanted:
             yield from (item.strip().lower() for item in value.split(b","))
 
 

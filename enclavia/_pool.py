@@ -268,7 +268,8 @@ class Pool(Generic[C, L]):
         otherwise. Giving back twice does nothing."""
         with self._lock:
             self._give_back(lease, link, now)
-            self._decide(now)
+            if self._queue or link is None or not lease.handle.alive:
+                self._decide(now)
         self._carry_out()
 
     def lost_lease(self, member: Member[C, L]) -> None:
@@ -337,10 +338,8 @@ class Pool(Generic[C, L]):
 
     def _shared(self, ready: list[Member[C, L]]) -> list[Member[C, L]]:
         """Those for requests of all kinds; the spare one where no other is open."""
-        if not any(member.spare for member in ready):
-            return ready
         shared = [member for member in ready if not member.spare]
-        if shared:
+        if shared or not ready:
             return shared
         if all(member.spare for member in self._members):
             ready[0].spare = False
