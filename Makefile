@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test bench lint test-c test-san test-fuzz test-python clean
+.PHONY: demo test bench instructions lint test-c test-san test-fuzz test-python clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -19,6 +19,7 @@ test: build/installed-test
 	$(MAKE) test-c
 	$(MAKE) test-san
 	$(MAKE) test-python
+	$(MAKE) instructions
 
 $(BIN)/pip:
 	.ci/system-packages build
@@ -57,6 +58,10 @@ test-python: build/installed-test
 bench: build/installed-test
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python -m tests.bench $(OPTIONS)
+
+# Fails where the client executes over 5 % more instructions than the last kept (OPTIONS=--keep).
+instructions: build/installed-test
+	$(BIN)/python -m tests.bench.instructions $(OPTIONS)
 
 clean:
 	rm -rf build dist $(VENV) enclavia/*.so *.egg-info

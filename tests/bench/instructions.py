@@ -1,0 +1,149 @@
+"""``make instructions``: how many instructions the client executes for a byte and for a request.
+
+    python -m tests.bench.instructions [--keep]
+
+A figure that does not depend on what else the machine does: valgrind counts, a run of N is taken
+from a run of more than N, and what is left over is divided. Compared with the last kept counts
+(instructions.json, ``--keep`` writes them): more than 5 % above one of them is a failure. Counts of
+another compiler, Python, OpenSSL or kind of processor are no measure; then they are only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from enclavia.testing import LocalEnclave
+
+from .__main__ import IDLE_SECONDS, ROOT, Workload, facts_of
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "instructions.json"
+ALLOWED = 1.05
+PAYLOAD = 16_320
+LAYERS = ("base", "noise", "wire")
+
+Program = Callable[[int], tuple[list[str], str]]
+"""A command that does so much, and what it is told."""
+
+
+def machine() -> dict[str, str]:
+    """What has to be the same for counts to be comparable."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    words = set(flags.group(1).split()) if flags else set()
+    compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True)
+    return {
+        "processor": " ".join([platform.machine(), *sorted(words & {"ssse3", "avx2", "avx512f"})]),
+        "compiler": compiler.stdout.splitlines()[0],
+        "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION,
+        "httpx2": version("httpx2"),
+    }
+
+
+def build(directory: Path) -> Path:
+    """count.c, compiled as setup.py compiles the extension."""
+    out = directory / "count"
+    sources = [HERE / "count.c", ROOT / "csrc" / "session" / "record.c"]
+    for layer in LAYERS:
+        sources += sorted((ROOT / "csrc" / layer).glob("*.c"))
+    libraries = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "libsodium", "openssl"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    flags = ["-std=gnu11", "-O3", "-D_GNU_SOURCE", f"-I{ROOT / 'csrc'}", "-pthread"]
+    subprocess.run(
+        ["cc", *flags, "-o", str(out), *map(str, sources), *libraries, "-lcbor"], check=True
+    )
+    return out
+
+
+def executed(command: list[str], told: str) -> int:
+    done = subprocess.run(
+        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command],
+        input=told,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
+    )
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode or found is None:
+        raise RuntimeError(f"{command}: {done.stderr[-2000:]}")
+    return int(found.group(1))
+
+
+def each(program: Program, few: int, many: int, rounds: int = 1) -> float:
+    """The least of the rounds: whoever waits for a server is woken in vain now and then."""
+    least = [min(executed(*program(n)) for _ in range(rounds)) for n in (few, many)]
+    return (least[1] - least[0]) / (many - few)
+
+
+def count(directory: Path) -> dict[str, float]:
+    pure = str(build(directory))
+
+    def loop(what: str, n: int) -> tuple[list[str], str]:
+        return [pure, what, str(n)], ""
+
+    counts = {
+        f"{what}, a byte": each(partial(loop, what), 100, 400) / PAYLOAD
+        for what in ("encode", "decode", "record")
+    }
+    with (
+        Workload() as workload,
+        LocalEnclave(
+            workload.address, mode="debug", in_process=False, idle_timeout=IDLE_SECONDS
+        ) as enclave,
+    ):
+        facts = json.dumps(facts_of(enclave, workload.address))
+
+        def requests(kind: str, n: int) -> tuple[list[str], str]:
+            told = json.dumps({"do": "get", "count": n, "seconds": 600})
+            return [sys.executable, "-m", "tests.bench.worker", kind, facts], told + "\n"
+
+        for kind, name in (("client", "GET, Client"), ("async", "GET, AsyncClient")):
+            counts[name] = each(partial(requests, kind), 100, 400, rounds=3)
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.instructions", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="write what was counted")
+    asked = parser.parse_args()
+    here = machine()
+    with tempfile.TemporaryDirectory() as directory:
+        counts = count(Path(directory))
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": {}, "counts": {}}
+    if asked.keep:
+        rounded = {name: float(f"{value:.4g}") for name, value in counts.items()}
+        KEPT.write_text(json.dumps({"machine": here, "counts": rounded}, indent=2) + "\n")
+    comparable = kept["machine"] == here
+    grown = False
+    for name, value in counts.items():
+        before = kept["counts"].get(name)
+        line = f"{name:32} {value:12,.1f} instructions"
+        if before:
+            line += f", {value / before:.3f} of the kept {before:,.1f}"
+            grown = grown or (comparable and value > before * ALLOWED)
+        print(line)
+    if not comparable:
+        print(f"not compared: kept for {kept['machine']}, this is {here}")
+    if grown and not asked.keep:
+        print(f"expected at most {ALLOWED:.2f} of the kept counts")
+    return int(grown and not asked.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
