@@ -1,0 +1,12 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    # A shell that runs the tests in the background has SIGINT ignored, and whatever is started so
+    # never hears of Ctrl-C. The tests of Ctrl-C, and what they start, have to.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
