@@ -124,6 +124,10 @@ class Member(Generic[C, L]):
         self.not_before = 0.0
 
     @property
+    def alive(self) -> bool:
+        return self.open and self.handle is not None and self.handle.alive
+
+    @property
     def load(self) -> int:
         return self.in_use + len(self.idle)
 
@@ -208,6 +212,8 @@ class Pool(Generic[C, L]):
         with self._lock:
             self._orders += 1
             ticket: Ticket[C, L] = Ticket(self, job, self._orders)
+            if self._serve_at_once(ticket, now):
+                return ticket
             self._queue[ticket.order] = weakref.ref(ticket)
             self._decide(now)
         self._carry_out()
@@ -268,9 +274,10 @@ class Pool(Generic[C, L]):
         otherwise. Giving back twice does nothing."""
         with self._lock:
             self._give_back(lease, link, now)
-            if self._queue or link is None or not lease.handle.alive:
+            if self._queue or link is None or not lease.member.alive:
                 self._decide(now)
-        self._carry_out()
+        if self._to_wake or self._to_close or self._lost:
+            self._carry_out()
 
     def lost_lease(self, member: Member[C, L]) -> None:
         self._lost.append(member)
@@ -320,6 +327,28 @@ class Pool(Generic[C, L]):
             )
 
     # -- deciding ---------------------------------------------------------------------------
+
+    def _serve_at_once(self, ticket: Ticket[C, L], now: float) -> bool:
+        """One request after another over one channel: what :meth:`_decide` would come to, where
+        there is nobody to wait behind and nothing else to decide."""
+        if self._queue or self._lost or len(self._members) != 1:
+            return False
+        member, limits = self._members[0], self._limits
+        if member.spare or not member.idle or self._at_limit() or self._is_long(ticket.job):
+            return False
+        expiry = limits.keepalive_expiry
+        used, link = member.idle[-1]
+        if (
+            (expiry is not None and member.idle[0][0] + expiry < now)
+            or (not ticket.job.repeatable and used < now - limits.careful_expiry)
+            or not member.alive
+            or self._slept(member, now)
+            or not link.fresh
+        ):
+            return False
+        member.idle.pop()
+        self._grant(ticket, member, link)
+        return True
 
     def _serve(self, ticket: Ticket[C, L], now: float) -> bool:
         """Gives the ticket what it needs, or says that it has to wait."""

@@ -73,6 +73,33 @@ def take(pool: AnyPool, job: Job = GET, now: float = 0.0) -> AnyLease:
     return ticket.take()
 
 
+class TestAConnectionThatIsIdle:
+    """Taking it at once must not pass over what taking it in turn looks at."""
+
+    def test_not_over_the_limit(self) -> None:
+        pool = make(max_connections=1)
+        _, lease = opened(pool)
+        pool.release(lease, Link(), 0)
+        new = take(pool, POST, 2)  # too old for a request that cannot be repeated
+        assert new.link is None and pool.stats().streams_idle == 1
+        assert pool.request(GET, 2).state is State.WAITING
+
+    def test_not_beside_a_long_body(self) -> None:
+        pool = make()
+        _, lease = opened(pool)
+        other = take(pool)
+        pool.release(lease, Link(), 0)
+        assert pool.request(LONG, 0).state is State.CONNECT  # the spare channel
+        pool.release(other, None, 0)
+
+    def test_not_after_a_sleep(self) -> None:
+        pool = make(keepalive_expiry=None, channel_expiry=45)
+        channel, lease = opened(pool)
+        pool.release(lease, Link(), 0)
+        assert pool.request(GET, 46).state is State.CONNECT
+        assert channel.closed
+
+
 class TestConnecting:
     def test_one_attempt_for_all(self) -> None:
         pool = make()
