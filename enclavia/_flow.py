@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import httpx2
@@ -212,7 +213,7 @@ class Link:
 
     @property
     def fresh(self) -> bool:
-        return not (self.stream.closed or self.stream.readable)
+        return not self.stream.readable  # nor is it closed
 
     def close(self) -> None:
         self.stream.close()
@@ -240,6 +241,8 @@ class Engine:
         self._requests = 0
         self._retries = 0
         self._past = Traffic()
+        # A caller asks alike. Here, so that nothing of it outlives the client.
+        self._tell = functools.lru_cache(maxsize=16)(Told.of)
 
     # -- connections ------------------------------------------------------------------------
 
@@ -354,7 +357,7 @@ class Engine:
         if refusal is not None:
             raise ForeignURL(refusal, request=request)
         timeouts = Timeouts.of(request, self.timeouts)
-        message = Message(request)
+        message = Message(request, self._tell)
         with self._lock:
             self._requests += 1
         resent = unsent = 0
@@ -428,26 +431,43 @@ def _remaining(deadline: float | None) -> float | None:
     return None if deadline is None else max(_SHORTEST, deadline - now())
 
 
+class Told(NamedTuple):
+    """What the head of a request says, and what it means for the body."""
+
+    head: bytes
+    length: int | None
+    upgrade: bool
+    closes: bool
+    expects_continue: bool
+
+    @classmethod
+    def of(cls, method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Told:
+        names = {name.lower() for name, _ in headers}
+        length: int | None = 0
+        if b"content-length" in names or b"transfer-encoding" in names:
+            length = body_encoder(headers).length
+        return cls(
+            head=encode_head(method, target, headers),
+            length=length,
+            upgrade=b"upgrade" in names,
+            closes=b"connection" in names and asks_to_close(headers),
+            expects_continue=b"expect" in names and expects_continue(headers),
+        )
+
+
 class Message:
     """A request as bytes: its head, and where its body comes from."""
 
-    def __init__(self, request: httpx2.Request) -> None:
+    def __init__(self, request: httpx2.Request, tell: Callable[..., Told]) -> None:
         self.request = request
-        headers = request.headers.raw
+        self.method = request.method.encode("ascii", "replace")
         target: bytes = request.extensions.get("target", request.url.raw_path)
-        self.head = encode_head(request.method.encode("ascii", "replace"), target, headers)
-        names = {name.lower() for name, _ in headers}
-        self.length: int | None = 0
-        if b"content-length" in names or b"transfer-encoding" in names:
-            self.length = body_encoder(headers).length
-        self.upgrade = b"upgrade" in names
-        self.closes = b"connection" in names and asks_to_close(headers)
+        told = tell(self.method, target, tuple(request.headers.raw))
+        self.head, self.length, self.upgrade, self.closes, expects = told
         self.content: bytes | None = None
         if isinstance(request.stream, httpx2.ByteStream):
             self.content = b"".join(request.stream)
-        self.expects_continue = (
-            b"expect" in names and expects_continue(headers) and self.content != b""
-        )
+        self.expects_continue = expects and self.content != b""
         self._body_used = False
 
     @property
@@ -473,7 +493,7 @@ class Exchange:
         self._message = message
         self._timeouts = timeouts
         self._encoder = BodyEncoder(message.length)
-        self._parser = ResponseParser(message.request.method.encode("ascii"))
+        self._parser = ResponseParser(message.method)
         self._events: collections.deque[Event] = collections.deque()
         self._lease: Lease[Tunnel, Link] | None = None
         self._stream: _core.Stream | None = None

@@ -39,6 +39,7 @@ _VALUE_BYTES: Final = bytes(n for n in range(256) if _VALUE.fullmatch(bytes([n])
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _SHOWN: Final = 60
+_KEPT_HEAD: Final = 1024
 
 
 class Limits(NamedTuple):
@@ -267,7 +268,8 @@ class ResponseParser:
                 f"expected a response head of at most {self._limits.head_bytes} bytes, "
                 f"got {len(raw)}"
             )
-        head = _parse_head(raw, self._limits)
+        read = _read_head if len(raw) <= _KEPT_HEAD else _read_head.__wrapped__
+        head, codings, length, closing = read(raw, self._limits)
         events.append(head)
         if head.informational:
             self._informational += 1
@@ -276,12 +278,13 @@ class ResponseParser:
                     f"expected at most {self._limits.informational} informational responses"
                 )
             return rest
-        return self._after_head(head, rest, events)
+        self._closing = closing
+        return self._after_head(head, codings, length, rest, events)
 
-    def _after_head(self, head: Head, rest: bytes, events: list[Event]) -> bytes:
+    def _after_head(
+        self, head: Head, codings: bool, length: int | None, rest: bytes, events: list[Event]
+    ) -> bytes:
         """RFC 9112, section 6.3, in its order."""
-        codings, length = _framing(head)
-        self._closing = _closes(head)
         if head.status == 101 or (self._method == b"CONNECT" and 200 <= head.status < 300):
             self.finished = True
             events.append(End(upgraded=True))
@@ -369,6 +372,24 @@ class _HeadReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name, value.rstrip(b" \t")))
+
+
+class _ReadHead(NamedTuple):
+    head: Head
+    codings: bool = False
+    length: int | None = None
+    closing: bool = False
+
+
+# A service answers alike: within a second, which is how often its Date changes, the same bytes come
+# again and again. They are read once.
+@functools.lru_cache(maxsize=16)
+def _read_head(raw: bytes, limits: Limits) -> _ReadHead:
+    head = _parse_head(raw, limits)
+    if head.informational:
+        return _ReadHead(head)
+    codings, length = _framing(head)
+    return _ReadHead(head, bool(codings), length, _closes(head))
 
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:
