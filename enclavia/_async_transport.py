@@ -17,7 +17,7 @@ from ._flow import Exchange
 from ._hub import Waiter, loop_hub
 from ._pins import Pins, RootCertificate
 from ._retry import Retries
-from ._transport import DEFAULT_TIMEOUT, Settings, TransportBase, response_of
+from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase, response_of
 
 if TYPE_CHECKING:
     from ._flow import Body
@@ -78,7 +78,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
             timeouts = timeouts._replace(connect=timeout)
         await engine.open(timeouts)
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> Response:
         exchange = await self._engine.handle(request)
         return response_of(exchange, AsyncResponseBody(exchange), _network_stream)
 
@@ -103,7 +103,7 @@ def _network_stream(exchange: Exchange) -> object:
     return AsyncNetworkStream(exchange)
 
 
-class AsyncResponseBody(httpx2.AsyncByteStream):
+class AsyncResponseBody(Timed, httpx2.AsyncByteStream):
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
@@ -118,6 +118,7 @@ class AsyncResponseBody(httpx2.AsyncByteStream):
             yield data
 
     async def aclose(self) -> None:
+        self._ended()
         if not self._exchange.settled:
             await self._exchange.abandon()
 

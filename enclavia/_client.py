@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
@@ -13,8 +14,9 @@ from ._connecting import Connecting
 from ._errors import ForeignURL
 from ._flow import Stats
 from ._pins import Pins, RootCertificate
+from ._plain import dress, is_plain
 from ._retry import Retries
-from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings
+from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings, Timed
 
 if TYPE_CHECKING:
     from httpx2._client import EventHook
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
 
     from ._async_transport import AsyncEnclaveTransport
+    from ._plain import Auth, Follow
 
 __all__ = ["AsyncClient", "Client", "ClientOptions"]
 
@@ -259,6 +262,37 @@ class Client(httpx2.Client):
     ) -> httpx2.Request:
         return self._known_requests.build(self, super().build_request, method, url, options)
 
+    def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: Auth = httpx2.USE_CLIENT_DEFAULT,
+        follow_redirects: Follow = httpx2.USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        if not (
+            isinstance(request.stream, httpx2.SyncByteStream)
+            and is_plain(self, request, auth, follow_redirects)
+        ):
+            return super().send(
+                request, stream=stream, auth=auth, follow_redirects=follow_redirects
+            )
+        begun = time.perf_counter()
+        try:
+            response = self._enclave.handle_request(request)
+        except httpx2.RequestError as error:
+            error.request = request
+            raise
+        cast(Timed, response.stream).begun = begun
+        try:
+            dress(self, request, response)
+            if not stream:
+                response.read()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
     @property
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
@@ -375,6 +409,37 @@ class AsyncClient(httpx2.AsyncClient):
         self, method: str, url: httpx2.URL | str, **options: object
     ) -> httpx2.Request:
         return self._known_requests.build(self, super().build_request, method, url, options)
+
+    async def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: Auth = httpx2.USE_CLIENT_DEFAULT,
+        follow_redirects: Follow = httpx2.USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        if not (
+            isinstance(request.stream, httpx2.AsyncByteStream)
+            and is_plain(self, request, auth, follow_redirects)
+        ):
+            return await super().send(
+                request, stream=stream, auth=auth, follow_redirects=follow_redirects
+            )
+        begun = time.perf_counter()
+        try:
+            response = await self._enclave.handle_async_request(request)
+        except httpx2.RequestError as error:
+            error.request = request
+            raise
+        cast(Timed, response.stream).begun = begun
+        try:
+            dress(self, request, response)
+            if not stream:
+                await response.aread()
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
 
     @property
     def attestation(self) -> Attestation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import os
 import threading
 import time
@@ -180,13 +182,16 @@ class Response(httpx2.Response):
     of a few bytes has half a dozen generators to go through otherwise."""
 
     _exchange: Exchange | None = None
+    sets_cookies = True
+    is_encoded = True
 
     def read(self) -> bytes:
         body = self._here()
         if body is None:
             return super().read()
         self._content = body
-        self.close()
+        self.is_closed = True
+        self.stream.close()  # type: ignore[union-attr]
         return body
 
     async def aread(self) -> bytes:
@@ -194,7 +199,8 @@ class Response(httpx2.Response):
         if body is None:
             return await super().aread()
         self._content = body
-        await self.aclose()
+        self.is_closed = True
+        await self.stream.aclose()  # type: ignore[union-attr]
         return body
 
     def _here(self) -> bytes | None:
@@ -202,7 +208,7 @@ class Response(httpx2.Response):
         if self.is_stream_consumed or self.is_closed or hasattr(self, "_content"):
             return None
         exchange = self._exchange
-        if exchange is None or not exchange.settled or exchange.encoded:
+        if exchange is None or not exchange.settled or self.is_encoded:
             return None
         body = b"".join(exchange.pieces())
         self.is_stream_consumed = True
@@ -223,7 +229,7 @@ def response_of(
     exchange: Exchange,
     stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
     network_stream: Callable[[Exchange], object],
-) -> httpx2.Response:
+) -> Response:
     head = exchange.head
     extensions: dict[str, Any] = {
         "http_version": head.version,
@@ -232,9 +238,29 @@ def response_of(
     }
     if exchange.upgraded:
         extensions["network_stream"] = network_stream(exchange)
-    response = Response(head.status, headers=head.headers, stream=stream, extensions=extensions)
+    fields = _fields_of(head.headers)
+    response = Response(head.status, headers=fields.headers, stream=stream, extensions=extensions)
+    response.sets_cookies = fields.sets_cookies
+    response.is_encoded = fields.is_encoded
     response._exchange = exchange
     return response
+
+
+class _Fields(NamedTuple):
+    headers: httpx2.Headers
+    """Never given away: a response copies them."""
+    sets_cookies: bool
+    is_encoded: bool
+
+
+@functools.lru_cache(maxsize=16)
+def _fields_of(headers: tuple[tuple[bytes, bytes], ...]) -> _Fields:
+    names = {name.lower() for name, _ in headers}
+    return _Fields(
+        headers=httpx2.Headers(headers),
+        sets_cookies=b"set-cookie" in names or b"set-cookie2" in names,
+        is_encoded=b"content-encoding" in names,
+    )
 
 
 class EnclaveTransport(httpx2.BaseTransport, TransportBase):
@@ -294,7 +320,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
             timeouts = timeouts._replace(connect=timeout)
         run(engine.open(timeouts))
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+    def handle_request(self, request: httpx2.Request) -> Response:
         exchange = run(self._engine.handle(request))
         return response_of(exchange, ResponseBody(exchange), _network_stream)
 
@@ -317,7 +343,18 @@ def _network_stream(exchange: Exchange) -> object:
     return NetworkStream(exchange)
 
 
-class ResponseBody(httpx2.SyncByteStream):
+class Timed:
+    """Takes the time until a body is closed, where nothing of httpx2's does."""
+
+    begun: float | None = None
+    elapsed: datetime.timedelta | None = None
+
+    def _ended(self) -> None:
+        if self.begun is not None and self.elapsed is None:
+            self.elapsed = datetime.timedelta(seconds=time.perf_counter() - self.begun)
+
+
+class ResponseBody(Timed, httpx2.SyncByteStream):
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
@@ -332,6 +369,7 @@ class ResponseBody(httpx2.SyncByteStream):
             yield data
 
     def close(self) -> None:
+        self._ended()
         if not self._exchange.settled:
             run(self._exchange.abandon())
 
