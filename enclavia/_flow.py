@@ -699,10 +699,6 @@ class Exchange:
         events, self._events = self._events, collections.deque()
         return [event.data for event in events if isinstance(event, Data)]
 
-    @property
-    def encoded(self) -> bool:
-        return any(name.lower() == b"content-encoding" for name, _ in self.head.headers)
-
     async def _next_piece(self) -> bytes | None:
         while not self._events:
             await self._step()
