@@ -28,6 +28,7 @@ __all__ = [
     "ReadTimeout",
     "ServerError",
     "SignatureError",
+    "SlowReader",
     "StateError",
     "UpgradeChainError",
     "UpgradeRejected",
@@ -111,6 +112,13 @@ class ConnectionClosed(EnclaviaError, httpx2.ReadError):
     """The connection is gone, or ended in the middle of something."""
 
     retryable_by_default = True
+
+
+class SlowReader(ConnectionClosed):
+    """An answer was not read while others waited behind it, so the rest of it was dropped. Asking
+    again in the same way would end in the same way: read faster, or use a client of its own."""
+
+    retryable_by_default = False
 
 
 class ConnectTimeout(EnclaviaError, httpx2.ConnectTimeout, TimeoutError):
@@ -246,6 +254,7 @@ _CLASSES: dict[int, type[EnclaviaError]] = {
     19: ForkedError,
     20: ConnectionClosed,
     21: InternalError,
+    22: SlowReader,
 }
 
 

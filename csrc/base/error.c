@@ -27,6 +27,7 @@ static const char *const code_names[ENCL_E_COUNT_] = {
     [ENCL_E_FORKED] = "forked process",
     [ENCL_E_CANCELLED] = "cancelled",
     [ENCL_E_INTERNAL] = "internal error",
+    [ENCL_E_SLOW_READER] = "slow reader",
 };
 
 const char *encl_code_name(encl_code code) {

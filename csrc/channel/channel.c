@@ -303,6 +303,14 @@ static void pace_elapsed(void *arg) {
     pthread_mutex_unlock(&ch->lock);
 }
 
+static void hold_elapsed(void *arg) {
+    encl_channel *ch = arg;
+
+    pthread_mutex_lock(&ch->lock);
+    backlog_look(ch, encl_now_ns());
+    pthread_mutex_unlock(&ch->lock);
+}
+
 static void set_pace_timer(void *arg) {
     encl_channel *ch = arg;
     int64_t wait;
@@ -389,6 +397,7 @@ static void on_opened(void *user, encl_conn *conn) {
     if (ch->state == ENCL_CHANNEL_CONNECTING) {
         ch->conn = conn;
         if (encl_timer_new(ch->loop, pace_elapsed, ch, &ch->pace_timer, &err) != ENCL_OK ||
+            encl_timer_new(ch->loop, hold_elapsed, ch, &ch->hold_timer, &err) != ENCL_OK ||
             encl_session_start(ch->session, &out, &err) != ENCL_OK ||
             send_own(ch, &out, &err) != ENCL_OK) {
             broken(ch, conn, &err);
@@ -570,7 +579,8 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
     ch_fail(ch, &err);
     ch->gone = true;
     encl_timer_free(ch->pace_timer);
-    ch->pace_timer = NULL;
+    encl_timer_free(ch->hold_timer);
+    ch->pace_timer = ch->hold_timer = NULL;
     pthread_cond_broadcast(&ch->changed);
     pthread_mutex_unlock(&ch->lock);
     unref(ch); /* the connection's */
@@ -777,6 +787,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
         *ask = (attest_ask){.number = ++ch->attest_next};
         watch_set(&ask->came, n, token);
         *number = ask->number;
+        backlog_somebody_waits(ch);
     }
 done:
     pthread_mutex_unlock(&ch->lock);

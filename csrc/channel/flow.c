@@ -31,17 +31,6 @@ static void destroy(flow *f) {
     encl_channel_release(ch);
 }
 
-static void left_high_water(flow *f) {
-    encl_channel *ch = f->ch;
-
-    if (f->over_high_water) {
-        f->over_high_water = false;
-        if (--ch->over_high_water == 0) {
-            encl_conn_pause(ch->conn, false);
-        }
-    }
-}
-
 static void wake(flow *f) {
     pthread_cond_broadcast(&f->readable);
     watch_fire(&f->on_readable);
@@ -57,7 +46,7 @@ void flow_forget(flow *f) {
         }
     }
     f->done = true;
-    left_high_water(f);
+    backlog_leave(f);
     flow_expects(f, false);
     flow_wants(f, false);
     if (f->closing) {
@@ -77,6 +66,7 @@ void flow_wants(flow *f, bool wants) {
     if (wants && f->wants == 0) {
         f->wants = ++ch->want_next;
         ch->wanting++;
+        backlog_somebody_waits(ch);
     } else if (!wants && f->wants != 0) {
         f->wants = 0;
         ch->wanting--;
@@ -101,22 +91,16 @@ void flow_fail(flow *f, const encl_error *why) {
 }
 
 void flow_received(flow *f, encl_slice bytes) {
-    encl_channel *ch = f->ch;
     encl_error err;
 
-    if (f->closed) {
+    if (f->closed || f->failed) {
         return;
     }
     if (encl_ring_write(&f->ring, bytes, &err) != ENCL_OK) {
         flow_fail(f, &err);
         return;
     }
-    if (f->ring.len > ENCL_STREAM_HIGH_WATER && !f->over_high_water) {
-        f->over_high_water = true;
-        if (ch->over_high_water++ == 0) {
-            encl_conn_pause(ch->conn, true);
-        }
-    }
+    backlog_grew(f);
     wake(f);
 }
 
@@ -132,7 +116,7 @@ void flow_answered(flow *f, encl_slice bytes) {
 }
 
 void flow_ended(flow *f) {
-    f->eof = true;
+    f->eof = !f->failed;
     wake(f);
     watch_fire(&f->on_writable);
     pthread_cond_broadcast(&f->ch->changed);
@@ -274,10 +258,34 @@ encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **
     return ENCL_OK;
 }
 
+/* Lock held. False: the deadline. */
+static bool wait_for_data(flow *f, int64_t until) {
+    bool waited;
+
+    if (until == ENCL_POLL) {
+        return false;
+    }
+    f->readers++;
+    backlog_somebody_waits(f->ch);
+    waited = ch_wait(f->ch, &f->readable, until);
+    f->readers--;
+    return waited;
+}
+
 /* ---- streams ---- */
 
 uint64_t encl_stream_id(const encl_stream *st) {
     return st->f.id;
+}
+
+void flow_begin_close(flow *f) {
+    if (f->done || f->closing) {
+        return;
+    }
+    flow_wants(f, false);
+    f->closing = true;
+    f->ch->closing++;
+    send_closes(f->ch);
 }
 
 /* Lock held. */
@@ -286,14 +294,8 @@ static void close_stream(flow *f) {
     wake(f);
     watch_fire(&f->on_writable);
     pthread_cond_broadcast(&f->ch->changed); /* its writers */
-    if (f->done) {
-        return;
-    }
-    left_high_water(f);
-    flow_wants(f, false);
-    f->closing = true;
-    f->ch->closing++;
-    send_closes(f->ch);
+    backlog_drop(f);
+    flow_begin_close(f);
 }
 
 void encl_stream_close(encl_stream *st) {
@@ -394,15 +396,13 @@ encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t 
             break;
         }
         ENCL_TRY_GOTO(blocked(f, err), done);
-        if (!ch_wait(ch, &f->readable, until)) {
+        if (!wait_for_data(f, until)) {
             rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "nothing came from the workload in time");
             goto done;
         }
     }
     *got = encl_ring_read(&f->ring, out, cap);
-    if (f->ring.len < ENCL_STREAM_LOW_WATER) {
-        left_high_water(f);
-    }
+    backlog_shrank(f);
 done:
     pthread_mutex_unlock(&ch->lock);
     return rc;
@@ -512,6 +512,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
             watch_fire(&f->on_writable);
         }
     }
+    backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);
     return ENCL_OK;
 }
@@ -573,7 +574,7 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
     pthread_mutex_lock(&ch->lock);
     while (rc == ENCL_OK && !f->eof) {
         rc = blocked(f, err);
-        if (rc == ENCL_OK && !ch_wait(ch, &f->readable, until)) {
+        if (rc == ENCL_OK && !wait_for_data(f, until)) {
             rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "no answer came in time");
         }
     }
@@ -594,6 +595,7 @@ encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t tok
     if (is_readable(f)) {
         watch_fire(&f->on_readable);
     }
+    backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);
     return ENCL_OK;
 }

@@ -7,11 +7,13 @@
 
 #include "base/secmem.h"
 #include "channel/channel.h"
+#include "channel/hold.h"
 #include "channel/pace.h"
 #include "channel/ring.h"
 #include "session/session.h"
 
-#define STREAM_BUFFER_LIMIT ((size_t)8 * 1024 * 1024)
+/* All that a channel may hold, and the block on top that was read when it was reached. */
+#define STREAM_BUFFER_LIMIT (ENCL_CHANNEL_UNREAD_MAX + (size_t)1024 * 1024)
 #define ATTESTS_MAX         16
 
 _Static_assert(ENCL_STREAM_FIRST_MAX == ENCL_STREAM_CHUNK, "one record");
@@ -43,8 +45,10 @@ typedef struct flow {
     bool done; /* out of ch->flows; its slot is free */
     pthread_cond_t readable;
     watch on_readable, on_writable;
-    encl_ring ring;  /* streams */
-    encl_buf answer; /* requests */
+    encl_ring ring;   /* streams */
+    unsigned readers; /* threads that wait for data or the answer */
+    bool took;        /* anything was read since the connection is held up */
+    encl_buf answer;  /* requests */
     bool eof, failed, closed, over_high_water, write_ended;
     bool expects;     /* something was sent, and nothing has come since */
     uint64_t wants;   /* since when it waits to send, in order; 0 where it does not */
@@ -104,6 +108,8 @@ struct encl_channel {
     size_t promised;        /* slots granted whose opening record has not been sent */
     encl_timer *pace_timer; /* service thread only; NULL before the connection and after it */
     bool pace_armed;        /* somebody waits for it, or for a sign that comes sooner */
+    encl_hold hold;
+    encl_timer *hold_timer; /* like pace_timer; runs while a stream is over high water */
     encl_buf *tx;           /* between ch_tx_begin and ch_tx_end */
     size_t tx_mark;
 };
@@ -142,7 +148,17 @@ void flow_answered(flow *f, encl_slice bytes);
 void flow_ended(flow *f);
 void flow_expects(flow *f, bool expects);
 void flow_wants(flow *f, bool wants);
+void flow_begin_close(flow *f); /* says so to the server when its turn comes, frees the slot */
 /* There is room: closes what waits for that, tells as many writers in event loops as may send. */
 void flow_room(encl_channel *ch);
+
+/* backlog.c: what has come and was not read. */
+void backlog_grew(flow *f);
+void backlog_shrank(flow *f);
+void backlog_drop(flow *f);  /* nobody will read it */
+void backlog_leave(flow *f); /* out of the table; what it holds is its user's */
+void backlog_weigh(encl_channel *ch);
+void backlog_somebody_waits(encl_channel *ch);
+void backlog_look(encl_channel *ch, int64_t now);
 
 #endif

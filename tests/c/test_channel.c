@@ -483,6 +483,99 @@ static void a_slow_reader_holds_no_more_than_its_bound(void **state) {
     done_with(ch);
 }
 
+/* Fills what a stream may hold, and what the path does. */
+static void *pour_for_ever(void *arg) {
+    static const uint8_t zeros[65536];
+    encl_stream *st = arg;
+    encl_error err;
+    size_t put;
+
+    while (encl_stream_write(st, ENCL_SLICE(zeros, sizeof zeros), ENCL_FOREVER, &put, &err) ==
+           ENCL_OK) {
+    }
+    return NULL;
+}
+
+static bool eventually_holds(encl_stream *st, size_t at_least) {
+    int64_t until = encl_now_ns() + 30 * SECOND;
+
+    while (encl_stream_buffered(st) < at_least) {
+        if (encl_now_ns() > until) {
+            return false;
+        }
+        usleep(1000);
+    }
+    return true;
+}
+
+static void assert_nothing_more_is_held(encl_stream *st) {
+    size_t before;
+
+    do {
+        before = encl_stream_buffered(st);
+        usleep(100000);
+    } while (encl_stream_buffered(st) != before);
+    assert_in_range(before, ENCL_STREAM_HIGH_WATER, ENCL_STREAM_HIGH_WATER + 512 * 1024);
+}
+
+static void a_slow_reader_does_not_stop_the_others(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *slow = open_stream(ch, "");
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(pthread_create(&thread, NULL, pour_for_ever, slow), 0);
+    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
+    assert_nothing_more_is_held(slow);
+    for (int i = 0; i < 20; i++) {
+        encl_stream *st = open_stream(ch, "hello");
+        uint8_t got[5];
+
+        read_exactly(st, got, sizeof got);
+        encl_stream_release(st);
+    }
+    assert_in_range(encl_stream_buffered(slow), ENCL_STREAM_HIGH_WATER,
+                    ENCL_CHANNEL_UNREAD_MAX + 512 * 1024);
+    encl_stream_close(slow);
+    pthread_join(thread, NULL);
+    encl_stream_release(slow);
+    assert_all_slots_come_free(ch);
+    done_with(ch);
+}
+
+static void what_a_slow_reader_was_sent_is_there_when_it_comes(void **state) {
+    const size_t total = 24 * 1024 * 1024;
+    encl_channel *ch = open_channel(64);
+    encl_stream *slow = open_stream(ch, ""), *waiting = open_stream(ch, "");
+    uint8_t *sent = malloc(total), *got = malloc(total), byte;
+    pthread_t thread;
+    pour p = {slow, sent, total};
+    size_t n;
+    encl_error err;
+
+    (void)state;
+    for (size_t i = 0; i < total; i++) {
+        sent[i] = (uint8_t)rand();
+    }
+    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
+    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
+    /* Nothing will come for the other one: while it waits, all is read that may be held. */
+    for (int i = 0; i < 300 && encl_stream_buffered(slow) < ENCL_CHANNEL_UNREAD_MAX; i++) {
+        assert_int_equal(encl_stream_read(waiting, &byte, 1, encl_now_ns() + SECOND / 10, &n, &err),
+                         ENCL_E_READ_TIMEOUT);
+    }
+    assert_in_range(encl_stream_buffered(slow), ENCL_CHANNEL_UNREAD_MAX,
+                    ENCL_CHANNEL_UNREAD_MAX + 512 * 1024);
+    read_exactly(slow, got, total);
+    pthread_join(thread, NULL);
+    assert_memory_equal(sent, got, total);
+    free(sent);
+    free(got);
+    encl_stream_release(waiting);
+    encl_stream_release(slow);
+    done_with(ch);
+}
+
 static void fresh_documents_are_collected_by_number(void **state) {
     encl_channel *ch = open_channel(64);
     uint64_t first, second;
@@ -570,6 +663,8 @@ int main(void) {
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
         cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),
+        cmocka_unit_test(a_slow_reader_does_not_stop_the_others),
+        cmocka_unit_test(what_a_slow_reader_was_sent_is_there_when_it_comes),
         cmocka_unit_test(fresh_documents_are_collected_by_number),
         cmocka_unit_test(nothing_is_sent_before_it_is_open),
         cmocka_unit_test(a_forked_child_is_refused),

@@ -113,6 +113,7 @@ def test_request_is_asked_for_before_it_is_known() -> None:
         (14, enclavia.CertificateError), (15, enclavia.SignatureError),
         (16, enclavia.NonceMismatch), (17, enclavia.PcrMismatch), (18, enclavia.ServerError),
         (19, enclavia.ForkedError), (20, enclavia.ConnectionClosed), (21, enclavia.InternalError),
+        (22, enclavia.SlowReader),
         (999, enclavia.InternalError),
     ],
 )  # fmt: skip
@@ -132,9 +133,10 @@ def test_codes_match_the_header(request: pytest.FixtureRequest) -> None:
     names = [name for name in names if name.startswith("ENCL_")]
     assert names[0] == "ENCL_OK"
     assert names[-1] == "ENCL_E_COUNT_"
-    assert len(names) - 2 == 21
+    assert len(names) - 2 == 22
     assert names.index("ENCL_E_PCR") == 17
     assert names.index("ENCL_E_FORKED") == 19
+    assert names.index("ENCL_E_SLOW_READER") == 22
 
 
 def test_detail_of_the_core() -> None:

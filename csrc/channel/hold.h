@@ -1,0 +1,30 @@
+/* How long a connection may be held up by readers that do not read, while others wait for what
+ * comes behind. Pure: the time is a parameter.
+ *
+ * It is looked at every ENCL_HOLD_LOOK_NS. Whoever waits does so in slices (a thread looks for
+ * signals in between), so a look that happens to find nobody does not begin the count anew. */
+#ifndef ENCL_CHANNEL_HOLD_H
+#define ENCL_CHANNEL_HOLD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A third of the default read timeout: who waits behind it still gets an answer in time. */
+#define ENCL_HOLD_NS       ((int64_t)10 * 1000000000)
+#define ENCL_HOLD_LOOK_NS  ((int64_t)250 * 1000000)
+#define ENCL_HOLD_LAPSE_NS ((int64_t)1000 * 1000000)
+
+typedef enum encl_hold_state {
+    ENCL_HOLD_NONE,
+    ENCL_HOLD_BEGUN, /* with this look */
+    ENCL_HOLD_GOES_ON,
+    ENCL_HOLD_OVER, /* it was long enough; the next look begins anew */
+} encl_hold_state;
+
+typedef struct encl_hold {
+    int64_t since, seen; /* seen 0: not held up */
+} encl_hold;
+
+encl_hold_state encl_hold_look(encl_hold *hold, bool held_up, int64_t now);
+
+#endif
