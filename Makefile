@@ -42,10 +42,13 @@ lint: build/installed-test
 	$(BIN)/ruff check enclavia tests docs setup.py
 	$(BIN)/mypy
 
-# The C tests: plain, and under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The C tests: plain, under AddressSanitizer and UndefinedBehaviorSanitizer, and those that have
+# threads under ThreadSanitizer.
 test-c: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent check
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
+	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
+	    TESTS='test_net test_enclave test_channel test_threads'
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test

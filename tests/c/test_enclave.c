@@ -451,9 +451,9 @@ static void chunks_are_at_most_16_kib(void **state) {
     peer_open(&p, encl_enclave_port(f->enclave));
     ask(&p, make_open, 0, TEXT("*"), ENCL_HALF_NONE);
     assert_true(wait_for(&p, has_bytes, MUCH, WAIT_S));
+    peer_stop(&p);
     assert_int_equal(p.bytes, MUCH);
     assert_int_equal(p.longest, 16384);
-    peer_stop(&p);
 }
 
 static void a_one_shot_request_is_answered_once(void **state) {
