@@ -519,6 +519,20 @@ static encl_result handle(encl_channel *ch, const encl_event *event, encl_error 
     return ENCL_OK;
 }
 
+static encl_result charge_idle(encl_channel *ch, encl_error *err) {
+    uint64_t n = encl_session_idle_records(ch->session) - ch->idle_counted;
+
+    if (n == 0) {
+        return ENCL_OK;
+    }
+    ch->idle_counted += n;
+    ENCL_ENSURE(encl_rate_take(&ch->idle, n, encl_now_ns()), err, ENCL_E_PROTOCOL,
+                "expected at most %d records a second that carry nothing (empty ones, and ends of "
+                "what had ended), came more",
+                ENCL_IDLE_PER_SECOND);
+    return ENCL_OK;
+}
+
 static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf *out,
                           encl_error *err) {
     int64_t now = (int64_t)time(NULL);
@@ -528,6 +542,7 @@ static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf
         size_t taken;
 
         ENCL_TRY(encl_session_recv(ch->session, block, len, &taken, now, out, &event, err));
+        ENCL_TRY(charge_idle(ch, err));
         ENCL_TRY(send_own(ch, out, err));
         encl_buf_clear(out);
         if (event.type != ENCL_EV_NONE) {

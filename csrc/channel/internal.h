@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/rate.h"
 #include "base/secmem.h"
 #include "channel/channel.h"
 #include "channel/hold.h"
@@ -102,6 +103,8 @@ struct encl_channel {
     uint64_t attest_next;
 
     uint64_t records_in, records_out, streams_total;
+    encl_rate idle; /* records that carried nothing */
+    uint64_t idle_counted;
 
     encl_loop *loop;
     encl_pace pace;

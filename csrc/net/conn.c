@@ -7,12 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Reads of one readiness, before other connections get their turn. */
 #define READ_ROUNDS 8
 /* A data frame of 126..65535 bytes: 4 bytes of head and, from a client, 4 of mask. */
-#define FRAME_ROOM 8
+#define FRAME_ROOM   8
+#define CLOSE_POLICY 1008
+
+static int64_t now_ns(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
 
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          const encl_conn_events *events, void *user, encl_conn **out,
@@ -602,6 +611,25 @@ static void broke_framing(encl_conn *conn, const encl_error *err) {
     net_conn_finish(conn, err);
 }
 
+/* What carries nothing costs the service thread as much as what does, and all its other connections
+ * wait meanwhile. */
+static encl_result charge_idle(encl_conn *conn, encl_error *err) {
+    uint64_t n = conn->decoder.idle - conn->idle_counted;
+
+    if (n == 0) {
+        return ENCL_OK;
+    }
+    conn->idle_counted = conn->decoder.idle;
+    if (!encl_rate_take(&conn->idle, n, now_ns())) {
+        conn->decoder.fail_code = CLOSE_POLICY;
+        return encl_fail(err, ENCL_E_PROTOCOL,
+                         "WebSocket: expected at most %d frames a second that carry nothing "
+                         "(pings, pongs, text, empty ones), came more",
+                         ENCL_IDLE_PER_SECOND);
+    }
+    return ENCL_OK;
+}
+
 static void unframe(encl_conn *conn, uint8_t *block, size_t len) {
     encl_ws_event event;
     encl_error err;
@@ -609,7 +637,8 @@ static void unframe(encl_conn *conn, uint8_t *block, size_t len) {
     while (len != 0 && conn->state != NET_FINISHED) {
         size_t taken;
 
-        if (encl_ws_decode(&conn->decoder, block, len, &taken, &event, &err) != ENCL_OK) {
+        if (encl_ws_decode(&conn->decoder, block, len, &taken, &event, &err) != ENCL_OK ||
+            charge_idle(conn, &err) != ENCL_OK) {
             broke_framing(conn, &err);
             return;
         }

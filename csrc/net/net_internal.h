@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/rate.h"
 #include "base/secmem.h"
 #include "net/net.h"
 #include "ws/ws.h"
@@ -95,6 +96,8 @@ struct encl_conn {
     void *user;
     struct lws *ws_wsi, *raw_wsi;
     encl_ws_decoder decoder;
+    encl_rate idle; /* frames that carried nothing */
+    uint64_t idle_counted;
     bool eof_received, rx_stopped, in_writable, in_read;
     lws_sorted_usec_list_t close_timer;
     encl_conn *next, **prev_next; /* loop->conns */

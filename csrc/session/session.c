@@ -27,6 +27,7 @@ struct encl_session {
     encl_gather in;
     encl_attestation *attestation;
     encl_app *app; /* made by become_open and nowhere else */
+    uint64_t idle_records;
 };
 
 /* What one call of recv works on. */
@@ -133,6 +134,10 @@ const uint8_t *encl_session_handshake_hash(const encl_session *s) {
 
 size_t encl_session_open_ids(const encl_session *s) {
     return s->app == NULL ? 0 : s->app->table.open;
+}
+
+uint64_t encl_session_idle_records(const encl_session *s) {
+    return s->idle_records;
 }
 
 encl_app *encl_session_app(encl_session *s) {
@@ -293,6 +298,7 @@ static encl_code on_answer(encl_session *s, const encl_msg *m, input *in, encl_e
     encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_issued(s, m, &entry, err));
+    s->idle_records += entry == NULL;
     if (entry != NULL) {
         ENCL_TRY(check_kind(m, entry, ENCL_ID_ONE_SHOT, err));
         end_request(s, m, entry, ENCL_EV_DATA, in);
@@ -316,7 +322,8 @@ static encl_code on_stream_data(encl_session *s, const encl_msg *m, input *in, e
     encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_readable(s, m, &entry, err));
-    if (entry != NULL) {
+    s->idle_records += m->payload.len == 0;
+    if (entry != NULL && m->payload.len != 0) {
         report(in, ENCL_EV_STREAM_DATA, m);
     }
     return ENCL_OK;
@@ -326,6 +333,7 @@ static encl_code on_stream_close(encl_session *s, const encl_msg *m, input *in, 
     encl_id_entry *entry = NULL;
 
     ENCL_TRY(find_readable(s, m, &entry, err));
+    s->idle_records += entry == NULL;
     if (entry != NULL) {
         entry->peer_closed = true;
         report(in, ENCL_EV_STREAM_CLOSED, m);
@@ -338,6 +346,7 @@ static encl_code on_error(encl_session *s, const encl_msg *m, input *in, encl_er
 
     ENCL_TRY(find_issued(s, m, &entry, err));
     if (entry == NULL) {
+        s->idle_records++;
         return ENCL_OK;
     }
     if (entry->kind == ENCL_ID_ONE_SHOT) {

@@ -89,6 +89,8 @@ encl_attestation *encl_session_take_attestation(encl_session *s);
 /* 32 bytes; all zero before the handshake is complete. */
 const uint8_t *encl_session_handshake_hash(const encl_session *s);
 size_t encl_session_open_ids(const encl_session *s);
+/* How many records came that carried nothing: empty ones, and ends of what had ended. */
+uint64_t encl_session_idle_records(const encl_session *s);
 /* Responder, test enclaves only: forgets the received part of a record, as the server of
  * protocol trap 10 does. Returns whether there was one. */
 bool encl_session_forget_partial_record(encl_session *s);

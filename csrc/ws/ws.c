@@ -136,9 +136,11 @@ static encl_result begin_frame(encl_ws_decoder *d, encl_error *err) {
     d->fin = (d->header[0] & FIN) != 0;
     if ((opcode & CONTROL_BIT) != 0) {
         d->control_len = 0;
+        d->idle++;
     } else {
         opcode = opcode == ENCL_WS_CONTINUATION ? d->message_opcode : opcode;
         d->message_opcode = d->fin ? 0 : opcode;
+        d->idle += d->remaining == 0 || opcode == ENCL_WS_TEXT;
     }
     d->opcode = opcode;
     d->offset = 0;
@@ -220,6 +222,7 @@ static encl_result take_payload(encl_ws_decoder *d, uint8_t *payload, size_t n,
         return d->in_frame ? ENCL_OK : control_event(d, event, err);
     }
     if (d->opcode == ENCL_WS_TEXT) {
+        d->idle += n / 1024;
         d->text_skipped += n;
     } else if (n != 0) {
         *event = (encl_ws_event){.type = ENCL_WS_EV_DATA, .payload = payload, .len = n};

@@ -39,6 +39,7 @@ typedef struct encl_ws_decoder {
     encl_ws_side side;
     uint64_t max_frame;    /* a longer frame is refused with close code 1009 */
     uint64_t text_skipped; /* bytes of text messages that were dropped */
+    uint64_t idle;         /* frames that carried nothing: pings, pongs, empty ones, KiB of text */
     uint8_t header[ENCL_WS_MAX_HEADER];
     size_t header_len;
     uint8_t mask[4];

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/buf.h"
+#include "base/rate.h"
 #include "base/secmem.h"
 
 static void grows_up_to_its_limit_and_not_beyond(void **state) {
@@ -103,6 +104,26 @@ static void compares_lengths_and_every_byte(void **state) {
     }
 }
 
+static void so_many_at_once_and_so_many_a_second(void **state) {
+    const int64_t second = 1000000000;
+    encl_rate rate = {0};
+    int64_t now = 5 * second;
+
+    (void)state;
+    assert_true(encl_rate_take(&rate, ENCL_IDLE_AT_ONCE, now));
+    assert_false(encl_rate_take(&rate, 1, now));
+    now += second; /* pays for the one too many as well */
+    assert_true(encl_rate_take(&rate, ENCL_IDLE_PER_SECOND - 1, now));
+    for (int i = 0; i < 100; i++) {
+        now += second;
+        assert_true(encl_rate_take(&rate, ENCL_IDLE_PER_SECOND, now));
+    }
+    now += 1000 * second; /* no more is saved up than may come at once */
+    assert_false(encl_rate_take(&rate, ENCL_IDLE_AT_ONCE + 1, now));
+    rate = (encl_rate){0};
+    assert_false(encl_rate_take(&rate, UINT64_MAX, now));
+}
+
 static void a_forked_child_has_another_generation(void **state) {
     encl_error err;
     uint64_t mine;
@@ -129,6 +150,7 @@ int main(void) {
         cmocka_unit_test(commit_beyond_the_reserve_is_refused),
         cmocka_unit_test(errors_are_cut_not_overrun),
         cmocka_unit_test(compares_lengths_and_every_byte),
+        cmocka_unit_test(so_many_at_once_and_so_many_a_second),
         cmocka_unit_test(a_forked_child_has_another_generation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -770,6 +770,33 @@ static void late_messages_for_a_given_up_id_are_dropped(void **state) {
     end(&x, &p);
 }
 
+/* Whoever holds the clock decides how many of them are too many. */
+static void records_that_carry_nothing_are_counted(void **state) {
+    encl_msg empty = message(ENCL_MSG_STREAM_DATA, 2);
+    side x;
+    peer p;
+
+    (void)state;
+    opened(&x, &p);
+    (void)open_stream(&x, &p);
+    close_stream(&x, &p, 1);
+    assert_int_equal(open_stream(&x, &p), 2);
+    assert_int_equal(encl_session_idle_records(x.s), 0);
+    /* What still came for a given up stream was under way: it may be much. */
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_STREAM_DATA, 1)), ENCL_OK);
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_STREAM_DATA, 2)), ENCL_OK);
+    assert_int_equal(encl_session_idle_records(x.s), 0);
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_ERROR, 1)), ENCL_OK);
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_STREAM_CLOSE, 1)), ENCL_OK);
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_DATA, 1)), ENCL_OK);
+    assert_int_equal(encl_session_idle_records(x.s), 3);
+    empty.payload = no_bytes;
+    assert_int_equal(peer_says(&p, &x, empty), ENCL_OK);
+    assert_int_equal(x.event.type, ENCL_EV_NONE);
+    assert_int_equal(encl_session_idle_records(x.s), 4);
+    end(&x, &p);
+}
+
 static void nothing_may_follow_the_workloads_close(void **state) {
     (void)state;
     for (int i = 0; i < 2; i++) {
@@ -1359,6 +1386,7 @@ int main(void) {
         cmocka_unit_test(the_65th_id_is_refused_until_one_is_free),
         cmocka_unit_test(messages_for_ids_never_issued_are_refused),
         cmocka_unit_test(late_messages_for_a_given_up_id_are_dropped),
+        cmocka_unit_test(records_that_carry_nothing_are_counted),
         cmocka_unit_test(nothing_may_follow_the_workloads_close),
         cmocka_unit_test(messages_of_the_other_kind_are_refused),
         cmocka_unit_test(an_error_holds_the_slot_until_it_is_closed),

@@ -73,6 +73,7 @@ class WsDecoder(Structure):
         ("side", c_int),
         ("max_frame", c_uint64),
         ("text_skipped", c_uint64),
+        ("idle", c_uint64),
         ("header", c_uint8 * 14),
         ("header_len", c_size_t),
         ("mask", c_uint8 * 4),

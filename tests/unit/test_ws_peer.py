@@ -861,8 +861,8 @@ def test_a_peer_that_does_not_answer_our_close() -> None:
         server.wait_done()
 
 
-def test_a_flood_of_pings_that_is_not_read_is_bounded() -> None:
-    """Pongs that the peer never reads must not fill the memory."""
+def test_a_flood_of_pings_ends_the_connection() -> None:
+    """Nor do pongs that the peer never reads fill the memory until then."""
 
     def script(enclave: EnclavePeer) -> None:
         enclave.receive()
@@ -876,7 +876,9 @@ def test_a_flood_of_pings_that_is_not_read_is_bounded() -> None:
     server, channel = opened(script)
     with server, channel:
         stream = channel.open_stream(b"go")
-        with pytest.raises(enclavia.ProtocolError, match="came pings while") as caught:
+        with pytest.raises(
+            enclavia.ProtocolError, match="frames a second that carry nothing"
+        ) as caught:
             stream.read(1)
         assert not caught.value.retryable
 

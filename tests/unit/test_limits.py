@@ -1,0 +1,190 @@
+"""Whatever a peer sends that holds the keys: memory is bounded, and nobody hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import time
+from collections.abc import Callable, Iterator
+
+import cbor2
+import pytest
+from enclave_peer import EnclavePeer, connect
+from raw_server import BINARY, CONTINUATION, PING, PONG, TEXT, Peer, PeerGone, RawServer, frame
+from resources import resident_kib
+from support import answering, byte_enclave, keywords, ok
+
+import enclavia
+
+# csrc/base/rate.h
+AT_ONCE = 10_000
+MIB = 1024 * 1024
+UNREAD_MAX = 15 * MIB
+
+
+@contextlib.contextmanager
+def hostile(script: Callable[[EnclavePeer], None]) -> Iterator[enclavia.Channel]:
+    """A verified channel; ``script`` runs once the client has said something."""
+
+    def run(peer: Peer) -> None:
+        peer.upgrade()
+        enclave = EnclavePeer(peer)
+        enclave.open()
+        peer.socket.settimeout(10)
+        with contextlib.suppress(PeerGone, OSError):
+            script(enclave)
+        peer.finish()
+
+    with RawServer(run) as server, connect(server.url) as channel:
+        yield channel
+
+
+def frames(*made: bytes) -> Callable[[EnclavePeer], None]:
+    def script(enclave: EnclavePeer) -> None:
+        enclave.receive()
+        batch = b"".join(made) * 200
+        while True:
+            enclave.peer.send(batch)
+
+    return script
+
+
+def records(kind: str, late: bool, **fields: object) -> Callable[[EnclavePeer], None]:
+    def script(enclave: EnclavePeer) -> None:
+        message = enclave.receive()
+        stream = message["id"]
+        if late:
+            while enclave.receive()["type"] != "OpenStream":
+                pass
+        while True:
+            enclave.send_bytes(
+                b"".join(enclave.record(kind, id=stream, **fields) for _ in range(200))
+            )
+
+    return script
+
+
+FRAMES = {
+    "pings": [frame(PING, b"x" * 125)],
+    "pongs": [frame(PONG, b"")],
+    "text": [frame(TEXT, b"x")],
+    "long text": [frame(TEXT, b"x" * 60_000)],
+    "empty messages": [frame(BINARY, b"")],
+    "empty fragments": [
+        frame(BINARY, b"", fin=False),
+        frame(CONTINUATION, b"", fin=False),
+        frame(CONTINUATION, b""),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_that_carry_nothing(name: str) -> None:
+    with hostile(frames(*FRAMES[name])) as channel:
+        stream = channel.open_stream(b"go")
+        stream.read_timeout = 15
+        before = resident_kib()
+        with pytest.raises(enclavia.ProtocolError, match="frames a second that carry nothing"):
+            stream.read(1)
+        assert resident_kib() - before < 16 * 1024
+
+
+RECORDS = {
+    "empty data": records("StreamData", late=False, payload=b""),
+    "late errors": records("Error", late=True, message="x" * 100),
+    "late closes": records("StreamClose", late=True),
+    "late answers": records("Data", late=True, payload=b"x" * 100),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_that_carry_nothing(name: str) -> None:
+    with hostile(RECORDS[name]) as channel:
+        stream = channel.open_stream(b"go")
+        if name != "empty data":
+            stream.close()
+            stream = channel.open_stream(b"go")
+        stream.read_timeout = 15
+        before = resident_kib()
+        with pytest.raises(enclavia.ProtocolError, match="records a second that carry nothing"):
+            stream.read(1)
+        assert resident_kib() - before < 16 * 1024
+
+
+def test_what_piled_up_is_taken() -> None:
+    """An honest router's pings, of hours in which the connection was not read."""
+
+    def script(enclave: EnclavePeer) -> None:
+        message = enclave.receive()
+        for _ in range(AT_ONCE // 2 // 100):
+            enclave.peer.send(frame(PING, b"now") * 100)
+        enclave.send("StreamData", id=message["id"], payload=b"answer")
+        enclave.receive()
+
+    with hostile(script) as channel:
+        assert channel.open_stream(b"go").read(6) == b"answer"
+
+
+def test_unasked_attestations_end_the_connection() -> None:
+    def script(enclave: EnclavePeer) -> None:
+        enclave.receive()
+        enclave.send_bytes(enclave.attestation())
+        enclave.receive()
+
+    with hostile(script) as channel:
+        stream = channel.open_stream(b"go")
+        with pytest.raises(enclavia.ProtocolError, match="only where it was asked for"):
+            stream.read(1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_as_much_data_as_the_peer_can_send(late: bool) -> None:
+    """For a stream that is not read, and for one that was given up. Who waits is not hung: its own
+    deadline passes, or the stream that nobody reads is ended."""
+    sent = 0
+
+    def script(enclave: EnclavePeer) -> None:
+        nonlocal sent
+        first = enclave.receive()["id"]
+        while enclave.receive()["type"] != "OpenStream":
+            pass
+        size = 16_000
+        data = cbor2.dumps({"type": "StreamData", "id": first, "payload": [0] * size})
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            enclave.send_bytes(b"".join(enclave.sealed(data) for _ in range(10)))
+            sent += 10 * size
+
+    with hostile(script) as channel:
+        flooded = channel.open_stream(b"go")
+        if late:
+            flooded.close()
+        before = resident_kib()
+        waiting = channel.open_stream(b"go")
+        waiting.read_timeout = 0.2
+        most = 0
+        for _ in range(15):
+            with pytest.raises(enclavia.ReadTimeout):
+                waiting.read(1)
+            most = max(most, resident_kib() - before)
+        assert sent > UNREAD_MAX
+        assert most < (3 * UNREAD_MAX // 1024 if not late else 16 * 1024), f"{most} KiB"
+
+
+def test_decoding_of_a_stream_is_bounded() -> None:
+    """A gzip bomb, 1 : 1000, read piece by piece: what is decoded at once is httpx2's to bound."""
+    bomb = gzip.compress(bytes(128 * MIB), 9)
+    answer = ok(bomb, extra=b"Content-Encoding: gzip\r\n")
+    with (
+        byte_enclave(answering(answer)) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+        client.stream("GET", "/") as response,
+    ):
+        before = resident_kib()
+        total = most = 0
+        for piece in response.iter_bytes():
+            total += len(piece)
+            most = max(most, resident_kib() - before)
+            if total > 100 * MIB:
+                break
+        assert most < 64 * 1024, f"{most} KiB"
