@@ -491,8 +491,10 @@ static bool is_final(const char *reason, encl_error *why) {
             "header (%.100s)",
             reason + 4);
     } else if (strcmp(reason, "problems parsing header") == 0) {
-        encl_fail(why, ENCL_E_PROTOCOL,
-                  "the WebSocket upgrade: expected an HTTP answer, came something else");
+        encl_fail(
+            why, ENCL_E_PROTOCOL,
+            "the WebSocket upgrade: expected an HTTP answer with a head of a few KiB at most, "
+            "came something else");
     } else if (strcmp(reason, "proxy not h1") == 0) {
         encl_fail(why, ENCL_E_CONNECT,
                   "the proxy refused: expected HTTP status 200 to CONNECT, came another answer");

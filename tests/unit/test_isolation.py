@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import anyio
 import pytest
 from enclave_peer import PCRS, EnclavePeer, root
 from raw_server import Peer, RawServer
@@ -128,6 +129,23 @@ def test_others_wait_for_a_bounded_time_and_memory_is_bounded() -> None:
         assert shared.stats.connects == 1
         time.sleep(max(0.0, began + HOLD + 2 - time.monotonic()))
         assert sum(map(len, patient)) > 19 * len(BLOCK)
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop", "trio"])
+def test_a_task_that_stops_reading_does_not_stop_other_tasks(kind: str) -> None:
+    async def case(face: Face) -> None:
+        async with face.stream("GET", "/big/5") as response:
+            pieces = response.raw()
+            read = [await anext(pieces)]
+            for _ in range(50):
+                async with anyio.create_task_group() as group:
+                    for _ in range(4):
+                        group.start_soon(face.get, "/small")
+            read += [piece async for piece in pieces]
+            assert b"".join(read) == BLOCK * 5
+
+    with byte_enclave(serve) as (enclave, _):
+        with_client(kind, enclave, case)
 
 
 POISONS = ["/abort", "/garbage", "/chunks", "/big/20"]

@@ -171,6 +171,34 @@ def test_as_much_data_as_the_peer_can_send(late: bool) -> None:
         assert most < (3 * UNREAD_MAX // 1024 if not late else 16 * 1024), f"{most} KiB"
 
 
+HEADS = {
+    "one long header": b"Server: " + b"x" * 200_000 + b"\r\n",
+    "one long unknown header": b"X-Unknown: " + b"x" * 200_000 + b"\r\n",
+    "many headers": b"Server: x\r\nDate: y\r\n" * 10_000,
+    "many unknown headers": b"X-Unknown: x\r\n" * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_endless_answer_to_the_upgrade(name: str) -> None:
+    """Nothing of it is kept beyond a few KiB, and the deadline for connecting covers it."""
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        peer.socket.settimeout(10)
+        with contextlib.suppress(PeerGone, OSError):
+            peer.send(b"HTTP/1.1 101 Switching Protocols\r\n")
+            while True:
+                peer.send(HEADS[name])
+        peer.finish()
+
+    with RawServer(script) as server:
+        before = resident_kib()
+        with pytest.raises((enclavia.ConnectTimeout, enclavia.ProtocolError)):
+            connect(server.url, timeout=2)
+        assert resident_kib() - before < 4 * 1024
+
+
 def test_decoding_of_a_stream_is_bounded() -> None:
     """A gzip bomb, 1 : 1000, read piece by piece: what is decoded at once is httpx2's to bound."""
     bomb = gzip.compress(bytes(128 * MIB), 9)
