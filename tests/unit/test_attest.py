@@ -892,6 +892,28 @@ def test_inner_and_outer_signature_algorithm_must_agree() -> None:
     refuse_chain(p, "expected the signature algorithm ecdsa-with-SHA384")
 
 
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        (0x17, b"2703141508Z"),
+        (0x17, b"270314150826+0000"),
+        (0x17, b"2703141508+0000"),
+        (0x18, b"202703141508Z"),
+        (0x18, b"20270314150826.5Z"),
+        (0x18, b"20270314150826+0000"),
+        (0x18, b"20270314150826"),
+    ],
+)
+def test_times_in_other_forms_than_rfc_5280_has(tag: int, text: bytes) -> None:
+    def retime(tbs: bytes) -> bytes:
+        start = tbs.index(b"\x30\x1e\x17\x0d")
+        end = tbs[start + 17 : start + 32]
+        validity = der(0x30, der(tag, text) + end)
+        return tbs[:start] + validity + tbs[start + 32 :]
+
+    refuse_chain(edited_leaf(retime), "has an unreadable validity time")
+
+
 def test_names_in_messages_are_printable() -> None:
     p = chain_with(LEAF, common_name="i\x1b[31m\u202e\n" + "x" * 40, ca=True)
     message = refuse_chain(p, "expected a leaf, came a CA").message
