@@ -1,19 +1,23 @@
-"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes; the keys that sign
-the seeds are made for one run and forgotten, so documents and root belong together."""
+"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes. Its keys are made for
+one run and kept in attest_root.h, since the mutator signs with them; documents of another run do not
+verify any more."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import cbor2
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
@@ -221,7 +225,18 @@ def record() -> Seeds:
 
 # attest: which checks, then the document
 
-USE_DEBUG, LEAVE_NONCE, USE_NO_CACHE, LEAVE_PINS = 1, 2, 4, 8
+USE_DEBUG, LEAVE_NONCE, USE_NO_CACHE, LEAVE_PINS, AS_ROOT = 1, 2, 4, 8, 16
+
+# Of the chain, root first; a spare one; two of kinds that must be refused.
+KEYS: dict[str, pki.PrivateKey] = {
+    **{name: ec.generate_private_key(ec.SECP384R1()) for name in ("root", "ca1", "ca2", "ca3")},
+    "leaf": ec.generate_private_key(ec.SECP384R1()),
+    "spare": ec.generate_private_key(ec.SECP384R1()),
+    "p256": ec.generate_private_key(ec.SECP256R1()),
+    "rsa": rsa.generate_private_key(65537, 2048),
+}
+CHAIN = ("root", "ca1", "ca2", "ca3", "leaf")
+LEAF = len(CHAIN) - 1
 
 
 def signer(key_der: bytes) -> Callable[[bytes], bytes]:
@@ -233,6 +248,46 @@ def signer(key_der: bytes) -> Callable[[bytes], bytes]:
         return r.to_bytes(48, "big") + s.to_bytes(48, "big")
 
     return sign
+
+
+def specs() -> list[pki.CertificateSpec]:
+    return [
+        dataclasses.replace(spec, key=KEYS[name])
+        for spec, name in zip(pki.specs(NOW), CHAIN, strict=True)
+    ]
+
+
+def chain(index: int, **changes: Any) -> pki.EnclavePki:
+    """The good one, with one certificate that is not."""
+    wanted = specs()
+    wanted[index] = dataclasses.replace(wanted[index], **changes)
+    return pki.mint(chain=wanted)
+
+
+def broken_chains() -> Iterator[tuple[str, pki.EnclavePki]]:
+    day = timedelta(days=1)
+    usage = frozenset({"crl_sign"})
+    others = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "other")])
+    constraints = x509.NameConstraints([x509.DNSName("test")], None)
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
+    yield "leaf_expired", chain(LEAF, not_after=NOW - timedelta(seconds=1))
+    yield "ca_expired", chain(2, not_after=NOW - timedelta(seconds=1))
+    yield "ca_not_yet_valid", chain(2, not_before=NOW + timedelta(seconds=1), not_after=NOW + day)
+    yield "ca_is_none", chain(2, ca=None, path_length=None)
+    yield "ca_says_no", chain(2, ca=False, path_length=None)
+    yield "ca_may_not_sign", chain(2, key_usage=usage)
+    yield "ca_without_usage", chain(2, key_usage=frozenset())
+    yield "ca_path_length", chain(1, path_length=1)
+    yield "ca_wrong_issuer", chain(2, issuer_name=others)
+    yield "ca_p256", chain(2, key=KEYS["p256"])
+    yield "ca_rsa", chain(2, key=KEYS["rsa"])
+    yield "ca_sha256", chain(2, signature_hash=hashes.SHA256())
+    yield "ca_name_constraints", chain(2, extensions=((constraints, True),))
+    yield "leaf_is_ca", chain(LEAF, ca=True, path_length=None)
+    yield "leaf_may_not_sign", chain(LEAF, key_usage=usage)
+    yield "leaf_without_usage", chain(LEAF, key_usage=frozenset())
+    yield "leaf_unknown_critical", chain(LEAF, extensions=((unknown, True),))
+    yield "leaf_unknown", chain(LEAF, extensions=((unknown, False),))
 
 
 def attest(minted: pki.EnclavePki) -> Seeds:
@@ -249,10 +304,16 @@ def attest(minted: pki.EnclavePki) -> Seeds:
         "nonce": NONCE,
     }
 
-    def document(payload: bytes, *, tag: bytes = b"", indefinite: bool = False) -> bytes:
-        protected = cbor2.dumps({1: -35})
+    def document(
+        payload: bytes,
+        *,
+        tag: bytes = b"",
+        indefinite: bool = False,
+        headers: tuple[Any, Any] = ({1: -35}, {}),
+    ) -> bytes:
+        protected = cbor2.dumps(headers[0])
         signed = cbor2.dumps(["Signature1", protected, b"", payload])
-        items: list[Any] = [protected, {}, payload, sign(signed)]
+        items: list[Any] = [protected, headers[1], payload, sign(signed)]
         parts = [cbor2.dumps(p) for p in items]
         start, end = (b"\x9f", b"\xff") if indefinite else (b"\x84", b"")
         return tag + start + b"".join(parts) + end
@@ -274,34 +335,95 @@ def attest(minted: pki.EnclavePki) -> Seeds:
     yield "other_nonce", b"\0" + with_fields(nonce=bytes(32))
     yield "no_nonce", b"\0" + without("nonce")
     yield "other_pcrs", b"\0" + with_fields(pcrs={**PCRS, 2: b"\x13" * 48})
+    yield "zero_pcrs", bytes([LEAVE_PINS]) + with_fields(pcrs={**PCRS, 0: bytes(48)})
     yield "many_pcrs", b"\0" + with_fields(pcrs={**PCRS, 8: bytes(32), 31: bytes(64)})
     yield "user_data", b"\0" + with_fields(user_data=bytes(32), public_key=bytes(10))
     yield "short_bundle", b"\0" + with_fields(cabundle=minted.cabundle[1:])
     yield "bad_signature", b"\0" + good[:-1] + bytes([good[-1] ^ 1])
+    body = cbor2.dumps(fields)
+    yield "other_algorithm", b"\0" + document(body, headers=({1: -7}, {}))
+    yield "algorithm_unprotected", b"\0" + document(body, headers=({}, {1: -35}))
+    yield "critical_header", b"\0" + document(body, headers=({1: -35, 2: ["x"]}, {}))
+    for name, broken in broken_chains():
+        changed = with_fields(certificate=broken.leaf_der, cabundle=list(broken.cabundle))
+        yield name, b"\0" + changed
+    swapped = [*minted.cabundle[:2], chain(2, key=KEYS["spare"]).cabundle[2], minted.cabundle[3]]
+    yield "ca_of_another_key", b"\0" + with_fields(cabundle=swapped)
     plain = {**fields, "timestamp": 0, "certificate": bytes(64), "cabundle": [bytes(64)]}
     yield "debug", bytes([USE_DEBUG]) + document(cbor2.dumps(plain))
     zero = {**plain, "pcrs": {i: bytes(48) for i in (0, 1, 2, 8)}}
     yield "debug_zero_pcrs", bytes([USE_DEBUG | LEAVE_PINS]) + document(cbor2.dumps(zero))
     yield "debug_stub", bytes([USE_DEBUG | LEAVE_PINS]) + NONCE
     yield "debug_stub_other", bytes([USE_DEBUG | LEAVE_PINS]) + bytes(32)
+    yield "root_der", bytes([AS_ROOT]) + minted.root_der
+    yield "root_pem", bytes([AS_ROOT]) + minted.root_pem
+    yield "root_pem_twice", bytes([AS_ROOT]) + minted.root_pem * 2
+
+
+def array(name: str, data: bytes) -> list[str]:
+    lines = [
+        "    " + ", ".join(f"0x{b:02x}" for b in data[i : i + 12]) + ","
+        for i in range(0, len(data), 12)
+    ]
+    return [f"static const unsigned char {name}[] = {{", *lines, "};"]
+
+
+def public_forms() -> Iterator[tuple[str, str, bytes]]:
+    """Name, whose secret it belongs to, SubjectPublicKeyInfo."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    for name, key in KEYS.items():
+        yield name, name, key.public_key().public_bytes(serialization.Encoding.DER, form)
+    for name, option in (
+        ("compressed", ("-ec_conv_form", "compressed")),
+        ("explicit", ("-ec_param_enc", "explicit")),
+    ):
+        made = subprocess.run(
+            ["openssl", "pkey", "-inform", "DER", "-pubout", "-outform", "DER", *option],
+            input=secret(KEYS["spare"]),
+            capture_output=True,
+            check=True,
+        )
+        yield name, "spare", made.stdout
+
+
+def secret(key: pki.PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 def write_root(root_der: bytes) -> None:
-    lines = [
-        "    " + ", ".join(f"0x{b:02x}" for b in root_der[i : i + 12]) + ","
-        for i in range(0, len(root_der), 12)
-    ]
+    lines: list[str] = array("attest_root", root_der)
+    rows: list[str] = []
+    for name, key in KEYS.items():
+        lines += array(f"attest_secret_{name}", secret(key))
+    for name, owner, spki in public_forms():
+        lines += array(f"attest_public_{name}", spki)
+        rows.append(
+            f"    {{{{attest_secret_{owner}, sizeof attest_secret_{owner}}}, "
+            f"{{attest_public_{name}, sizeof attest_public_{name}}}}},"
+        )
     text = "\n".join(
         [
-            "/* Written by make_corpus.py together with the seeds of fuzz_attest. */",
+            "/* Written by make_corpus.py together with the seeds of fuzz_attest. The keys sign",
+            " * what the mutator changed; they were made for that and for nothing else. */",
             "#ifndef ENCL_FUZZ_ATTEST_ROOT_H",
             "#define ENCL_FUZZ_ATTEST_ROOT_H",
             "",
-            f"#define ATTEST_NOW {AT}",
+            '#include "base/buf.h"',
+            "",
+            f"#define ATTEST_NOW      {AT}",
+            f"#define ATTEST_LEAF_KEY {LEAF}",
+            f"#define ATTEST_KEYS     {len(rows)}",
             "",
             "/* clang-format off */",
-            "static const unsigned char attest_root[] = {",
             *lines,
+            "static const struct attest_key {",
+            "    encl_slice secret, spki; /* PKCS#8, SubjectPublicKeyInfo */",
+            "} attest_keys[ATTEST_KEYS] __attribute__((unused)) = {",
+            *rows,
             "};",
             "/* clang-format on */",
             "",
@@ -313,7 +435,7 @@ def write_root(root_der: bytes) -> None:
 
 
 def main() -> None:
-    minted = pki.mint(NOW)
+    minted = pki.mint(chain=specs())
     write_root(minted.root_der)
     for fuzzer, seeds in (
         ("wire", wire()),
