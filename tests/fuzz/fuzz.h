@@ -18,6 +18,7 @@
     } while (0)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 
 typedef struct fuzz_input {
     const uint8_t *data;

@@ -1,6 +1,6 @@
-"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes. Its keys are made for
-one run and kept in attest_root.h, since the mutator signs with them; documents of another run do not
-verify any more."""
+"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes. Its keys are made
+for one run and kept in attest_root.h, since the mutator signs with them; documents of another run
+do not verify any more."""
 
 from __future__ import annotations
 
@@ -137,88 +137,145 @@ def ws() -> Seeds:
             yield f"{name}_{'client' if side == 0 else 'server'}", bytes([side, 6]) + stream
 
 
-# record: where to begin, then steps
+# record: where to begin, then steps (record_script.h)
 
-(HANDSHAKE_I, HANDSHAKE_R, ATTESTING, OPEN, SERVING) = range(5)
-SAY, SAY_SPLIT, MESSAGE, ACT, RAW = 0, 1, 2, 3, 5
+(
+    ANSWER,
+    FIRST,
+    ATTESTING,
+    OPEN,
+    SERVING,
+    NEW,
+    PRODUCTION,
+) = range(7)
+SAY, MESSAGE, LARGE, ACT, ACT_LARGE, RAW, DOCUMENT = range(7)
+ALL, HOLD = 0, 1
+(ACT_OPEN, ACT_REQUEST, ACT_DATA, ACT_CLOSE, ACT_ATTEST, ACT_ABANDON) = range(6)
+(SERVE_DATA, SERVE_CLOSE, SERVE_REPLY, SERVE_ERROR, SERVE_DOCUMENT) = range(5)
 
 
-def say(plain: bytes, cut: int | None = None) -> bytes:
-    what = SAY if cut is None else SAY_SPLIT + 6 * cut
-    return bytes([what]) + len(plain).to_bytes(2, "big") + plain
+def deliver(delivery: int) -> bytes:
+    return delivery.to_bytes(2, "big")
 
 
-def message(kind: Type, number: int, payload: bytes = b"") -> bytes:
-    return bytes([MESSAGE, kind, number, len(payload)]) + payload
+def say(plain: bytes, delivery: int = ALL) -> bytes:
+    return bytes([SAY]) + deliver(delivery) + len(plain).to_bytes(2, "big") + plain
+
+
+def message(kind: Type, number: int, payload: bytes = b"", delivery: int = ALL) -> bytes:
+    return bytes([MESSAGE]) + deliver(delivery) + bytes([kind, number, len(payload)]) + payload
+
+
+def large(kind: Type, number: int, size: int, delivery: int = ALL) -> bytes:
+    return bytes([LARGE]) + deliver(delivery) + bytes([kind, number]) + size.to_bytes(2, "big")
 
 
 def act(action: int, number: int = 0, payload: bytes = b"") -> bytes:
     return bytes([ACT, action, number, len(payload)]) + payload
 
 
-def raw(data: bytes) -> bytes:
-    return bytes([RAW, len(data)]) + data
+def act_large(action: int, number: int, size: int) -> bytes:
+    return bytes([ACT_LARGE, action, number]) + size.to_bytes(2, "big")
+
+
+def raw(data: bytes, delivery: int = ALL) -> bytes:
+    return bytes([RAW]) + deliver(delivery) + bytes([len(data)]) + data
+
+
+def document(variant: int, delivery: int = ALL) -> bytes:
+    return bytes([DOCUMENT]) + deliver(delivery) + bytes([variant])
 
 
 def record() -> Seeds:
     def plain(direction: Direction, **changes: Any) -> bytes:
         return codec.encode(Message(**changes), direction)
 
-    yield "initiator_answer", bytes([HANDSHAKE_I, 47]) + bytes(range(48))
-    yield "responder_first", bytes([HANDSHAKE_R, 31]) + bytes(range(32))
-    yield "responder_low_order", bytes([HANDSHAKE_R, 31]) + bytes(32)
-    yield "attest_then_open", bytes([ATTESTING]) + message(Type.Attestation, 0) + act(0)
+    yield "initiator_answer", bytes([ANSWER]) + raw(bytes(range(48)))
+    yield "initiator_answer_in_parts", bytes([ANSWER]) + raw(bytes(range(20))) * 3
+    yield "not_started", bytes([NEW]) + act(ACT_OPEN) + raw(bytes(48)) + act(ACT_ATTEST)
+    yield "responder_first", bytes([FIRST]) + raw(bytes(range(32)))
+    yield "responder_low_order", bytes([FIRST]) + raw(bytes(32))
+    yield "attest_then_open", bytes([ATTESTING]) + message(Type.Attestation, 0) + act(ACT_OPEN)
+    yield "act_before_attestation", bytes([ATTESTING]) + b"".join(act(a, 1) for a in range(6))
     yield "data_before_attestation", bytes([ATTESTING]) + message(Type.StreamData, 1, b"early")
     yield "wrong_document", bytes([ATTESTING]) + message(Type.Attestation, 0, b"wrong")
-    streams = b"".join(act(0, payload=b"GET /") for _ in range(3))
+    yield (
+        "production",
+        bytes([PRODUCTION])
+        + document(0, 100)
+        + raw(b"")
+        + act(ACT_OPEN, payload=b"GET /")
+        + act(ACT_ATTEST)
+        + document(0),
+    )
+    for variant, why in enumerate(("nonce", "image", "signature"), 1):
+        yield f"production_other_{why}", bytes([PRODUCTION]) + document(variant) + act(ACT_OPEN)
+    yield "production_stub", bytes([PRODUCTION]) + message(Type.Attestation, 0) + act(ACT_OPEN)
+    streams = b"".join(act(ACT_OPEN, payload=b"GET /") for _ in range(3))
     yield (
         "streams",
         bytes([OPEN])
         + streams
         + message(Type.StreamData, 1, b"part")
-        + act(2, 1, b"more")
+        + act(ACT_DATA, 1, b"more")
         + message(Type.StreamClose, 1)
-        + act(3, 1)
+        + act(ACT_CLOSE, 1)
         + message(Type.Error, 2, b"failed")
-        + act(3, 2)
-        + act(3, 3, b"w"),
+        + act(ACT_DATA, 2, b"more")
+        + act(ACT_CLOSE, 2)
+        + act(ACT_CLOSE, 3, b"w")
+        + act(ACT_DATA, 3, b"more"),
     )
     yield (
         "requests",
         bytes([OPEN])
-        + act(1, payload=b"GET /")
-        + act(1, payload=b"GET /")
-        + act(5, 2)
+        + act(ACT_REQUEST, payload=b"GET /") * 2
+        + act(ACT_ABANDON, 2)
         + message(Type.Data, 1, b"HTTP/1.1 200 OK")
         + message(Type.Data, 2, b"late"),
     )
-    yield "fresh_document", bytes([OPEN]) + act(4) + message(Type.Attestation, 0)
-    yield "full_table", bytes([OPEN]) + act(0) * 70
+    yield "fresh_document", bytes([OPEN]) + act(ACT_ATTEST) + message(Type.Attestation, 0)
+    yield "document_not_asked_for", bytes([OPEN]) + message(Type.Attestation, 0)
+    yield "full_table", bytes([OPEN]) + act(ACT_OPEN) * 70
     yield "unknown_id", bytes([OPEN]) + message(Type.StreamData, 9, b"whose?")
     yield "control_to_client", bytes([OPEN]) + message(Type.ControlNonce, 0)
     to_client = plain(Direction.TO_CLIENT, type=Type.StreamData, id=1, payload=bytes(range(30)))
-    yield "split_record", bytes([OPEN]) + act(0) + say(to_client, 2) + say(to_client, 20)
+    yield "split_record", bytes([OPEN]) + act(ACT_OPEN) + say(to_client, 4) + say(to_client, 22)
+    yield (
+        "joined_records",
+        bytes([OPEN]) + act(ACT_OPEN) + say(to_client, HOLD) * 3 + say(to_client, 70) + raw(b""),
+    )
+    yield (
+        "large",
+        bytes([OPEN])
+        + act_large(ACT_OPEN, 0, 34000)
+        + act_large(ACT_DATA, 1, 32700)
+        + act_large(ACT_REQUEST, 0, 65535)
+        + large(Type.StreamData, 1, 32700, 30000)
+        + large(Type.StreamData, 1, 32700),
+    )
     yield "no_cbor", bytes([OPEN]) + say(b"\xff")
     yield "garbage", bytes([OPEN]) + raw(b"\0\0\0\x20" + bytes(32))
     yield "length_too_long", bytes([OPEN]) + raw(b"\0\x01\0\0")
     yield "length_too_short", bytes([OPEN]) + raw(b"\0\0\0\x10")
+    yield "after_the_end", bytes([OPEN]) + act(ACT_OPEN) + raw(b"\0\0\0\0") + act(ACT_DATA, 1)
     yield (
         "serving",
         bytes([SERVING])
         + message(Type.RequestAttestation, 0)
-        + act(4, payload=bytes(32))
+        + act(SERVE_DOCUMENT, payload=bytes(32))
         + message(Type.OpenStream, 1, b"GET /")
         + message(Type.StreamData, 1, b"more")
-        + act(0, 1, b"answer")
+        + act(SERVE_DATA, 1, b"answer")
         + message(Type.StreamClose, 1)
-        + act(1, 1)
+        + act(SERVE_CLOSE, 1)
         + message(Type.StreamClose, 2)
         + message(Type.Data, 5, b"GET /")
-        + act(2, 5, b"200")
-        + act(3, 9, b"unknown"),
+        + act(SERVE_REPLY, 5, b"200")
+        + act(SERVE_ERROR, 9),
     )
     yield "serving_twice", bytes([SERVING]) + message(Type.OpenStream, 1) * 2
-    opened = b"".join(message(Type.OpenStream, number) for number in range(70))
+    opened = b"".join(message(Type.OpenStream, number) for number in range(1, 70))
     yield "serving_full", bytes([SERVING]) + opened
     yield "serving_control", bytes([SERVING]) + message(Type.GetControlNonce, 0)
 
@@ -290,6 +347,28 @@ def broken_chains() -> Iterator[tuple[str, pki.EnclavePki]]:
     yield "leaf_unknown", chain(LEAF, extensions=((unknown, False),))
 
 
+def without_seconds(minted: pki.EnclavePki) -> bytes:
+    """The leaf, valid from a time that OpenSSL reads and RFC 5280 does not have."""
+    leaf = x509.load_der_x509_certificate(minted.leaf_der)
+    signed = leaf.tbs_certificate_bytes
+    issuer = KEYS["ca3"]
+    assert isinstance(issuer, ec.EllipticCurvePrivateKey)
+    at = signed.index(b"\x17\x0d")
+    assert signed[at - 2 : at - 1] == b"\x30"
+    content = (
+        signed[4 : at - 1]
+        + bytes([signed[at - 1] - 2, 0x17, 0x0B])
+        + signed[at + 2 : at + 12]
+        + signed[at + 14 :]
+    )
+    signed = b"\x30\x82" + len(content).to_bytes(2, "big") + content
+    signature = issuer.sign(signed, ec.ECDSA(hashes.SHA384()))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040303")
+    bits = bytes([0x03, len(signature) + 1, 0]) + signature
+    body = signed + algorithm + bits
+    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
+
 def attest(minted: pki.EnclavePki) -> Seeds:
     sign = signer(minted.leaf_key_der)
     fields: dict[str, Any] = {
@@ -347,6 +426,7 @@ def attest(minted: pki.EnclavePki) -> Seeds:
     for name, broken in broken_chains():
         changed = with_fields(certificate=broken.leaf_der, cabundle=list(broken.cabundle))
         yield name, b"\0" + changed
+    yield "leaf_time_without_seconds", b"\0" + with_fields(certificate=without_seconds(minted))
     swapped = [*minted.cabundle[:2], chain(2, key=KEYS["spare"]).cabundle[2], minted.cabundle[3]]
     yield "ca_of_another_key", b"\0" + with_fields(cabundle=swapped)
     plain = {**fields, "timestamp": 0, "certificate": bytes(64), "cabundle": [bytes(64)]}
@@ -365,7 +445,7 @@ def array(name: str, data: bytes) -> list[str]:
         "    " + ", ".join(f"0x{b:02x}" for b in data[i : i + 12]) + ","
         for i in range(0, len(data), 12)
     ]
-    return [f"static const unsigned char {name}[] = {{", *lines, "};"]
+    return [f"static const unsigned char {name}[] UNUSED = {{", *lines, "};"]
 
 
 def public_forms() -> Iterator[tuple[str, str, bytes]]:
@@ -394,8 +474,10 @@ def secret(key: pki.PrivateKey) -> bytes:
     )
 
 
-def write_root(root_der: bytes) -> None:
-    lines: list[str] = array("attest_root", root_der)
+def write_root(minted: pki.EnclavePki) -> None:
+    lines: list[str] = array("attest_root", minted.root_der)
+    for name, der in zip(CHAIN[1:], [*minted.cabundle[1:], minted.leaf_der], strict=True):
+        lines += array(f"attest_{name}", der)
     rows: list[str] = []
     for name, key in KEYS.items():
         lines += array(f"attest_secret_{name}", secret(key))
@@ -418,14 +500,17 @@ def write_root(root_der: bytes) -> None:
             f"#define ATTEST_LEAF_KEY {LEAF}",
             f"#define ATTEST_KEYS     {len(rows)}",
             "",
+            "#define UNUSED __attribute__((unused))",
+            "",
             "/* clang-format off */",
             *lines,
             "static const struct attest_key {",
             "    encl_slice secret, spki; /* PKCS#8, SubjectPublicKeyInfo */",
-            "} attest_keys[ATTEST_KEYS] __attribute__((unused)) = {",
+            "} attest_keys[ATTEST_KEYS] UNUSED = {",
             *rows,
             "};",
             "/* clang-format on */",
+            "#undef UNUSED",
             "",
             "#endif",
             "",
@@ -436,7 +521,7 @@ def write_root(root_der: bytes) -> None:
 
 def main() -> None:
     minted = pki.mint(chain=specs())
-    write_root(minted.root_der)
+    write_root(minted)
     for fuzzer, seeds in (
         ("wire", wire()),
         ("ws", ws()),
