@@ -15,7 +15,8 @@ PcrValue = str | bytes | bytearray | memoryview
 
 _LENGTHS: Final = (32, 48, 64)
 _NAMES: Final = ("pcr0", "pcr1", "pcr2")
-_TEXT_LINE: Final = r"""(?im)^[\s"'*|>-]*(pcr[012])[\s"']*[:=][\s"']*([0-9a-z]*)"""
+# No line end before the name: from every line on, all empty lines below it would be walked again.
+_TEXT_LINE: Final = r"""(?im)^(?:[^\S\n]|["'*|>-])*(pcr[012])[\s"']*[:=][\s"']*([0-9a-z]*)"""
 _MAX_TEXT: Final = 1024 * 1024
 _MAX_OBJECTS: Final = 256
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,18 @@ NITRO_CLI = json.dumps({"Measurements": {"HashAlgorithm": "Sha384 { ... }", **UP
 )
 def test_parse(text: str | bytes) -> None:
     assert Pcrs.parse(text) == PINS
+
+
+@pytest.mark.parametrize("filler", ["\n", " \n", " ", "\r", "pcr0 ", "pcr0=", "{", '{"', "[\n"])
+def test_no_text_takes_forever(filler: str) -> None:
+    """In another process: what takes hours cannot be interrupted here."""
+    code = (
+        "import sys; from enclavia import Pcrs\n"
+        "try: Pcrs.parse(sys.argv[1] * (500_000 // len(sys.argv[1])))\n"
+        "except ValueError: sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, filler], timeout=120)
+    assert done.returncode == 3
 
 
 def test_load(tmp_path: Path) -> None:
