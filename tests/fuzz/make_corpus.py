@@ -1,11 +1,15 @@
-"""Writes the seeds in corpus/ and attest_root.h. Run it when a format changes. Its keys are made
-for one run and kept in attest_root.h, since the mutator signs with them; documents of another run
-do not verify any more."""
+"""Writes the seeds in corpus/, all or those of the fuzzers that are named, when a format changes.
+
+With those of attest it writes attest_root.h: keys are made for one run and kept there, since the
+mutator signs with them. Documents of another run, the ones found among them, do not verify any
+more: run the fuzzer anew then.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -519,18 +523,81 @@ def write_root(minted: pki.EnclavePki) -> None:
     (HERE / "attest_root.h").write_text(text)
 
 
-def main() -> None:
+# The parsers that are Python (fuzz_python.py)
+
+
+def pcrs() -> Seeds:
+    values = ["4f" * 48, "7e" * 48, "6b" * 48]
+    named = {f"PCR{i}": value for i, value in enumerate(values)}
+    lower = {name.lower(): "0x" + value[:64] for name, value in named.items()}
+    lines = "".join(f"    {name}: {value}\n" for name, value in named.items())
+    zeros = "".join(f"PCR{i}={'0' * 64}\n" for i in (0, 1, 2))
+    built = {"Measurements": {"HashAlgorithm": "Sha384 { ... }", **named}}
+    yield "status_json", json.dumps({"id": "0f8f", "pcrs": named}).encode()
+    yield "status_text", f"  Name: hello\n  PCRs:\n{lines}".encode()
+    yield "built", ("Start building...\n" + json.dumps(built, indent=2)).encode()
+    yield "nested", json.dumps([{"enclave": {"pcrs": lower}}]).encode()
+    yield "two_sets", (zeros + lines).encode()
+    yield "same_twice", (zeros + zeros).encode()
+    yield "byte_order_mark", b"\xef\xbb\xbf{not json} {\n" + json.dumps(named).encode()
+    yield "missing", json.dumps({"PCR0": "00"}).encode()
+    yield "empty_lines", b"\n" * 4000
+
+
+def url() -> Seeds:
+    yield "plain", b"wss://abc.enclaves.example\n/v1/models"
+    yield "https", b"https://h:8443/p?q=1\nhttps://h:8443/x"
+    yield "ipv6", b"ws://[::1]:8080/\nhttps://[::1]:8080/"
+    yield "international", "wss://m\u00fcnchen.example\n//other.example/".encode()
+    yield "user", b"wss://u:p@h/\nhttps://u@h/"
+    yield "port_zero", b"wss://h:0\n?q"
+    yield "fragment", b"wss://h/#f\n#f"
+    yield "spaces", b" wss://H.example \nwss://h.example:443/a b"
+
+
+def http1() -> Seeds:
+    ok = b"HTTP/1.1 200 OK\r\n"
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n"
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+    answers = {
+        "length": ok + b"Content-Length: 5\r\n\r\nhello",
+        "chunked": ok + chunks + b"5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n",
+        "until_close": b"HTTP/1.0 200 OK\r\n\r\nuntil close",
+        "informational": early + ok + b"Content-Length: 0\r\nConnection: close\r\n\r\nmore",
+        "upgrade": switching + b"Connection: upgrade\r\n\r\n\x81\0",
+        "length_and_chunks": ok + b"Content-Length: 5\r\n" + chunks,
+        "no_content": b"HTTP/1.1 204 No Content\r\n\r\n",
+        "two_lengths": ok + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    }
+    for piece, (name, answer) in enumerate(answers.items(), 6):
+        yield name, bytes([0, piece]) + answer
+    yield "head", bytes([1, 9]) + answers["length"]
+    yield "connect", bytes([2, 9]) + answers["length"]
+
+
+def attest_and_root() -> Seeds:
     minted = pki.mint(chain=specs())
     write_root(minted)
-    for fuzzer, seeds in (
-        ("wire", wire()),
-        ("ws", ws()),
-        ("record", record()),
-        ("attest", attest(minted)),
-    ):
+    yield from attest(minted)
+
+
+FUZZERS: dict[str, Callable[[], Seeds]] = {
+    "attest": attest_and_root,
+    "http1": http1,
+    "pcrs": pcrs,
+    "record": record,
+    "url": url,
+    "wire": wire,
+    "ws": ws,
+}
+
+
+def main() -> None:
+    for fuzzer in sys.argv[1:] or FUZZERS:
         folder = HERE / "corpus" / fuzzer
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in seeds:
+        for name, data in FUZZERS[fuzzer]():
             (folder / f"seed_{name}").write_bytes(data)
 
 

@@ -1,0 +1,145 @@
+"""The parsers that are Python: pins, URLs, HTTP/1.1 responses. Coverage-guided by Atheris, by hand:
+
+    pip install atheris
+    python tests/fuzz/fuzz_python.py pcrs -max_total_time=60 NEW_INPUTS tests/fuzz/corpus/pcrs
+
+The kept inputs run in tests/unit/test_fuzz.py, without Atheris.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable
+
+atheris = importlib.import_module("atheris") if __name__ == "__main__" else None
+with atheris.instrument_imports(["enclavia", "httpx2"]) if atheris else contextlib.nullcontext():
+    import httpx2
+
+    from enclavia import ConnectionClosed, InvalidURL, Pcrs, ProtocolError
+    from enclavia._http1 import Data, End, Event, Head, Limits, ResponseParser
+    from enclavia._url import EnclaveURL
+
+METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
+LIMITS = Limits(head_bytes=512, header_count=8, informational=3, chunk_overhead=256)
+
+
+def pcrs(data: bytes) -> None:
+    """What was read is in the text, and is read again from what is printed of it."""
+    try:
+        pins = Pcrs.parse(data)
+    except ValueError:
+        return
+    lowered = json.dumps(data.decode("utf-8-sig"), ensure_ascii=False).lower()
+    for value in pins.as_tuple():
+        assert len(value) in (32, 48, 64)
+        # Hex may have spaces in it; the first byte has none.
+        assert value.hex()[:2] in lowered
+    assert Pcrs.parse(json.dumps(pins.as_dict())) == pins
+    assert (
+        Pcrs.parse("\n".join(f"PCR{i}: {v.hex()}" for i, v in enumerate(pins.as_tuple()))) == pins
+    )
+
+
+def url(data: bytes) -> None:
+    """Input: an enclave's URL, a line end, the URL of a request. What goes to the enclave goes to
+    its host and port, as httpx2 sees them."""
+    first, _, second = data.decode("utf-8", "replace").partition("\n")
+    try:
+        parsed = EnclaveURL.parse(first)
+    except InvalidURL:
+        return
+    assert parsed.scheme in ("ws", "wss")
+    assert 0 < parsed.port < 65536
+    assert parsed.host
+    assert parsed.path.startswith("/")
+    for text in (parsed.host, parsed.path, parsed.authority, str(parsed)):
+        assert text.isascii()
+        assert text.isprintable()
+        assert " " not in text
+    assert EnclaveURL.parse(str(parsed)) == parsed
+    try:
+        request = parsed.base_url.join(second)
+    except (httpx2.InvalidURL, ValueError):
+        return
+    if parsed.refusal(request) is None:
+        again = EnclaveURL.parse(request.copy_with(scheme=parsed.scheme, userinfo=b"", fragment=""))
+        assert again.host == parsed.host
+        default = request.port is None and request.scheme in ("https", "wss", "ws")
+        assert again.port == parsed.port or default
+
+
+class _Told:
+    """What a parser said, with the pieces of the body joined."""
+
+    def __init__(self, method: bytes) -> None:
+        self._parser = ResponseParser(method, LIMITS)
+        self._body_begun = False
+        self.heads: list[Head] = []
+        self.body = b""
+        self.end: End | None = None
+        self.failed = False
+
+    def take(self, feed: Callable[[], list[Event]]) -> None:
+        if self.failed:
+            return
+        try:
+            events = feed()
+        except (ProtocolError, ConnectionClosed):
+            self.failed = True
+            return
+        for event in events:
+            assert self.end is None, "something after the end"
+            if isinstance(event, Head):
+                assert not self._body_begun
+                assert len(event.headers) <= LIMITS.header_count
+                self.heads.append(event)
+                assert len(self.heads) <= LIMITS.informational + 1
+            elif isinstance(event, Data):
+                self._body_begun = True
+                assert event.data
+                self.body += event.data
+            else:
+                self.end = event
+
+    def read(self, pieces: list[bytes]) -> _Told:
+        for piece in pieces:
+            self.take(lambda piece=piece: self._parser.feed(piece))  # type: ignore[misc]
+        self.take(self._parser.feed_eof)
+        assert self.failed or self._parser.finished
+        assert not self._parser.reusable or self.end is not None
+        return self
+
+    def told(self) -> tuple[object, ...]:
+        return (self.failed, self.end, self.heads, self.body, self._parser.reusable)
+
+
+def http1(data: bytes) -> None:
+    """Input: method, size of the pieces, then the answer. Whole and cut it says the same; where it
+    is refused, what was said before may be less."""
+    if len(data) < 2:
+        return
+    method, size, answer = METHODS[data[0] % len(METHODS)], data[1] % 40 + 1, data[2:]
+    whole = _Told(method).read([answer] if answer else [])
+    cut = _Told(method).read([answer[at : at + size] for at in range(0, len(answer), size)])
+    if whole.failed or cut.failed:
+        assert whole.failed == cut.failed, (whole.told(), cut.told())
+        shorter, longer = sorted((whole.body, cut.body), key=len)
+        assert longer.startswith(shorter)
+    else:
+        assert whole.told() == cut.told(), (whole.told(), cut.told())
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"http1": http1, "pcrs": pcrs, "url": url}
+
+
+def main() -> None:
+    assert atheris is not None
+    atheris.Setup(sys.argv, TARGETS[sys.argv.pop(1)])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
