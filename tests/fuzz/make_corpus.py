@@ -1,8 +1,7 @@
 """Writes the seeds in corpus/, all or those of the fuzzers that are named, when a format changes.
 
-With those of attest it writes attest_root.h: keys are made for one run and kept there, since the
-mutator signs with them. Documents of another run, the ones found among them, do not verify any
-more: run the fuzzer anew then.
+With those of attest it writes attest_root.h. Keys and the good chain are made once and kept there:
+the mutator signs with them, and inputs that were found belong to them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +99,14 @@ def wire() -> Seeds:
         "byte_string": b"\xa3" + kind + b"\x62id\x05\x67payload\x43\x01\x02\x03",
         "chunks": b"\xa3" + kind + b"\x62id\x05\x67payload\x5f\x41\x01\x40\x42\x02\x03\xff",
         "unknown_keys": b"\xa4" + kind + extra + b"\x62id\x05" + payload,
+        "twice": b"\xa4" + kind + b"\x62id\x05\x62id\x06" + payload,
+        "twice_backwards": b"\xa4\x62id\x05\x62id\x06" + payload + kind,
+        "type_twice": b"\xa4" + kind * 2 + b"\x62id\x05" + payload,
+        "trailing": b"\xa3" + kind + b"\x62id\x05" + payload + b"\x00",
+        "long_chunks": b"\xa3"
+        + kind
+        + b"\x62id\x05\x67payload\x5f\x45\1\2\3\4\5\x45\6\7\x08\x09\0\xff",
+        "half_pair": b"\xa4" + kind + b"\x61x\xbf\x01\xff\x62id\x05" + payload,
         "nested": b"\xa4" + kind + b"\x60" + b"\x81" * 16 + b"\x80\x62id\x05" + payload,
     }
     for name, form in forms.items():
@@ -231,6 +239,23 @@ def record() -> Seeds:
         + act(ACT_DATA, 3, b"more"),
     )
     yield (
+        "data_after_error",
+        bytes([OPEN])
+        + act(ACT_OPEN)
+        + message(Type.Error, 1, b"failed")
+        + message(Type.StreamData, 1, b"late")
+        + message(Type.Error, 1, b"again")
+        + act(ACT_DATA, 1, b"late"),
+    )
+    yield (
+        "data_after_close",
+        bytes([OPEN])
+        + act(ACT_OPEN)
+        + message(Type.StreamClose, 1)
+        + act(ACT_DATA, 1, b"late")
+        + message(Type.StreamData, 1, b"late"),
+    )
+    yield (
         "requests",
         bytes([OPEN])
         + act(ACT_REQUEST, payload=b"GET /") * 2
@@ -258,6 +283,11 @@ def record() -> Seeds:
         + large(Type.StreamData, 1, 32700, 30000)
         + large(Type.StreamData, 1, 32700),
     )
+    in_pieces = act(ACT_OPEN) + say(to_client, HOLD) * 3 + say(to_client) + act(ACT_CLOSE, 1)
+    for piece in (1, 3, 4, 35):
+        yield f"pieces_of_{piece}", bytes([OPEN + 7 * piece]) + in_pieces
+    yield "large_in_pieces", bytes([OPEN + 7 * 35]) + act(0) + large(Type.StreamData, 1, 9000) * 2
+    yield "production_in_pieces", bytes([PRODUCTION + 7 * 29]) + document(0) + act(ACT_OPEN)
     yield "no_cbor", bytes([OPEN]) + say(b"\xff")
     yield "garbage", bytes([OPEN]) + raw(b"\0\0\0\x20" + bytes(32))
     yield "length_too_long", bytes([OPEN]) + raw(b"\0\x01\0\0")
@@ -288,16 +318,48 @@ def record() -> Seeds:
 
 USE_DEBUG, LEAVE_NONCE, USE_NO_CACHE, LEAVE_PINS, AS_ROOT = 1, 2, 4, 8, 16
 
-# Of the chain, root first; a spare one; two of kinds that must be refused.
-KEYS: dict[str, pki.PrivateKey] = {
-    **{name: ec.generate_private_key(ec.SECP384R1()) for name in ("root", "ca1", "ca2", "ca3")},
-    "leaf": ec.generate_private_key(ec.SECP384R1()),
-    "spare": ec.generate_private_key(ec.SECP384R1()),
-    "p256": ec.generate_private_key(ec.SECP256R1()),
-    "rsa": rsa.generate_private_key(65537, 2048),
-}
+
+def kept() -> dict[str, bytes]:
+    """The arrays of attest_root.h, where there is one."""
+    path = HERE / "attest_root.h"
+    arrays = re.findall(r"char (\w+)\[\] UNUSED = \{(.*?)\}", path.read_text(), re.DOTALL)
+    return {
+        name: bytes(int(value, 16) for value in re.findall("0x(..)", text)) for name, text in arrays
+    }
+
+
+KEPT = kept() if (HERE / "attest_root.h").exists() else {}
+
+
+def key(name: str, make: Callable[[], pki.PrivateKey]) -> pki.PrivateKey:
+    if f"attest_secret_{name}" not in KEPT:
+        return make()
+    loaded = serialization.load_der_private_key(KEPT[f"attest_secret_{name}"], None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
+    return loaded
+
+
+def p384() -> pki.PrivateKey:
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+# Of the chain, root first; a spare one; three of kinds that must be refused.
 CHAIN = ("root", "ca1", "ca2", "ca3", "leaf")
 LEAF = len(CHAIN) - 1
+KEYS: dict[str, pki.PrivateKey] = {
+    **{name: key(name, p384) for name in (*CHAIN, "spare")},
+    "p256": key("p256", lambda: ec.generate_private_key(ec.SECP256R1())),
+    "brainpool": key("brainpool", lambda: ec.generate_private_key(ec.BrainpoolP384R1())),
+    "rsa": key("rsa", lambda: rsa.generate_private_key(65537, 2048)),
+}
+
+
+def good_chain() -> pki.EnclavePki:
+    if not all(f"attest_{name}" in KEPT for name in CHAIN):
+        return pki.mint(chain=specs())
+    root, *cas, leaf = (KEPT[f"attest_{name}"] for name in CHAIN)
+    pem = x509.load_der_x509_certificate(root).public_bytes(serialization.Encoding.PEM)
+    return pki.EnclavePki(root, pem, [root, *cas], leaf, secret(KEYS["leaf"]))
 
 
 def signer(key_der: bytes) -> Callable[[bytes], bytes]:
@@ -342,6 +404,7 @@ def broken_chains() -> Iterator[tuple[str, pki.EnclavePki]]:
     yield "ca_wrong_issuer", chain(2, issuer_name=others)
     yield "ca_p256", chain(2, key=KEYS["p256"])
     yield "ca_rsa", chain(2, key=KEYS["rsa"])
+    yield "ca_brainpool", chain(2, key=KEYS["brainpool"])
     yield "ca_sha256", chain(2, signature_hash=hashes.SHA256())
     yield "ca_name_constraints", chain(2, extensions=((constraints, True),))
     yield "leaf_is_ca", chain(LEAF, ca=True, path_length=None)
@@ -371,6 +434,10 @@ def without_seconds(minted: pki.EnclavePki) -> bytes:
     bits = bytes([0x03, len(signature) + 1, 0]) + signature
     body = signed + algorithm + bits
     return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
+
+def spoiled(signed: bytes) -> bytes:
+    return signed[:-1] + bytes([signed[-1] ^ 1])
 
 
 def attest(minted: pki.EnclavePki) -> Seeds:
@@ -428,9 +495,13 @@ def attest(minted: pki.EnclavePki) -> Seeds:
     yield "algorithm_unprotected", b"\0" + document(body, headers=({}, {1: -35}))
     yield "critical_header", b"\0" + document(body, headers=({1: -35, 2: ["x"]}, {}))
     for name, broken in broken_chains():
-        changed = with_fields(certificate=broken.leaf_der, cabundle=list(broken.cabundle))
+        bundle = [minted.root_der, *broken.cabundle[1:]]
+        changed = with_fields(certificate=broken.leaf_der, cabundle=bundle)
         yield name, b"\0" + changed
     yield "leaf_time_without_seconds", b"\0" + with_fields(certificate=without_seconds(minted))
+    yield "leaf_bad_signature", b"\0" + with_fields(certificate=spoiled(minted.leaf_der))
+    bundle = [*minted.cabundle[:3], spoiled(minted.cabundle[3])]
+    yield "ca_bad_signature", b"\0" + with_fields(cabundle=bundle)
     swapped = [*minted.cabundle[:2], chain(2, key=KEYS["spare"]).cabundle[2], minted.cabundle[3]]
     yield "ca_of_another_key", b"\0" + with_fields(cabundle=swapped)
     plain = {**fields, "timestamp": 0, "certificate": bytes(64), "cabundle": [bytes(64)]}
@@ -441,6 +512,14 @@ def attest(minted: pki.EnclavePki) -> Seeds:
     yield "debug_stub_other", bytes([USE_DEBUG | LEAVE_PINS]) + bytes(32)
     yield "root_der", bytes([AS_ROOT]) + minted.root_der
     yield "root_pem", bytes([AS_ROOT]) + minted.root_pem
+    for name, changes in (
+        ("expired", {"not_after": NOW}),
+        ("is_none", {"ca": None}),
+        ("may_not_sign", {"key_usage": frozenset({"crl_sign"})}),
+        ("brainpool", {"key": KEYS["brainpool"]}),
+        ("sha256", {"signature_hash": hashes.SHA256()}),
+    ):
+        yield f"root_{name}", bytes([AS_ROOT]) + chain(0, **changes).root_der  # type: ignore[arg-type]
     yield "root_pem_twice", bytes([AS_ROOT]) + minted.root_pem * 2
 
 
@@ -577,7 +656,7 @@ def http1() -> Seeds:
 
 
 def attest_and_root() -> Seeds:
-    minted = pki.mint(chain=specs())
+    minted = good_chain()
     write_root(minted)
     yield from attest(minted)
 

@@ -5,6 +5,7 @@
 
 #define STEPS_MAX 256
 #define PLAIN_MAX 4096
+#define PIECES    36
 #define TYPES     ENCL_MSG_COUNT_
 
 static uint16_t u16(fuzz_input *in) {
@@ -261,7 +262,7 @@ static void change(script *s, fuzz_random *r) {
         s->steps[other] = moved;
         return;
     case 6:
-        s->begin = (uint8_t)fuzz_below(r, BEGIN_COUNT);
+        s->begin = (uint8_t)(fuzz_below(r, BEGIN_COUNT) + BEGIN_COUNT * fuzz_below(r, PIECES));
         return;
     default:
         change_step(&s->steps[at], r);

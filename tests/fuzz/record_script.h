@@ -1,4 +1,5 @@
-/* The input of fuzz_record: where to begin, then steps. */
+/* The input of fuzz_record: a byte that says where to begin, plus BEGIN_COUNT times the size of the
+ * pieces in which a second run delivers the same (0: there is none); then steps. */
 #ifndef ENCL_FUZZ_RECORD_SCRIPT_H
 #define ENCL_FUZZ_RECORD_SCRIPT_H
 
