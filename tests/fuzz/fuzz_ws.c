@@ -1,4 +1,5 @@
-/* A stream of frames, whole and cut into pieces: both must tell the same.
+/* A stream of frames, whole and cut into pieces: both must tell the same. What is sent back for a
+ * ping or a close is read by the other side as what it is.
  * Input: side, size of the pieces, then the stream. */
 #include "fuzz.h"
 #include "ws/ws.h"
@@ -24,6 +25,45 @@ static void tell(told *t, const encl_ws_event *event) {
     t->last = event->type;
 }
 
+static encl_ws_side other(encl_ws_side side) {
+    return side == ENCL_WS_CLIENT ? ENCL_WS_SERVER : ENCL_WS_CLIENT;
+}
+
+/* One control frame of ours, as the peer decodes it. */
+static void check_reply(encl_ws_side side, encl_ws_opcode opcode, encl_slice payload,
+                        encl_ws_event_type type, uint16_t code) {
+    static const uint8_t mask[4] = {0x37, 0xfa, 0x21, 0x3d};
+    uint8_t block[ENCL_WS_MAX_HEADER + ENCL_WS_MAX_CONTROL];
+    encl_ws_decoder peer;
+    encl_ws_event event;
+    encl_buf out;
+    encl_error err;
+    size_t consumed;
+
+    encl_buf_wrap(&out, block, sizeof block);
+    REQUIRE(encl_ws_control(opcode, payload, side == ENCL_WS_CLIENT ? mask : NULL, &out, &err) ==
+            ENCL_OK);
+    encl_ws_decoder_init(&peer, other(side), MAX_FRAME);
+    REQUIRE(encl_ws_decode(&peer, block, out.w, &consumed, &event, &err) == ENCL_OK);
+    REQUIRE(consumed == out.w && event.type == type && event.code == code);
+}
+
+static void reply(encl_ws_side side, const encl_ws_event *event) {
+    uint8_t closing[ENCL_WS_MAX_CONTROL];
+    char reason[ENCL_WS_MAX_CONTROL + 1] = "";
+
+    if (event->type == ENCL_WS_EV_PING) {
+        check_reply(side, ENCL_WS_PONG, ENCL_SLICE(event->payload, event->len), ENCL_WS_EV_PONG, 0);
+    } else if (event->type == ENCL_WS_EV_CLOSE) {
+        size_t len;
+
+        memcpy(reason, event->payload == NULL ? closing : event->payload, event->len);
+        len = encl_ws_close_payload(closing, event->code, reason);
+        REQUIRE(len <= sizeof closing && (len == 0) == (event->code == 1005));
+        check_reply(side, ENCL_WS_CLOSE, ENCL_SLICE(closing, len), ENCL_WS_EV_CLOSE, event->code);
+    }
+}
+
 static void feed(told *t, encl_ws_decoder *d, encl_slice bytes) {
     uint8_t *block = fuzz_copy(bytes);
     size_t at = 0;
@@ -42,6 +82,7 @@ static void feed(told *t, encl_ws_decoder *d, encl_slice bytes) {
         } else if (event.type != ENCL_WS_EV_NONE) {
             REQUIRE(event.type == ENCL_WS_EV_DATA || event.len <= ENCL_WS_MAX_CONTROL);
             tell(t, &event);
+            reply(d->side, &event);
         } else {
             REQUIRE(at == bytes.len);
         }

@@ -104,7 +104,7 @@ def wire() -> Seeds:
         "type_twice": b"\xa4" + kind * 2 + b"\x62id\x05" + payload,
         "trailing": b"\xa3" + kind + b"\x62id\x05" + payload + b"\x00",
         "long_chunks": b"\xa3"
-        + kind
+        + b"\x64type\x6aStreamData"
         + b"\x62id\x05\x67payload\x5f\x45\1\2\3\4\5\x45\6\7\x08\x09\0\xff",
         "half_pair": b"\xa4" + kind + b"\x61x\xbf\x01\xff\x62id\x05" + payload,
         "nested": b"\xa4" + kind + b"\x60" + b"\x81" * 16 + b"\x80\x62id\x05" + payload,
