@@ -488,6 +488,7 @@ class _ChunkReader:
         self.trailers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.excess = False
+        self._tail = b""
         self._refusal = _httptools().HttpParserError
         self._parser = _httptools().HttpResponseParser(self)
         self._parser.feed_data(self._PRELUDE)
@@ -522,6 +523,10 @@ class _ChunkReader:
             _raise_foreign(error)
             if not self.complete:
                 raise ProtocolError(f"expected a chunked body: {error}") from None
+            self.excess = True
+        # llhttp passes over line ends that follow the last two.
+        self._tail = (self._tail + data[-5:])[-5:]
+        if self.complete and not self._tail.strip(b"\r\n"):
             self.excess = True
         # Chunk extensions and trailers are of any length to llhttp.
         self._overhead = 0 if self._progress else self._overhead + len(data)

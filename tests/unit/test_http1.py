@@ -257,6 +257,17 @@ def test_chunks_refused(body: bytes) -> None:
         assert got.error.startswith("ProtocolError: expected a chunked body"), got.summary()
 
 
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"0\r\nA: b\r\n\r\n", b"0;x=y\r\nA:\r\n\r\n"])
+@pytest.mark.parametrize("excess", [b"", b"\r", b"\n", b"\r\n", b"\r\n\r\n"])
+def test_line_ends_after_the_last_chunk(end: bytes, excess: bytes) -> None:
+    body = b"4\r\n\r\n\r\n\r\n" + end + excess
+    message = OK + b"Transfer-Encoding: chunked\r\n\r\n" + body
+    for size in range(1, len(message) + 1):
+        got = Outcome([message[at : at + size] for at in range(0, len(message), size)])
+        assert (got.body, got.error) == (b"\r\n\r\n", "")
+        assert got.parser.reusable is (excess == b""), size
+
+
 def test_trusted_no_further_when_old_and_chunked() -> None:
     got = Outcome([b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"])
     assert got.body == b"x"
