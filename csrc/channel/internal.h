@@ -104,7 +104,7 @@ struct encl_channel {
 
     uint64_t records_in, records_out, streams_total;
     encl_rate idle; /* records that carried nothing */
-    uint64_t idle_counted;
+    uint64_t idle_counted, idle_free;
 
     encl_loop *loop;
     encl_pace pace;

@@ -125,6 +125,29 @@ def test_what_piled_up_is_taken() -> None:
         assert channel.open_stream(b"go").read(6) == b"answer"
 
 
+def test_an_end_that_crossed_ours_is_no_flood() -> None:
+    """A workload that closes each connection brings one late end for each, however many there are
+    in a second: as many as records were sent are not counted."""
+    sent = 3_000
+
+    def script(enclave: EnclavePeer) -> None:
+        stream = enclave.receive()["id"]
+        for _ in range(sent):
+            enclave.receive()
+        empty = [
+            enclave.record("StreamData", id=stream, payload=b"") for _ in range(AT_ONCE + sent)
+        ]
+        enclave.send_bytes(b"".join(empty))
+        enclave.send("StreamData", id=stream, payload=b"answer")
+        enclave.receive()
+
+    with hostile(script) as channel:
+        stream = channel.open_stream(b"go")
+        for _ in range(sent):
+            stream.write(b"x")
+        assert stream.read(6) == b"answer"
+
+
 def test_unasked_attestations_end_the_connection() -> None:
     def script(enclave: EnclavePeer) -> None:
         enclave.receive()
