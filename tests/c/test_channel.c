@@ -464,6 +464,25 @@ static void fresh_documents_are_collected_by_number(void **state) {
     done_with(ch);
 }
 
+static void no_more_than_sixteen_documents_are_kept(void **state) {
+    encl_channel *ch = open_channel(64);
+    uint64_t numbers[17];
+    encl_doc *doc;
+    encl_error err;
+
+    (void)state;
+    for (int i = 0; i < 16; i++) {
+        assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &numbers[i], &err), ENCL_OK);
+    }
+    assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &numbers[16], &err), ENCL_E_STATE);
+    assert_int_equal(
+        encl_channel_finish_attest(ch, numbers[15], encl_now_ns() + 5 * SECOND, &doc, &err),
+        ENCL_OK);
+    encl_doc_release(doc);
+    assert_int_equal(encl_channel_start_attest(ch, NULL, 0, &numbers[16], &err), ENCL_OK);
+    done_with(ch);
+}
+
 static void nothing_is_sent_before_it_is_open(void **state) {
     encl_channel *ch = start_channel(64);
     encl_slot *slot;
@@ -534,6 +553,7 @@ int main(void) {
         cmocka_unit_test(a_slow_reader_does_not_stop_the_others),
         cmocka_unit_test(what_a_slow_reader_was_sent_is_there_when_it_comes),
         cmocka_unit_test(fresh_documents_are_collected_by_number),
+        cmocka_unit_test(no_more_than_sixteen_documents_are_kept),
         cmocka_unit_test(nothing_is_sent_before_it_is_open),
         cmocka_unit_test(a_forked_child_is_refused),
     };

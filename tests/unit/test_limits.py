@@ -194,6 +194,21 @@ def test_as_much_data_as_the_peer_can_send(late: bool) -> None:
         assert most < (3 * UNREAD_MAX // 1024 if not late else 16 * 1024), f"{most} KiB"
 
 
+def test_much_right_behind_the_101() -> None:
+    """It came before the handshake, so it can only be wrong; none of it is gathered."""
+
+    def script(peer: Peer) -> None:
+        with contextlib.suppress(PeerGone, OSError):
+            peer.upgrade(behind=frame(BINARY, b"x" * 60_000) * 200)
+        peer.finish()
+
+    with RawServer(script) as server:
+        before = resident_kib()
+        with pytest.raises(enclavia.EnclaviaError):
+            connect(server.url, timeout=5)
+        assert resident_kib() - before < 4 * 1024
+
+
 HEADS = {
     "one long header": b"Server: " + b"x" * 200_000 + b"\r\n",
     "one long unknown header": b"X-Unknown: " + b"x" * 200_000 + b"\r\n",
