@@ -197,14 +197,18 @@ def test_as_much_data_as_the_peer_can_send(late: bool) -> None:
 def test_much_right_behind_the_101() -> None:
     """It came before the handshake, so it can only be wrong; none of it is gathered."""
 
+    piece = frame(BINARY, b"x" * 60_000)
+
     def script(peer: Peer) -> None:
         with contextlib.suppress(PeerGone, OSError):
-            peer.upgrade(behind=frame(BINARY, b"x" * 60_000) * 200)
+            peer.upgrade(behind=piece)
+            while True:
+                peer.send(piece)
         peer.finish()
 
     with RawServer(script) as server:
         before = resident_kib()
-        with pytest.raises(enclavia.EnclaviaError):
+        with pytest.raises(enclavia.ProtocolError, match="handshake answer"):
             connect(server.url, timeout=5)
         assert resident_kib() - before < 4 * 1024
 
