@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import (
@@ -24,10 +23,11 @@ from ctypes import (
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+import c_library
+
+REPO_ROOT = c_library.REPO_ROOT
 
 PCR_SLOTS = 32
 CABUNDLE_MAX = 16
@@ -172,10 +172,7 @@ class AttestError(Exception):
 
 @cache
 def lib() -> ctypes.CDLL:
-    subprocess.run(
-        ["make", "-s", "-C", str(REPO_ROOT / "tests/c"), "lib"], check=True, capture_output=True
-    )
-    loaded = ctypes.CDLL(str(REPO_ROOT / "build/tests-c/plain/libencl_testing.so"))
+    loaded = ctypes.CDLL(str(c_library.path()))
     loaded.encl_code_name.restype = c_char_p
     loaded.encl_aws_root_g1.restype = Slice
     loaded.encl_link_cache_hits.restype = c_size_t

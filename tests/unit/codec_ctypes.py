@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from ctypes import POINTER, Structure, byref, c_bool, c_char, c_int, c_size_t, c_uint8, c_uint64
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+import c_library
 
 OK = 0
 INVALID = 2
@@ -101,11 +99,7 @@ class Refused(Exception):
 
 @cache
 def library() -> ctypes.CDLL:
-    make = ["make", "-s", "-C", str(REPO_ROOT / "tests" / "c"), "lib"]
-    subprocess.run(make, check=True, capture_output=True)
-    lib = ctypes.CDLL(
-        str(REPO_ROOT / "build" / "tests-c" / "plain" / "libencl_testing.so"), use_errno=False
-    )
+    lib = ctypes.CDLL(str(c_library.path()), use_errno=False)
     lib.encl_wire_size.restype = c_size_t
     lib.encl_wire_array_size.restype = c_size_t
     lib.encl_wire_array_size.argtypes = [Slice]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import c_library
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "vectors"
-LIBRARY = ROOT / "build" / "tests-c" / "plain" / "libencl_testing.so"
 
 OK = 0
 PROTOCOL = 12
@@ -155,8 +154,7 @@ class Party:
 
 @pytest.fixture(scope="module")
 def noise() -> Noise:
-    subprocess.run(["make", "-s", "-C", str(ROOT / "tests" / "c"), "lib"], check=True)
-    loaded = Noise(ctypes.CDLL(str(LIBRARY)))
+    loaded = Noise(ctypes.CDLL(str(c_library.path())))
     assert loaded.lib.encl_code_name(PROTOCOL) == b"protocol error"
     return loaded
 
