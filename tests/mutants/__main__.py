@@ -5,8 +5,9 @@
     python -m tests.mutants --show chain.c    only names them
 
 The C sources are rewritten so that all mutants are compiled once (c_mutants.py); a variable chooses
-one at run time. Each meets the quick tests of its layer, in turn, until one fails. What nothing can
-notice stands in equivalent.toml with its reason; anything else that survives makes this fail.
+one at run time. Each meets the quick tests of its layer that run into it, until one fails. What
+nothing can notice stands in equivalent.toml with its reason; anything else that survives makes this
+fail.
 """
 
 from __future__ import annotations
@@ -16,40 +17,36 @@ import collections
 import os
 import queue
 import resource
-import shutil
 import subprocess
 import sys
 import threading
 import time
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from . import c_mutants
 from .c_mutants import Mutant
+from .c_tests import Program
+from .equivalents import Equivalents
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "mutants"
 OUT = BUILD / "out"
 LIBRARY = OUT / "libencl_testing.so"
-EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-
-CPU_SECONDS = 20
-WALL_SECONDS = 120
 
 ATTEST_PY = "tests/unit/test_attest.py"
 NOISE_PY = "tests/unit/test_noise.py"
 
-# What is mutated, and the tests that each mutant of it meets, the likeliest to notice first.
+# What is mutated, and the tests that its mutants meet, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "attest/*.c": ("test_attest", ATTEST_PY, "test_session"),
-    "noise/*.c": ("test_noise", NOISE_PY, "test_session"),
-    "session/*.c": ("test_session",),
-    "base/secmem.c": ("test_noise", "test_session", "test_attest", "test_base", ATTEST_PY),
+    "attest/*.c": ("test_attest", "python", "test_session"),
+    "noise/*.c": ("test_noise", "python", "test_session"),
+    "session/*.c": ("test_session", "test_noise"),
+    "base/secmem.c": ("test_base", "test_noise", "python", "test_attest", "test_session"),
 }
+PROGRAMS = sorted({test for tests in TESTS.values() for test in tests} - {"python"})
 
 
 class Sources:
@@ -61,7 +58,7 @@ class Sources:
         headers = [text for name, text in texts.items() if name.endswith(".h")]
         self.mutants: list[Mutant] = []
         self.tests: dict[str, tuple[str, ...]] = {}
-        self.texts = texts
+        self._texts = texts
         for pattern, tests in TESTS.items():
             for path in sorted(csrc.glob(pattern)):
                 file = str(path.relative_to(csrc))
@@ -70,40 +67,20 @@ class Sources:
                 texts[file] = rewriter.rewrite(texts[file])
                 self.mutants += rewriter.mutants
                 self.tests[file] = tests
-        texts["base/mutant.c"] = (
-            "#include <stdlib.h>\n"
-            "int encl_mutant;\n"
-            "__attribute__((constructor)) static void choose(void) {\n"
-            '    const char *number = getenv("ENCL_MUTANT");\n'
-            "    encl_mutant = number == NULL ? 0 : atoi(number);\n"
-            "}\n"
-        )
+        for name in ("mutant.c", "mutant.h"):
+            texts[f"base/{name}"] = (HERE / name).read_text()
 
     def build(self) -> None:
-        for name, text in self.texts.items():
+        for name, text in self._texts.items():
             path = BUILD / "csrc" / name
             if not path.exists() or path.read_text() != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-        programs = {name for tests in TESTS.values() for name in tests if "/" not in name}
+        extra = f"-w -DENCL_MUTANTS={len(self.mutants) + 1}"
         make = ["make", "-s", "-j2", "-C", str(ROOT / "tests/c"), f"SRC={BUILD / 'csrc'}"]
-        made = subprocess.run([*make, f"OUT={OUT}", "EXTRA=-w", "lib", *sorted(programs)])
+        made = subprocess.run([*make, f"OUT={OUT}", f"EXTRA={extra}", "lib", *PROGRAMS])
         if made.returncode != 0:
             raise SystemExit("the rewritten sources cannot be built")
-
-
-def c_test_notices(program: str, number: int) -> bool:
-    try:
-        ended = subprocess.run(
-            [OUT / program],
-            env=os.environ | {"ENCL_MUTANT": str(number), "CMOCKA_TEST_ABORT": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=WALL_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return ended.returncode != 0
 
 
 class PytestServer:
@@ -117,145 +94,107 @@ class PytestServer:
         )
 
     def wait_ready(self) -> None:
-        if self._answer() != "ready":
-            raise SystemExit("the Python tests fail without any mutant")
+        answer = self._answer()
+        if answer != "ready":
+            raise SystemExit(f"the Python tests do not start: {answer}")
 
-    def notices(self, number: int, file: str) -> bool:
+    def survives(self, mutant: int) -> bool:
         assert self._process.stdin is not None
-        print(number, file, file=self._process.stdin, flush=True)
+        print(mutant, file=self._process.stdin, flush=True)
         answer = self._answer()
         if answer not in ("killed", "survived"):
-            raise SystemExit("the process that runs pytest is gone")
-        return answer == "killed"
+            raise SystemExit("the process that runs the Python tests is gone")
+        return answer == "survived"
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 class Runner:
-    """Runs mutants on several threads, each with a pytest process of its own."""
+    """Runs mutants on several threads, each with a process of its own for the Python tests."""
 
-    def __init__(self, sources: Sources, servers: list[PytestServer]) -> None:
+    def __init__(self, sources: Sources, jobs: int) -> None:
+        self._servers = [PytestServer((ATTEST_PY, NOISE_PY)) for _ in range(jobs)]
         self._tests = sources.tests
+        self._programs = {name: Program(OUT / name) for name in PROGRAMS}
         self._free: queue.SimpleQueue[PytestServer] = queue.SimpleQueue()
-        for server in servers:
+        for server in self._servers:
+            server.wait_ready()
             self._free.put(server)
-        self.noticed_by: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
+        self.noticed_by: collections.Counter[str] = collections.Counter()
 
-    def is_killed(self, mutant: Mutant) -> bool:
+    def survivors(self, mutants: Sequence[Mutant]) -> set[Mutant]:
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            survived = list(pool.map(self._survives, mutants))
+        return {mutant for mutant, alive in zip(mutants, survived, strict=True) if alive}
+
+    def _survives(self, mutant: Mutant) -> bool:
         server = self._free.get()
         try:
-            for test in self._tests[mutant.file]:
-                if (
-                    server.notices(mutant.number, test)
-                    if "/" in test
-                    else c_test_notices(test, mutant.number)
-                ):
+            for name in self._tests[mutant.file]:
+                tests = server if name == "python" else self._programs[name]
+                if not tests.survives(mutant.number):
                     with self._lock:
-                        self.noticed_by[test] += 1
-                    return True
+                        self.noticed_by[name] += 1
+                    return False
         finally:
             self._free.put(server)
-        return False
+        return True
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
 
 
-@dataclass(frozen=True)
-class Equivalents:
-    """Mutants that change nothing anybody could see, and why."""
-
-    reasons: dict[tuple[str, str, str, str], str]
-
-    @classmethod
-    def read(cls, path: Path) -> Equivalents:
-        reasons = {}
-        for entry in tomllib.loads(path.read_text()).get("equivalent", []):
-            for kind in entry["kinds"]:
-                key = entry["file"], entry["function"], kind, entry["text"]
-                if key in reasons:
-                    raise SystemExit(f"{path.name}: twice: {key}")
-                reasons[key] = entry["reason"]
-        return cls(reasons)
-
-    def stale(self, known: Iterable[Mutant], killed: Iterable[Mutant], files: set[str]) -> list[str]:
-        """Entries that name no mutant, or one that a test notices."""
-        keys, noticed = {m.key for m in known}, {m.key for m in killed}
-        mine = [key for key in self.reasons if key[0] in files or key[0] not in {m.file for m in known}]
-        return [f"names no mutant: {key}" for key in mine if key not in keys] + [
-            f"is noticed by a test: {key}" for key in mine if key in noticed
-        ]
-
-
-def check_unmutated(sources: Sources) -> None:
-    for program in sorted({t for tests in sources.tests.values() for t in tests if "/" not in t}):
-        if c_test_notices(program, 0):
-            raise SystemExit(f"{program} fails without any mutant")
-
-
-def report(chosen: list[Mutant], survived: set[Mutant], equivalents: Equivalents) -> int:
-    print(f"{'':24}{'mutants':>8}{'killed':>8}{'equivalent':>12}{'survived':>10}")
-    totals = [0, 0, 0, 0]
+def show_table(chosen: Sequence[Mutant], survived: set[Mutant], equivalents: Equivalents) -> None:
+    rows: list[tuple[str, list[int]]] = []
     for file in dict.fromkeys(m.file for m in chosen):
         mine = [m for m in chosen if m.file == file]
         alive = [m for m in mine if m in survived]
-        excused = [m for m in alive if m.key in equivalents.reasons]
-        row = [len(mine), len(mine) - len(alive), len(excused), len(alive) - len(excused)]
-        totals = [a + b for a, b in zip(totals, row, strict=True)]
-        print(f"{file:24}{row[0]:8}{row[1]:8}{row[2]:12}{row[3]:10}")
-    print(f"{'all':24}{totals[0]:8}{totals[1]:8}{totals[2]:12}{totals[3]:10}")
-    return totals[3]
+        excused = sum(m in equivalents for m in alive)
+        rows.append((file, [len(mine), len(mine) - len(alive), excused, len(alive) - excused]))
+    rows.append(("all", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    print(f"{'':24}{'mutants':>12}{'killed':>12}{'equivalent':>12}{'survived':>12}")
+    for file, row in rows:
+        print(f"{file:24}" + "".join(f"{n:12}" for n in row))
 
 
-def run(arguments: argparse.Namespace) -> int:
-    sources = Sources()
-    chosen = [m for m in sources.mutants if arguments.only in m.file]
-    if arguments.show:
-        print(*chosen, sep="\n")
-        return 0
-    equivalents = Equivalents.read(EQUIVALENT)
+def run(only: str, jobs: int) -> int:
     began = time.monotonic()
+    sources = Sources()
+    chosen = [m for m in sources.mutants if only in m.file]
+    equivalents = Equivalents.read(HERE / "equivalent.toml")
     sources.build()
-    check_unmutated(sources)
-    files = [t for t in (ATTEST_PY, NOISE_PY)]
-    servers = [PytestServer(files) for _ in range(arguments.jobs)]
-    for server in servers:
-        server.wait_ready()
-    runner = Runner(sources, servers)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        verdicts = list(pool.map(runner.is_killed, chosen))
-    for server in servers:
-        server.__exit__()
-    survived = {m for m, killed in zip(chosen, verdicts, strict=True) if not killed}
-    killed = [m for m in chosen if m not in survived]
-    unexcused = [m for m in chosen if m in survived and m.key not in equivalents.reasons]
-    stale = equivalents.stale(sources.mutants, killed, {m.file for m in chosen})
-    report(chosen, survived, equivalents)
+    runner = Runner(sources, jobs)
+    survived = runner.survivors(chosen)
+    runner.close()
+    show_table(chosen, survived, equivalents)
     noticed = ", ".join(f"{test} {n}" for test, n in runner.noticed_by.most_common())
-    print(f"in {time.monotonic() - began:.0f} s; noticed by {noticed}")
-    for mutant in unexcused:
-        print(f"survived: {mutant}")
-    for entry in stale:
-        print(f"{EQUIVALENT.name}: {entry}")
-    return 1 if unexcused or stale else 0
+    print(f"{time.monotonic() - began:.0f} s; noticed by {noticed}")
+    wrong = [f"survived: {m}" for m in chosen if m in survived and m not in equivalents]
+    wrong += equivalents.wrong(sources.mutants, [m for m in chosen if m not in survived])
+    print(*wrong, sep="\n")
+    return 1 if wrong else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="files with this in their name")
-    parser.add_argument("--show", action="store_true", help="only name the mutants")
+    parser.add_argument("--show", default=None, metavar="TEXT", help="only name their mutants")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    arguments = parser.parse_args()
+    if arguments.show is not None:
+        print(*(m for m in Sources().mutants if arguments.show in m.file), sep="\n")
+        return 0
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return run(parser.parse_args())
+    return run(arguments.only, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """One C source rewritten so that all of its mutants are compiled at once.
 
-An expression with mutants becomes a choice by the variable encl_mutant, which says which one is
-alive (0: none):
+An expression with mutants becomes a choice by encl_mutant, the number of the one that is alive:
 
-    if (a < b) …    becomes    if ((encl_mutant == 7 ? 0 : encl_mutant == 8 ? !(a < b) : …)) …
+    if (a < b) …    becomes    if ((encl_mutant_is(7) ? 0 : encl_mutant_is(8) ? !(a < b) : …)) …
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class Rewriter:
 
     def rewrite(self, source: str) -> str:
         text = self._render(parse(source, self.file))
-        return f'extern int encl_mutant;\n#line 1 "{self.file}"\n{text}'
+        return f'#include "base/mutant.h"\n#line 1 "{self.file}"\n{text}'
 
     # -- the tree ---------------------------------------------------------------------------
 
@@ -143,7 +142,9 @@ class Rewriter:
         return self._pieces(node, self._value_of(node.child_by_field_name("right")))
 
     def _on_return_statement(self, node: Node) -> str:
-        return self._pieces(node, self._value_of(node.named_children[0] if node.named_children else None))
+        return self._pieces(
+            node, self._value_of(node.named_children[0] if node.named_children else None)
+        )
 
     def _value_of(self, node: Node | None) -> dict[int, Callable[[Node], str]]:
         return {node.id: self._check("true", "1")} if node is not None and is_boolean(node) else {}
@@ -153,7 +154,7 @@ class Rewriter:
         if changed is None:
             return self._pieces(node)
         number = self._new(node, "skipped")
-        return f"if (encl_mutant != {number}) {{ {self._pieces(node)} }}"
+        return f"if (!encl_mutant_is({number})) {{ {self._pieces(node)} }}"
 
     def _on_call_expression(self, node: Node) -> str:
         name = of(node.child_by_field_name("function"))
@@ -191,7 +192,7 @@ class Rewriter:
         """What was called says that all is well."""
         number = self._new(node, "succeeds")
         call = self._pieces(node)
-        return f"(encl_mutant == {number} ? ((void)({call}), ENCL_OK) : ({call}))"
+        return f"(encl_mutant_is({number}) ? ((void)({call}), ENCL_OK) : ({call}))"
 
     def _check(self, kind: str, constant: str) -> Callable[[Node], str]:
         def render(node: Node) -> str:
@@ -200,8 +201,8 @@ class Rewriter:
             removed, inverted = self._new(node, kind), self._new(node, "inverted")
             text = self._boolean(node)
             return (
-                f"(encl_mutant == {removed} ? {constant} : "
-                f"encl_mutant == {inverted} ? !({text}) : ({text}))"
+                f"(encl_mutant_is({removed}) ? {constant} : "
+                f"encl_mutant_is({inverted}) ? !({text}) : ({text}))"
             )
 
         return render
@@ -211,7 +212,7 @@ class Rewriter:
             return f"({self._loop(node.named_children[0])})"
         never = self._new(node, "never")
         text = self._boolean(node, in_loop=True)
-        return f"(encl_mutant == {never} ? 0 : ({text}))"
+        return f"(encl_mutant_is({never}) ? 0 : ({text}))"
 
     def _boolean(self, node: Node, in_loop: bool = False) -> str:
         if node.type == "parenthesized_expression":
@@ -219,7 +220,8 @@ class Rewriter:
         operator = operator_of(node)
         if operator in NEUTRAL:
             left, right = operands(node)
-            return f"{self._operand(left, operator, in_loop)} {operator} {self._operand(right, operator, in_loop)}"
+            first, second = (self._operand(side, operator, in_loop) for side in (left, right))
+            return f"{first} {operator} {second}"
         if operator in BOUNDARY:
             return self._boundary(node, operator, in_loop)
         if operator == "!":
@@ -232,15 +234,17 @@ class Rewriter:
         if operator_of(unwrapped(node)) == operator:
             return text  # a || b of a || b || c: its own operands are removed one by one
         number = self._new(node, "without")
-        return f"(encl_mutant == {number} ? {NEUTRAL[operator]} : ({text}))"
+        return f"(encl_mutant_is({number}) ? {NEUTRAL[operator]} : ({text}))"
 
     def _boundary(self, node: Node, operator: str, in_loop: bool) -> str:
         left, right = (self._render(side) for side in operands(node))
         kind = "early" if in_loop else "boundary"
         number = self._new(node, kind)
         # A loop with a turn more would read beyond its array: that is the sanitizers' to find.
-        other = f"{left} + 1 {operator} {right}" if in_loop else f"{left} {BOUNDARY[operator]} {right}"
-        return f"(encl_mutant == {number} ? {other} : {left} {operator} {right})"
+        other = (
+            f"{left} + 1 {operator} {right}" if in_loop else f"{left} {BOUNDARY[operator]} {right}"
+        )
+        return f"(encl_mutant_is({number}) ? {other} : {left} {operator} {right})"
 
 
 def operator_of(node: Node) -> str:

@@ -1,9 +1,9 @@
-"""Runs pytest files once per mutant, each time in a fork of this process, so that imports, fixtures
-that are cached and the first check that all is well are paid for once.
+"""Runs Python tests once per mutant, each time in a fork of this process, so that imports, the
+collection of tests and cached fixtures are paid for once.
 
     python -m tests.mutants.pytest_server LIBRARY FILE…
-    <- ready
-    -> 17 tests/unit/test_attest.py
+    <- ready           all tests passed, and which of them meets which mutant is known
+    -> 17
     <- killed          or: survived
 """
 
@@ -16,44 +16,26 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 CPU_SECONDS = 20
 WALL_SECONDS = 120.0
-QUIET = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", "ignore")
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:faulthandler")
 
 
-class WithoutVectors:
-    """Published vectors lie beside the repository on some machines only: what they alone would
-    notice does not count."""
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            module = getattr(item, "module", None)
-            if hasattr(module, "SHARED"):
-                module.SHARED = Path(os.devnull)  # type: ignore[union-attr]
-
-
-def run(files: Sequence[str]) -> int:
-    return int(pytest.main([*QUIET, *files], plugins=[WithoutVectors()]))
-
-
-def limit_this_process() -> None:
-    """A hang is a noticed mutant; CPU time is the same on a busy machine."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def in_a_fork(work: object, *args: object) -> bool:
-    """Whether work said 0, within its limits."""
+def survives_in_a_fork(work: Callable[[], bool]) -> bool:
+    """A crash and a hang are as good as a failed test. CPU time is the same on a busy machine."""
     child = os.fork()
     if child == 0:
         try:
-            limit_this_process()
-            os._exit(1 if work(*args) else 0)  # type: ignore[operator]
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            os._exit(0 if work() else 1)
         except BaseException:
             os._exit(1)
     deadline = time.monotonic() + WALL_SECONDS
@@ -65,31 +47,74 @@ def in_a_fork(work: object, *args: object) -> bool:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
-        time.sleep(0.005)
+        time.sleep(0.001)
 
 
-def run_with(variable: ctypes.c_int, number: int, files: Sequence[str]) -> int:
-    variable.value = number
-    return run(files)
+def passes(item: pytest.Item) -> bool:
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=None))
 
 
-def main(library: str, files: Sequence[str]) -> None:
+class Server:
+    """A pytest plugin that takes the place of its loop over the tests."""
+
+    def __init__(self, library: str, answers: TextIO) -> None:
+        loaded = ctypes.CDLL(library)
+        count = ctypes.c_int.in_dll(loaded, "encl_mutant_count").value
+        self._mutant = ctypes.c_int.in_dll(loaded, "encl_mutant")
+        self._seen = (ctypes.c_ubyte * count).in_dll(loaded, "encl_mutant_seen")
+        self._meeting: dict[int, list[pytest.Item]] = defaultdict(list)
+        self._answers = answers
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Published vectors lie beside the repository on some machines only: what they alone would
+        notice does not count."""
+        for item in session.items:
+            module = getattr(item, "module", None)
+            if hasattr(module, "SHARED"):
+                module.SHARED = Path(os.devnull)  # type: ignore[union-attr]
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._run_without_mutants(session.items)
+        gc.freeze()
+        self._answer("ready")
+        for line in sys.stdin:
+            self._answer("survived" if self._survives(int(line)) else "killed")
+        return True
+
+    def _run_without_mutants(self, items: Sequence[pytest.Item]) -> None:
+        took: dict[pytest.Item, float] = {}
+        for item in items:
+            ctypes.memset(self._seen, 0, len(self._seen))
+            began = time.process_time()
+            if not passes(item):
+                self._answer(f"fails without any mutant: {item.nodeid}")
+                raise pytest.UsageError("the rewritten sources fail their tests")
+            took[item] = time.process_time() - began
+            for number, seen in enumerate(self._seen):
+                if seen:
+                    self._meeting[number].append(item)
+        for meeting in self._meeting.values():
+            meeting.sort(key=lambda item: took[item])
+
+    def _survives(self, number: int) -> bool:
+        items = self._meeting[number]
+
+        def run() -> bool:
+            self._mutant.value = number
+            return all(passes(item) for item in items)
+
+        return not items or survives_in_a_fork(run)
+
+    def _answer(self, text: str) -> None:
+        print(text, file=self._answers, flush=True)
+
+
+def main(library: str, files: Sequence[str]) -> int:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.environ["ENCLAVIA_TESTING_LIBRARY"] = library
-    if run(files) != 0:
-        raise SystemExit("the rewritten sources fail their tests without any mutant")
-    variable = ctypes.c_int.in_dll(ctypes.CDLL(library), "encl_mutant")
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    gc.freeze()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        number, *chosen = line.split()
-        survived = in_a_fork(run_with, variable, int(number), chosen)
-        print("survived" if survived else "killed", file=answers, flush=True)
+    return int(pytest.main([*OPTIONS, *files], plugins=[Server(library, answers)]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -1,15 +1,20 @@
-"""The Noise layer against published vectors: NN handshakes, Wycheproof for its primitives."""
+"""The Noise layer against published vectors (NN handshakes, Wycheproof for its primitives) and
+against the specification written once more over another library."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import hmac
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import c_library
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "vectors"
@@ -262,3 +267,99 @@ def test_wycheproof_chacha20_poly1305(noise: Noise) -> None:
                 invalid += 1
     assert valid > 200
     assert invalid > 30
+
+
+# The specification once more, in Python over another library's primitives: what both roles say must
+# be the same byte for byte, with no published vectors at hand.
+
+PROTOCOL_NAME = b"Noise_NN_25519_ChaChaPoly_BLAKE2s"
+
+
+def blake2s(*parts: bytes) -> bytes:
+    return hashlib.blake2s(b"".join(parts)).digest()
+
+
+def hkdf2(ck: bytes, material: bytes) -> tuple[bytes, bytes]:
+    temp = hmac.digest(ck, material, "blake2s")
+    first = hmac.digest(temp, b"\1", "blake2s")
+    return first, hmac.digest(temp, first + b"\2", "blake2s")
+
+
+def aead_nonce(n: int) -> bytes:
+    return bytes(4) + n.to_bytes(8, "little")
+
+
+class Plain(NamedTuple):
+    """What an NN handshake with these ephemeral keys and payloads comes to."""
+
+    messages: tuple[bytes, bytes]
+    digest: bytes
+    keys: tuple[bytes, bytes]
+
+
+def handshake_of(
+    secrets: tuple[bytes, bytes], prologue: bytes, payloads: tuple[bytes, bytes]
+) -> Plain:
+    e, re = (X25519PrivateKey.from_private_bytes(secret) for secret in secrets)
+    public, answer = e.public_key().public_bytes_raw(), re.public_key().public_bytes_raw()
+    ck = h = blake2s(PROTOCOL_NAME)
+    h = blake2s(h, prologue)
+    h = blake2s(blake2s(h, public), payloads[0])
+    h = blake2s(h, answer)
+    ck, k = hkdf2(ck, e.exchange(re.public_key()))
+    sealed = ChaCha20Poly1305(k).encrypt(aead_nonce(0), payloads[1], h)
+    h = blake2s(h, sealed)
+    return Plain((public + payloads[0], answer + sealed), h, hkdf2(ck, b""))
+
+
+SECRETS = (bytes(range(1, 33)), bytes(range(101, 133)))
+
+
+@pytest.mark.parametrize("prologue", [b"", b"some prologue"])
+@pytest.mark.parametrize("payloads", [(b"", b""), (b"in the clear", b"under a key")])
+def test_both_roles_say_what_the_specification_says(
+    noise: Noise, prologue: bytes, payloads: tuple[bytes, bytes]
+) -> None:
+    plain = handshake_of(SECRETS, prologue, payloads)
+    parties = [Party(noise, role, prologue, SECRETS[role]) for role in (INITIATOR, RESPONDER)]
+    for i, message in enumerate(plain.messages):
+        assert parties[i].write(payloads[i]) == message
+        assert parties[1 - i].read(message) == (OK, payloads[i])
+    assert [party.split() for party in parties] == [plain.digest] * 2
+    for n, text in enumerate((b"first", b"", b"third" * 1000)):
+        for sender, key in zip((INITIATOR, RESPONDER), plain.keys, strict=True):
+            sealed = parties[sender].seal(text)
+            assert sealed == ChaCha20Poly1305(key).encrypt(aead_nonce(n), text, None)
+            assert parties[1 - sender].open(sealed) == text
+    for party in parties:
+        party.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 1000])
+@pytest.mark.parametrize("aad", [b"", b"additional"])
+def test_the_aead_is_that_of_another_library(noise: Noise, size: int, aad: bytes) -> None:
+    key, nonce, text = bytes(range(32)), bytes(range(12)), bytes(i % 251 for i in range(size))
+    sealed = ChaCha20Poly1305(key).encrypt(nonce, text, aad)
+    assert noise.aead_seal(key, nonce, aad, text) == (OK, sealed)
+    assert noise.aead_open(key, nonce, aad, sealed) == (OK, text)
+    for i in range(len(sealed)):
+        changed = sealed[:i] + bytes([sealed[i] ^ 1]) + sealed[i + 1 :]
+        assert noise.aead_open(key, nonce, aad, changed) == (PROTOCOL, b"")
+    assert noise.aead_open(key, nonce, aad + b"x", sealed) == (PROTOCOL, b"")
+    assert noise.aead_open(key, nonce, aad, sealed[:15]) == (PROTOCOL, b"")
+
+
+# RFC 7748, section 6.1, and the points of low order: 0, 1, p - 1, p, p + 1 and the two of order 8.
+LOW_ORDER = [
+    *(n.to_bytes(32, "little") for n in (0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18)),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
+
+
+def test_x25519_is_that_of_another_library(noise: Noise) -> None:
+    mine, theirs = (X25519PrivateKey.from_private_bytes(secret) for secret in SECRETS)
+    public = theirs.public_key().public_bytes_raw()
+    assert noise.x25519(SECRETS[0], public) == (OK, mine.exchange(theirs.public_key()))
+    for point in LOW_ORDER:
+        assert noise.x25519(SECRETS[0], point) == (PROTOCOL, bytes(32)), point.hex()

@@ -1,0 +1,67 @@
+"""The C test programs, one test at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+WALL_SECONDS = 120
+
+
+class CTest(NamedTuple):
+    program: Path
+    name: str
+
+    def passes(self, mutant: int, **environment: str) -> bool:
+        """A crash and a hang are as good as a failed test."""
+        chosen = {"ENCL_MUTANT": str(mutant), "ENCL_TEST": self.name, "CMOCKA_TEST_ABORT": "1"}
+        try:
+            ended = subprocess.run(
+                [self.program],
+                env=os.environ | chosen | environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=WALL_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return ended.returncode == 0
+
+    def __str__(self) -> str:
+        return f"{self.program.name} {self.name}"
+
+
+def tests_of(program: Path) -> list[CTest]:
+    source = (ROOT / "tests/c" / f"{program.name}.c").read_text()
+    return [CTest(program, name) for name in re.findall(r"cmocka_unit_test\((\w+)\)", source)]
+
+
+class Program:
+    """Which of its tests meet which mutant, the quickest first."""
+
+    def __init__(self, program: Path) -> None:
+        self._meeting: dict[int, list[CTest]] = defaultdict(list)
+        took: dict[CTest, float] = {}
+        seen = program.with_suffix(".seen")
+        for test in tests_of(program):
+            seen.unlink(missing_ok=True)
+            began = time.monotonic()
+            if not test.passes(0, ENCL_MUTANT_SEEN=str(seen)):
+                raise SystemExit(f"{test} fails without any mutant")
+            took[test] = time.monotonic() - began
+            for number, met in enumerate(seen.read_bytes()):
+                if met:
+                    self._meeting[number].append(test)
+        if not took:
+            raise SystemExit(f"{program.name} has no tests")
+        for meeting in self._meeting.values():
+            meeting.sort(key=lambda test: took[test])
+
+    def survives(self, mutant: int) -> bool:
+        return all(test.passes(mutant) for test in self._meeting[mutant])

@@ -1,0 +1,40 @@
+"""Mutants that nobody could notice, each with the reason."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from .c_mutants import Mutant
+
+Key = tuple[str, str, str, str]
+
+
+class Equivalents:
+    def __init__(self, reasons: dict[Key, str]) -> None:
+        self._reasons = reasons
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        reasons: dict[Key, str] = {}
+        for entry in tomllib.loads(path.read_text()).get("equivalent", []):
+            for kind in entry["kinds"]:
+                key = entry["file"], entry["function"], kind, entry["text"]
+                if key in reasons or not entry["reason"]:
+                    raise SystemExit(f"{path.name}: twice, or without a reason: {key}")
+                reasons[key] = entry["reason"]
+        return cls(reasons)
+
+    def __contains__(self, mutant: Mutant) -> bool:
+        return mutant.key in self._reasons
+
+    def wrong(self, known: Sequence[Mutant], killed: Sequence[Mutant]) -> list[str]:
+        """Entries that name no mutant, or one that a test does notice."""
+        keys, noticed = {m.key for m in known}, {m.key for m in killed}
+        stale = [f"equivalent.toml names no mutant: {key}" for key in self._reasons.keys() - keys]
+        return stale + [
+            f"equivalent.toml names one that is noticed: {key}"
+            for key in self._reasons.keys() & noticed
+        ]
