@@ -17,6 +17,7 @@ import collections
 import os
 import queue
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import c_mutants
+from . import c_mutants, py_mutants
 from .c_mutants import Mutant
 from .c_tests import Program
 from .equivalents import Equivalents
@@ -36,8 +37,14 @@ BUILD = ROOT / "build" / "mutants"
 OUT = BUILD / "out"
 LIBRARY = OUT / "libencl_testing.so"
 
-ATTEST_PY = "tests/unit/test_attest.py"
-NOISE_PY = "tests/unit/test_noise.py"
+# Which of them a mutant meets is found out by running them.
+PYTHON_TESTS = (
+    "tests/unit/test_attest.py",
+    "tests/unit/test_noise.py",
+    "tests/unit/test_pcrs.py",
+    "tests/unit/test_url.py",
+    "tests/unit/test_client.py::test_other_hosts_are_refused",
+)
 
 # What is mutated, and the tests that its mutants meet, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
@@ -48,34 +55,59 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 PROGRAMS = sorted({test for tests in TESTS.values() for test in tests} - {"python"})
 
+# The decisions that Python makes about whom to trust and where a request may go.
+PYTHON_FUNCTIONS = {
+    "enclavia/_url.py": ("EnclaveURL.parse", "EnclaveURL.refusal"),
+    "enclavia/_pins.py": ("pin_tuples",),
+    "enclavia/_pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
+    "enclavia/_config.py": ("_check_pins", "_tls"),
+    "enclavia/_flow.py": ("Engine.handle",),
+}
+
 
 class Sources:
-    """The mutants, and csrc with all of them in it."""
+    """The mutants, and the sources with all of them in them."""
 
     def __init__(self) -> None:
-        csrc = ROOT / "csrc"
-        texts = {str(path.relative_to(csrc)): path.read_text() for path in csrc.glob("*/*.[ch]")}
-        headers = [text for name, text in texts.items() if name.endswith(".h")]
         self.mutants: list[Mutant] = []
         self.tests: dict[str, tuple[str, ...]] = {}
-        self._texts = texts
+        self._texts = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.glob("csrc/*/*.[ch]")}
+        self._rewrite_c()
+        self._rewrite_python()
+
+    def _rewrite_c(self) -> None:
+        texts = self._texts
+        headers = [text for name, text in texts.items() if name.endswith(".h")]
         for pattern, tests in TESTS.items():
-            for path in sorted(csrc.glob(pattern)):
-                file = str(path.relative_to(csrc))
+            for path in sorted((ROOT / "csrc").glob(pattern)):
+                file = str(path.relative_to(ROOT))
                 failing = c_mutants.failing_functions([*headers, texts[file]])
                 rewriter = c_mutants.Rewriter(file, failing, len(self.mutants) + 1)
                 texts[file] = rewriter.rewrite(texts[file])
                 self.mutants += rewriter.mutants
                 self.tests[file] = tests
         for name in ("mutant.c", "mutant.h"):
-            texts[f"base/{name}"] = (HERE / name).read_text()
+            texts[f"csrc/base/{name}"] = (HERE / name).read_text()
+
+    def _rewrite_python(self) -> None:
+        for path in sorted(ROOT.glob("enclavia/**/*.py")):
+            file, text = str(path.relative_to(ROOT)), path.read_text()
+            if file in PYTHON_FUNCTIONS:
+                functions = frozenset(PYTHON_FUNCTIONS[file])
+                rewriter = py_mutants.Rewriter(file, functions, len(self.mutants) + 1)
+                text = rewriter.rewrite(text)
+                self.mutants += rewriter.mutants
+                self.tests[file] = ("python",)
+            self._texts[file] = text
 
     def build(self) -> None:
         for name, text in self._texts.items():
-            path = BUILD / "csrc" / name
+            path = BUILD / name
             if not path.exists() or path.read_text() != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
+        for extension in ROOT.glob("enclavia/*.so"):
+            shutil.copy2(extension, BUILD / "enclavia")
         extra = f"-w -DENCL_MUTANTS={len(self.mutants) + 1}"
         make = ["make", "-s", "-j2", "-C", str(ROOT / "tests/c"), f"SRC={BUILD / 'csrc'}"]
         made = subprocess.run([*make, f"OUT={OUT}", f"EXTRA={extra}", "lib", *PROGRAMS])
@@ -84,10 +116,13 @@ class Sources:
 
 
 class PytestServer:
-    def __init__(self, files: Sequence[str]) -> None:
+    def __init__(self) -> None:
+        # Where it runs is where it imports from: there lies the rewritten package.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.mutants.pytest_server", str(LIBRARY), *files],
-            cwd=ROOT,
+            [sys.executable, "-m", "tests.mutants.pytest_server"]
+            + [str(ROOT / test) for test in PYTHON_TESTS],
+            cwd=BUILD,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "ENCLAVIA_TESTING_LIBRARY": str(LIBRARY)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -120,7 +155,7 @@ class Runner:
     """Runs mutants on several threads, each with a process of its own for the Python tests."""
 
     def __init__(self, sources: Sources, jobs: int) -> None:
-        self._servers = [PytestServer((ATTEST_PY, NOISE_PY)) for _ in range(jobs)]
+        self._servers = [PytestServer() for _ in range(jobs)]
         self._tests = sources.tests
         self._programs = {name: Program(OUT / name) for name in PROGRAMS}
         self._free: queue.SimpleQueue[PytestServer] = queue.SimpleQueue()

@@ -1,7 +1,7 @@
 """Runs Python tests once per mutant, each time in a fork of this process, so that imports, the
 collection of tests and cached fixtures are paid for once.
 
-    python -m tests.mutants.pytest_server LIBRARY FILE…
+    python -m tests.mutants.pytest_server TEST…
     <- ready           all tests passed, and which of them meets which mutant is known
     -> 17
     <- killed          or: survived
@@ -23,6 +23,8 @@ from typing import TextIO
 
 import pytest
 from _pytest.runner import runtestprotocol
+
+from . import alive
 
 CPU_SECONDS = 20
 WALL_SECONDS = 120.0
@@ -57,12 +59,9 @@ def passes(item: pytest.Item) -> bool:
 class Server:
     """A pytest plugin that takes the place of its loop over the tests."""
 
-    def __init__(self, library: str, answers: TextIO) -> None:
-        loaded = ctypes.CDLL(library)
-        count = ctypes.c_int.in_dll(loaded, "encl_mutant_count").value
-        self._mutant = ctypes.c_int.in_dll(loaded, "encl_mutant")
-        self._seen = (ctypes.c_ubyte * count).in_dll(loaded, "encl_mutant_seen")
+    def __init__(self, questions: TextIO, answers: TextIO) -> None:
         self._meeting: dict[int, list[pytest.Item]] = defaultdict(list)
+        self._questions = questions
         self._answers = answers
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -77,20 +76,20 @@ class Server:
         self._run_without_mutants(session.items)
         gc.freeze()
         self._answer("ready")
-        for line in sys.stdin:
+        for line in self._questions:
             self._answer("survived" if self._survives(int(line)) else "killed")
         return True
 
     def _run_without_mutants(self, items: Sequence[pytest.Item]) -> None:
         took: dict[pytest.Item, float] = {}
         for item in items:
-            ctypes.memset(self._seen, 0, len(self._seen))
+            ctypes.memset(alive.seen, 0, alive.COUNT)
             began = time.process_time()
             if not passes(item):
                 self._answer(f"fails without any mutant: {item.nodeid}")
                 raise pytest.UsageError("the rewritten sources fail their tests")
             took[item] = time.process_time() - began
-            for number, seen in enumerate(self._seen):
+            for number, seen in enumerate(alive.seen):
                 if seen:
                     self._meeting[number].append(item)
         for meeting in self._meeting.values():
@@ -100,7 +99,7 @@ class Server:
         items = self._meeting[number]
 
         def run() -> bool:
-            self._mutant.value = number
+            alive.mutant.value = number
             return all(passes(item) for item in items)
 
         return not items or survives_in_a_fork(run)
@@ -109,12 +108,12 @@ class Server:
         print(text, file=self._answers, flush=True)
 
 
-def main(library: str, files: Sequence[str]) -> int:
-    answers = os.fdopen(os.dup(1), "w")
+def main(files: Sequence[str]) -> int:
+    # pytest has other plans for the standard ones.
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.environ["ENCLAVIA_TESTING_LIBRARY"] = library
-    return int(pytest.main([*OPTIONS, *files], plugins=[Server(library, answers)]))
+    return int(pytest.main([*OPTIONS, *files], plugins=[Server(questions, answers)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

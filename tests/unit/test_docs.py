@@ -282,13 +282,16 @@ def test_reference_has_signatures() -> None:
     assert len(signatures()) > 30
 
 
-_TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+_TEST_NAME = re.compile(r"`(tests/[\w/]+\.(?:py|c))::(\w+)`")
 
 
 @functools.cache
 def functions_in(path: str) -> set[str]:
-    tree = ast.parse((ROOT / path).read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    text = (ROOT / path).read_text()
+    if path.endswith(".c"):
+        return set(re.findall(r"cmocka_unit_test\((\w+)\)", text))
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+    return {node.name for node in functions if node.name.startswith("test_")}
 
 
 def test_comparison_names_tests_that_exist() -> None:
@@ -301,6 +304,17 @@ def test_comparison_names_tests_that_exist() -> None:
         assert named, f"no test backs this row: {row}"
         for path, test in named:
             assert test in functions_in(path), f"{path} has no {test}"
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    table = text.partition("## What is promised")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 15
+    for row in rows:
+        assert _TEST_NAME.search(row.rsplit(" | ", 1)[1]), f"no test backs this promise: {row}"
+    for path, test in _TEST_NAME.findall(text):
+        assert test in functions_in(path), f"{path} has no {test}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -1,0 +1,16 @@
+"""What rewritten Python asks; the numbers are those of the rewritten C."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_library = ctypes.CDLL(os.environ["ENCLAVIA_TESTING_LIBRARY"])
+COUNT = ctypes.c_int.in_dll(_library, "encl_mutant_count").value
+mutant = ctypes.c_int.in_dll(_library, "encl_mutant")
+seen = (ctypes.c_ubyte * COUNT).in_dll(_library, "encl_mutant_seen")
+
+
+def is_alive(number: int) -> bool:
+    seen[number] = 1
+    return mutant.value == number

@@ -1,0 +1,108 @@
+"""The same for the few decisions that Python makes: which URL, which pins.
+
+if test: …    becomes    if (False if is_alive(7) else not test if is_alive(8) else test): …
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+from .c_mutants import Mutant
+
+_BOUNDARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+}
+_ASKS = "from tests.mutants.alive import is_alive as _mutant_is_alive"
+
+
+class Rewriter(ast.NodeTransformer):
+    """Of the functions named; the others stay as they are."""
+
+    def __init__(self, file: str, functions: frozenset[str], first_number: int) -> None:
+        self.mutants: list[Mutant] = []
+        self._file = file
+        self._functions = functions
+        self._left = set(functions)
+        self._first_number = first_number
+        self._scope: list[str] = []
+
+    def rewrite(self, source: str) -> str:
+        tree = self.visit(ast.parse(source))
+        if self._left:
+            raise SystemExit(f"{self._file} has no {', '.join(sorted(self._left))}")
+        at = 1 + max(i for i, node in enumerate(tree.body) if _is_from_future(node))
+        tree.body.insert(at, ast.parse(_ASKS).body[0])
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+    @property
+    def _function(self) -> str:
+        return ".".join(self._scope)
+
+    def _in_scope(self, node: Any) -> Any:
+        self._scope.append(node.name)
+        self._left.discard(self._function)
+        self.generic_visit(node)
+        self._scope.pop()
+        return node
+
+    visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _in_scope
+
+    def _checked(self, kind: str, constant: bool) -> Callable[[ast.expr], ast.expr]:
+        def change(node: ast.expr) -> ast.expr:
+            inverted = ast.UnaryOp(ast.Not(), node)
+            changed = self._parts(node)
+            changed = self._choice("inverted", node, inverted, changed)
+            return self._choice(kind, node, ast.Constant(constant), changed)
+
+        return change
+
+    def visit_If(self, node: ast.If) -> ast.If:
+        if self._function in self._functions:
+            node.test = self._checked("never", False)(node.test)
+        self.generic_visit(node)
+        return node
+
+    def visit_Return(self, node: ast.Return) -> ast.Return:
+        if self._function in self._functions and _is_boolean(node.value):
+            assert node.value is not None
+            node.value = self._checked("true", True)(node.value)
+        return node
+
+    def _parts(self, node: ast.expr) -> ast.expr:
+        if isinstance(node, ast.BoolOp):
+            neutral = ast.Constant(isinstance(node.op, ast.And))
+            values = [self._choice("without", v, neutral, self._parts(v)) for v in node.values]
+            return ast.BoolOp(node.op, values)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ast.UnaryOp(node.op, self._parts(node.operand))
+        kept = node
+        for i, operator in enumerate(node.ops if isinstance(node, ast.Compare) else ()):
+            assert isinstance(node, ast.Compare)
+            if type(operator) in _BOUNDARY:
+                other = list(node.ops)
+                other[i] = _BOUNDARY[type(operator)]()
+                moved = ast.Compare(node.left, other, node.comparators)
+                kept = self._choice(f"boundary {i + 1}", node, moved, kept)
+        return kept
+
+    def _choice(self, kind: str, node: ast.expr, changed: ast.expr, kept: ast.expr) -> ast.expr:
+        number = self._first_number + len(self.mutants)
+        text = ast.unparse(node)
+        self.mutants.append(Mutant(number, self._file, self._function, node.lineno, kind, text))
+        alive = ast.Call(ast.Name("_mutant_is_alive", ast.Load()), [ast.Constant(number)], [])
+        return ast.IfExp(alive, changed, kept)
+
+
+def _is_from_future(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
+
+
+def _is_boolean(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.BoolOp | ast.Compare) or (
+        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    )
