@@ -5,9 +5,9 @@
     python -m tests.mutants --show chain.c    only names them
 
 The C sources are rewritten so that all mutants are compiled once (c_mutants.py); a variable chooses
-one at run time. Each meets the quick tests of its layer that run into it, until one fails. What
-nothing can notice stands in equivalent.toml with its reason; anything else that survives makes this
-fail.
+one at run time. Each meets the quick tests of its layer in which it makes a difference, until one
+fails. What nothing can notice stands in equivalent.toml with its reason; anything else that survives
+makes this fail.
 """
 
 from __future__ import annotations
@@ -154,9 +154,10 @@ class PytestServer:
 class Runner:
     """Runs mutants on several threads, each with a process of its own for the Python tests."""
 
-    def __init__(self, sources: Sources, jobs: int) -> None:
+    def __init__(self, sources: Sources, equivalents: Equivalents, jobs: int) -> None:
         self._servers = [PytestServer() for _ in range(jobs)]
         self._tests = sources.tests
+        self._equivalents = equivalents
         self._programs = {name: Program(OUT / name) for name in PROGRAMS}
         self._free: queue.SimpleQueue[PytestServer] = queue.SimpleQueue()
         for server in self._servers:
@@ -181,6 +182,8 @@ class Runner:
                     return False
         finally:
             self._free.put(server)
+        if mutant not in self._equivalents:
+            print(f"survived: {mutant}", flush=True)
         return True
 
     def close(self) -> None:
@@ -201,27 +204,28 @@ def show_table(chosen: Sequence[Mutant], survived: set[Mutant], equivalents: Equ
         print(f"{file:24}" + "".join(f"{n:12}" for n in row))
 
 
-def run(only: str, jobs: int) -> int:
+def run(only: Sequence[str], jobs: int) -> int:
     began = time.monotonic()
     sources = Sources()
-    chosen = [m for m in sources.mutants if only in m.file]
+    chosen = [m for m in sources.mutants if any(text in m.file for text in only)]
     equivalents = Equivalents.read(HERE / "equivalent.toml")
     sources.build()
-    runner = Runner(sources, jobs)
+    runner = Runner(sources, equivalents, jobs)
     survived = runner.survivors(chosen)
     runner.close()
     show_table(chosen, survived, equivalents)
     noticed = ", ".join(f"{test} {n}" for test, n in runner.noticed_by.most_common())
     print(f"{time.monotonic() - began:.0f} s; noticed by {noticed}")
-    wrong = [f"survived: {m}" for m in chosen if m in survived and m not in equivalents]
-    wrong += equivalents.wrong(sources.mutants, [m for m in chosen if m not in survived])
+    wrong = equivalents.wrong(sources.mutants, [m for m in chosen if m not in survived])
     print(*wrong, sep="\n")
-    return 1 if wrong else 0
+    return 1 if wrong or any(m not in equivalents for m in survived) else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", default="", metavar="TEXT", help="files with this in their name")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="files with this in their name"
+    )
     parser.add_argument("--show", default=None, metavar="TEXT", help="only name their mutants")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()

@@ -8,7 +8,9 @@ import os
 _library = ctypes.CDLL(os.environ["ENCLAVIA_TESTING_LIBRARY"])
 COUNT = ctypes.c_int.in_dll(_library, "encl_mutant_count").value
 mutant = ctypes.c_int.in_dll(_library, "encl_mutant")
-seen = (ctypes.c_ubyte * COUNT).in_dll(_library, "encl_mutant_seen")
+_seen_at = ctypes.c_void_p.in_dll(_library, "encl_mutant_seen").value
+assert _seen_at is not None
+seen = (ctypes.c_ubyte * COUNT).from_address(_seen_at)
 
 
 def is_alive(number: int) -> bool:

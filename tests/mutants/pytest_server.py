@@ -26,7 +26,7 @@ from _pytest.runner import runtestprotocol
 
 from . import alive
 
-CPU_SECONDS = 20
+CPU_SECONDS = 10
 WALL_SECONDS = 120.0
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:faulthandler")
 
