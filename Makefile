@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test bench instructions lint test-c test-san test-fuzz test-python clean
+.PHONY: demo test bench instructions lint test-c test-san test-fuzz test-python mutants clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -19,6 +19,7 @@ test: build/installed-test
 	$(MAKE) test-c
 	$(MAKE) test-san
 	$(MAKE) test-python
+	$(MAKE) mutants
 	$(MAKE) instructions
 
 $(BIN)/pip:
@@ -57,6 +58,10 @@ test-san: build/installed-test
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
 	$(BIN)/python -m pytest
+
+# Every check of the verification path removed and turned around; fails where no test notices one.
+mutants: build/installed-test
+	$(BIN)/python -m tests.mutants $(OPTIONS)
 
 bench: build/installed-test
 	$(BIN)/pip install --quiet --group bench

@@ -442,6 +442,10 @@ static void cache_sizes_are_bounded(void **state) {
     assert_int_equal(encl_link_cache_new(4097, &cache, &err), ENCL_E_INVALID);
     assert_int_equal(encl_link_cache_new(4096, &cache, &err), ENCL_OK);
     encl_link_cache_free(cache);
+    assert_int_equal(encl_link_cache_new(1, &cache, &err), ENCL_OK);
+    put(cache, "a", "b", 100);
+    assert_true(has(cache, "a", "b", 0));
+    encl_link_cache_free(cache);
     encl_link_cache_free(NULL);
 }
 

@@ -6,8 +6,8 @@
 
 The C sources are rewritten so that all mutants are compiled once (c_mutants.py); a variable chooses
 one at run time. Each meets the quick tests of its layer in which it makes a difference, until one
-fails. What nothing can notice stands in equivalent.toml with its reason; anything else that survives
-makes this fail.
+fails. What nothing can notice stands in equivalent.toml with its reason; anything else that
+survives makes this fail.
 """
 
 from __future__ import annotations

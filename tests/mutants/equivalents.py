@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ class Equivalents:
     def read(cls, path: Path) -> Self:
         reasons: dict[Key, str] = {}
         for entry in tomllib.loads(path.read_text()).get("equivalent", []):
-            for kind in entry["kinds"]:
-                key = entry["file"], entry["function"], kind, entry["text"]
+            for function, kind in itertools.product(entry["functions"], entry["kinds"]):
+                key = entry["file"], function, kind, entry["text"]
                 if key in reasons or not entry["reason"]:
                     raise SystemExit(f"{path.name}: twice, or without a reason: {key}")
                 reasons[key] = entry["reason"]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -313,6 +314,25 @@ STRUCTURE: list[tuple[str, Document, str]] = [
         altered(array=lambda parts: array(parts[:3], indefinite=True)),
         "COSE signature: expected a byte string, came a break",
     ),
+    (
+        "no protected header",
+        altered(array=lambda parts: array([NULL, *parts[1:]])),
+        "COSE protected header: expected a byte string, came null",
+    ),
+    ("no CBOR", altered(prefix=b"\x1c"), "not CBOR: no item starts with the byte 0x1c"),
+    ("no CBOR tagged", altered(prefix=head(6, 18) + b"\x1c"), "not CBOR: no item starts with"),
+    (
+        "header nested so deep that its rest looks like a parameter",
+        altered(unprotected=head(5, 2) + uint(4) + b"\x81" * 9 + uint(5) + uint(6)),
+        "nested deeper than 8",
+    ),
+    (
+        "field nested so deep that its rest looks like a field",
+        altered(
+            extra_fields=[(tstr("x"), b"\x81" * 9), (tstr("y"), uint(6))],
+        ),
+        "nested deeper than 8",
+    ),
     ("a map", altered(array=lambda parts: cmap([(uint(0), uint(0))])), "expected an array"),
     ("tag 98", altered(prefix=head(6, 98)), "expected tag 18 or none, came tag 98"),
     ("tagged twice", altered(prefix=head(6, 18) * 2), "expected an array"),
@@ -586,6 +606,14 @@ def test_another_root_before_the_right_certificates() -> None:
     p = good_pki()
     theirs_first = dataclasses.replace(p, cabundle=[other_pki().root_der, *p.cabundle[1:]])
     refuse_chain(theirs_first, "certificate 2 of 6")
+
+
+def test_what_is_almost_the_pinned_root_is_not_it() -> None:
+    p = good_pki()
+    last = p.root_der[-1]
+    for almost in (p.root_der[:-1], p.root_der + b"\0", p.root_der[:-1] + bytes([last ^ 1])):
+        bundle = [almost, *p.cabundle[1:]]
+        refuse_chain(dataclasses.replace(p, cabundle=bundle), "certificate 2 of 6")
 
 
 def test_same_names_and_identifiers_still_need_the_signature() -> None:
@@ -915,9 +943,43 @@ def test_times_in_other_forms_than_rfc_5280_has(tag: int, text: bytes) -> None:
 
 
 def test_names_in_messages_are_printable() -> None:
-    p = chain_with(LEAF, common_name="i\x1b[31m\u202e\n" + "x" * 40, ca=True)
+    p = chain_with(LEAF, common_name="i\x1b[31m\u202e\n\x7f" + "x" * 40, ca=True)
     message = refuse_chain(p, "expected a leaf, came a CA").message
     assert message.isascii() and message.isprintable()
+    p = chain_with(LEAF, common_name="a ~ b", ca=True)
+    refuse_chain(p, "(CN=a ~ b): expected a leaf, came a CA")
+
+
+def test_keys_of_another_kind_on_the_same_curve() -> None:
+    ecdh = der(0x30, bytes.fromhex("06052b8104010c06052b81040022"))
+
+    def for_agreement(tbs: bytes) -> bytes:
+        return tbs.replace(spki_of(tbs), der(0x30, ecdh + der(3, b"\0" + leaf_point(tbs))))
+
+    refuse_chain(edited_leaf(for_agreement), "expected an ECDSA P-384 key, came another kind")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_times_that_are_none(which: int) -> None:
+    def garble(tbs: bytes) -> bytes:
+        at = [match.start() for match in re.finditer(rb"\x17\x0d\d{12}Z", tbs)][which]
+        return tbs[: at + 2] + b"x" * 13 + tbs[at + 15 :]
+
+    refuse_chain(edited_leaf(garble), "has an unreadable validity time")
+
+
+def test_the_largest_root() -> None:
+    """The length of its signature varies by a few bytes."""
+    oid = x509.ObjectIdentifier("1.3.6.1.4.1.55555.2")
+    roots: dict[int, bytes] = {}
+    while len(roots) < 2:
+        for size in range(460, 476):
+            filler = x509.UnrecognizedExtension(oid, bytes(size))
+            root = chain_with(ROOT, extensions=((filler, False),)).root_der
+            roots.update({len(root): root} if len(root) in (1024, 1025) else {})
+    with attest.policy(root=roots[1024]):
+        pass
+    bad_policy("expected at most 1024 bytes, came 1025", root=roots[1025])
 
 
 # 3. The document's own signature.
@@ -1132,6 +1194,15 @@ def test_debug_still_wants_a_well_formed_document() -> None:
     refuse("document error", "PCR0", crude(pcrs=pcr_map({0: bytes(47)})), debug=True)
     twice = altered(extra_fields=[(tstr("nonce"), bstr(NONCE))]).encode()
     refuse("document error", "the same key twice", twice, debug=True)
+
+
+def test_debug_wants_each_field_of_its_kind() -> None:
+    fits = {"module_id": 3, "digest": 3, "timestamp": 0, "pcrs": 5, "certificate": 2, "cabundle": 4}
+    for name, major in fits.items():
+        for kind in SIX_KINDS:
+            if kind[0] >> 5 != major:
+                fragment = f"{name}: expected"
+                refuse("document error", fragment, crude(change=(name, kind)), debug=True)
 
 
 def test_stub() -> None:
