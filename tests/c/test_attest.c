@@ -304,6 +304,45 @@ static void a_policy_owns_copies(void **state) {
     encl_policy_free(&policy);
 }
 
+static void a_copied_policy_lives_on_its_own(void **state) {
+    fixture *f = *state;
+    encl_policy policy, copy, unpinned;
+    encl_error err;
+    encl_attestation *a;
+
+    assert_int_equal(encl_policy_init(&policy, &f->pins, 1, f->cert[0], false, true, &err),
+                     ENCL_OK);
+    assert_int_equal(encl_policy_copy(&copy, &policy, &err), ENCL_OK);
+    encl_policy_free(&policy);
+    assert_int_equal(copy.pin_count, 1);
+    assert_memory_equal(copy.pins, &f->pins, sizeof f->pins);
+    assert_int_equal(encl_attest_verify(f->good, &copy, NONCE, NOW, NULL, &a, &err), ENCL_OK);
+    encl_attestation_free(a);
+    encl_policy_free(&copy);
+
+    assert_int_equal(encl_policy_init(&policy, NULL, 0, f->cert[0], false, false, &err), ENCL_OK);
+    assert_int_equal(encl_policy_copy(&unpinned, &policy, &err), ENCL_OK);
+    assert_null(unpinned.pins);
+    assert_int_equal(encl_attest_verify(f->good, &unpinned, NONCE, NOW, NULL, &a, &err), ENCL_OK);
+    encl_attestation_free(a);
+    encl_policy_free(&unpinned);
+    encl_policy_free(&policy);
+}
+
+static void the_most_sets_of_pins_are_taken(void **state) {
+    static encl_pins many[1024];
+    fixture *f = *state;
+    encl_policy policy;
+    encl_error err;
+
+    for (size_t i = 0; i < 1024; i++) {
+        many[i] = f->pins;
+    }
+    assert_int_equal(encl_policy_init(&policy, many, 1024, f->cert[0], false, true, &err), ENCL_OK);
+    assert_int_equal(policy.pin_count, 1024);
+    encl_policy_free(&policy);
+}
+
 static void a_policy_that_fails_holds_nothing(void **state) {
     fixture *f = *state;
     encl_policy policy;
@@ -510,6 +549,8 @@ int main(void) {
         cmocka_unit_test(an_empty_nonce_never_matches),
         cmocka_unit_test(openssls_error_queue_is_left_as_it_was),
         cmocka_unit_test(a_policy_owns_copies),
+        cmocka_unit_test(a_copied_policy_lives_on_its_own),
+        cmocka_unit_test(the_most_sets_of_pins_are_taken),
         cmocka_unit_test(a_policy_that_fails_holds_nothing),
         cmocka_unit_test(a_pcr_beyond_its_slot_is_not_signed),
         cmocka_unit_test(signing_respects_the_buffer),

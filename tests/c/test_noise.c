@@ -214,6 +214,95 @@ static void out_of_turn_is_refused(void **state) {
     end(&p);
 }
 
+static void a_complete_handshake_takes_and_gives_no_more(void **state) {
+    uint8_t block[ANSWER_BYTES] = {9};
+    pair p;
+
+    (void)state;
+    start(&p);
+    assert_int_equal(read_exact(p.b, p.first, FIRST_BYTES), ENCL_OK);
+    assert_int_equal(write_exact(p.b, p.answer, ANSWER_BYTES), ENCL_OK);
+    assert_int_equal(read_exact(p.a, p.answer, ANSWER_BYTES), ENCL_OK);
+    assert_int_equal(write_exact(p.a, block, sizeof block), ENCL_E_STATE);
+    assert_int_equal(read_exact(p.a, block, sizeof block), ENCL_E_STATE);
+    assert_int_equal(write_exact(p.b, block, sizeof block), ENCL_E_STATE);
+    assert_int_equal(read_exact(p.b, block, sizeof block), ENCL_E_STATE);
+    end(&p);
+}
+
+static void a_handshake_has_one_of_two_roles(void **state) {
+    encl_noise_handshake *hs;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_noise_handshake_new((encl_role)7, no_bytes, NULL, &hs, &err),
+                     ENCL_E_INVALID);
+    assert_null(hs);
+}
+
+static encl_code write_payload(encl_noise_handshake *hs, size_t len, encl_buf *out) {
+    static const uint8_t zeros[ENCL_NOISE_MAX_MESSAGE];
+    encl_error err;
+
+    return encl_noise_handshake_write(hs, ENCL_SLICE(zeros, len), out, &err);
+}
+
+static encl_code read_into(encl_noise_handshake *hs, const uint8_t *message, size_t len,
+                           size_t limit) {
+    encl_buf payload;
+    encl_error err;
+    encl_code rc;
+
+    encl_buf_init(&payload, limit);
+    rc = encl_noise_handshake_read(hs, ENCL_SLICE(message, len), &payload, &err);
+    encl_buf_free(&payload);
+    return rc;
+}
+
+static void handshake_messages_are_as_long_as_noise_allows(void **state) {
+    static uint8_t message[ENCL_NOISE_MAX_MESSAGE + 1] = {9};
+    size_t most = ENCL_NOISE_MAX_MESSAGE - FIRST_BYTES;
+    encl_buf out;
+    encl_error err;
+    pair p;
+
+    (void)state;
+    encl_buf_init(&out, 2 * sizeof message);
+    start(&p);
+    encl_noise_handshake_free(p.a);
+    assert_int_equal(encl_noise_handshake_new(ENCL_INITIATOR, no_bytes, NULL, &p.a, &err), ENCL_OK);
+    assert_int_equal(write_payload(p.a, most + 1, &out), ENCL_E_INVALID);
+    assert_int_equal(encl_buf_readable(&out), 0);
+    assert_int_equal(write_payload(p.a, most, &out), ENCL_OK);
+    assert_int_equal(read_into(p.b, out.data, encl_buf_readable(&out), most), ENCL_OK);
+    encl_buf_free(&out);
+    end(&p);
+
+    start(&p);
+    assert_int_equal(read_into(p.b, message, sizeof message, sizeof message), ENCL_E_PROTOCOL);
+    end(&p);
+
+    /* A payload that finds no room is lost, and the handshake with it. */
+    start(&p);
+    assert_int_equal(read_into(p.b, message, 100, 10), ENCL_E_INVALID);
+    assert_int_equal(read_into(p.b, message, 100, 100), ENCL_E_STATE);
+    end(&p);
+}
+
+static void a_record_beyond_noises_limit_is_refused_for_its_length(void **state) {
+    static uint8_t block[ENCL_NOISE_MAX_MESSAGE + 1];
+    encl_noise_transport *a, *b;
+    size_t len;
+    encl_error err;
+
+    (void)state;
+    connect(&a, &b);
+    assert_int_equal(encl_noise_open(b, block, sizeof block, &len, &err), ENCL_E_PROTOCOL);
+    assert_non_null(strstr(err.message, "16 to 65535 bytes, came 65536"));
+    encl_noise_transport_free(a);
+    encl_noise_transport_free(b);
+}
+
 static void another_prologue_is_noticed(void **state) {
     pair p;
     encl_error err;
@@ -366,6 +455,10 @@ int main(void) {
         cmocka_unit_test(messages_of_another_length_are_refused),
         cmocka_unit_test(an_all_zero_shared_secret_is_refused),
         cmocka_unit_test(out_of_turn_is_refused),
+        cmocka_unit_test(a_complete_handshake_takes_and_gives_no_more),
+        cmocka_unit_test(a_handshake_has_one_of_two_roles),
+        cmocka_unit_test(handshake_messages_are_as_long_as_noise_allows),
+        cmocka_unit_test(a_record_beyond_noises_limit_is_refused_for_its_length),
         cmocka_unit_test(another_prologue_is_noticed),
         cmocka_unit_test(every_changed_byte_of_a_record_ends_the_direction),
         cmocka_unit_test(repeated_cut_or_reflected_records_are_refused),

@@ -61,7 +61,7 @@ PYTHON_FUNCTIONS = {
     "enclavia/_pins.py": ("pin_tuples",),
     "enclavia/_pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
     "enclavia/_config.py": ("_check_pins", "_tls"),
-    "enclavia/_flow.py": ("Engine.handle",),
+    "enclavia/_flow.py": ("Engine.handle: refusal is not None",),
 }
 
 
@@ -93,8 +93,8 @@ class Sources:
         for path in sorted(ROOT.glob("enclavia/**/*.py")):
             file, text = str(path.relative_to(ROOT)), path.read_text()
             if file in PYTHON_FUNCTIONS:
-                functions = frozenset(PYTHON_FUNCTIONS[file])
-                rewriter = py_mutants.Rewriter(file, functions, len(self.mutants) + 1)
+                chosen = PYTHON_FUNCTIONS[file]
+                rewriter = py_mutants.Rewriter(file, chosen, len(self.mutants) + 1)
                 text = rewriter.rewrite(text)
                 self.mutants += rewriter.mutants
                 self.tests[file] = ("python",)

@@ -6,7 +6,7 @@ if test: …    becomes    if (False if is_alive(7) else not test if is_alive(8)
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .c_mutants import Mutant
@@ -21,9 +21,12 @@ _ASKS = "from tests.mutants.alive import is_alive as _mutant_is_alive"
 
 
 class Rewriter(ast.NodeTransformer):
-    """Of the functions named; the others stay as they are."""
+    """Of the functions named, or of one condition of theirs; the others stay as they are."""
 
-    def __init__(self, file: str, functions: frozenset[str], first_number: int) -> None:
+    def __init__(self, file: str, chosen: Sequence[str], first_number: int) -> None:
+        split = [name.partition(": ") for name in chosen]
+        functions = {function for function, _, _ in split}
+        self._only = {function: condition for function, _, condition in split if condition}
         self.mutants: list[Mutant] = []
         self._file = file
         self._functions = functions
@@ -62,7 +65,8 @@ class Rewriter(ast.NodeTransformer):
         return change
 
     def visit_If(self, node: ast.If) -> ast.If:
-        if self._function in self._functions:
+        wanted = self._only.get(self._function, ast.unparse(node.test))
+        if self._function in self._functions and ast.unparse(node.test) == wanted:
             node.test = self._checked("never", False)(node.test)
         self.generic_visit(node)
         return node

@@ -259,6 +259,9 @@ def indefinite_array(items: Sequence[bytes]) -> bytes:
         pytest.param(without("public_key"), id="optional field left out"),
         pytest.param(good(user_data=bstr(b"u" * 1024)), id="largest user_data"),
         pytest.param(good(module_id=tstr("é€😀\u07ff\ud7ff\ue000")), id="UTF-8"),
+        pytest.param(
+            good(module_id=tstr("\x7f\x80\u0800\U00010000\U0010ffff")), id="UTF-8 at its limits"
+        ),
     ],
 )
 def test_forms_that_verify(document: Document) -> None:
@@ -515,12 +518,18 @@ def test_structure(document: Document, fragment: str) -> None:
             b"\xe2\x28\xa1",
             b"\xff",
             b"a\xc3",
+            b"\xed\xbf\xbf",
         ),
     ],
 )
 def test_text_must_be_utf8(text: bytes) -> None:
     bad = head(3, len(text)) + text
     refuse("document error", "not valid UTF-8", good(module_id=bad).encode())
+
+
+def test_a_character_does_not_end_in_the_next_item() -> None:
+    across = altered(extra_fields=[(tstr("x"), b"\x82\x61\xc3\x80")])
+    refuse("document error", "not valid UTF-8", across.encode())
 
 
 def test_size_limits() -> None:
@@ -1071,6 +1080,8 @@ def test_several_pins() -> None:
     near = [PINS[0], PINS[1], b"\x67" * 48]
     error = refuse("PCR mismatch", "PCR2", raw, pins=[stranger, near, stranger])
     assert (error.pcr_index, error.expected) == (2, near[2])
+    error = refuse("PCR mismatch", "PCR0", raw, pins=[stranger, [b"\x67" * 48] * 3])
+    assert error.expected == stranger[0]
     # Never a mixture: each register is in some set, but no set has them all.
     mixed = [[PINS[0], PINS[1], stranger[2]], [stranger[0], PINS[1], PINS[2]]]
     refuse("PCR mismatch", "PCR2", raw, pins=mixed)
@@ -1185,6 +1196,7 @@ def test_debug_checks_nonce_and_pcrs() -> None:
     verify(crude(pcrs=cmap([])), debug=True)
     zeros = crude(pcrs=pcr_map({i: bytes(48) for i in range(3)}))
     verify(zeros, debug=True, pins=[[bytes(48)] * 3])
+    verify(zeros, debug=True, pins=[])
     refuse("PCR mismatch", "debug enclave", zeros, debug=True)
 
 
@@ -1251,7 +1263,7 @@ def test_pins_are_checked(index: int) -> None:
     bad_policy("bytes like PCR0" if index else "expected 32 bytes like PCR0", pins(b"\1" * 32))
     bad_policy(f"PCR{index} is all zero", pins(bytes(48)))
     bad_policy("debug enclave", pins(bytes(48)))
-    with attest.policy(pins(bytes(48)), debug=True):
+    with attest.policy(pins(bytes(48)), debug=True), attest.policy(pins(bytes(47) + b"\1")):
         pass
 
 
@@ -1285,6 +1297,16 @@ def test_roots_are_checked() -> None:
         ),
     ):
         bad_policy(fragment, root=chain_with(ROOT, **changes).root_der)
+
+
+def test_roots_in_texts_of_many_kinds() -> None:
+    p = good_pki()
+    leaf = x509.load_der_x509_certificate(p.leaf_der)
+    bad_policy("expected a CA", root=leaf.public_bytes(serialization.Encoding.PEM))
+    bad_policy("is not an X.509 certificate", root=b"\x30\x80")
+    padding = b"\n" * (16384 - len(p.root_pem))
+    for text in (b"0 is how it begins\n", "é\n".encode(), padding):
+        verify(good().encode(), root=text + p.root_pem)
 
 
 def test_an_unset_policy_verifies_nothing() -> None:
@@ -1448,6 +1470,13 @@ def test_signing_refuses_what_it_cannot_use() -> None:
             attest.sign(template(p), key)
     with pytest.raises(AttestError, match="at most 16 certificates, came 17"):
         attest.sign(template(p, cabundle=[b"x"] * 17), p.leaf_key_der)
+    attest.sign(template(p, cabundle=[b"x"] * 16), p.leaf_key_der)
+    long = bytes(40000)
+    for name in ("module_id", "certificate", "public_key", "user_data", "nonce"):
+        with pytest.raises(AttestError, match="buffer limit"):
+            attest.sign(template(p, **{name: long}), limit=100_000)
+    with pytest.raises(AttestError, match="buffer limit"):
+        attest.sign(template(p, cabundle=[long]), limit=100_000)
     with pytest.raises(AttestError, match="buffer limit"):
         attest.sign(template(p), p.leaf_key_der, limit=100)
     with pytest.raises(AttestError, match="buffer limit"):
