@@ -74,6 +74,9 @@ class Sources:
         self._texts = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.glob("csrc/*/*.[ch]")}
         self._rewrite_c()
         self._rewrite_python()
+        count = f"#define ENCL_MUTANTS {len(self.mutants) + 1}\n"
+        self._texts["csrc/base/mutant.c"] = count + (HERE / "mutant.c").read_text()
+        self._texts["csrc/base/mutant.h"] = (HERE / "mutant.h").read_text()
 
     def _rewrite_c(self) -> None:
         texts = self._texts
@@ -86,8 +89,6 @@ class Sources:
                 texts[file] = rewriter.rewrite(texts[file])
                 self.mutants += rewriter.mutants
                 self.tests[file] = tests
-        for name in ("mutant.c", "mutant.h"):
-            texts[f"csrc/base/{name}"] = (HERE / name).read_text()
 
     def _rewrite_python(self) -> None:
         for path in sorted(ROOT.glob("enclavia/**/*.py")):
@@ -108,9 +109,8 @@ class Sources:
                 path.write_text(text)
         for extension in ROOT.glob("enclavia/*.so"):
             shutil.copy2(extension, BUILD / "enclavia")
-        extra = f"-w -DENCL_MUTANTS={len(self.mutants) + 1}"
         make = ["make", "-s", "-j2", "-C", str(ROOT / "tests/c"), f"SRC={BUILD / 'csrc'}"]
-        made = subprocess.run([*make, f"OUT={OUT}", f"EXTRA={extra}", "lib", *PROGRAMS])
+        made = subprocess.run([*make, f"OUT={OUT}", "EXTRA=-w", "lib", *PROGRAMS])
         if made.returncode != 0:
             raise SystemExit("the rewritten sources cannot be built")
 

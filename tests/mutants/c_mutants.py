@@ -243,10 +243,10 @@ class Rewriter:
         kind = "early" if in_loop else "boundary"
         number = self._new(node, kind)
         # A loop with a turn more would read beyond its array: that is the sanitizers' to find.
-        other = (
-            f"{left} + 1 {operator} {right}" if in_loop else f"{left} {BOUNDARY[operator]} {right}"
-        )
-        return f"encl_other({number}, {other}, {left} {operator} {right})"
+        a, b = f"left_{number}", f"right_{number}"
+        other = f"{a} + 1 {operator} {b}" if in_loop else f"{a} {BOUNDARY[operator]} {b}"
+        once = f"__auto_type {a} = {left}; __auto_type {b} = {right};"
+        return f"({{ {once} encl_other({number}, {other}, {a} {operator} {b}); }})"
 
 
 def operator_of(node: Node) -> str:
