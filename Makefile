@@ -1,7 +1,8 @@
 # make demo   the whole way once: a local enclave, a verified client, a refused one
 # make test   linters, C tests (also under sanitizers), short fuzzing, Python and interop tests
 #
-# make bench  the package against its peers: docs/benchmarks.md and .png (OPTIONS=--quick or --full)
+# make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
+#             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
 PYTHON ?= python3

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from enclavia.testing import LocalEnclave
 
-from .__main__ import IDLE_SECONDS, ROOT, Workload, facts_of
+from .parties import IDLE_SECONDS, ROOT, Workload, facts_of
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "instructions.json"

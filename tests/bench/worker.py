@@ -7,19 +7,23 @@ python -m tests.bench.worker KIND '{"url": ..., "workload": ..., "keywords": {..
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
 import os
 import resource
+import socket
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 UPLOAD_PIECE = 64 * 1024
+BLOCK = 2**20
 
 
 def cpu_time() -> float:
@@ -32,6 +36,48 @@ def memory(field: str) -> int:
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """VmHWM starts anew. Where that may not be written the peak of the start counts too."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")
+
+
+class Body:
+    """What is uploaded, and the hash that must come back. In pieces: one random block again and
+    again, so that a body may be larger than what one would hold."""
+
+    def __init__(self, size: int, in_pieces: bool) -> None:
+        self.size = size
+        self.whole: bytes | None = None if in_pieces else os.urandom(size)
+        self.block = os.urandom(min(BLOCK, size)) if in_pieces else b""
+        digest = hashlib.sha256()
+        for piece in self:
+            digest.update(piece)
+        self.digest = digest.hexdigest().encode()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        if self.whole is not None:
+            view = memoryview(self.whole)
+            for at in range(0, self.size, UPLOAD_PIECE):
+                yield view[at : at + UPLOAD_PIECE]
+            return
+        left = self.size
+        while left:
+            piece = memoryview(self.block)[: min(left, len(self.block))]
+            yield piece
+            left -= len(piece)
+
+    def headers(self) -> dict[str, str]:
+        return {"Content-Length": str(self.size)}
+
+    def content(self) -> Any:
+        return self.whole if self.whole is not None else (bytes(piece) for piece in self)
+
+    async def acontent(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield bytes(piece)
 
 
 def percentile(ordered: list[float], percent: int) -> float:
@@ -66,12 +112,12 @@ class Driver:
     def download(self, size: int) -> None:
         raise NotImplementedError
 
-    def upload(self, body: bytes, digest: bytes) -> None:
+    def upload(self, body: Body) -> None:
         raise NotImplementedError
 
     def connect(self) -> None:
-        self.open()
-        self.close()
+        """Another one, closed at once."""
+        raise NotImplementedError
 
     def run(self, job: Callable[[], None], count: int, callers: int, seconds: float) -> list[float]:
         turns = itertools.count()
@@ -109,9 +155,8 @@ class Driver:
             case "download":
                 return lambda: self.download(size)
             case "upload":
-                body = os.urandom(size)
-                digest = hashlib.sha256(body).hexdigest().encode()
-                return lambda: self.upload(body, digest)
+                body = Body(size, command.get("pieces", False))
+                return lambda: self.upload(body)
             case other:
                 raise ValueError(f"no such command: {other!r}")
 
@@ -119,11 +164,14 @@ class Driver:
         job = self.job(command)
         callers = command.get("callers", 1)
         seconds = command.get("seconds", 20.0)
+        count = command["count"] * command.get("times", 1)
         if warmup := command.get("warmup", 0):
             self.run(job, warmup, callers, seconds)
+        gc.collect()  # of what was before; the collector stays on, as a user has it
+        forget_peak()
         idle = memory("VmRSS")
         cpu, begun = cpu_time(), time.perf_counter()
-        taken = sorted(self.run(job, command["count"], callers, seconds))
+        taken = sorted(self.run(job, count, callers, seconds))
         wall, cpu = time.perf_counter() - begun, cpu_time() - cpu
         return {
             "ok": len(taken),
@@ -150,6 +198,9 @@ class Sync(Driver):
     def close(self) -> None:
         self.client.close()
 
+    def connect(self) -> None:
+        self.make().close()
+
     def get(self) -> None:
         assert self.client.get("/small").content == b"ok"
 
@@ -160,8 +211,11 @@ class Sync(Driver):
                 got += len(piece)
         assert got == size
 
-    def upload(self, body: bytes, digest: bytes) -> None:
-        assert self.client.post("/sha256", content=body).content == digest
+    def upload(self, body: Body) -> None:
+        with self.client.stream(
+            "POST", "/sha256", content=body.content(), headers=body.headers()
+        ) as response:
+            assert response.read() == body.digest
 
 
 class Direct(Sync):
@@ -185,16 +239,19 @@ class Async(Driver):
         super().__init__(facts)
         self.runner = asyncio.Runner()
 
-    async def _open(self) -> None:
+    async def make(self) -> Any:
         import enclavia
 
-        self.client = await enclavia.AsyncClient.connect(self.url, **self.keywords)
+        return await enclavia.AsyncClient.connect(self.url, **self.keywords)
 
     def open(self) -> None:
-        self.runner.run(self._open())
+        self.client = self.runner.run(self.make())
 
     def close(self) -> None:
         self.runner.run(self.client.aclose())
+
+    async def aconnect(self) -> None:
+        await (await self.make()).aclose()
 
     async def aget(self) -> None:
         assert (await self.client.get("/small")).content == b"ok"
@@ -206,20 +263,25 @@ class Async(Driver):
                 got += len(piece)
         assert got == size
 
-    async def aupload(self, body: bytes, digest: bytes) -> None:
-        assert (await self.client.post("/sha256", content=body)).content == digest
+    async def aupload(self, body: Body) -> None:
+        content = body.whole if body.whole is not None else body.acontent()
+        async with self.client.stream(
+            "POST", "/sha256", content=content, headers=body.headers()
+        ) as response:
+            assert await response.aread() == body.digest
 
     def job(self, command: dict[str, Any]) -> Any:
         size = command.get("size", 0)
         match command["do"]:
             case "get":
                 return self.aget
+            case "connect":
+                return self.aconnect
             case "download":
                 return lambda: self.adownload(size)
             case "upload":
-                body = os.urandom(size)
-                digest = hashlib.sha256(body).hexdigest().encode()
-                return lambda: self.aupload(body, digest)
+                body = Body(size, command.get("pieces", False))
+                return lambda: self.aupload(body)
             case other:
                 raise ValueError(f"no such command: {other!r}")
 
@@ -240,6 +302,20 @@ class Async(Driver):
 
         await asyncio.gather(*(caller() for _ in range(callers)))
         return taken
+
+
+class DirectAsync(Async):
+    """httpx2 to the workload, no tunnel; callers are tasks."""
+
+    async def make(self) -> Any:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
+        client = httpx2.AsyncClient(
+            base_url=f"http://{self.workload}", trust_env=False, timeout=30, limits=limits
+        )
+        await client.get("/small")
+        return client
 
 
 GET = b"GET /small HTTP/1.1\r\nHost: enclave\r\n\r\n"
@@ -285,30 +361,35 @@ class Raw(Driver):
             got += len(self.read())
         assert got == length == size
 
-    def upload(self, body: bytes, digest: bytes) -> None:
+    def upload(self, body: Body) -> None:
         self.write(
-            b"POST /sha256 HTTP/1.1\r\nHost: enclave\r\nContent-Length: %d\r\n\r\n" % len(body)
+            b"POST /sha256 HTTP/1.1\r\nHost: enclave\r\nContent-Length: %d\r\n\r\n" % body.size
         )
-        view = memoryview(body)
-        for at in range(0, len(body), UPLOAD_PIECE):
-            self.write(view[at : at + UPLOAD_PIECE])
+        for piece in body:
+            self.write(piece)
         length, answer = self.head()
         while len(answer) < length:
             answer += bytes(self.read())
-        assert answer == digest
+        assert answer == body.digest
 
 
 class Stream(Raw):
     """A stream of ``enclavia.Channel``, kept open."""
 
-    def open(self) -> None:
+    def make(self) -> Any:
         import enclavia
 
-        self.channel = enclavia.Channel.connect(self.url, **self.keywords)
+        return enclavia.Channel.connect(self.url, **self.keywords)
+
+    def open(self) -> None:
+        self.channel = self.make()
         self.free: list[Any] = []
 
     def close(self) -> None:
         self.channel.close()
+
+    def connect(self) -> None:
+        self.make().close()
 
     def mine(self) -> tuple[Any, bytearray]:
         kept = getattr(self.local, "kept", None)
@@ -349,15 +430,22 @@ class Stream(Raw):
 class Plain(Raw):
     """websockets, cryptography and cbor2; it verifies no attestation. One thread."""
 
-    def open(self) -> None:
+    def make(self) -> Any:
         from tests.unit.plain_client import PlainClient
 
-        self.client = PlainClient.connect(self.url)
-        self.client.attest()
+        client = PlainClient.connect(self.url)
+        client.attest()
+        return client
+
+    def open(self) -> None:
+        self.client = self.make()
         self.stream: int | None = None
 
     def close(self) -> None:
         self.client.close()
+
+    def connect(self) -> None:
+        self.make().close()
 
     def write(self, data: bytes | memoryview) -> None:
         if self.stream is None:
@@ -367,6 +455,36 @@ class Plain(Raw):
     def read(self) -> bytes:
         assert self.stream is not None
         return self.client.read_chunk(self.stream)
+
+
+class Sockets(Driver):
+    """HTTP by hand on connections to the workload that are kept open, one thread for all: each
+    batch is written to all of them, then read. As little as a client can do."""
+
+    def open(self) -> None:
+        host, _, port = self.workload.rpartition(":")
+        self.sockets = [socket.create_connection((host, int(port))) for _ in range(64)]
+        for each in self.sockets:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+    def get(self) -> None:
+        raise NotImplementedError
+
+    def run(self, job: Callable[[], None], count: int, callers: int, seconds: float) -> list[float]:
+        until = time.perf_counter() + seconds
+        used = self.sockets[:callers]
+        taken: list[float] = []
+        while len(taken) < count and (begun := time.perf_counter()) < until:
+            for each in used:
+                each.sendall(GET)
+            for each in used:
+                assert each.recv(4096).endswith(b"\r\n\r\nok")
+                taken.append(time.perf_counter() - begun)
+        return taken
 
 
 class Importing(Driver):
@@ -384,6 +502,8 @@ KINDS: dict[str, type[Driver]] = {
     "stream": Stream,
     "plain": Plain,
     "direct": Direct,
+    "direct-async": DirectAsync,
+    "sockets": Sockets,
     "import": Importing,
 }
 

@@ -145,12 +145,15 @@ class Peer(Server):
 class ReferenceClient:
     """The published Rust client; each call is one run of it and returns its JSON line."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, timeout: float = 120) -> None:
         self._program = str(programs / "reference-client")
+        self._timeout = timeout
 
     def __call__(self, command: str, url: str, *rest: str | int) -> dict[str, Any]:
         words = [self._program, command, url, *(str(word) for word in rest)]
-        ran = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        ran = subprocess.run(
+            words, capture_output=True, text=True, timeout=self._timeout, check=False
+        )
         if not ran.stdout:
             raise RuntimeError(f"{words!r} ended with {ran.returncode}: {ran.stderr[-2000:]}")
         report: dict[str, Any] = json.loads(ran.stdout)

@@ -5,18 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use enclavia::{Client, Method, Pcrs};
+use enclavia_protocol::attestation::verify_against;
 use futures_util::{SinkExt, StreamExt};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::WebSocketStream;
 
+const READ_BLOCK: usize = 64 * 1024;
+
 pub struct Target {
     pub url: String,
     pub path: String,
     pub pcrs: Pcrs,
+    pub production: bool,
+    pub nonce: Vec<u8>,
     pub header: Option<(String, String)>,
     pub size: usize,
     pub chunk: usize,
@@ -30,7 +35,7 @@ impl Target {
     async fn connect(&self) -> Result<Client, String> {
         let mut builder = Client::builder(&self.url)
             .pcrs(self.pcrs.clone())
-            .debug_mode(true);
+            .debug_mode(!self.production);
         if let Some((name, value)) = &self.header {
             builder = builder.header(name, value);
         }
@@ -40,6 +45,7 @@ impl Target {
 
 pub enum Job {
     Connect(Target),
+    Verify(Target, Vec<u8>),
     Get(Target, Client),
     Post(Target, Client, Vec<u8>),
     Download(Target, Client),
@@ -80,8 +86,13 @@ fn stamped(body: &[u8], index: u64) -> Vec<u8> {
 
 impl Job {
     pub async fn new(command: &str, target: Target) -> Result<Arc<Job>, String> {
-        if command == "connect" {
-            return Ok(Arc::new(Job::Connect(target)));
+        match command {
+            "connect" => return Ok(Arc::new(Job::Connect(target))),
+            "verify" => {
+                let document = std::fs::read(&target.url).map_err(text)?;
+                return Ok(Arc::new(Job::Verify(target, document)));
+            }
+            _ => {}
         }
         let client = target.connect().await?;
         let body = random(target.size)?;
@@ -101,6 +112,7 @@ impl Job {
     pub async fn run(&self, index: u64) -> Result<u64, String> {
         match self {
             Job::Connect(target) => target.connect().await.map(|_| 0),
+            Job::Verify(target, document) => verify(target, document),
             Job::Get(target, client) => get(&target.path, client).await,
             Job::Post(target, client, body) => post(target, client, stamped(body, index)).await,
             Job::Download(target, client) => download(target, client).await,
@@ -110,6 +122,13 @@ impl Job {
             }
         }
     }
+}
+
+/// What connecting calls for the document it got, where the handshake's hash is the nonce.
+fn verify(target: &Target, document: &[u8]) -> Result<u64, String> {
+    verify_against(document, &target.nonce, &target.pcrs, !target.production)
+        .map(|()| document.len() as u64)
+        .map_err(text)
 }
 
 async fn get(path: &str, client: &Client) -> Result<u64, String> {
@@ -163,6 +182,15 @@ impl RawResponse {
         }
     }
 
+    fn check_length(&self, length: usize) -> Result<(), String> {
+        match self.header("content-length") {
+            Some(announced) if announced != length.to_string() => {
+                Err("body does not have the announced length".to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn header(&self, name: &str) -> Option<&str> {
         let lines = self.head.lines().filter_map(|line| line.split_once(':'));
         lines
@@ -181,22 +209,39 @@ async fn download(target: &Target, client: &Client) -> Result<u64, String> {
         .open_stream(request.into_bytes())
         .await
         .map_err(text)?;
+    if !target.hash {
+        return read_and_drop(&mut stream).await;
+    }
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).await.map_err(text)?;
     let response = RawResponse::parse(raw)?;
-    let length = response.body.len().to_string();
-    if response
-        .header("content-length")
-        .is_some_and(|expected| expected != length)
-    {
-        return Err("body does not have the announced length".to_string());
-    }
-    if target.hash
-        && response.header("x-sha256") != Some(hex(&Sha256::digest(&response.body)).as_str())
-    {
+    response.check_length(response.body.len())?;
+    if response.header("x-sha256") != Some(hex(&Sha256::digest(&response.body)).as_str()) {
         return Err("body does not have the announced hash".to_string());
     }
     Ok(response.body.len() as u64)
+}
+
+/// No more of the body is held than one block: what is measured is the client.
+async fn read_and_drop(stream: &mut (impl AsyncRead + Unpin)) -> Result<u64, String> {
+    let mut block = vec![0u8; READ_BLOCK];
+    let mut raw = Vec::new();
+    while !raw.windows(4).any(|w| w == b"\r\n\r\n") {
+        match stream.read(&mut block).await.map_err(text)? {
+            0 => break,
+            n => raw.extend_from_slice(&block[..n]),
+        }
+    }
+    let response = RawResponse::parse(raw)?;
+    let mut length = response.body.len();
+    loop {
+        match stream.read(&mut block).await.map_err(text)? {
+            0 => break,
+            n => length += n,
+        }
+    }
+    response.check_length(length)?;
+    Ok(length as u64)
 }
 
 /// Fails also where one of the requests beside it did.

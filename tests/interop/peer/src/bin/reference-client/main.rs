@@ -1,5 +1,5 @@
 //! The published Rust client as a program: does one thing N times, prints one JSON line.
-//! Always debug mode, so only for peers that sign their own documents.
+//! Debug mode, for peers that sign their own documents, unless told --production.
 
 mod jobs;
 mod measure;
@@ -13,11 +13,22 @@ const USAGE: &str = "reference-client COMMAND URL [PATH] [--count N] [--concurre
     get URL PATH        one-shot GET
     post URL PATH       one-shot POST of --size random bytes; --answer echo (default) or any
     connect URL         connect, handshake and verify
-    download URL PATH   GET over a stream, checked against x-sha256; --no-hash leaves that out
+    verify FILE         a document as connecting does, with --nonce HEX for the handshake's hash
+    download URL PATH   GET over a stream, checked against x-sha256; --no-hash drops what it reads instead
     upload URL PATH     POST of --size bytes over a stream in records of --chunk, whose hash must be answered;
                         --beside N callers of GET /health meanwhile
     upgrade URL PATH    WebSocket inside the tunnel, one echoed message of --size bytes
-common: --pcr-seed 0..255 or --pcrs HEX,HEX,HEX; --header 'Name: value' for the outer upgrade";
+common: --production; --pcr-seed 0..255 or --pcrs HEX,HEX,HEX; --header 'Name: value' for the outer upgrade";
+
+fn unhex(digits: &str) -> Result<Vec<u8>, String> {
+    if digits.len() % 2 != 0 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err("--nonce: expected pairs of hexadecimal digits".to_string());
+    }
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|e| e.to_string()))
+        .collect()
+}
 
 fn target(args: &Args, url: &str, path: &str) -> Result<Target, String> {
     let seed: u8 = args.number("pcr-seed", DEFAULT_SEED)?;
@@ -48,6 +59,8 @@ fn target(args: &Args, url: &str, path: &str) -> Result<Target, String> {
         url: url.to_string(),
         path: path.to_string(),
         pcrs,
+        production: args.switch("production"),
+        nonce: unhex(args.text("nonce").unwrap_or_default())?,
         header,
         size: args.number("size", 1000)?,
         chunk: args.number("chunk", 16 * 1024)?,
@@ -75,12 +88,13 @@ async fn run() -> Result<Report, String> {
             "pcr-seed",
             "pcrs",
             "header",
+            "nonce",
         ],
-        &["no-hash"],
+        &["no-hash", "production"],
     )?;
     let words: Vec<&str> = args.positional.iter().map(String::as_str).collect();
     let (command, url, path) = match words[..] {
-        [command @ "connect", url] => (command, url, ""),
+        [command @ ("connect" | "verify"), url] => (command, url, ""),
         [command, url, path] => (command, url, path),
         _ => return Err(USAGE.to_string()),
     };

@@ -1,0 +1,199 @@
+"""Who takes part: clients in processes of their own, the published client, the workload."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from enclavia import _core
+from enclavia.testing import LocalEnclave, Mode
+from tests.interop.harness import Peer, ReferenceClient, Server
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+IDLE_SECONDS = 600
+CONNECTIONS = 32
+REFERENCE_SECONDS = 400.0
+
+Report = dict[str, Any]
+Contender = Callable[..., Report]
+Facts = dict[str, Any]
+
+
+class Worker:
+    """A Python client in its own process. It is started, imported and connected before anything
+    is measured, and measures itself."""
+
+    def __init__(self, kind: str, facts: Facts) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.worker", kind, json.dumps(facts)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def __call__(self, **command: object) -> Report:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args!r} ended during {command}")
+        answer: Report = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+class Reference:
+    """The published Rust client: a run of its program for each command. It measures itself too,
+    once it is connected."""
+
+    def __init__(self, program: ReferenceClient, target: str, *options: str) -> None:
+        self._program = program
+        self._target = target
+        self._options = options
+
+    def __call__(self, **command: Any) -> Report:
+        what, size = command["do"], command.get("size", 0)
+        words: list[str | int] = {
+            "get": ["/small"],
+            "connect": [],
+            "verify": [],
+            "download": [f"/bytes/{size}", "--no-hash"],
+            "upload": ["/sha256", "--size", size],
+        }[what]
+        report = self._program(
+            what,
+            self._target,
+            *words,
+            *self._options,
+            *("--count", command["count"]),
+            *("--concurrency", command.get("callers", 1)),
+            *("--warmup", command.get("warmup", 0)),
+        )
+        if not report.get("ok"):
+            raise RuntimeError(f"the reference client: {report}")
+        return report
+
+
+class Workload(Server):
+    def __init__(self) -> None:
+        super().__init__([sys.executable, str(HERE / "workload.py")], env={"PYTHONPATH": str(ROOT)})
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@contextlib.contextmanager
+def workers(facts: Facts, *kinds: str) -> Iterator[dict[str, Contender]]:
+    with contextlib.ExitStack() as ends:
+        made: dict[str, Contender] = {}
+        for kind in kinds:
+            worker = Worker(kind, facts)
+            ends.callback(worker.close)
+            made[kind] = worker
+        yield made
+
+
+def fresh(kind: str, facts: Facts, *before: dict[str, Any]) -> Contender:
+    """A worker of its own for each command, which does what is in ``before`` first."""
+
+    def once(**command: object) -> Report:
+        worker = Worker(kind, facts)
+        try:
+            for other in before:
+                worker(**other)
+            return worker(**command)
+        finally:
+            worker.close()
+
+    return once
+
+
+def repeated(
+    once: Contender, prepare: Callable[[], object] = lambda: None, warmup: int = 0
+) -> Contender:
+    """``count`` times one, each prepared for; as one report."""
+
+    def many(count: int, **command: object) -> Report:
+        reports: list[Report] = []
+        for _ in range(count):
+            prepare()
+            reports.append(once(**{**command, "count": 1, "warmup": warmup}))
+        totals = {name: sum(r[name] for r in reports) for name in ("ok", "wall_s", "cpu_s")}
+        return {**totals, "p50_us": statistics.median(r["p50_us"] for r in reports)}
+
+    return many
+
+
+def local_enclave(workload: str, mode: Mode) -> LocalEnclave:
+    return LocalEnclave(
+        workload,
+        mode=mode,
+        in_process=False,
+        idle_timeout=IDLE_SECONDS,
+        max_connections=CONNECTIONS,
+    )
+
+
+def hexes(enclave: LocalEnclave) -> dict[str, str]:
+    return {name: getattr(enclave.pcrs, name).hex() for name in ("pcr0", "pcr1", "pcr2")}
+
+
+def facts_of(enclave: LocalEnclave, workload: str) -> Facts:
+    keywords: dict[str, Any] = {"pcrs": hexes(enclave)}
+    if enclave.root is None:
+        keywords["debug_mode"] = True
+    else:
+        keywords["root"] = enclave.root.decode()
+    return {"url": enclave.url, "workload": workload, "keywords": keywords}
+
+
+def facts_of_peer(peer: Peer, workload: str) -> Facts:
+    pcrs = {f"pcr{n}": bytes([peer.seed + n] * 48).hex() for n in range(3)}
+    return {
+        "url": peer.url,
+        "workload": workload,
+        "keywords": {"debug_mode": True, "pcrs": pcrs},
+    }
+
+
+def pinned(facts: Facts) -> tuple[str, str]:
+    """The facts' PCRs as the reference client's option."""
+    return "--pcrs", ",".join(facts["keywords"]["pcrs"].values())
+
+
+def trusting(program: Path, root: bytes, out: Path) -> Path:
+    """A copy of the published client's program that differs in nothing but the bytes of the
+    certificate it trusts, which is compiled in and cannot be told."""
+    code = program.read_bytes()
+    held = re.findall(rb"-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----", code)
+    found = [base64.b64decode(b"".join(pem.split(b"\n")[1:-1])) for pem in held]
+    if found != [_core.AWS_ROOT_G1]:
+        raise RuntimeError(f"{program}: expected AWS's root once, found {len(held)} certificates")
+    first, *digits, last = root.strip().split(b"\n")
+    root = b"\n".join([first, b"".join(digits), last])  # on one line it takes less room
+    if len(root) > len(held[0]):
+        raise RuntimeError(f"a root of {len(root)} bytes has no room in {len(held[0])}")
+    out.write_bytes(code.replace(held[0], root.ljust(len(held[0]), b"\n")))
+    out.chmod(0o755)
+    return out
