@@ -20,6 +20,8 @@ SPEED: Figure = ("MB/s", lambda r: r["bytes"] / r["wall_s"] / 1e6)
 CPU_MB: Figure = ("ms/MB", lambda r: r["cpu_s"] * 1e3 / (r["bytes"] / 1e6))
 GROWN: Figure = ("MiB", lambda r: r["grown"] / 2**20)
 
+ATTEMPTS = 4
+
 MORE_IS_BETTER = {"/s", "MB/s"}
 
 
@@ -54,7 +56,18 @@ class Bench:
         self.rounds = rounds
         self.scale = scale
         self.series: dict[tuple[str, str, str], Series] = {}
+        self.lost: list[str] = []
+        """What had to be measured again."""
         self._begun = time.monotonic()
+
+    def _measure(self, title: str, contender: Contender, **command: object) -> Report:
+        for _ in range(ATTEMPTS):
+            report = contender(**command)
+            if not report.get("failed"):
+                return report
+            self.lost.append(f"{title}: {report['failed']}")
+            print(f"again, {self.lost[-1]}", file=sys.stderr, flush=True)
+        raise RuntimeError(f"failed {ATTEMPTS} times, {self.lost[-1]}")
 
     def compare(
         self,
@@ -76,7 +89,10 @@ class Bench:
             # Every other round backwards: nobody always comes after the same one.
             for name in list(contenders)[:: -1 if turn % 2 else 1]:
                 if turn == 0 or name not in once.split():
-                    reports[name].append(contenders[name](count=count, **command))
+                    title = f"{server}, {what}, {name}"
+                    reports[name].append(
+                        self._measure(title, contenders[name], count=count, **command)
+                    )
         for label, (unit, of) in figures.items():
             values = {name: [of(report) for report in reports[name]] for name in contenders}
             title = f"{what}, {label}" if label else what

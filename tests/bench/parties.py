@@ -89,8 +89,8 @@ class Reference:
             *("--concurrency", command.get("callers", 1)),
             *("--warmup", command.get("warmup", 0)),
         )
-        if not report.get("ok"):
-            raise RuntimeError(f"the reference client: {report}")
+        if report.get("failed") or not report.get("ok"):
+            return {"failed": str(report.get("errors") or report)}
         return report
 
 
@@ -138,7 +138,10 @@ def repeated(
         reports: list[Report] = []
         for _ in range(count):
             prepare()
-            reports.append(once(**{**command, "count": 1, "warmup": warmup}))
+            report = once(**{**command, "count": 1, "warmup": warmup})
+            if report.get("failed"):
+                return report
+            reports.append(report)
         totals = {name: sum(r[name] for r in reports) for name in ("ok", "wall_s", "cpu_s")}
         return {**totals, "p50_us": statistics.median(r["p50_us"] for r in reports)}
 

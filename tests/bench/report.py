@@ -80,6 +80,10 @@ def write(bench: Bench, wanted: list[Target], path: Path, arguments: str) -> Non
         "## What is compared",
         "",
         NOTES,
+        *(
+            [f"Measured again, for the connection was lost: {'; '.join(bench.lost)}.", ""]
+            * bool(bench.lost)
+        ),
         "## All figures",
         "",
         "The ratio is to the published client's (else to the first of its group).",

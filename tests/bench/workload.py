@@ -1,8 +1,8 @@
 """The workload that is measured against: as little of a server as HTTP/1.1 allows, so that the
 clients are what differs.
 
-``GET /small``, ``GET /bytes/<n>``, ``POST /sha256``. Prints ``listening <port>`` and serves until
-its standard input ends.
+``GET /small``, ``GET /later`` (the same, late), ``GET /bytes/<n>``, ``POST /sha256``. Prints
+``listening <port>`` and serves until its standard input ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from typing import cast
 
 BLOCK = os.urandom(256 * 1024)
+LATER_SECONDS = 0.03
 SMALL = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -63,9 +64,14 @@ class Connection(asyncio.Protocol):
     def _answer_get(self, target: bytes) -> None:
         if target.startswith(b"/bytes/"):
             self._sending = asyncio.get_running_loop().create_task(self._send(int(target[7:])))
+        elif target == b"/later":
+            asyncio.get_running_loop().call_later(LATER_SECONDS, self._answer_small)
         else:
-            self._transport.write(SMALL)
-            self._end()
+            self._answer_small()
+
+    def _answer_small(self) -> None:
+        self._transport.write(SMALL)
+        self._end()
 
     async def _send(self, size: int) -> None:
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
