@@ -3,9 +3,9 @@
     python -m tests.bench.instructions [--keep]
 
 A figure that does not depend on what else the machine does: valgrind counts, a run of N is taken
-from a run of more than N, and what is left over is divided. The workload answers 30 ms late: whether
-a client finds the answer there or waits for it would depend on the neighbours, and makes up to 20 %
-of what it executes. So it waits, once for each request.
+from a run of more than N, and what is left over is divided. The workload answers 30 ms late, so the
+client always waits for it, once: whether it has to would depend on the neighbours, and makes up to
+20 % of what it executes.
 
 Compared with the last kept counts (instructions.json, ``--keep`` writes them): more than 5 % above
 one of them, twice in a row, is a failure. Counts of another compiler, Python, OpenSSL or kind of
