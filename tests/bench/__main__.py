@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from enclavia.testing._identity import Authority
-from tests.interop.harness import Peer, ReferenceClient, build_programs
+from tests.interop.harness import Peer, ReferenceClient, build_programs, trusting
 
 from .figures import CPU, CPU_MB, GROWN, P50, P99, RATE, SPEED, Bench
 from .parties import (
@@ -37,7 +38,6 @@ from .parties import (
     local_enclave,
     pinned,
     repeated,
-    trusting,
     workers,
 )
 from .report import for_terminal, plot, write
@@ -271,6 +271,7 @@ def importing(bench: Bench) -> None:
 def rust_peer(programs: Path, address: str) -> Iterator[Facts]:
     with Peer(programs, address, idle_seconds=IDLE_SECONDS, max_connections=CONNECTIONS) as peer:
         yield facts_of_peer(peer, address)
+        print(f"{PEER}: {peer.stats()}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from enclavia import _core
 from enclavia.testing import LocalEnclave, Mode
 from tests.interop.harness import Peer, ReferenceClient, Server
 
@@ -183,20 +180,3 @@ def facts_of_peer(peer: Peer, workload: str) -> Facts:
 def pinned(facts: Facts) -> tuple[str, str]:
     """The facts' PCRs as the reference client's option."""
     return "--pcrs", ",".join(facts["keywords"]["pcrs"].values())
-
-
-def trusting(program: Path, root: bytes, out: Path) -> Path:
-    """A copy of the published client's program that differs in nothing but the bytes of the
-    certificate it trusts, which is compiled in and cannot be told."""
-    code = program.read_bytes()
-    held = re.findall(rb"-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----", code)
-    found = [base64.b64decode(b"".join(pem.split(b"\n")[1:-1])) for pem in held]
-    if found != [_core.AWS_ROOT_G1]:
-        raise RuntimeError(f"{program}: expected AWS's root once, found {len(held)} certificates")
-    first, *digits, last = root.strip().split(b"\n")
-    root = b"\n".join([first, b"".join(digits), last])  # on one line it takes less room
-    if len(root) > len(held[0]):
-        raise RuntimeError(f"a root of {len(root)} bytes has no room in {len(held[0])}")
-    out.write_bytes(code.replace(held[0], root.ljust(len(held[0]), b"\n")))
-    out.chmod(0o755)
-    return out

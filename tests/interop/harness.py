@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+
+from enclavia import _core
 
 HERE = Path(__file__).resolve().parent
 BUILD_LIMIT = 1800.0
@@ -40,6 +44,23 @@ def build_programs() -> Path:
     if built.returncode != 0:
         pytest.fail(f"cargo build of the Rust peer failed:\n{built.stderr[-4000:]}")
     return target / "release"
+
+
+def trusting(program: Path, root: bytes, out: Path) -> Path:
+    """A copy of the published client's program that differs in nothing but the bytes of the
+    certificate it trusts, which is compiled in and cannot be told."""
+    code = program.read_bytes()
+    held = re.findall(rb"-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----", code)
+    found = [base64.b64decode(b"".join(pem.split(b"\n")[1:-1])) for pem in held]
+    if found != [_core.AWS_ROOT_G1]:
+        raise RuntimeError(f"{program}: expected AWS's root once, found {len(held)} certificates")
+    first, *digits, last = root.strip().split(b"\n")
+    root = b"\n".join([first, b"".join(digits), last])  # on one line it takes less room
+    if len(root) > len(held[0]):
+        raise RuntimeError(f"a root of {len(root)} bytes has no room in {len(held[0])}")
+    out.write_bytes(code.replace(held[0], root.ljust(len(held[0]), b"\n")))
+    out.chmod(0o755)
+    return out
 
 
 class Server:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enclavia.testing import LocalEnclave
 
-from .harness import ReferenceClient
+from .harness import ReferenceClient, trusting
 from .workload import app
 
 SIZE = 10 * 1024 * 1024
@@ -38,6 +39,20 @@ def assert_all(report: dict[str, Any], count: int) -> None:
 def test_connects_and_verifies(reference: ReferenceClient, enclave: LocalEnclave) -> None:
     report = reference("connect", enclave.url, *pins(enclave), "--count", 20)
     assert_all(report, 20)
+
+
+def test_verifies_a_production_chain(
+    reference: ReferenceClient, programs: Path, tmp_path: Path
+) -> None:
+    """Its root is compiled in: a copy of the program has ours in its place."""
+    with LocalEnclave(app, mode="production") as enclave:
+        assert enclave.root is not None
+        copy = trusting(programs / "reference-client", enclave.root, tmp_path / "reference-client")
+        options = (*pins(enclave), "--production", "--count", 5)
+        assert_all(ReferenceClient(copy.parent)("connect", enclave.url, *options), 5)
+        refused = reference("connect", enclave.url, *options)
+    assert refused.get("ok") == 0, refused
+    assert "UnknownIssuer" in str(refused["errors"]), refused
 
 
 def test_gets(reference: ReferenceClient, enclave: LocalEnclave) -> None:
