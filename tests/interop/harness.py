@@ -156,8 +156,8 @@ class Peer(Server):
         self._tell("drop")
 
     def stats(self) -> dict[str, Any]:
-        """``accepted`` and ``open`` connections, ``ended``: reason to count, and how often a
-        connection's loop was ``out_of_steps``."""
+        """``accepted`` and ``open`` connections, ``slots_open`` over all of them, ``ended``: reason
+        to count, and how often a connection's loop was ``out_of_steps``."""
         self._tell("stats")
         answer: dict[str, Any] = json.loads(self._line())
         return answer

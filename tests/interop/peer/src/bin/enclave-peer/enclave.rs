@@ -50,6 +50,28 @@ struct Session {
     streams: HashMap<u64, mpsc::Sender<Command>>,
 }
 
+/// One of the connection's, counted while it is taken.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    enclave: Arc<Enclave>,
+}
+
+impl Slot {
+    fn new(permit: OwnedSemaphorePermit, enclave: Arc<Enclave>) -> Self {
+        enclave.count_slot_taken();
+        Slot {
+            _permit: permit,
+            enclave,
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.enclave.count_slot_freed();
+    }
+}
+
 enum Event {
     Received(Result<ClientMessage, String>),
     Answer(ServerMessage),
@@ -149,12 +171,14 @@ impl Session {
     }
 
     /// Blocks the loop, answers included, when all slots are taken.
-    async fn slot(&self) -> Result<OwnedSemaphorePermit, String> {
-        self.slots
+    async fn slot(&self) -> Result<Slot, String> {
+        let permit = self
+            .slots
             .clone()
             .acquire_owned()
             .await
-            .map_err(|e| e.to_string())
+            .map_err(|e| e.to_string())?;
+        Ok(Slot::new(permit, self.enclave.clone()))
     }
 
     async fn handle(&mut self, message: ClientMessage) -> Result<(), String> {

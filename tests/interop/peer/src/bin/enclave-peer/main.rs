@@ -40,6 +40,7 @@ pub struct Enclave {
 struct Counters {
     accepted: AtomicU64,
     open: AtomicU64,
+    slots_open: AtomicU64,
     ended: Mutex<BTreeMap<String, u64>>,
     out_of_steps: AtomicU64,
 }
@@ -49,6 +50,14 @@ impl Enclave {
     /// record and an answer is ready, the connection is about to be lost.
     fn count_out_of_steps(&self) {
         self.counters.out_of_steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_slot_taken(&self) {
+        self.counters.slots_open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_slot_freed(&self) {
+        self.counters.slots_open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -68,6 +77,7 @@ impl Counters {
         serde_json::json!({
             "accepted": self.accepted.load(Ordering::Relaxed),
             "open": self.open.load(Ordering::Relaxed),
+            "slots_open": self.slots_open.load(Ordering::Relaxed),
             "ended": *self.ended.lock().expect("counters"),
             "out_of_steps": self.out_of_steps.load(Ordering::Relaxed),
         })
