@@ -176,7 +176,9 @@ class AsyncClientCaller(_InLoop):
 class AsyncChannelCaller(_InLoop):
     def __init__(self, url: str, timeout: float, options: dict[str, Any]) -> None:
         super().__init__()
-        self._connect = lambda: AsyncChannel.connect(url, timeout=timeout, **options)
+        self._connect: Callable[[], Awaitable[AsyncChannel]] = lambda: AsyncChannel.connect(
+            url, timeout=timeout, **options
+        )
         self._channel: AsyncChannel | None = None
         self._timeouts = 0
 

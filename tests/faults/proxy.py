@@ -362,8 +362,8 @@ class _Connection:
                     if not await self._after(task.result(), writers[task], readers):
                         return
         finally:
-            for task in [*readers, *writers]:
-                task.cancel()
+            for running_task in [*readers, *writers]:
+                running_task.cancel()
             ended = await asyncio.gather(*readers, *writers, return_exceptions=True)
             for sock in self._sockets:
                 sock.close()
