@@ -3,15 +3,18 @@
 #
 # make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
+# make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 10
+SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test bench instructions lint test-c test-san test-fuzz test-python mutants clean
+.PHONY: demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -67,6 +70,9 @@ mutants: build/installed-test
 bench: build/installed-test
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python -m tests.bench $(OPTIONS)
+
+soak: build/installed-test
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 # Fails where the client executes over 5 % more instructions than the last kept (OPTIONS=--keep).
 instructions: build/installed-test

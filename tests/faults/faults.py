@@ -423,6 +423,10 @@ class FrameEffect:
     def act(self, frame: Frame) -> Iterator[Frame]:
         raise NotImplementedError
 
+    def disarm(self) -> FrameEffect | None:
+        """What has to go on where the fault is switched off."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Fragment(MessageFault):
@@ -540,6 +544,11 @@ class _Merged(FrameEffect):
         opcode = frame.opcode if self._turn == 0 else 0
         self._turn = (self._turn + 1) % self._frames
         yield Frame(opcode, frame.payload, fin=self._turn == 0)
+
+    def disarm(self) -> FrameEffect:
+        """A message that was left open is ended by the next frame."""
+        self._frames = 1
+        return self
 
 
 class _Instead(FrameEffect):

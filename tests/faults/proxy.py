@@ -188,7 +188,8 @@ class Rewriter:
         return b"".join(out)
 
     def disarm(self) -> None:
-        self._effects = ()
+        left = [effect.disarm() for effect in self._effects]
+        self._effects = [effect for effect in left if effect is not None]
 
 
 class Pipe:

@@ -142,6 +142,17 @@ def test_all_harmless_ones_together() -> None:
     assert set(counts.values()) == {1} and len(counts) == 10
 
 
+def test_a_message_left_open_is_ended_when_the_faults_go_off() -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    pipe = Pipe(DOWN, [Merge(DOWN, frames=3), Pings(DOWN)], random.Random(1), counts)
+    out = sent(pipe.feed(conversation(DOWN), NOW))
+    pipe.disarm()
+    out += sent(pipe.feed(Frame(BINARY, b"one").encode() + Frame(BINARY, b"two").encode(), NOW))
+    frames = [(frame.opcode, frame.fin) for frame in frames_of(out) if frame.opcode != PING]
+    first, middle, last = (BINARY, False), (0, False), (0, True)
+    assert frames == [first, middle, last, first, middle, last, (BINARY, True)]
+
+
 @pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize("after", [0, 1, 5, 30])
 @pytest.mark.parametrize("size", [1, 10, 10_000])
