@@ -73,8 +73,8 @@ class Channel:
     def forked(self) -> bool:
         """Made by a parent process: nothing of it may be used here."""
     @property
-    def bytes_in(self) -> int:
-        """Received so far, on the wire."""
+    def records_in(self) -> int:
+        """Received so far, whole and decrypted."""
     @property
     def handshake_hash(self) -> bytes: ...
     def wait_open(self, timeout: float | None) -> None:

@@ -59,7 +59,7 @@ READ_SIZE = 65_536
 CONTINUE_WAIT = 1.0
 # How long a body waits for a channel of its own; a server without room for it says nothing.
 SPARE_WAIT = 3.0
-# From when on a deadline that passed without a byte from the enclave is held against the channel.
+# From when on a deadline that passed without a record from the enclave is held against the channel.
 SILENCE = 5.0
 _SHORTEST = 1e-6
 # Goes on while the machine sleeps, where the system has such a clock.
@@ -183,15 +183,16 @@ class Tunnel:
 
     def asked(self) -> None:
         """Something is expected to come from now on."""
-        heard = self.core.bytes_in
+        heard = self.core.records_in
         if heard != self._heard:
             self._heard = heard
             self._heard_at = now()
 
     def unanswered(self) -> None:
-        """A deadline passed. A channel on which nothing at all came for a while may lead nowhere
-        any more, which nobody is told by TCP: it ends with those who use it now."""
-        if self.core.bytes_in == self._heard and now() - self._heard_at >= SILENCE:
+        """A deadline passed. A channel on which no record came for a while may lead nowhere any
+        more, which nobody is told by TCP; bytes that make no record prove nothing. It ends with
+        those who use it now."""
+        if self.core.records_in == self._heard and now() - self._heard_at >= SILENCE:
             self.broken = True
 
     def traffic(self) -> tuple[int, int]:

@@ -225,12 +225,12 @@ static PyObject *channel_stats(PyObject *self, PyObject *unused) {
         "slots_waiting", (unsigned long long)s.slots_waiting);
 }
 
-static PyObject *get_bytes_in(PyObject *self, void *unused) {
+static PyObject *get_records_in(PyObject *self, void *unused) {
     encl_channel_stats s;
 
     (void)unused;
     encl_channel_get_stats(channel_of(self), &s);
-    return PyLong_FromUnsignedLongLong(s.bytes_in);
+    return PyLong_FromUnsignedLongLong(s.records_in);
 }
 
 /* ---- waiting for it ---- */
@@ -509,7 +509,7 @@ static PyGetSetDef channel_properties[] = {
     {"state", get_state, NULL, "\"connecting\", \"open\" or \"closed\".", NULL},
     {"error", get_error, NULL, "Why it closed.", NULL},
     {"forked", get_forked, NULL, "Made by a parent process.", NULL},
-    {"bytes_in", get_bytes_in, NULL, "Received so far, on the wire.", NULL},
+    {"records_in", get_records_in, NULL, "Received so far, whole and decrypted.", NULL},
     {"handshake_hash", get_handshake_hash, NULL, "The channel binding, 32 bytes.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -358,6 +358,22 @@ def test_every_bit_near_every_edge(enclave: LocalEnclave, behind: Workload) -> N
     assert sum(hits) > len(cases) / 2
 
 
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_a_record_that_is_said_to_be_longer_than_it_is(enclave: LocalEnclave, kind: str) -> None:
+    """Bytes go on coming, and would all belong to it. The channel is given up at the first
+    deadline, not when the answers to hundreds of requests have filled the record."""
+    frame_head, upper_bytes = 4, 2
+    fault = Corrupt(DOWN, Place(Stage.OPEN, frame_head + upper_bytes), bit=7)
+    with (
+        proxy_to(enclave, fault, Pings(DOWN, Place(Stage.OPEN, 1))) as proxy,
+        make(kind, proxy.url, IMPATIENT, options(enclave)) as caller,
+    ):
+        outcomes = [attempt(functools.partial(caller.get, 2, at)) for at in range(3)]
+        assert isinstance(outcomes[0], ReadTimeout)
+        assert outcomes[1:] == [None] * 2
+        assert proxy.connections == 2
+
+
 def test_many_callers_in_one_channel_that_breaks(enclave: LocalEnclave, behind: Workload) -> None:
     """Again and again, for every connection but the last ones; no GET fails of which no answer had
     begun."""
