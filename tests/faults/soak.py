@@ -197,6 +197,11 @@ class Rust:
         count: int = self._peer.stats()["open"]
         return count
 
+    def ended(self) -> dict[str, int]:
+        """Why connections ended, as it saw it."""
+        reasons: dict[str, int] = self._peer.stats()["ended"]
+        return reasons
+
     def close(self) -> None:
         self._peer.stop()
 
@@ -223,6 +228,10 @@ class Local:
     def connections(self) -> int:
         return self._enclave.stats()["connections_open"]
 
+    def ended(self) -> dict[str, int]:
+        stats = self._enclave.stats()
+        return {name: stats[name] for name in ("connections_total", "protocol_errors")}
+
     def close(self) -> None:
         self._enclave.stop()
 
@@ -243,6 +252,7 @@ class Totals:
         self.gets_lost: collections.Counter[str] = collections.Counter()
         self.faults: collections.Counter[str] = collections.Counter()
         self.clients: collections.Counter[str] = collections.Counter()
+        self.ended: dict[str, collections.Counter[str]] = {}
         self.connections = 0
         self.wrong = self.hung = self.twice = self.lost = 0
         self.slowest = 0.0
@@ -283,6 +293,8 @@ class Soak:
             stack.callback(self._callers.close)
             for number, seconds in enumerate(self._rounds()):
                 self._round(number, seconds)
+            for enclave in self._enclaves:
+                self._totals.ended[enclave.title] = collections.Counter(enclave.ended())
             self._check_growth()
             if self._seconds >= 600:
                 self._check_every_fault()
@@ -386,6 +398,8 @@ class Soak:
                 print(f"  {kind:<12}{listed(totals.failed[kind])}")
         print(f"GETs that failed, and why that may be: {listed(totals.gets_lost)}")
         print(f"\nfaults in {totals.connections} connections: {listed(totals.faults)}")
+        for title, reasons in totals.ended.items():
+            print(f"connections at {title}: {listed(reasons)}")
         print(f"clients: {listed(totals.clients)}")
         print(
             f"wrong {totals.wrong}, hung {totals.hung}, twice {totals.twice}, "
