@@ -503,6 +503,7 @@ class Exchange:
         self._uploading = False
         self._cut = False
         self._answer: Head | None = None
+        self._answered_at = 0.0
         self._continue = False
         self.leased = False
         self.sent = False
@@ -631,6 +632,8 @@ class Exchange:
 
     async def _pull(self) -> None:
         data = await self._io.read(self.stream, READ_SIZE, self._timeouts.read)
+        if not self._parser.started:
+            self._answered_at = now()
         events = self._parser.feed(data) if data else self._parser.feed_eof()
         for event in events:
             if isinstance(event, Head) and event.informational:
@@ -735,7 +738,8 @@ class Exchange:
         )
         if not keep:
             stream.close()
-        self._engine.pool.release(lease, Link(stream) if keep else None, now())
+        link = Link(stream) if keep else None
+        self._engine.pool.release(lease, link, now(), self._answered_at)
 
     def blame(self, error: BaseException) -> None:
         if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:

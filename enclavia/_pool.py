@@ -18,6 +18,7 @@ opened when a long body meets a channel in use, and carries nothing but long bod
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import copy
@@ -269,11 +270,15 @@ class Pool(Generic[C, L]):
             self._decide(now)
         self._carry_out()
 
-    def release(self, lease: Lease[C, L], link: L | None, now: float) -> None:
+    def release(
+        self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
+    ) -> None:
         """``link``: the connection, where another request can use it; closed by the caller
-        otherwise. Giving back twice does nothing."""
+        otherwise. ``answered``: when its last answer began to come; its server may have sent all
+        of that at once and counts its idle time from then, however long the reading took. Giving
+        back twice does nothing."""
         with self._lock:
-            self._give_back(lease, link, now)
+            self._give_back(lease, link, now, answered)
             if self._queue or link is None or not lease.member.alive:
                 self._decide(now)
         if self._to_wake or self._to_close or self._lost:
@@ -556,7 +561,9 @@ class Pool(Generic[C, L]):
         self._queue.pop(ticket.order, None)
         self._wake(ticket)
 
-    def _give_back(self, lease: Lease[C, L], link: L | None, now: float) -> None:
+    def _give_back(
+        self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
+    ) -> None:
         if lease.released:
             return
         member = lease.member
@@ -570,7 +577,8 @@ class Pool(Generic[C, L]):
         limit = self._limits.max_idle
         idle = sum(len(other.idle) for other in self._members)
         if member.open and (limit is None or idle < limit):
-            member.idle.append((now, link))
+            since = now if answered is None else answered
+            bisect.insort(member.idle, (since, link), key=lambda entry: entry[0])
         else:
             self._to_close.append(link)
 

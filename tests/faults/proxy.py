@@ -420,6 +420,7 @@ class FaultProxy:
         self.failures: list[Exception] = []
         self._target = target
         self._plan = plan
+        self._calm = False
         self._open: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -444,6 +445,7 @@ class FaultProxy:
         self._plan = lambda number: ()
 
         def disarm() -> None:
+            self._calm = True
             for connection in self._open:
                 connection.disarm()
 
@@ -491,6 +493,8 @@ class FaultProxy:
         ]
         connection = _Connection(client, server, *pipes)
         self._open.add(connection)
+        if self._calm:  # since the plan was asked
+            connection.disarm()
         try:
             await connection.run()
         except Exception as failure:

@@ -351,6 +351,20 @@ class TestReuse:
         pool.release(lease, link, 2)
         assert take(pool, POST, now=2.9).link is link
 
+    def test_an_answer_that_took_long_to_read(self) -> None:
+        """The workload had sent all of it long before, and may be about to hang up."""
+        pool = make(careful_expiry=1, keepalive_expiry=4)
+        _, lease = opened(pool)
+        other = take(pool)
+        slow, quick = Link(), Link()
+        pool.release(other, quick, 5.4, 5.3)
+        pool.release(lease, slow, 5.5, 1.6)
+        assert take(pool, POST, now=5.55).link is quick
+        assert take(pool, POST, now=5.55).link is None
+        assert not slow.closed
+        assert take(pool, GET, now=5.7).link is None
+        assert slow.closed
+
     def test_max_idle(self) -> None:
         pool = make(max_idle=1)
         _, first = opened(pool)
