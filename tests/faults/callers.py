@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, Self
 
+import httpx2
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from enclavia import (
@@ -16,10 +17,13 @@ from enclavia import (
     AsyncClient,
     Channel,
     Client,
+    ConnectionClosed,
     ReadTimeout,
 )
 
 from .workload import content
+
+TimeoutTypes = httpx2.Timeout | float
 
 KINDS = ["Client", "AsyncClient", "Channel", "AsyncChannel"]
 
@@ -34,7 +38,7 @@ class Caller(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def make(kind: str, url: str, timeout: float, options: dict[str, Any]) -> Caller:
+def make(kind: str, url: str, timeout: TimeoutTypes, options: dict[str, Any]) -> Caller:
     kinds: dict[str, Callable[..., Caller]] = {
         "Client": ClientCaller,
         "AsyncClient": AsyncClientCaller,
@@ -84,7 +88,7 @@ class _Context:
 
 
 class ClientCaller(_Context):
-    def __init__(self, url: str, timeout: float, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, timeout: TimeoutTypes, options: dict[str, Any]) -> None:
         self.client = Client(url, timeout=timeout, **options)
 
     def get(self, size: int, at: int) -> None:
@@ -109,18 +113,18 @@ class ChannelCaller(_Context):
             url, timeout=timeout, **options
         )
         self._channel: Channel | None = None
-        self._timeouts = 0
+        self._given_up = False
 
     def _ask(self, request: bytes) -> bytes:
-        if self._channel is not None and (self._channel.closed or self._timeouts):
+        if self._channel is not None and (self._channel.closed or self._given_up):
             self.close()
         if self._channel is None:
             self._channel = self._connect()
         try:
             with self._channel.open_stream(request) as stream:
                 return body_of(stream.readall())
-        except ReadTimeout:
-            self._timeouts += 1
+        except (ConnectionClosed, ReadTimeout):
+            self._given_up = True
             raise
 
     def get(self, size: int, at: int) -> None:
@@ -132,7 +136,7 @@ class ChannelCaller(_Context):
 
     def close(self) -> None:
         channel, self._channel = self._channel, None
-        self._timeouts = 0
+        self._given_up = False
         if channel is not None:
             channel.close()
 
@@ -154,7 +158,7 @@ class _InLoop(_Context):
 
 
 class AsyncClientCaller(_InLoop):
-    def __init__(self, url: str, timeout: float, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, timeout: TimeoutTypes, options: dict[str, Any]) -> None:
         super().__init__()
         self.client = AsyncClient(url, timeout=timeout, **options)
 
@@ -180,18 +184,18 @@ class AsyncChannelCaller(_InLoop):
             url, timeout=timeout, **options
         )
         self._channel: AsyncChannel | None = None
-        self._timeouts = 0
+        self._given_up = False
 
     async def _ask(self, request: bytes) -> bytes:
-        if self._channel is not None and (self._channel.closed or self._timeouts):
+        if self._channel is not None and (self._channel.closed or self._given_up):
             await self._aclose()
         if self._channel is None:
             self._channel = await self._connect()
         try:
             async with await self._channel.open_stream(request) as stream:
                 return body_of(await stream.read())
-        except ReadTimeout:
-            self._timeouts += 1
+        except (ConnectionClosed, ReadTimeout):
+            self._given_up = True
             raise
 
     def get(self, size: int, at: int) -> None:
@@ -204,6 +208,6 @@ class AsyncChannelCaller(_InLoop):
 
     async def _aclose(self) -> None:
         channel, self._channel = self._channel, None
-        self._timeouts = 0
+        self._given_up = False
         if channel is not None:
             await channel.close()
