@@ -70,7 +70,6 @@ void backlog_grew(flow *f) {
 void backlog_shrank(flow *f) {
     encl_channel *ch = f->ch;
 
-    f->took = true;
     if (ch->over_high_water == 0) {
         return;
     }
@@ -109,7 +108,7 @@ static void give_up(flow *f) {
     flow_begin_close(f);
 }
 
-static flow *most_unread(encl_channel *ch) {
+static flow *furthest_behind(encl_channel *ch) {
     flow *found = NULL;
 
     for (size_t i = 0; i < ch->flow_count; i++) {
@@ -122,47 +121,18 @@ static flow *most_unread(encl_channel *ch) {
     return found;
 }
 
-/* Those that took nothing, most unread bytes first; where all took something, the furthest behind.
- */
-static flow *next_to_go(encl_channel *ch) {
-    flow *found = NULL;
-
-    for (size_t i = 0; i < ch->flow_count; i++) {
-        flow *f = ch->flows[i];
-
-        if (f->over_high_water && !f->took && (found == NULL || f->ring.len > found->ring.len)) {
-            found = f;
-        }
-    }
-    return found == NULL ? most_unread(ch) : found;
-}
-
 /* One is enough where it lets the others go on: the rest may still read theirs. */
 static void let_the_others_go_on(encl_channel *ch) {
     flow *f;
 
-    while (is_held_up(ch) && (f = next_to_go(ch)) != NULL) {
+    while (is_held_up(ch) && (f = furthest_behind(ch)) != NULL) {
         give_up(f);
     }
 }
 
-static void forget_who_took(encl_channel *ch) {
-    for (size_t i = 0; i < ch->flow_count; i++) {
-        ch->flows[i]->took = false;
-    }
-}
-
 void backlog_look(encl_channel *ch, int64_t now) {
-    switch (encl_hold_look(&ch->hold, is_held_up(ch), now)) {
-    case ENCL_HOLD_BEGUN:
-        forget_who_took(ch);
-        break;
-    case ENCL_HOLD_OVER:
+    if (encl_hold_look(&ch->hold, is_held_up(ch), now)) {
         let_the_others_go_on(ch);
-        break;
-    case ENCL_HOLD_NONE:
-    case ENCL_HOLD_GOES_ON:
-        break;
     }
     if (ch->over_high_water != 0 && ch->hold_timer != NULL) {
         backlog_weigh(ch);

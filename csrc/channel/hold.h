@@ -14,17 +14,11 @@
 #define ENCL_HOLD_LOOK_NS  ((int64_t)250 * 1000000)
 #define ENCL_HOLD_LAPSE_NS ((int64_t)1000 * 1000000)
 
-typedef enum encl_hold_state {
-    ENCL_HOLD_NONE,
-    ENCL_HOLD_BEGUN, /* with this look */
-    ENCL_HOLD_GOES_ON,
-    ENCL_HOLD_OVER, /* it was long enough; the next look begins anew */
-} encl_hold_state;
-
 typedef struct encl_hold {
     int64_t since, seen; /* seen 0: not held up */
 } encl_hold;
 
-encl_hold_state encl_hold_look(encl_hold *hold, bool held_up, int64_t now);
+/* Whether it was long enough; then the next look begins anew. */
+bool encl_hold_look(encl_hold *hold, bool held_up, int64_t now);
 
 #endif

@@ -48,7 +48,6 @@ typedef struct flow {
     watch on_readable, on_writable;
     encl_ring ring;   /* streams */
     unsigned readers; /* threads that wait for data or the answer */
-    bool took;        /* anything was read since the connection is held up */
     encl_buf answer;  /* requests */
     bool eof, failed, closed, over_high_water, write_ended;
     bool expects;     /* something was sent, and nothing has come since */
