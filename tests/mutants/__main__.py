@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -174,17 +174,29 @@ class Runner:
     def _survives(self, mutant: Mutant) -> bool:
         server = self._free.get()
         try:
-            for name in self._tests[mutant.file]:
-                tests = server if name == "python" else self._programs[name]
-                if not tests.survives(mutant.number):
-                    with self._lock:
-                        self.noticed_by[name] += 1
-                    return False
+            killer = next(self._noticing(mutant, server), None)
         finally:
             self._free.put(server)
+        if killer is not None:
+            with self._lock:
+                self.noticed_by[killer] += 1
+            return False
         if mutant not in self._equivalents:
             print(f"survived: {mutant}", flush=True)
         return True
+
+    def _noticing(self, mutant: Mutant, server: PytestServer) -> Iterator[str]:
+        """Those that notice it."""
+        names = self._tests[mutant.file]
+        for name in names:
+            tests = server if name == "python" else self._programs[name]
+            if not tests.survives(mutant.number):
+                yield name
+        if mutant in self._equivalents:
+            return
+        for name in names:
+            if name != "python" and not self._programs[name].survives(mutant.number, slow=True):
+                yield name
 
     def close(self) -> None:
         for server in self._servers:
