@@ -18,7 +18,6 @@ struct encl_noise_handshake {
     encl_role role;
     unsigned step;
     bool failed;
-    bool has_key;
     uint64_t fork_generation;
     uint8_t h[ENCL_NOISE_HASH_BYTES];
     uint8_t ck[ENCL_NOISE_HASH_BYTES];
@@ -59,7 +58,6 @@ static encl_result mix_ee(encl_noise_handshake *hs, encl_error *err) {
     ENCL_TRY_GOTO(encl_noise_x25519(hs->e, hs->re, shared, err), out);
     ENCL_TRY_GOTO(encl_noise_hkdf2(hs->ck, ENCL_SLICE(shared, sizeof shared), hs->ck, hs->k, err),
                   out);
-    hs->has_key = true;
 out:
     encl_wipe(shared, sizeof shared);
     return rc;

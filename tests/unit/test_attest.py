@@ -519,6 +519,8 @@ def test_structure(document: Document, fragment: str) -> None:
             b"\xff",
             b"a\xc3",
             b"\xed\xbf\xbf",
+            b"\xa5\x80",
+            b"\xfc\x80\x80\x80",
         ),
     ],
 )

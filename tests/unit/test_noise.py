@@ -363,3 +363,23 @@ def test_x25519_is_that_of_another_library(noise: Noise) -> None:
     assert noise.x25519(SECRETS[0], public) == (OK, mine.exchange(theirs.public_key()))
     for point in LOW_ORDER:
         assert noise.x25519(SECRETS[0], point) == (PROTOCOL, bytes(32)), point.hex()
+
+
+@pytest.mark.parametrize("point", LOW_ORDER, ids=bytes.hex)
+def test_a_peer_of_low_order_gets_no_channel_by_keys_that_anybody_knows(
+    noise: Noise, point: bytes
+) -> None:
+    """Where nothing secret went into the key, a tag is easily made."""
+    initiator = Party(noise, INITIATOR, b"", SECRETS[0])
+    ck = h = blake2s(PROTOCOL_NAME)
+    h = blake2s(h, b"")
+    h = blake2s(blake2s(h, initiator.write(b"")), b"")
+    h = blake2s(h, point)
+    for key in (bytes(32), hkdf2(ck, bytes(32))[1]):
+        forged = point + ChaCha20Poly1305(key).encrypt(aead_nonce(0), b"", h)
+        again = Party(noise, INITIATOR, b"", SECRETS[0])
+        again.write(b"")
+        assert again.read(forged) == (PROTOCOL, b"")
+        assert not noise.lib.encl_noise_handshake_complete(again.handshake)
+        again.close()
+    initiator.close()
