@@ -303,6 +303,30 @@ static void a_record_beyond_noises_limit_is_refused_for_its_length(void **state)
     encl_noise_transport_free(b);
 }
 
+/* A payload whose tag does not verify is nobody's: nothing of it stays where it was decrypted. */
+static void a_refused_payload_leaves_nothing(void **state) {
+    uint8_t first[FIRST_BYTES], block[64], zeros[8] = {0};
+    encl_buf out, payload;
+    encl_error err;
+    pair p;
+
+    (void)state;
+    start(&p);
+    memcpy(first, p.first, sizeof first);
+    assert_int_equal(read_exact(p.b, first, FIRST_BYTES), ENCL_OK);
+    encl_buf_init(&out, 64);
+    assert_int_equal(encl_noise_handshake_write(p.b, ENCL_SLICE("payload!", 8), &out, &err),
+                     ENCL_OK);
+    out.data[ANSWER_BYTES + 7] ^= 1;
+    memset(block, 0xff, sizeof block);
+    encl_buf_wrap(&payload, block, sizeof block);
+    assert_int_equal(encl_noise_handshake_read(p.a, encl_buf_peek(&out), &payload, &err),
+                     ENCL_E_PROTOCOL);
+    assert_memory_equal(block, zeros, sizeof zeros);
+    encl_buf_free(&out);
+    end(&p);
+}
+
 static void another_prologue_is_noticed(void **state) {
     pair p;
     encl_error err;
@@ -460,6 +484,7 @@ int main(void) {
         cmocka_unit_test(a_handshake_has_one_of_two_roles),
         cmocka_unit_test(handshake_messages_are_as_long_as_noise_allows),
         cmocka_unit_test(a_record_beyond_noises_limit_is_refused_for_its_length),
+        cmocka_unit_test(a_refused_payload_leaves_nothing),
         cmocka_unit_test(another_prologue_is_noticed),
         cmocka_unit_test(every_changed_byte_of_a_record_ends_the_direction),
         cmocka_unit_test(repeated_cut_or_reflected_records_are_refused),

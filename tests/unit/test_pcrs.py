@@ -166,4 +166,7 @@ def test_is_a_value() -> None:
 
 def test_zero() -> None:
     assert Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 48).is_zero
-    assert not Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 47 + b"\1").is_zero
+    for index in range(3):
+        values = [b"\0" * 48] * 3
+        values[index] = b"\0" * 47 + b"\1"
+        assert not Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2]).is_zero

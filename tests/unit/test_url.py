@@ -51,12 +51,13 @@ def test_taken(text: str, scheme: str, host: str, port: int, path: str, authorit
         ("//e.example", "wss://"),
         ("ftp://e.example", "wss://"),
         ("http://e.example", "ws://.*WebSocket"),
-        ("wss://", "host"),
-        ("wss:///path", "host"),
+        ("wss://", "expected a host in"),
+        ("wss:///path", "expected a host in"),
         ("wss://user:secret@e.example", "without user name"),
         ("http://user:secret@e.example", "without user name"),
         ("wss://e.example/#top", "#fragment"),
         ("wss://e.example:0", "port"),
+        ("wss://e.example:65536", "port"),
         ("wss://e.example:99999", "port"),
         ("wss://e.example:port", "expected wss"),
         ("wss://exa mple", "host name"),
@@ -112,13 +113,13 @@ def test_what_may_be_requested(enclave: str, request_url: str, allowed: bool) ->
         (
             {"pcrs": enclavia.Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 48)},
             ValueError,
-            "debug enclave",
+            "all zeros: that is a debug enclave",
         ),
         ({"debug_mode": "yes"}, TypeError, "debug_mode"),
         ({"root": b"no certificate"}, ValueError, "certificate"),
         ({"root": 5}, TypeError, "root: expected"),
         ({"root": "/does/not/exist.pem"}, FileNotFoundError, "exist"),
-        ({"verify": ssl.create_default_context()}, TypeError, "SSLContext"),
+        ({"verify": ssl.create_default_context()}, TypeError, "which cannot hand it over"),
         ({"verify": "/does/not/exist.pem"}, ValueError, "no file"),
         ({"verify": 5}, TypeError, "verify"),
         ({"proxy": "socks5://127.0.0.1:9"}, ValueError, "CONNECT"),
@@ -161,6 +162,12 @@ def test_configuration_taken(tmp_path: Path) -> None:
     assert config.proxy == ("::1", 3128, "user:pass word")
     assert "pass word" not in repr(config)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_debug_mode_needs_no_pins() -> None:
+    zeros = enclavia.Pcrs(pcr0=b"\0" * 48, pcr1=b"\0" * 48, pcr2=b"\0" * 48)
+    for pcrs in (None, zeros, PINS):
+        assert ChannelConfig.build("wss://e.example", pcrs=pcrs, debug_mode=True).debug_mode
 
 
 def test_root_from_everywhere(tmp_path: Path) -> None:
