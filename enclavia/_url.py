@@ -48,8 +48,8 @@ class EnclaveURL(NamedTuple):
             raise InvalidURL(f"expected a host in the URL, got {_shown(text)}")
         if parsed.fragment:
             raise InvalidURL(f"expected a URL without a #fragment, got {_shown(text)}")
-        host = parsed.raw_host.decode("ascii")
-        if not re.fullmatch(_HOST, host):
+        host = _host_of(parsed)
+        if host is None or not re.fullmatch(_HOST, host):
             raise InvalidURL(f"expected a host name or an address in the URL, got {_shown(text)}")
         port = parsed.port if parsed.port is not None else _DEFAULT_PORTS[parsed.scheme]
         if not 0 < port < 65536:
@@ -88,7 +88,7 @@ class EnclaveURL(NamedTuple):
                 f"{url.scheme!r} in {_shown(str(url))}"
             )
         port = None if url.port in (None, _DEFAULT_PORTS[url.scheme]) else url.port
-        if url.raw_host.decode("ascii") != self.host or port != self._explicit_port:
+        if _host_of(url) != self.host or port != self._explicit_port:
             return (
                 f"expected a URL of this enclave, {self.base_url}…, got another host in "
                 f"{_shown(str(url))}: use another client for it"
@@ -97,6 +97,14 @@ class EnclaveURL(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
+
+
+def _host_of(url: httpx2.URL) -> str | None:
+    """None where the zone of an IPv6 address is no ASCII, which httpx2 lets pass."""
+    try:
+        return url.raw_host.decode("ascii")
+    except UnicodeError:
+        return None
 
 
 def _shown(text: str) -> str:

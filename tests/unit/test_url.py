@@ -61,6 +61,7 @@ def test_taken(text: str, scheme: str, host: str, port: int, path: str, authorit
         ("wss://e.example:99999", "port"),
         ("wss://e.example:port", "expected wss"),
         ("wss://exa mple", "host name"),
+        ("wss://[::%\u00e9]/", "host name"),
         ("wss://e.example/\x00", "expected wss"),
     ],
 )
@@ -96,6 +97,7 @@ def test_not_text() -> None:
         ("ws://[::1]:9", "https://[::1]:9/x", True),
         ("ws://localhost", "https://localhost/x", True),
         ("ws://localhost", "https://localhost:80/x", False),
+        ("ws://[::1]", "https://[::%\u00e9]/x", False),
     ],
 )
 def test_what_may_be_requested(enclave: str, request_url: str, allowed: bool) -> None:
