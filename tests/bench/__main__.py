@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from enclavia import verify_attestation
 from enclavia.testing._identity import Authority
 from tests.interop.harness import Peer, ReferenceClient, build_programs, trusting
 
@@ -41,10 +44,14 @@ from .parties import (
     workers,
 )
 from .report import for_terminal, plot, write
-from .targets import LOCAL, PEER, PRODUCTION, targets
+from .targets import DOCUMENT, LOCAL, PEER, PRODUCTION, targets
 
 MIB = 2**20
-GROUPS = ("connect", "get", "rps", "transfer", "flat", "memory", "production", "import")
+ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "memory")
+GROUPS = (*ON_SERVERS, "production", "document", "import")
+AWS_DOCUMENT = ROOT.parent / "shared/vectors/nitro/production-2022-10-13.cose"
+AWS_DOCUMENT_TIME = 1_665_651_482
+FAKETIME = Path("/usr/lib") / f"{platform.machine()}-linux-gnu/faketime/libfaketimeMT.so.1"
 SERVERS = {"rust": PEER, "local": LOCAL}
 SIZE_NAMES = {64 * 1024: "64 KiB", 2**30: "1 GiB"}
 
@@ -251,6 +258,44 @@ def connecting_in_production(bench: Bench, programs: Path, address: str) -> None
         )
 
 
+def verifying(bench: Bench, programs: Path) -> None:
+    """One document of AWS's, without connecting. The published client takes the time from the
+    clock, so it is run with one that libfaketime sets back."""
+    for needed in (AWS_DOCUMENT, FAKETIME):
+        if not needed.exists():
+            print(f"{DOCUMENT}: left out, there is no {needed}", file=sys.stderr)
+            return
+    claims = verify_attestation(AWS_DOCUMENT.read_bytes(), at=AWS_DOCUMENT_TIME)
+    assert claims.nonce is not None
+    nonce = claims.nonce.hex()
+    pcrs = {f"pcr{n}": claims.pcrs[n].hex() for n in range(3)}
+    keywords = {"pcrs": pcrs, "at": AWS_DOCUMENT_TIME, "nonce": nonce}
+    facts: Facts = {"url": str(AWS_DOCUMENT), "workload": "", "keywords": keywords}
+    clock = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME": f"{datetime.fromtimestamp(AWS_DOCUMENT_TIME, UTC):@%Y-%m-%d %H:%M:%S}",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "TZ": "UTC",
+    }
+    reference = Reference(
+        ReferenceClient(programs, env=clock),
+        str(AWS_DOCUMENT),
+        "--production",
+        *pinned(facts),
+        *("--nonce", nonce),
+    )
+    with workers(facts, "verify") as made:
+        bench.compare(
+            DOCUMENT,
+            "verify",
+            {"reference": reference, "verify_attestation": made["verify"]},
+            {"p50": P50, "CPU": CPU},
+            do="verify",
+            count=100,
+            warmup=5,
+        )
+
+
 def importing(bench: Bench) -> None:
     nowhere: Facts = {"url": "", "workload": "", "keywords": {}}
     bench.compare(
@@ -286,12 +331,14 @@ def run_all(bench: Bench, plan: Plan) -> None:
     with Workload() as workload:
         address = workload.address
         for server, started in ((PEER, rust_peer(programs, address)), (LOCAL, local(address))):
-            if server in plan.servers and plan.wants(*GROUPS[:6]):
+            if server in plan.servers and plan.wants(*ON_SERVERS):
                 with started as facts:
                     reference = Reference(program, facts["url"], *pinned(facts))
                     on_server(bench, server, facts, reference, plan)
         if plan.wants("production"):
             connecting_in_production(bench, programs, address)
+    if plan.wants("document"):
+        verifying(bench, programs)
     if plan.wants("import"):
         importing(bench)
 

@@ -36,6 +36,11 @@ NOTES = """\
   the test root's, and nothing else differs. It verifies every link each time. `new chain`: before
   each connect the enclave gets certificates that the client has not seen, below the same root;
   `again`: the links are known. The first of a process is what comes after its start and imports.
+- *A document of AWS's*: the same document verified by both with no connection around it, as of its
+  own time and against AWS's root: by the unchanged program, through the function that its
+  connecting calls, with a clock that libfaketime sets back; by `enclavia.verify_attestation`, which
+  keeps no links. Left out where the document, which is not a part of the project, or libfaketime is
+  not there.
 """
 
 

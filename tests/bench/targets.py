@@ -11,6 +11,7 @@ from .figures import Bench, significant, spread
 PEER = "Rust peer"
 LOCAL = "LocalEnclave"
 PRODUCTION = "LocalEnclave, production"
+DOCUMENT = "a document of AWS's"
 REFERENCE = "reference"
 
 Measure = Callable[[Bench], list[float]]

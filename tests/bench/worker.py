@@ -20,6 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 UPLOAD_PIECE = 64 * 1024
@@ -94,6 +95,8 @@ class Driver:
         self.url: str = facts["url"]
         self.workload: str = facts["workload"]
         self.keywords: dict[str, Any] = facts["keywords"]
+        if isinstance(nonce := self.keywords.get("nonce"), str):
+            self.keywords["nonce"] = bytes.fromhex(nonce)
         pcrs = self.keywords.get("pcrs")
         if pcrs is not None:
             import enclavia
@@ -490,6 +493,22 @@ class Sockets(Driver):
         return taken
 
 
+class Verifying(Driver):
+    """A document in a file, as of its own time."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.document = Path(self.url).read_bytes()
+
+    def verify(self) -> None:
+        import enclavia
+
+        enclavia.verify_attestation(self.document, **self.keywords)
+
+    def job(self, command: dict[str, Any]) -> Callable[[], None]:
+        return self.verify
+
+
 class Importing(Driver):
     """How long an import takes, in a fresh interpreter: this one."""
 
@@ -507,6 +526,7 @@ KINDS: dict[str, type[Driver]] = {
     "direct": Direct,
     "direct-async": DirectAsync,
     "sockets": Sockets,
+    "verify": Verifying,
     "import": Importing,
 }
 
@@ -530,7 +550,7 @@ def main() -> None:
     opened = False
     for line in sys.stdin:
         command = json.loads(line)
-        if command["do"] not in ("connect", "import") and not opened:
+        if command["do"] not in ("connect", "import", "verify") and not opened:
             driver.open()
             opened = True
         print(json.dumps(answer(driver, command)), flush=True)

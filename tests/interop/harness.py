@@ -166,14 +166,17 @@ class Peer(Server):
 class ReferenceClient:
     """The published Rust client; each call is one run of it and returns its JSON line."""
 
-    def __init__(self, programs: Path, timeout: float = 120) -> None:
+    def __init__(
+        self, programs: Path, timeout: float = 120, env: dict[str, str] | None = None
+    ) -> None:
         self._program = str(programs / "reference-client")
         self._timeout = timeout
+        self._env = {**os.environ, **(env or {})}
 
     def __call__(self, command: str, url: str, *rest: str | int) -> dict[str, Any]:
         words = [self._program, command, url, *(str(word) for word in rest)]
         ran = subprocess.run(
-            words, capture_output=True, text=True, timeout=self._timeout, check=False
+            words, capture_output=True, text=True, timeout=self._timeout, check=False, env=self._env
         )
         if not ran.stdout:
             raise RuntimeError(f"{words!r} ended with {ran.returncode}: {ran.stderr[-2000:]}")
