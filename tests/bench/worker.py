@@ -460,7 +460,8 @@ class Plain(Raw):
 
     def read(self) -> bytes:
         assert self.stream is not None
-        return self.client.read_chunk(self.stream)
+        chunk: bytes = self.client.read_chunk(self.stream)
+        return chunk
 
 
 class Sockets(Driver):
