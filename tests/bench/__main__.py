@@ -95,7 +95,7 @@ def getting(bench: Bench, server: str, made: Contenders) -> None:
     bench.compare(
         server,
         "GET one by one",
-        pick(made, "reference client async stream plain direct sockets"),
+        pick(made, "reference client async stream plain direct sockets sockets-each"),
         {"p50": P50, "p99": P99, "CPU": CPU},
         do="get",
         count=1000,
@@ -108,7 +108,7 @@ def per_second(bench: Bench, server: str, made: Contenders) -> None:
         bench.compare(
             server,
             f"requests/s, {callers} callers",
-            pick(made, "reference client async stream direct direct-async sockets"),
+            pick(made, "reference client async stream direct direct-async sockets sockets-each"),
             {"": RATE, "CPU": CPU},
             do="get",
             count=2000,
@@ -195,7 +195,7 @@ def peak_memory(bench: Bench, server: str, facts: Facts, plan: Plan) -> None:
 
 
 def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, plan: Plan) -> None:
-    kinds = "client async stream plain direct direct-async sockets"
+    kinds = "client async stream plain direct direct-async sockets sockets-each"
     with workers(facts, *kinds.split()) as made:
         made["reference"] = reference
         if plan.wants("connect"):

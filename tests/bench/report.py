@@ -20,9 +20,11 @@ NOTES = """\
   64 KiB that are dropped, written in records of 16 KiB: what a user of it would do for a large
   body.
 - `plain`: websockets, cryptography and cbor2 in Python, a stream kept open; it verifies nothing.
-  `direct`, `direct-async`: httpx2 to the workload, with no tunnel. `sockets`: HTTP by hand on
-  connections to the workload that are kept open, one thread for all of them: what the workload
-  gives.
+  `direct`, `direct-async`: httpx2 to the workload, with no tunnel.
+- `sockets`: HTTP by hand on connections to the workload that are kept open, one thread for all of
+  them; `sockets-each`: the same with a connection for each request, which is what the workload sees
+  of the published client. That is what the workload gives (an HTTP server of some 100 lines on
+  uvloop, so that it is not what is measured).
 - *Rust peer*: the published crates' server side in debug mode. *LocalEnclave*: the one of this
   package, in a process of its own. Both have the same workload behind them, a process of its own
   too.

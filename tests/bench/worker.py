@@ -468,11 +468,16 @@ class Sockets(Driver):
     """HTTP by hand on connections to the workload that are kept open, one thread for all: each
     batch is written to all of them, then read. As little as a client can do."""
 
-    def open(self) -> None:
+    request = GET
+
+    def dial(self) -> socket.socket:
         host, _, port = self.workload.rpartition(":")
-        self.sockets = [socket.create_connection((host, int(port))) for _ in range(64)]
-        for each in self.sockets:
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made = socket.create_connection((host, int(port)))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def open(self) -> None:
+        self.sockets = [self.dial() for _ in range(64)]
 
     def close(self) -> None:
         for each in self.sockets:
@@ -481,17 +486,40 @@ class Sockets(Driver):
     def get(self) -> None:
         raise NotImplementedError
 
+    def batch(self, callers: int) -> list[socket.socket]:
+        return self.sockets[:callers]
+
+    def answered(self, each: socket.socket) -> None:
+        assert each.recv(4096).endswith(b"\r\n\r\nok")
+
     def run(self, job: Callable[[], None], count: int, callers: int, seconds: float) -> list[float]:
         until = time.perf_counter() + seconds
-        used = self.sockets[:callers]
         taken: list[float] = []
         while len(taken) < count and (begun := time.perf_counter()) < until:
+            used = self.batch(callers)
             for each in used:
-                each.sendall(GET)
+                each.sendall(self.request)
             for each in used:
-                assert each.recv(4096).endswith(b"\r\n\r\nok")
+                self.answered(each)
                 taken.append(time.perf_counter() - begun)
         return taken
+
+
+class SocketsEach(Sockets):
+    """The same with a connection for each request."""
+
+    request = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    def open(self) -> None:
+        self.sockets = []
+
+    def batch(self, callers: int) -> list[socket.socket]:
+        return [self.dial() for _ in range(callers)]
+
+    def answered(self, each: socket.socket) -> None:
+        super().answered(each)
+        assert each.recv(1) == b""
+        each.close()
 
 
 class Verifying(Driver):
@@ -527,6 +555,7 @@ KINDS: dict[str, type[Driver]] = {
     "direct": Direct,
     "direct-async": DirectAsync,
     "sockets": Sockets,
+    "sockets-each": SocketsEach,
     "verify": Verifying,
     "import": Importing,
 }

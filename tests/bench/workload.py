@@ -24,23 +24,25 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._held = b""
         self._missing = 0
-        self._digest = hashlib.sha256()
         self._closes = False
-        self._room = asyncio.Event()
+        # What a small request has no use for is made by those that have: the published client opens
+        # a connection for each.
+        self._room: asyncio.Event | None = None
         self._sending: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._room.set()
 
     def pause_writing(self) -> None:
-        self._room.clear()
+        if self._room is not None:
+            self._room.clear()
 
     def resume_writing(self) -> None:
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._room.set()
+        self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._missing:
@@ -74,9 +76,11 @@ class Connection(asyncio.Protocol):
         self._end()
 
     async def _send(self, size: int) -> None:
+        room = self._room = asyncio.Event()
+        room.set()
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
         while size and not self._transport.is_closing():
-            await self._room.wait()
+            await room.wait()
             self._transport.write(BLOCK[: min(size, len(BLOCK))])
             size -= min(size, len(BLOCK))
         self._end()
