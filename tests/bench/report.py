@@ -72,8 +72,8 @@ def write(bench: Bench, wanted: list[Target], path: Path, arguments: str) -> Non
     lines = [
         "# Benchmarks",
         "",
-        f"`make bench{arguments and f' OPTIONS={arguments}'}` wrote this: {bench.rounds} rounds in "
-        "which the contenders took turns (3 for the large bodies), on "
+        f"`make bench{arguments and f' OPTIONS={arguments}'}` wrote this: {bench.rounds} rounds "
+        "(of the large bodies 3) in which the contenders took turns, on "
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, all on "
         "loopback. A ratio is made within a round; a value is the median of the rounds, with the "
         "least and the greatest where there is room.",
@@ -131,10 +131,13 @@ def line(axes: Any, at: float, values: list[float], colour: str, label: str | No
     axes.plot([statistics.median(values)], [at], "o", color=colour, markersize=5, label=label)
 
 
+LEAST_SHOWN = 0.1
+
+
 def share(target: Target, value: float) -> float:
     """Of what is allowed: below 1 is met, whichever way is better."""
     found = value / target.bound if target.most else target.bound / value
-    return max(found, 0.01)
+    return min(max(found, LEAST_SHOWN), 1 / LEAST_SHOWN)
 
 
 def plot_targets(axes: Any, reached: list[tuple[Target, list[float]]]) -> None:
@@ -143,9 +146,21 @@ def plot_targets(axes: Any, reached: list[tuple[Target, list[float]]]) -> None:
         line(axes, at, [share(target, v) for v in values], "tab:green" if met else "tab:red")
         if target.goal is not None:
             axes.plot([share(target, target.goal)], [at], "|", color="black", markersize=10)
+        measured = target.quantity(statistics.median(values))
+        axes.annotate(
+            measured,
+            (1.01, at),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            verticalalignment="center",
+        )
     axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlim(LEAST_SHOWN / 1.1, 1.1 / LEAST_SHOWN)
     finish(axes, [target.what.replace("`", "") for target, _ in reached])
-    axes.set_title("Targets: left of 1 is met (bar: all rounds; tick: the goal)", fontsize=9)
+    axes.set_title(
+        "Targets, as a share of what may be: below 1 is met (bar: all rounds; tick: the goal)",
+        fontsize=9,
+    )
 
 
 COLOURS = {
@@ -188,5 +203,7 @@ def finish(axes: Any, names: list[str]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.tick_params(axis="x", labelsize=7)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    for at in range(0, len(names), 2):
+        axes.axhspan(at - 0.5, at + 0.5, color="black", alpha=0.04, linewidth=0)
     axes.grid(axis="x", which="both", alpha=0.2)
