@@ -328,14 +328,12 @@ static void set_pace_timer(void *arg) {
 }
 
 void ch_arm(encl_channel *ch) {
-    encl_error err;
-
     if (ch->pace_armed || ch->state != ENCL_CHANNEL_OPEN) {
         return;
     }
     ch->pace_armed = true;
     ch_retain(ch);
-    if (encl_loop_post(ch->loop, set_pace_timer, ch, &err) != ENCL_OK) {
+    if (!encl_loop_post(ch->loop, &ch->pace_job)) {
         ch->pace_armed = false;
         (void)atomic_fetch_sub(&ch->refs, 1); /* the caller holds another */
     }
@@ -649,6 +647,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     atomic_init(&ch->refs, 1);
     ch->generation = encl_fork_generation();
     ch->loop = loop;
+    ch->pace_job = (encl_job){.run = set_pace_timer, .arg = ch};
     ch->max_in_flight = config->max_in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     cond_init(&ch->changed);

@@ -108,6 +108,7 @@ struct encl_channel {
     encl_loop *loop;
     encl_pace pace;
     size_t promised;        /* slots granted whose opening record has not been sent */
+    encl_job pace_job;      /* queued only where pace_armed has just become true */
     encl_timer *pace_timer; /* service thread only; NULL before the connection and after it */
     bool pace_armed;        /* somebody waits for it, or for a sign that comes sooner */
     encl_hold hold;

@@ -172,13 +172,13 @@ void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
                       .reset = reset,
                       .lock = PTHREAD_MUTEX_INITIALIZER,
                       .ended = PTHREAD_COND_INITIALIZER};
-    encl_error err;
+    encl_job job = {.run = run_drop, .arg = &task};
 
     if (encl_loop_is_current(enclave->loop)) {
         drop_all(enclave, reset);
         return;
     }
-    if (encl_loop_post(enclave->loop, run_drop, &task, &err) != ENCL_OK) {
+    if (!encl_loop_post(enclave->loop, &job)) {
         return;
     }
     pthread_mutex_lock(&task.lock);

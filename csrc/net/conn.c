@@ -23,6 +23,19 @@ static int64_t now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* What the service thread can be asked for, in the order in which it is done. */
+enum net_ask {
+    ASK_ABORT = 1u << 0,
+    ASK_REARM = 1u << 1,
+    ASK_PAUSE = 1u << 2,
+    ASK_READ = 1u << 3,
+    ASK_FAIL = 1u << 4,
+    ASK_EOF = 1u << 5,
+    ASK_CLOSE = 1u << 6,
+};
+
+static void run_asked(void *arg);
+
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          const encl_conn_events *events, void *user, encl_conn **out,
                          encl_error *err) {
@@ -35,6 +48,7 @@ encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
     conn->framed = framed;
     conn->side = side;
     conn->fd = conn->lws_fd = -1;
+    conn->job = (encl_job){.run = run_asked, .arg = conn};
     pthread_mutex_init(&conn->io, NULL);
     encl_buf_init(&conn->txq, NET_TX_LIMIT);
     encl_buf_init(&conn->early, NET_EARLY_MAX);
@@ -177,40 +191,24 @@ static bool flush(encl_conn *conn) {
 
 /* ---- asking the service thread ---- */
 
-static void task_rearm(void *arg) {
-    encl_conn *conn = arg;
-
-    net_conn_rearm(conn);
-    encl_conn_release(conn);
+/* The job owns a reference. */
+static void post(encl_conn *conn, enum net_ask what) {
+    if (atomic_fetch_or(&conn->asked, what) != 0) {
+        return; /* in the queue already */
+    }
+    encl_conn_retain(conn);
+    if (!encl_loop_post(conn->loop, &conn->job)) {
+        encl_conn_release(conn);
+    }
 }
 
-static void task_failed(void *arg) {
-    encl_conn *conn = arg;
+static void fail_as_noted(encl_conn *conn) {
     encl_error why;
 
     pthread_mutex_lock(&conn->io);
     why = conn->failure;
     pthread_mutex_unlock(&conn->io);
     net_conn_finish(conn, &why);
-    encl_conn_release(conn);
-}
-
-static void task_read(void *arg) {
-    encl_conn *conn = arg;
-
-    net_conn_readable(conn);
-    encl_conn_release(conn);
-}
-
-/* The task owns a reference. Without memory for a task nothing tells the service thread: the
- * connection then stands still until its user's deadline closes it. */
-static void post(encl_conn *conn, encl_task task) {
-    encl_error err;
-
-    encl_conn_retain(conn);
-    if (encl_loop_post(conn->loop, task, conn, &err) != ENCL_OK) {
-        encl_conn_release(conn);
-    }
 }
 
 /* io is held. */
@@ -220,7 +218,7 @@ static void want_write(encl_conn *conn) {
     }
     conn->write_armed = true;
     if (!encl_loop_is_current(conn->loop)) {
-        post(conn, task_rearm);
+        post(conn, ASK_REARM);
         return;
     }
     if (!conn->in_rearm) {
@@ -249,7 +247,7 @@ static void push(encl_conn *conn) {
     /* Armed: the service thread is at it already, and the queue keeps the order. */
     if (!conn->write_armed && !conn->failed) {
         if (!flush(conn)) {
-            post(conn, task_failed);
+            post(conn, ASK_FAIL);
         } else if (encl_buf_readable(&conn->txq) != 0) {
             want_write(conn);
         }
@@ -327,7 +325,7 @@ static void frame(encl_conn *conn, encl_ws_opcode opcode) {
         /* The bytes are sealed already: a gap in their order could never be mended. */
         conn->failed = true;
         conn->failure = err;
-        post(conn, task_failed);
+        post(conn, ASK_FAIL);
     }
 }
 
@@ -375,7 +373,7 @@ static void queue_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice pay
         }
         conn->failed = true;
         conn->failure = err;
-        post(conn, task_failed);
+        post(conn, ASK_FAIL);
         return;
     }
     push(conn);
@@ -461,7 +459,7 @@ void net_conn_opened(encl_conn *conn) {
         conn->events.opened(conn->user, conn);
     }
     /* TLS may have read ahead, and early bytes wait. */
-    post(conn, task_read);
+    post(conn, ASK_READ);
 }
 
 /* ---- the end ---- */
@@ -551,7 +549,7 @@ void net_conn_raw_closed(encl_conn *conn) {
     conn->raw_wsi = NULL;
     if (conn->state == NET_OPEN && !conn->framed && !conn->eof_received) {
         keep_rest(conn);
-        post(conn, task_read);
+        post(conn, ASK_READ);
         encl_conn_release(conn);
         return;
     }
@@ -742,7 +740,7 @@ void net_conn_readable(encl_conn *conn) {
         io_result rc;
 
         if (round == READ_ROUNDS) {
-            post(conn, task_read);
+            post(conn, ASK_READ);
             break;
         }
         pthread_mutex_lock(&conn->io);
@@ -836,14 +834,11 @@ void net_conn_writable(encl_conn *conn) {
 
 /* ---- commands from any thread ---- */
 
-static void task_apply_pause(void *arg) {
-    encl_conn *conn = arg;
-
+static void apply_pause_and_read(encl_conn *conn) {
     if (conn->state != NET_FINISHED) {
         apply_pause(conn);
         net_conn_readable(conn);
     }
-    encl_conn_release(conn);
 }
 
 void encl_conn_pause(encl_conn *conn, bool paused) {
@@ -861,13 +856,11 @@ void encl_conn_pause(encl_conn *conn, bool paused) {
     }
     pthread_mutex_unlock(&conn->io);
     if (!finished) {
-        post(conn, task_apply_pause);
+        post(conn, ASK_PAUSE);
     }
 }
 
-static void task_write_eof(void *arg) {
-    encl_conn *conn = arg;
-
+static void end_writing(encl_conn *conn) {
     pthread_mutex_lock(&conn->io);
     if (conn->state == NET_OPEN && encl_buf_readable(&conn->txq) == 0 && !conn->eof_sent &&
         conn->fd >= 0) {
@@ -875,7 +868,6 @@ static void task_write_eof(void *arg) {
         (void)shutdown(conn->fd, SHUT_WR);
     }
     pthread_mutex_unlock(&conn->io);
-    encl_conn_release(conn);
 }
 
 void encl_conn_write_eof(encl_conn *conn) {
@@ -885,13 +877,12 @@ void encl_conn_write_eof(encl_conn *conn) {
     ask = conn->state == NET_OPEN && !conn->framed && !conn->eof_asked;
     conn->eof_asked = conn->eof_asked || ask;
     if (ask) {
-        post(conn, task_write_eof);
+        post(conn, ASK_EOF);
     }
     pthread_mutex_unlock(&conn->io);
 }
 
-static void task_closing(void *arg) {
-    encl_conn *conn = arg;
+static void go_on_closing(encl_conn *conn) {
     bool now;
 
     pthread_mutex_lock(&conn->io);
@@ -904,7 +895,6 @@ static void task_closing(void *arg) {
                          (lws_usec_t)NET_CLOSE_WAIT_MS * 1000);
         net_conn_readable(conn);
     }
-    encl_conn_release(conn);
 }
 
 void encl_conn_close(encl_conn *conn, uint16_t code, const char *reason) {
@@ -918,13 +908,8 @@ void encl_conn_close(encl_conn *conn, uint16_t code, const char *reason) {
         queue_close(conn, code == 0 ? 1000 : code, reason == NULL ? "" : reason);
         conn->state = NET_CLOSING;
     }
-    post(conn, task_closing);
+    post(conn, ASK_CLOSE);
     pthread_mutex_unlock(&conn->io);
-}
-
-static void task_abort(void *arg) {
-    finish_closed(arg, "the connection was closed on this side");
-    encl_conn_release(arg);
 }
 
 void encl_conn_abort(encl_conn *conn, bool reset) {
@@ -939,9 +924,38 @@ void encl_conn_abort(encl_conn *conn, bool reset) {
             (void)connect(conn->fd, &nowhere, sizeof nowhere);
         }
         conn->close_asked = true;
-        post(conn, task_abort);
+        post(conn, ASK_ABORT);
     }
     pthread_mutex_unlock(&conn->io);
+}
+
+static void run_asked(void *arg) {
+    encl_conn *conn = arg;
+    /* What is asked for from here on is a job anew. */
+    unsigned asked = atomic_exchange(&conn->asked, 0);
+
+    if ((asked & ASK_ABORT) != 0) {
+        finish_closed(conn, "the connection was closed on this side");
+    }
+    if ((asked & ASK_REARM) != 0) {
+        net_conn_rearm(conn);
+    }
+    if ((asked & ASK_PAUSE) != 0) {
+        apply_pause_and_read(conn);
+    }
+    if ((asked & ASK_READ) != 0) {
+        net_conn_readable(conn);
+    }
+    if ((asked & ASK_FAIL) != 0) {
+        fail_as_noted(conn);
+    }
+    if ((asked & ASK_EOF) != 0) {
+        end_writing(conn);
+    }
+    if ((asked & ASK_CLOSE) != 0) {
+        go_on_closing(conn);
+    }
+    encl_conn_release(conn);
 }
 
 uint64_t encl_conn_bytes_in(encl_conn *conn) {

@@ -150,6 +150,7 @@ static encl_result copy_target(const encl_ws_target *t, net_target **out, encl_e
 typedef struct resolution {
     encl_conn *conn; /* a reference */
     encl_loop *loop; /* another: the loop may be freed while a name is looked up */
+    encl_job answer;
     char *name;
     bool any_family;
     int rc;
@@ -204,10 +205,10 @@ static void task_resolved(void *arg) {
 
 static void *resolve(void *arg) {
     resolution *r = arg;
-    encl_error err;
 
     lookup(r, AI_ADDRCONFIG);
-    if (encl_loop_post(r->loop, task_resolved, r, &err) != ENCL_OK) {
+    r->answer = (encl_job){.run = task_resolved, .arg = r};
+    if (!encl_loop_post(r->loop, &r->answer)) {
         resolution_free(r);
     }
     return NULL;
@@ -606,6 +607,19 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
     }
 }
 
+/* Gives the caller a reference beside the loop's. */
+static encl_result start(encl_conn *conn, encl_task task, encl_error *err) {
+    ENCL_ENSURE(conn->loop->generation == encl_fork_generation(), err, ENCL_E_FORKED,
+                "this connection's loop belongs to the parent process");
+    conn->connect = (encl_job){.run = task, .arg = conn};
+    encl_conn_retain(conn);
+    if (!encl_loop_post(conn->loop, &conn->connect)) {
+        encl_conn_release(conn);
+        return encl_fail(err, ENCL_E_CLOSED, "the service thread has ended");
+    }
+    return ENCL_OK;
+}
+
 static void task_connect_ws(void *arg) {
     encl_conn *conn = arg;
     encl_error err;
@@ -635,10 +649,8 @@ encl_result encl_conn_connect_ws(encl_loop *loop, const encl_ws_target *target,
     ENCL_TRY(check_target(target, err));
     ENCL_TRY(net_conn_new(loop, true, ENCL_WS_CLIENT, events, user, &conn, err));
     ENCL_TRY_GOTO(copy_target(target, &conn->target, err), fail);
-    encl_conn_retain(conn); /* the caller's */
-    rc = encl_loop_post(loop, task_connect_ws, conn, err);
+    rc = start(conn, task_connect_ws, err);
     if (rc != ENCL_OK) {
-        encl_conn_release(conn);
         goto fail;
     }
     *out = conn;
@@ -706,10 +718,8 @@ encl_result encl_conn_connect_tcp(encl_loop *loop, const char *address, uint16_t
     conn->target->host = strdup(address);
     conn->target->port = port;
     ENCL_ENSURE_GOTO(conn->target->host != NULL, fail, err, ENCL_E_NOMEM, "out of memory");
-    encl_conn_retain(conn);
-    rc = encl_loop_post(loop, task_connect_tcp, conn, err);
+    rc = start(conn, task_connect_tcp, err);
     if (rc != ENCL_OK) {
-        encl_conn_release(conn);
         goto fail;
     }
     *out = conn;

@@ -9,6 +9,7 @@
 
 struct encl_listener {
     encl_loop *loop;
+    encl_job job;
     struct lws_vhost *vhost;
     encl_accepted accepted;
     void *user;
@@ -138,7 +139,9 @@ static void task_unlisten(void *arg) {
 
 static encl_result run_and_wait(encl_listener *l, encl_task task, encl_error *err) {
     l->done = false;
-    ENCL_TRY(encl_loop_post(l->loop, task, l, err));
+    l->job = (encl_job){.run = task, .arg = l};
+    ENCL_ENSURE(encl_loop_post(l->loop, &l->job), err, ENCL_E_CLOSED,
+                "the service thread has ended");
     pthread_mutex_lock(&l->lock);
     while (!l->done) {
         pthread_cond_wait(&l->changed, &l->lock);

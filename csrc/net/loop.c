@@ -347,25 +347,24 @@ encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_
     return ENCL_OK;
 }
 
-static net_task *take_tasks(encl_loop *loop) {
-    net_task *tasks;
+static encl_job *take_jobs(encl_loop *loop) {
+    encl_job *jobs;
 
     pthread_mutex_lock(&loop->lock);
-    tasks = loop->tasks_head;
-    loop->tasks_head = loop->tasks_tail = NULL;
+    jobs = loop->jobs_head;
+    loop->jobs_head = loop->jobs_tail = NULL;
     pthread_mutex_unlock(&loop->lock);
-    return tasks;
+    return jobs;
 }
 
-static void run_tasks(encl_loop *loop) {
-    net_task *tasks = take_tasks(loop);
+static void run_jobs(encl_loop *loop) {
+    encl_job *jobs = take_jobs(loop);
 
-    while (tasks != NULL) {
-        net_task *task = tasks;
+    while (jobs != NULL) {
+        encl_job *job = jobs;
 
-        tasks = task->next;
-        task->run(task->arg);
-        free(task);
+        jobs = job->next; /* running it may post it again, or free it */
+        job->run(job->arg);
     }
 }
 
@@ -389,8 +388,8 @@ static bool is_stopping(encl_loop *loop) {
     return stopping;
 }
 
-/* A task that came later would never run, and what it holds would never be given back. */
-static void refuse_tasks(encl_loop *loop) {
+/* A job that came later would never run, and what it holds would never be given back. */
+static void refuse_jobs(encl_loop *loop) {
     pthread_mutex_lock(&loop->lock);
     loop->stopped = true;
     pthread_mutex_unlock(&loop->lock);
@@ -441,15 +440,15 @@ static void *service(void *arg) {
         if (lws_service(loop->context, 0) < 0) {
             break;
         }
-        run_tasks(loop);
+        run_jobs(loop);
         rearm_writers(loop);
     }
-    run_tasks(loop);
+    run_jobs(loop);
     finish_all(loop);
     rearm_writers(loop);
-    refuse_tasks(loop);
-    run_tasks(loop);
-    finish_all(loop); /* what those tasks began to connect */
+    refuse_jobs(loop);
+    run_jobs(loop);
+    finish_all(loop); /* what those jobs began to connect */
     lws_context_destroy(loop->context);
     rearm_writers(loop); /* gives back what the end has put there */
     return NULL;
@@ -531,36 +530,36 @@ bool encl_loop_is_current(const encl_loop *loop) {
     return pthread_equal(pthread_self(), loop->thread) != 0;
 }
 
-encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_error *err) {
-    net_task *entry;
-    bool wake, stopped;
+/* lock is held. */
+static void append_job(encl_loop *loop, encl_job *job) {
+    bool wake = loop->jobs_head == NULL;
 
-    ENCL_ENSURE(loop->generation == encl_fork_generation(), err, ENCL_E_FORKED,
-                "this connection belongs to the parent process");
-    entry = malloc(sizeof *entry);
-    ENCL_ENSURE(entry != NULL, err, ENCL_E_NOMEM, "out of memory");
-    *entry = (net_task){.run = task, .arg = arg};
-    pthread_mutex_lock(&loop->lock);
-    stopped = loop->stopped;
-    wake = !stopped && loop->tasks_head == NULL;
+    job->next = NULL;
     if (wake) {
-        loop->tasks_head = entry;
-    } else if (!stopped) {
-        loop->tasks_tail->next = entry;
+        loop->jobs_head = job;
+    } else {
+        loop->jobs_tail->next = job;
     }
-    if (!stopped) {
-        loop->tasks_tail = entry;
-    }
+    loop->jobs_tail = job;
     if (wake) {
         /* Under the lock: as soon as it is let go, the loop may end, and its context with it. */
         lws_cancel_service(loop->context);
     }
-    pthread_mutex_unlock(&loop->lock);
-    if (stopped) {
-        free(entry);
-        return encl_fail(err, ENCL_E_CLOSED, "the service thread has ended");
+}
+
+bool encl_loop_post(encl_loop *loop, encl_job *job) {
+    bool stopped;
+
+    if (loop->generation != encl_fork_generation()) {
+        return false;
     }
-    return ENCL_OK;
+    pthread_mutex_lock(&loop->lock);
+    stopped = loop->stopped;
+    if (!stopped) {
+        append_job(loop, job);
+    }
+    pthread_mutex_unlock(&loop->lock);
+    return !stopped;
 }
 
 struct encl_timer {

@@ -25,8 +25,16 @@ void encl_loop_free(encl_loop *loop);
 bool encl_loop_is_current(const encl_loop *loop);
 
 typedef void (*encl_task)(void *arg);
-/* Runs task(arg) in the service thread, in the order posted. Any thread. */
-encl_result encl_loop_post(encl_loop *loop, encl_task task, void *arg, encl_error *err);
+/* A place in the loop's queue, part of what it is about: asking needs no memory and cannot fail for
+ * want of it. Not to be posted again before it runs, nor freed. */
+typedef struct encl_job {
+    encl_task run;
+    void *arg;
+    struct encl_job *next; /* guarded by the loop's lock */
+} encl_job;
+/* Runs job->run(job->arg) in the service thread, in the order posted. Any thread. False where the
+ * loop has ended, or is the parent's: it will never run. */
+bool encl_loop_post(encl_loop *loop, encl_job *job);
 
 /* Timers: service thread only. Setting again moves it; firing disarms it. */
 encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_timer **out,

@@ -21,12 +21,6 @@
 #define NET_REST_MAX      ((size_t)64 * 1024 * 1024) /* far above any receive buffer */
 #define NET_CLOSE_WAIT_MS 1000
 
-typedef struct net_task {
-    encl_task run;
-    void *arg;
-    struct net_task *next;
-} net_task;
-
 /* Tells whether a CA file is still the one that was read. */
 typedef struct net_file_id {
     uintmax_t inode;
@@ -48,9 +42,9 @@ struct encl_loop {
     struct lws_vhost *raw_vhost; /* adopted descriptors */
     pthread_t thread;
     uint64_t generation;
-    pthread_mutex_t lock; /* guards tasks_head, tasks_tail, stopping, stopped, ready */
+    pthread_mutex_t lock; /* guards jobs_head, jobs_tail, stopping, stopped, ready */
     pthread_cond_t changed;
-    net_task *tasks_head, *tasks_tail;
+    encl_job *jobs_head, *jobs_tail;
     bool stopping, stopped, ready;
     /* service thread only */
     net_vhost *vhosts;
@@ -87,6 +81,10 @@ struct encl_conn {
     atomic_bool close_asked;
     encl_error failure; /* set by a sender that found the socket broken */
     bool failed;
+
+    encl_job connect;  /* posted once, before anything else */
+    encl_job job;      /* queued while asked is not 0 */
+    atomic_uint asked; /* of net_ask (conn.c): what the service thread is to do */
 
     atomic_bool paused;
     atomic_uint_fast64_t bytes_in, bytes_out;
