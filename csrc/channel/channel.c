@@ -92,24 +92,33 @@ bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
     return true;
 }
 
-void watch_clear(watch *w) {
+static void forget_notifier(watch *w) {
     encl_notifier_release(w->notifier);
     w->notifier = NULL;
 }
 
-void watch_set(watch *w, encl_notifier *n, uint64_t token) {
+void watch_clear(watch *w) {
+    if (w->notifier != NULL) {
+        encl_notifier_unreserve(w->notifier);
+        forget_notifier(w);
+    }
+}
+
+encl_result watch_set(watch *w, encl_notifier *n, uint64_t token, encl_error *err) {
     if (n != NULL) {
+        ENCL_TRY(encl_notifier_reserve(n, err));
         encl_notifier_retain(n);
     }
     watch_clear(w);
     w->notifier = n;
     w->token = token;
+    return ENCL_OK;
 }
 
 void watch_fire(watch *w) {
     if (w->notifier != NULL) {
         encl_notifier_post(w->notifier, w->token);
-        watch_clear(w);
+        forget_notifier(w);
     }
 }
 
@@ -730,14 +739,16 @@ encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *
 
 encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_t token,
                                      encl_error *err) {
+    encl_code rc;
+
     ENCL_TRY(ch_check(ch, err));
     pthread_mutex_lock(&ch->lock);
-    watch_set(&ch->opened, n, token);
-    if (ch->state != ENCL_CHANNEL_CONNECTING) {
+    rc = watch_set(&ch->opened, n, token, err);
+    if (rc == ENCL_OK && ch->state != ENCL_CHANNEL_CONNECTING) {
         watch_fire(&ch->opened);
     }
     pthread_mutex_unlock(&ch->lock);
-    return ENCL_OK;
+    return rc;
 }
 
 encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err) {
@@ -794,6 +805,7 @@ void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats) {
 
 encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64_t token,
                                       uint64_t *number, encl_error *err) {
+    watch came = {.notifier = NULL};
     encl_buf *out;
     encl_code rc;
 
@@ -802,18 +814,20 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_ENSURE_GOTO(ch->attest_count < ATTESTS_MAX, done, err, ENCL_E_STATE,
                      "%d fresh documents are asked for already, and have not come", ATTESTS_MAX);
+    ENCL_TRY_GOTO(watch_set(&came, n, token, err), done);
     ENCL_TRY_GOTO(ch_tx_begin(ch, &out, err), done);
     rc = encl_app_request_attestation(ch->app, out, err);
     ch_tx_end(ch, 0, NULL);
     if (rc == ENCL_OK) {
         attest_ask *ask = &ch->attests[ch->attest_count++];
 
-        *ask = (attest_ask){.number = ++ch->attest_next};
-        watch_set(&ask->came, n, token);
+        *ask = (attest_ask){.number = ++ch->attest_next, .came = came};
+        came.notifier = NULL;
         *number = ask->number;
         backlog_somebody_waits(ch);
     }
 done:
+    watch_clear(&came);
     pthread_mutex_unlock(&ch->lock);
     return rc;
 }

@@ -31,10 +31,14 @@ encl_result encl_notifier_new(encl_notifier **out, encl_error *err);
 void encl_notifier_retain(encl_notifier *n);
 void encl_notifier_release(encl_notifier *n);
 int encl_notifier_fd(const encl_notifier *n);
+/* A place for one token, taken before it is needed: announcing it then cannot fail. Each place is
+ * used up by one post or given back. */
+encl_result encl_notifier_reserve(encl_notifier *n, encl_error *err);
+void encl_notifier_unreserve(encl_notifier *n);
 void encl_notifier_post(encl_notifier *n, uint64_t token);
 void encl_notifier_wake(encl_notifier *n);
 /* Takes up to max tokens; the descriptor stays readable while there are more. In a forked child
- * there are none, and post and wake do nothing: it needs a notifier of its own. */
+ * there are none, and nothing is reserved or posted: it needs a notifier of its own. */
 size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max);
 
 /* ---- channels ---- */

@@ -492,6 +492,7 @@ done:
 encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint64_t token,
                                encl_error *err) {
     flow *f = &st->f;
+    encl_code rc = ENCL_OK;
 
     ENCL_TRY(ch_check(f->ch, err));
     pthread_mutex_lock(&f->ch->lock);
@@ -501,20 +502,21 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
         flow_wants(f, false);
     }
     if ((what & ENCL_READABLE) != 0) {
-        watch_set(&f->on_readable, n, token);
+        ENCL_TRY_GOTO(watch_set(&f->on_readable, n, token, err), done);
         if (is_readable(f)) {
             watch_fire(&f->on_readable);
         }
     }
     if ((what & ENCL_WRITABLE) != 0) {
-        watch_set(&f->on_writable, n, token);
+        ENCL_TRY_GOTO(watch_set(&f->on_writable, n, token, err), done);
         if (f->closed || f->failed || f->eof || ch_may_send(f->ch, f)) {
             watch_fire(&f->on_writable);
         }
     }
+done:
     backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);
-    return ENCL_OK;
+    return rc;
 }
 
 /* ---- one-shot requests ---- */
@@ -588,14 +590,15 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
 encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t token,
                                 encl_error *err) {
     flow *f = &rq->f;
+    encl_code rc;
 
     ENCL_TRY(ch_check(f->ch, err));
     pthread_mutex_lock(&f->ch->lock);
-    watch_set(&f->on_readable, n, token);
-    if (is_readable(f)) {
+    rc = watch_set(&f->on_readable, n, token, err);
+    if (rc == ENCL_OK && is_readable(f)) {
         watch_fire(&f->on_readable);
     }
     backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);
-    return ENCL_OK;
+    return rc;
 }

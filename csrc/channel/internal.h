@@ -135,7 +135,8 @@ void ch_arm(encl_channel *ch); /* ch_room will be called, after a while at the l
 void ch_room(encl_channel *ch);
 void cond_init(pthread_cond_t *cond);
 
-void watch_set(watch *w, encl_notifier *n, uint64_t token);
+/* All that announcing needs is taken here. n may be NULL. */
+encl_result watch_set(watch *w, encl_notifier *n, uint64_t token, encl_error *err);
 void watch_fire(watch *w);
 void watch_clear(watch *w);
 

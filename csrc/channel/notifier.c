@@ -14,9 +14,9 @@ struct encl_notifier {
     atomic_uint refs;
     uint64_t generation;
     int fd;
-    pthread_mutex_t lock; /* guards tokens, count, cap */
+    pthread_mutex_t lock; /* guards tokens, count, reserved, cap */
     uint64_t *tokens;
-    size_t count, cap;
+    size_t count, reserved, cap; /* count + reserved <= cap */
 };
 
 encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
@@ -77,7 +77,7 @@ static bool make_room(encl_notifier *n) {
     size_t cap = n->cap == 0 ? 64 : n->cap * 2;
     uint64_t *tokens;
 
-    if (n->count < n->cap) {
+    if (n->count + n->reserved < n->cap) {
         return true;
     }
     tokens = realloc(n->tokens, cap * sizeof *tokens);
@@ -89,17 +89,37 @@ static bool make_room(encl_notifier *n) {
     return true;
 }
 
+encl_result encl_notifier_reserve(encl_notifier *n, encl_error *err) {
+    bool ok;
+
+    ENCL_ENSURE(!is_forked(n), err, ENCL_E_FORKED, "this notifier belongs to the parent process");
+    pthread_mutex_lock(&n->lock);
+    ok = make_room(n);
+    n->reserved += ok;
+    pthread_mutex_unlock(&n->lock);
+    ENCL_ENSURE(ok, err, ENCL_E_NOMEM, "out of memory for an announcement");
+    return ENCL_OK;
+}
+
+void encl_notifier_unreserve(encl_notifier *n) {
+    if (is_forked(n)) {
+        return;
+    }
+    pthread_mutex_lock(&n->lock);
+    n->reserved--;
+    pthread_mutex_unlock(&n->lock);
+}
+
 void encl_notifier_post(encl_notifier *n, uint64_t token) {
-    bool first = false;
+    bool first;
 
     if (is_forked(n)) {
         return;
     }
     pthread_mutex_lock(&n->lock);
-    if (make_room(n)) {
-        first = n->count == 0;
-        n->tokens[n->count++] = token;
-    }
+    first = n->count == 0;
+    n->tokens[n->count++] = token;
+    n->reserved--;
     pthread_mutex_unlock(&n->lock);
     if (first) {
         encl_notifier_wake(n);

@@ -60,6 +60,7 @@ void slot_fail_all(encl_channel *ch) {
 encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t token,
                                  encl_slot **out, encl_error *err) {
     encl_slot *slot;
+    encl_code rc;
 
     *out = NULL;
     ENCL_TRY(ch_check(ch, err));
@@ -69,13 +70,20 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
     slot->ch = ch;
     ch_retain(ch);
     pthread_mutex_lock(&ch->lock);
-    watch_set(&slot->granted, n, token);
-    append(ch, slot);
-    slot_grant_more(ch);
-    if (ch->state == ENCL_CHANNEL_CLOSED) {
-        watch_fire(&slot->granted);
+    rc = watch_set(&slot->granted, n, token, err);
+    slot->state = rc == ENCL_OK ? SLOT_WAITING : SLOT_GIVEN_UP;
+    if (rc == ENCL_OK) {
+        append(ch, slot);
+        slot_grant_more(ch);
+        if (ch->state == ENCL_CHANNEL_CLOSED) {
+            watch_fire(&slot->granted);
+        }
     }
     pthread_mutex_unlock(&ch->lock);
+    if (rc != ENCL_OK) {
+        encl_slot_release(slot);
+        return rc;
+    }
     *out = slot;
     return ENCL_OK;
 }
