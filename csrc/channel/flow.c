@@ -94,7 +94,7 @@ void flow_received(flow *f, encl_slice bytes) {
     encl_error err;
 
     if (f->closed || f->failed) {
-        return;
+        return; /* what follows a gap must not be taken for what comes next */
     }
     if (encl_ring_write(&f->ring, bytes, &err) != ENCL_OK) {
         flow_fail(f, &err);
@@ -107,15 +107,17 @@ void flow_received(flow *f, encl_slice bytes) {
 void flow_answered(flow *f, encl_slice bytes) {
     encl_error err;
 
-    if (!f->user_gone && encl_buf_write(&f->answer, bytes, &err) != ENCL_OK) {
+    if (f->user_gone || encl_buf_write(&f->answer, bytes, &err) == ENCL_OK) {
+        f->eof = true;
+    } else {
         flow_fail(f, &err);
     }
-    f->eof = true;
     wake(f);
     flow_forget(f);
 }
 
 void flow_ended(flow *f) {
+    /* An end after a gap is no end of what was sent. */
     f->eof = !f->failed;
     wake(f);
     watch_fire(&f->on_writable);
