@@ -217,7 +217,9 @@ static encl_result take_payload(encl_ws_decoder *d, uint8_t *payload, size_t n,
     d->remaining -= n;
     d->in_frame = d->remaining != 0;
     if (control) {
-        memcpy(d->control + d->control_len, payload, n);
+        if (n != 0) {
+            memcpy(d->control + d->control_len, payload, n);
+        }
         d->control_len += n;
         return d->in_frame ? ENCL_OK : control_event(d, event, err);
     }
@@ -232,6 +234,7 @@ static encl_result take_payload(encl_ws_decoder *d, uint8_t *payload, size_t n,
 
 static encl_result take_some(encl_ws_decoder *d, uint8_t *block, size_t len, size_t *at,
                              encl_ws_event *event, encl_error *err) {
+    uint8_t *payload;
     size_t n;
 
     if (!d->in_frame) {
@@ -240,9 +243,10 @@ static encl_result take_some(encl_ws_decoder *d, uint8_t *block, size_t len, siz
             return ENCL_OK;
         }
     }
+    payload = block + *at;
     n = d->remaining < len - *at ? (size_t)d->remaining : len - *at;
     *at += n;
-    return take_payload(d, block + *at - n, n, event, err);
+    return take_payload(d, payload, n, event, err);
 }
 
 encl_result encl_ws_decode(encl_ws_decoder *d, uint8_t *block, size_t len, size_t *consumed,
