@@ -120,25 +120,20 @@ static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error 
     return ENCL_OK;
 }
 
-/* RFC 5280 section 4.1.2.5: digits down to the seconds, then Z. OpenSSL reads more than that, such
- * as times without seconds. */
-static bool is_strict_time(const ASN1_TIME *when) {
-    const unsigned char *text = ASN1_STRING_get0_data(when);
-    int digits = ASN1_STRING_type(when) == V_ASN1_UTCTIME ? 12 : 14;
-    bool good = ASN1_STRING_length(when) == digits + 1 && text[digits] == 'Z';
+/* RFC 5280 section 4.1.2.5: digits down to the seconds, then Z. OpenSSL also reads times without
+ * seconds, with fractions and with offsets, but none of those has this length. */
+static bool has_strict_form(const ASN1_TIME *when) {
+    size_t digits = ASN1_STRING_type(when) == V_ASN1_UTCTIME ? 12 : 14;
 
-    for (int i = 0; good && i < digits; i++) {
-        good = text[i] >= '0' && text[i] <= '9';
-    }
-    return good;
+    return (size_t)ASN1_STRING_length(when) == digits + 1;
 }
 
 static encl_result unix_time(const chain_cert *l, const ASN1_TIME *when, int64_t *out,
                              encl_error *err) {
     struct tm parts;
 
-    ENCL_ENSURE(is_strict_time(when) && ASN1_TIME_to_tm(when, &parts) == 1, err, ENCL_E_CERTIFICATE,
-                "%s has an unreadable validity time", l->label);
+    ENCL_ENSURE(has_strict_form(when) && ASN1_TIME_to_tm(when, &parts) == 1, err,
+                ENCL_E_CERTIFICATE, "%s has an unreadable validity time", l->label);
     *out = timegm(&parts);
     return ENCL_OK;
 }

@@ -442,6 +442,25 @@ static void the_last_counter_is_never_used(void **state) {
     encl_noise_transport_free(b);
 }
 
+static void every_bit_of_the_counter_is_in_the_nonce(void **state) {
+    encl_noise_transport *a, *b;
+    uint8_t first[64] = {0}, other[64];
+    size_t len;
+    encl_error err;
+
+    (void)state;
+    connect(&a, &b);
+    assert_int_equal(encl_noise_seal(a, first, 8, sizeof first, &len, &err), ENCL_OK);
+    for (int bit = 0; bit < 64; bit++) {
+        memset(other, 0, sizeof other);
+        encl_noise_transport_set_counters(a, (uint64_t)1 << bit, 0);
+        assert_int_equal(encl_noise_seal(a, other, 8, sizeof other, &len, &err), ENCL_OK);
+        assert_memory_not_equal(first, other, len);
+    }
+    encl_noise_transport_free(a);
+    encl_noise_transport_free(b);
+}
+
 static void a_forked_child_gets_nothing(void **state) {
     encl_noise_transport *a, *b, *none;
     uint8_t block[64] = {0}, out[64];
@@ -490,6 +509,7 @@ int main(void) {
         cmocka_unit_test(repeated_cut_or_reflected_records_are_refused),
         cmocka_unit_test(sizes_are_checked_before_anything_is_used),
         cmocka_unit_test(the_last_counter_is_never_used),
+        cmocka_unit_test(every_bit_of_the_counter_is_in_the_nonce),
         cmocka_unit_test(a_forked_child_gets_nothing),
     };
 
