@@ -578,7 +578,10 @@ class Pool(Generic[C, L]):
         idle = sum(len(other.idle) for other in self._members)
         if member.open and (limit is None or idle < limit):
             since = now if answered is None else answered
-            bisect.insort(member.idle, (since, link), key=lambda entry: entry[0])
+            if not member.idle or member.idle[-1][0] <= since:
+                member.idle.append((since, link))
+            else:
+                bisect.insort(member.idle, (since, link), key=lambda entry: entry[0])
         else:
             self._to_close.append(link)
 

@@ -95,6 +95,7 @@ class Call:
     thread: str
     trail: list[tuple[str, bool, bool]] = dataclasses.field(default_factory=list)
     """Of each sending that failed: error, sent, answered."""
+    retries: int = 0
     answering: bool = False
     """The head of an answer is here."""
     hung: bool = False
@@ -112,7 +113,10 @@ def watch_retries() -> None:
         call = attempt.request.extensions.get("soak")
         if call is not None:
             call.trail.append((type(attempt.error).__name__, attempt.sent, attempt.answered))
-        return decide(self, attempt, resent, unsent)
+        decided = decide(self, attempt, resent, unsent)
+        if call is not None:
+            call.retries += decided
+        return decided
 
     RetryPolicy.again = again  # type: ignore[method-assign]
 
@@ -172,7 +176,7 @@ class Accounts:
     def _end(self, call: Call, where: collections.Counter[str], what: str | None = None) -> None:
         with self._lock:
             where[what or call.kind] += 1
-            if where is self.ok and call.trail:
+            if where is self.ok and call.retries:
                 self.retried[call.kind] += 1
             del self.open[call.number]
             self.slowest = max(self.slowest, time.monotonic() - call.started)
