@@ -68,6 +68,7 @@ mutants: build/installed-test
 	$(BIN)/python -m tests.mutants $(OPTIONS)
 
 bench: build/installed-test
+	.ci/system-packages bench
 	$(BIN)/pip install --quiet --group bench
 	$(BIN)/python -m tests.bench $(OPTIONS)
 
