@@ -63,9 +63,10 @@ class Bench:
     def _measure(self, title: str, contender: Contender, **command: object) -> Report:
         for _ in range(ATTEMPTS):
             report = contender(**command)
-            if not report.get("failed"):
+            why = report.get("failed") or ("connected again" if report.get("reconnects") else "")
+            if not why:
                 return report
-            self.lost.append(f"{title}: {report['failed']}")
+            self.lost.append(f"{title}: {why}")
             print(f"again, {self.lost[-1]}", file=sys.stderr, flush=True)
         raise RuntimeError(f"failed {ATTEMPTS} times, {self.lost[-1]}")
 

@@ -119,6 +119,11 @@ class Driver:
     def upload(self, body: Body) -> None:
         raise NotImplementedError
 
+    def reconnects(self) -> int:
+        """How often a client so far connected again by itself."""
+        stats = getattr(getattr(self, "client", None), "stats", None)
+        return getattr(stats, "reconnects", 0)
+
     def connect(self) -> None:
         """Another one, closed at once."""
         raise NotImplementedError
@@ -165,7 +170,7 @@ class Driver:
                 raise ValueError(f"no such command: {other!r}")
 
     def measure(self, command: dict[str, Any]) -> dict[str, Any]:
-        self.path = command.get("path", self.path)
+        self.path = command.get("path", "/small")
         job = self.job(command)
         callers = command.get("callers", 1)
         seconds = command.get("seconds", 20.0)
@@ -175,6 +180,7 @@ class Driver:
         gc.collect()  # of what was before; the collector stays on, as a user has it
         forget_peak()
         idle = memory("VmRSS")
+        connected = self.reconnects()
         cpu, begun = cpu_time(), time.perf_counter()
         taken = sorted(self.run(job, count, callers, seconds))
         wall, cpu = time.perf_counter() - begun, cpu_time() - cpu
@@ -186,6 +192,7 @@ class Driver:
             "p50_us": percentile(taken, 50) * 1e6,
             "p99_us": percentile(taken, 99) * 1e6,
             "grown": memory("VmHWM") - idle,
+            "reconnects": self.reconnects() - connected,
         }
 
 
