@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 KEPT = HERE / "instructions.json"
 ALLOWED = 1.05
 ATTEMPTS = 3
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 PAYLOAD = 16_320
 LAYERS = ("base", "noise", "wire")
 
@@ -93,7 +94,7 @@ def counted(command: list[str], told: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
+        env=ENVIRONMENT,
     )
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or found is None:
@@ -124,8 +125,16 @@ def requests(facts: str) -> dict[str, Count]:
 
     def a_request(kind: str) -> float:
         command, told = worker(kind, 1)
-        # Python compiles what was not run before: not in a run that is counted.
-        subprocess.run(command, input=told, text=True, check=True, cwd=ROOT, capture_output=True)
+        # Python compiles what was not run before, and keeps it: not in a run that is counted.
+        subprocess.run(
+            command,
+            input=told,
+            text=True,
+            check=True,
+            capture_output=True,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+        )
         return each(partial(worker, kind), 20, 60)
 
     return {
