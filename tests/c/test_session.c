@@ -795,6 +795,13 @@ static void records_that_carry_nothing_are_counted(void **state) {
     assert_int_equal(peer_says(&p, &x, empty), ENCL_OK);
     assert_int_equal(x.event.type, ENCL_EV_NONE);
     assert_int_equal(encl_session_idle_records(x.s), 4);
+    /* Ends of what is open do carry something. */
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_STREAM_CLOSE, 2)), ENCL_OK);
+    assert_int_equal(x.event.type, ENCL_EV_STREAM_CLOSED);
+    assert_int_equal(request(&x, &p), 3);
+    assert_int_equal(peer_says(&p, &x, message(ENCL_MSG_DATA, 3)), ENCL_OK);
+    assert_int_equal(x.event.type, ENCL_EV_DATA);
+    assert_int_equal(encl_session_idle_records(x.s), 4);
     end(&x, &p);
 }
 
