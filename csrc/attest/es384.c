@@ -1,6 +1,6 @@
 /* ECDSA with P-384 and SHA-384 in COSE's form (RFC 9053 section 2.1). */
 #include <limits.h>
-#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include <openssl/core_names.h>
@@ -16,19 +16,25 @@
 #define DER_MAX_BYTES 128
 #define GROUP         "secp384r1"
 
-/* sha384 is written under sha384_once and only read after it; it lives as long as the process. */
-static pthread_once_t sha384_once = PTHREAD_ONCE_INIT;
-static EVP_MD *sha384;
+/* Set once; it lives as long as the process. Not under pthread_once: what failed once, for want of
+ * memory, is tried again. */
+static EVP_MD *_Atomic sha384;
 
 static void fetch_sha384(void) {
-    sha384 = EVP_MD_fetch(NULL, "SHA2-384", NULL);
+    EVP_MD *made = EVP_MD_fetch(NULL, "SHA2-384", NULL), *none = NULL;
+
+    if (made != NULL && !atomic_compare_exchange_strong(&sha384, &none, made)) {
+        EVP_MD_free(made); /* another thread was first */
+    }
 }
 
 static encl_result digest_of(encl_slice message, uint8_t digest[DIGEST_BYTES], encl_error *err) {
     unsigned int n = 0;
 
-    ENCL_ENSURE(pthread_once(&sha384_once, fetch_sha384) == 0 && sha384 != NULL, err,
-                ENCL_E_INTERNAL, "OpenSSL has no SHA-384");
+    if (sha384 == NULL) {
+        fetch_sha384();
+    }
+    ENCL_ENSURE(sha384 != NULL, err, ENCL_E_INTERNAL, "OpenSSL has no SHA-384");
     ENCL_ENSURE(EVP_Digest(message.data, message.len, digest, &n, sha384, NULL) == 1 &&
                     n == DIGEST_BYTES,
                 err, ENCL_E_INTERNAL, "OpenSSL could not compute a SHA-384 digest");

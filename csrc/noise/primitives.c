@@ -4,32 +4,63 @@
 #include <openssl/core_names.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
-#include <pthread.h>
 #include <sodium.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/secmem.h"
 
-/* Fetching by name costs more than a short record. Written under algorithms_once, only read after
- * it, and never freed: they live as long as the process. */
-static pthread_once_t algorithms_once = PTHREAD_ONCE_INIT;
-static EVP_MD *blake2s;
-static EVP_MAC *hmac;
-static EVP_CIPHER *chacha20_poly1305;
+/* Fetching by name costs more than a short record. Each is set once and never freed: it lives as
+ * long as the process. Not under pthread_once: what failed once, for want of memory, is tried
+ * again. */
+static EVP_MD *_Atomic blake2s;
+static EVP_MAC *_Atomic hmac;
+static EVP_CIPHER *_Atomic chacha20_poly1305;
+
+/* In each: another thread may have been first. */
+static void fetch_blake2s(void) {
+    EVP_MD *made = EVP_MD_fetch(NULL, "BLAKE2S-256", NULL), *none = NULL;
+
+    if (made != NULL && !atomic_compare_exchange_strong(&blake2s, &none, made)) {
+        EVP_MD_free(made);
+    }
+}
+
+static void fetch_hmac(void) {
+    EVP_MAC *made = EVP_MAC_fetch(NULL, "HMAC", NULL), *none = NULL;
+
+    if (made != NULL && !atomic_compare_exchange_strong(&hmac, &none, made)) {
+        EVP_MAC_free(made);
+    }
+}
+
+static void fetch_chacha20_poly1305(void) {
+    EVP_CIPHER *made = EVP_CIPHER_fetch(NULL, "ChaCha20-Poly1305", NULL), *none = NULL;
+
+    if (made != NULL && !atomic_compare_exchange_strong(&chacha20_poly1305, &none, made)) {
+        EVP_CIPHER_free(made);
+    }
+}
+
+static bool have_algorithms(void) {
+    return blake2s != NULL && hmac != NULL && chacha20_poly1305 != NULL;
+}
 
 static void fetch_algorithms(void) {
-    blake2s = EVP_MD_fetch(NULL, "BLAKE2S-256", NULL);
-    hmac = EVP_MAC_fetch(NULL, "HMAC", NULL);
-    chacha20_poly1305 = EVP_CIPHER_fetch(NULL, "ChaCha20-Poly1305", NULL);
+    fetch_blake2s();
+    fetch_hmac();
+    fetch_chacha20_poly1305();
     /* What stays in the thread's error queue would be taken for a later TLS error. */
     ERR_clear_error();
 }
 
 encl_result encl_noise_init(encl_error *err) {
     ENCL_TRY(encl_base_init(err));
-    ENCL_ENSURE(pthread_once(&algorithms_once, fetch_algorithms) == 0 && blake2s != NULL &&
-                    hmac != NULL && chacha20_poly1305 != NULL,
-                err, ENCL_E_INTERNAL, "OpenSSL lacks BLAKE2s, HMAC or ChaCha20-Poly1305");
+    if (!have_algorithms()) {
+        fetch_algorithms();
+    }
+    ENCL_ENSURE(have_algorithms(), err, ENCL_E_INTERNAL,
+                "OpenSSL lacks BLAKE2s, HMAC or ChaCha20-Poly1305");
     return ENCL_OK;
 }
 
