@@ -14,7 +14,8 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants clean
+.PHONY: demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants torture \
+	proof clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -22,6 +23,8 @@ test: build/installed-test
 	$(MAKE) lint
 	$(MAKE) test-c
 	$(MAKE) test-san
+	$(MAKE) -C tests/torture -j2 --silent check
+	$(MAKE) -C tests/proof --silent error buf utf8 bytes
 	$(MAKE) test-python
 	$(MAKE) mutants
 	$(MAKE) instructions
@@ -41,7 +44,7 @@ build/installed-test: build/installed pyproject.toml
 	@touch $@
 
 lint: build/installed-test
-	clang-format --dry-run --Werror csrc/*/*.[ch] $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch])
+	clang-format --dry-run --Werror csrc/*/*.[ch] $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch] tests/proof/*.[ch] tests/torture/*.[ch])
 	ls csrc/*/*.c | xargs -P 2 -n 8 .ci/clang-tidy
 	$(BIN)/ruff format --check enclavia tests docs setup.py
 	$(BIN)/ruff check enclavia tests docs setup.py
@@ -66,6 +69,13 @@ test-python: build/installed-test
 # Every check of the verification path removed and turned around; fails where no test notices one.
 mutants: build/installed-test
 	$(BIN)/python -m tests.mutants $(OPTIONS)
+
+# Every allocation failing in turn, and all that is proven: each takes longer than CI has.
+torture: build/installed-test
+	$(MAKE) -C tests/torture -j2 --silent
+
+proof: build/installed-test
+	$(MAKE) -C tests/proof --silent
 
 bench: build/installed-test
 	.ci/system-packages bench

@@ -5,8 +5,7 @@
  *
  *   torture [--step N] [--only CASE] [--from LIBRARY]
  *
- * Step N takes only every N-th allocation of OpenSSL in the cases with a network, of which there
- * are thousands. */
+ * Step N takes only every N-th allocation of OpenSSL, of which there are thousands. */
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -182,7 +181,7 @@ int main(int argc, char **argv) {
                 (c->skip[from] && from_only == NULL)) {
                 continue;
             }
-            all(c, from, false, from == FROM_OPENSSL && c->threads ? step : 1);
+            all(c, from, false, from == FROM_OPENSSL ? step : 1);
             if (from == FROM_OURS) {
                 all(c, from, true, 1);
             }

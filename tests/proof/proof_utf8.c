@@ -1,0 +1,44 @@
+/* UTF-8: any text of up to TEXT_MAX bytes, read, cut anywhere, or shown. */
+#include "base/utf8.h"
+#include "proof.h"
+
+#define TEXT_MAX 32
+
+static uint8_t text[TEXT_MAX + 1];
+
+static encl_slice any_text(void) {
+    size_t len = any_split(0, TEXT_MAX);
+
+    return ENCL_SLICE(ANY_BYTES(text, len), len);
+}
+
+static void cuts(void) {
+    encl_slice bytes = any_text();
+    size_t max = any_split(0, TEXT_MAX / 4);
+    size_t cut = encl_utf8_cut(bytes, max);
+
+    //@ assert cut <= max;
+    //@ assert cut <= bytes.len;
+}
+
+static void shows(void) {
+    char shown[ENCL_UTF8_SHOWN];
+
+    (void)encl_utf8_show(any_text(), shown);
+}
+
+int main(void) {
+    Frama_C_make_unknown((char *)text, sizeof text);
+    switch (Frama_C_interval_split(0, 2)) {
+    case 0:
+        (void)encl_utf8_valid(any_text());
+        break;
+    case 1:
+        cuts();
+        break;
+    default:
+        shows();
+        break;
+    }
+    return 0;
+}
