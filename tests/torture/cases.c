@@ -1,6 +1,7 @@
 #include "cases.h"
 
 #include <arpa/inet.h>
+#include <openssl/evp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,9 +106,20 @@ typedef struct pair {
     uint8_t block[2 * ENCL_RECORD_MAX];
 } pair;
 
+/* OpenSSL 3.0.19 asks a provider once for each kind of algorithm (ossl_method_construct): a MAC
+ * that there was no memory for then is refused for as long as the process lives. So it is made
+ * before. */
+static void fetch_mac(void) {
+    EVP_MAC *mac = EVP_MAC_fetch(NULL, "HMAC", NULL);
+
+    must(mac != NULL, "HMAC");
+    EVP_MAC_free(mac);
+}
+
 static void *make_pair(const minted *m) {
     pair *p = calloc(1, sizeof *p);
 
+    fetch_mac();
     must(p != NULL, "memory for two sessions");
     p->m = m;
     return p;
@@ -283,6 +295,7 @@ static void *start_network(const minted *m) {
 
     must(net != NULL, "memory for a network");
     fill_pattern();
+    fetch_mac();
     config.workload_port = start_workload(net);
     must(encl_enclave_start(&config, &net->enclave, &err) == ENCL_OK, "an enclave");
     must(encl_notifier_new(&net->notifier, &err) == ENCL_OK, "a notifier");
