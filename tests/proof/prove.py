@@ -9,6 +9,7 @@ that does not reach its end, and one that looked at nothing.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,8 +44,15 @@ class Failed(Exception):
 
 def analyse(target: str) -> str:
     command = ["frama-c", *OPTIONS, f"tests/proof/proof_{target}.c", *TARGETS[target]]
+    # Frama-C looks for files from where PWD says it is.
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PWD": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
     )
     if done.returncode != 0:
         raise Failed(f"frama-c ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
