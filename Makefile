@@ -1,5 +1,6 @@
 # make demo   the whole way once: a local enclave, a verified client, a refused one
-# make test   linters, C tests (also under sanitizers), short fuzzing, Python and interop tests
+# make test   linters, C tests (also under sanitizers), short fuzzing, a soak of a minute, proofs, Python,
+#             interop and faults, mutants
 #
 # make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
