@@ -245,7 +245,6 @@ static encl_result take_some(encl_ws_decoder *d, uint8_t *block, size_t len, siz
     }
     payload = block + *at;
     n = d->remaining < len - *at ? (size_t)d->remaining : len - *at;
-    //@ split n;
     *at += n;
     return take_payload(d, payload, n, event, err);
 }

@@ -26,7 +26,6 @@ TARGETS = {
     "buf": ["csrc/base/buf.c", STUBS],
     "utf8": ["csrc/base/utf8.c", STUBS],
     "bytes": ["csrc/wire/bytes.c", STUBS],
-    "ws": ["csrc/ws/ws.c", "csrc/base/buf.c", "csrc/base/utf8.c", STUBS],
 }
 # The plain loops: EVA knows no vector instructions.
 PREPROCESSOR = "-std=gnu11 -D_GNU_SOURCE -Icsrc -Itests/proof -U__x86_64__"

@@ -131,7 +131,7 @@ def test_others_wait_for_a_bounded_time_and_memory_is_bounded() -> None:
         assert isinstance(caught.value, enclavia.ConnectionClosed)
         assert not caught.value.retryable
         # What is held, twice while a buffer grows, and what else a client needs.
-        assert UNREAD_MAX // 2048 < peak < 3 * UNREAD_MAX // 1024, f"{peak} KiB"
+        assert peak < 3 * UNREAD_MAX // 1024, f"{peak} KiB"
         assert shared.stats.connects == 1
         time.sleep(max(0.0, began + HOLD + 2 - time.monotonic()))
         assert sum(map(len, patient)) > 19 * len(BLOCK)
