@@ -100,6 +100,8 @@ def test_exceptions_that_are_none_are_reported(tmp_path: Path) -> None:
         "equivalent.toml names no mutant: ('a.c', 'f', 'never', 'gone')",
         "equivalent.toml names one that is noticed: ('a.c', 'f', 'never', 'y')",
     ]
+    twin = c_mutants.Mutant(9, "a.c", "f", 2, "never", "y")  # the same words, another place
+    assert equivalents.wrong([x, y, z, twin], killed=[y, z]) == wrong[:1]
     listed.write_text(entry.format("x") + 'reason = ""\n')
     with pytest.raises(SystemExit, match="without a reason"):
         Equivalents.read(listed)
