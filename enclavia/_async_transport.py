@@ -80,7 +80,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
         exchange = await self._engine.handle(request)
-        return response_of(exchange, AsyncResponseBody(exchange), _network_stream)
+        return response_of(exchange, AsyncResponseBody(exchange), _network_stream, self._fields_of)
 
     async def aclose(self) -> None:
         tunnels = self._engine.close()

@@ -46,6 +46,7 @@ from ._http1 import (
     body_encoder,
     encode_head,
     expects_continue,
+    remembering,
 )
 from ._pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
 from ._retry import IDEMPOTENT, Attempt, RetryPolicy
@@ -242,8 +243,9 @@ class Engine:
         self._requests = 0
         self._retries = 0
         self._past = Traffic()
-        # A caller asks alike. Here, so that nothing of it outlives the client.
+        # A caller asks alike. Both here, so that nothing of it outlives the client.
         self._tell = functools.lru_cache(maxsize=16)(Told.of)
+        self.read_head = remembering()
 
     # -- connections ------------------------------------------------------------------------
 
@@ -494,7 +496,7 @@ class Exchange:
         self._message = message
         self._timeouts = timeouts
         self._encoder = BodyEncoder(message.length)
-        self._parser = ResponseParser(message.method)
+        self._parser = ResponseParser(message.method, read=engine.read_head)
         self._events: collections.deque[Event] = collections.deque()
         self._lease: Lease[Tunnel, Link] | None = None
         self._stream: _core.Stream | None = None

@@ -22,11 +22,13 @@ __all__ = [
     "Event",
     "Head",
     "Limits",
+    "ReadHead",
     "ResponseParser",
     "asks_to_close",
     "body_encoder",
     "encode_head",
     "expects_continue",
+    "remembering",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -198,9 +200,12 @@ class ResponseParser:
     """The answer to one request. After :class:`End`, ``reusable`` says whether the connection can
     carry another request, and ``leftover`` is what followed an upgrade."""
 
-    def __init__(self, method: bytes, limits: Limits | None = None) -> None:
+    def __init__(
+        self, method: bytes, limits: Limits | None = None, read: ReadHead | None = None
+    ) -> None:
         self._method = method.upper()
         self._limits = limits or _LIMITS
+        self._read = read or _read_head
         # Functions, not methods of this one: a cycle would wait for the garbage collector.
         self._state: Callable[[ResponseParser, bytes, list[Event]], bytes] = ResponseParser._in_head
         self._head = bytearray()
@@ -268,7 +273,7 @@ class ResponseParser:
                 f"expected a response head of at most {self._limits.head_bytes} bytes, "
                 f"got {len(raw)}"
             )
-        read = _read_head if len(raw) <= _KEPT_HEAD else _read_head.__wrapped__
+        read = self._read if len(raw) <= _KEPT_HEAD else _read_head
         head, codings, length, closing = read(raw, self._limits)
         events.append(head)
         if head.informational:
@@ -381,15 +386,21 @@ class _ReadHead(NamedTuple):
     closing: bool = False
 
 
-# A service answers alike: within a second, which is how often its Date changes, the same bytes come
-# again and again. They are read once.
-@functools.lru_cache(maxsize=16)
 def _read_head(raw: bytes, limits: Limits) -> _ReadHead:
     head = _parse_head(raw, limits)
     if head.informational:
         return _ReadHead(head)
     codings, length = _framing(head)
     return _ReadHead(head, bool(codings), length, _closes(head))
+
+
+ReadHead = Callable[[bytes, Limits], _ReadHead]
+
+
+def remembering() -> ReadHead:
+    """Reads the same bytes once. A service answers alike: within a second, which is how often its
+    Date changes, they come again and again."""
+    return functools.lru_cache(maxsize=16)(_read_head)
 
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:

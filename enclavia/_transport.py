@@ -130,6 +130,8 @@ class TransportBase:
         self._lock = threading.Lock()
         self._inherited: list[Engine] = []
         self._current = self._new_engine()
+        # Answers are alike. Here, so that nothing of them outlives the client.
+        self._fields_of = functools.lru_cache(maxsize=16)(_fields_of)
 
     def _new_engine(self) -> Engine:
         settings = self._settings
@@ -229,6 +231,7 @@ def response_of(
     exchange: Exchange,
     stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
     network_stream: Callable[[Exchange], object],
+    fields_of: Callable[[RawHeaders], Fields],
 ) -> Response:
     head = exchange.head
     extensions: dict[str, Any] = {
@@ -238,7 +241,7 @@ def response_of(
     }
     if exchange.upgraded:
         extensions["network_stream"] = network_stream(exchange)
-    fields = _fields_of(head.headers)
+    fields = fields_of(head.headers)
     response = Response(head.status, headers=fields.headers, stream=stream, extensions=extensions)
     response.sets_cookies = fields.sets_cookies
     response.is_encoded = fields.is_encoded
@@ -246,17 +249,19 @@ def response_of(
     return response
 
 
-class _Fields(NamedTuple):
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+
+class Fields(NamedTuple):
     headers: httpx2.Headers
     """Never given away: a response copies them."""
     sets_cookies: bool
     is_encoded: bool
 
 
-@functools.lru_cache(maxsize=16)
-def _fields_of(headers: tuple[tuple[bytes, bytes], ...]) -> _Fields:
+def _fields_of(headers: RawHeaders) -> Fields:
     names = {name.lower() for name, _ in headers}
-    return _Fields(
+    return Fields(
         headers=httpx2.Headers(headers),
         sets_cookies=b"set-cookie" in names or b"set-cookie2" in names,
         is_encoded=b"content-encoding" in names,
@@ -322,7 +327,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
 
     def handle_request(self, request: httpx2.Request) -> Response:
         exchange = run(self._engine.handle(request))
-        return response_of(exchange, ResponseBody(exchange), _network_stream)
+        return response_of(exchange, ResponseBody(exchange), _network_stream, self._fields_of)
 
     def close(self) -> None:
         for tunnel in self._engine.close():

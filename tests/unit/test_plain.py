@@ -15,7 +15,7 @@ import pytest
 from support import KINDS, Face, answering, byte_enclave, keywords, ok, with_client
 
 import enclavia
-from enclavia import _client
+from enclavia import _client, _flow, _http1, _transport
 from enclavia.testing import LocalEnclave
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
@@ -232,3 +232,19 @@ def test_headers_changed_after_a_request_are_sent_with_the_next() -> None:
         client.get("/")
     assert [b"x-late: 1" in head for head in heads] == [False, True, False]
     assert [b"x-client: 2" in head for head in heads] == [False, False, True]
+
+
+def test_what_was_said_to_one_enclave_is_remembered_by_its_client_only() -> None:
+    """Heads hold cookies and credentials: no part of them stays where the whole process looks."""
+    for module in (_client, _flow, _http1, _transport):
+        for name, value in vars(module).items():
+            info = getattr(value, "cache_info", None)
+            assert info is None or info().maxsize is None, f"{module.__name__}.{name}"
+    with (
+        byte_enclave(answering(*[ok()] * 2)) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as one,
+        enclavia.Client(enclave.url, **keywords(enclave)) as other,
+    ):
+        one.get("/")
+        assert [c._enclave._fields_of.cache_info().currsize for c in (one, other)] == [1, 0]
+        assert [c._enclave._engine._tell.cache_info().currsize for c in (one, other)] == [1, 0]
