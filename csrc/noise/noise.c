@@ -279,7 +279,7 @@ void encl_noise_transport_free(encl_noise_transport *t) {
 
 /* Section 12.3: 32 zero bits, then the counter, little-endian. */
 static void make_nonce(uint8_t nonce[ENCL_AEAD_NONCE_BYTES], uint64_t n) {
-    memset(nonce, 0, 4);
+    memset(nonce, 0, ENCL_AEAD_NONCE_BYTES);
     for (unsigned i = 0; i < 8; i++) {
         nonce[4 + i] = (uint8_t)(n >> (8 * i));
     }

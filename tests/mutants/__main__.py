@@ -230,7 +230,7 @@ def run(only: Sequence[str], jobs: int) -> int:
     show_table(chosen, survived, equivalents)
     noticed = ", ".join(f"{test} {n}" for test, n in runner.noticed_by.most_common())
     print(f"{time.monotonic() - began:.0f} s; noticed by {noticed}")
-    wrong = equivalents.wrong(sources.mutants, [m for m in chosen if m not in survived])
+    wrong = equivalents.wrong(sources.mutants, chosen, survived)
     print(*wrong, sep="\n")
     return 1 if wrong or any(m not in equivalents for m in survived) else 0
 

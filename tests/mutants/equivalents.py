@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from .c_mutants import Mutant
 
 Key = tuple[str, str, str, str]
 
 
+class Excuse(NamedTuple):
+    reason: str
+    alive: int | None
+    """How many of those that read alike are excused, where that is not all of them."""
+
+
 class Equivalents:
-    def __init__(self, reasons: dict[Key, str]) -> None:
-        self._reasons = reasons
+    def __init__(self, excuses: dict[Key, Excuse]) -> None:
+        self._excuses = excuses
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        reasons: dict[Key, str] = {}
+        excuses: dict[Key, Excuse] = {}
         for entry in tomllib.loads(path.read_text()).get("equivalent", []):
             for function, kind in itertools.product(entry["functions"], entry["kinds"]):
                 key = entry["file"], function, kind, entry["text"]
-                if key in reasons or not entry["reason"]:
+                if key in excuses or not entry["reason"]:
                     raise SystemExit(f"{path.name}: twice, or without a reason: {key}")
-                reasons[key] = entry["reason"]
-        return cls(reasons)
+                excuses[key] = Excuse(entry["reason"], entry.get("alive"))
+        return cls(excuses)
 
     def __contains__(self, mutant: Mutant) -> bool:
-        return mutant.key in self._reasons
+        return mutant.key in self._excuses
 
-    def wrong(self, known: Sequence[Mutant], killed: Sequence[Mutant]) -> list[str]:
-        """Entries that name no mutant, or none that no test notices: a function may ask the same
-        thing twice, and only one of the two matter."""
-        keys, dead = {m.key for m in known}, set(killed)
-        noticed = {m.key for m in killed} - {m.key for m in known if m not in dead}
-        stale = [f"equivalent.toml names no mutant: {key}" for key in self._reasons.keys() - keys]
-        return stale + [
-            f"equivalent.toml names one that is noticed: {key}"
-            for key in self._reasons.keys() & noticed
+    def wrong(
+        self, known: Sequence[Mutant], ran: Sequence[Mutant], survived: Set[Mutant]
+    ) -> list[str]:
+        """Entries that name no mutant, and those of which more or fewer survived than they say: a
+        function may ask the same thing twice, and only one of the two matter."""
+        there = collections.Counter(m.key for m in known)
+        alive = collections.Counter(m.key for m in survived)
+        told = [
+            f"equivalent.toml names no mutant: {key}" for key in self._excuses if key not in there
         ]
+        for key in {m.key for m in ran} & self._excuses.keys():
+            excused = self._excuses[key].alive
+            expected = there[key] if excused is None else excused
+            if alive[key] != expected:
+                told.append(
+                    f"equivalent.toml: expected {expected} of {there[key]} to stay unnoticed, "
+                    f"{alive[key]} did: {key}"
+                )
+        return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +131,9 @@ def test_others_wait_for_a_bounded_time_and_memory_is_bounded() -> None:
             list(slow)
         assert isinstance(caught.value, enclavia.ConnectionClosed)
         assert not caught.value.retryable
+        held = re.match(r"(\d+) bytes", str(caught.value))
+        assert held is not None
+        assert UNREAD_MAX - MIB < int(held[1]) < UNREAD_MAX + MIB
         # What is held, twice while a buffer grows, and what else a client needs.
         assert peak < 3 * UNREAD_MAX // 1024, f"{peak} KiB"
         assert shared.stats.connects == 1

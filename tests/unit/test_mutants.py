@@ -95,13 +95,18 @@ def test_exceptions_that_are_none_are_reported(tmp_path: Path) -> None:
     equivalents = Equivalents.read(listed)
     x, y, z = (c_mutants.Mutant(n, "a.c", "f", 1, "never", t) for n, t in enumerate("xyz"))
     assert x in equivalents and z not in equivalents
-    wrong = equivalents.wrong([x, y, z], killed=[y, z])
-    assert wrong == [
+    assert equivalents.wrong([x, y, z], [x, y, z], {x}) == [
         "equivalent.toml names no mutant: ('a.c', 'f', 'never', 'gone')",
-        "equivalent.toml names one that is noticed: ('a.c', 'f', 'never', 'y')",
+        "equivalent.toml: expected 1 of 1 to stay unnoticed, 0 did: ('a.c', 'f', 'never', 'y')",
     ]
+    listed.write_text(entry.format("y") + 'alive = 1\nreason = "why"\n')
+    equivalents = Equivalents.read(listed)
     twin = c_mutants.Mutant(9, "a.c", "f", 2, "never", "y")  # the same words, another place
-    assert equivalents.wrong([x, y, z, twin], killed=[y, z]) == wrong[:1]
+    assert equivalents.wrong([y, twin], [y, twin], {twin}) == []
+    assert equivalents.wrong([y, twin], [], set()) == []  # not asked for
+    for survived in (set(), {y, twin}):
+        (told,) = equivalents.wrong([y, twin], [y, twin], survived)
+        assert f"expected 1 of 2 to stay unnoticed, {len(survived)} did" in told
     listed.write_text(entry.format("x") + 'reason = ""\n')
     with pytest.raises(SystemExit, match="without a reason"):
         Equivalents.read(listed)
