@@ -5,27 +5,22 @@ Prints ``listening <port>`` and serves until its standard input ends.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import functools
 import hashlib
 import random
-import socket
 import sys
-import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import uvicorn
 from interop.harness import Server
+from interop.workload import serve, slow, sse, ws_echo
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 MIB = 1024 * 1024
 LARGEST = 8 * MIB
@@ -69,39 +64,13 @@ async def counts(request: Request) -> Response:
     return JSONResponse({"begun": begun, "whole": whole})
 
 
-async def slow(request: Request) -> Response:
-    await asyncio.sleep(float(request.query_params["seconds"]))
-    return PlainTextResponse("at last")
-
-
-async def events(request: Request) -> Response:
-    count = int(request.query_params["count"])
-    pause = float(request.query_params["pause"])
-
-    async def ticks() -> AsyncIterator[str]:
-        for n in range(count):
-            yield f"event: tick\ndata: {n}\n\n"
-            await asyncio.sleep(pause)
-
-    return StreamingResponse(ticks(), media_type="text/event-stream")
-
-
-async def ws_echo(websocket: WebSocket) -> None:
-    await websocket.accept()
-    try:
-        while True:
-            await websocket.send_bytes(await websocket.receive_bytes())
-    except WebSocketDisconnect:
-        pass
-
-
 app = Starlette(
     routes=[
         Route("/bytes/{n:int}", some_bytes),
         Route("/post/{id}", post, methods=["POST"]),
         Route("/counts", counts),
         Route("/slow", slow),
-        Route("/events", events),
+        Route("/events", sse),
         WebSocketRoute("/ws", ws_echo),
     ]
 )
@@ -118,22 +87,6 @@ class Workload(Server):
         return f"127.0.0.1:{self.port}"
 
 
-def _stop_at_end_of_input(server: uvicorn.Server) -> None:
-    while sys.stdin.buffer.read(4096):
-        pass
-    server.should_exit = True
-    server.force_exit = True
-
-
-def main() -> None:
-    block()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    config = uvicorn.Config(app, log_level="critical", lifespan="off")
-    server = uvicorn.Server(config)
-    threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
-    print(f"listening {listener.getsockname()[1]}", flush=True)
-    server.run(sockets=[listener])
-
-
 if __name__ == "__main__":
-    main()
+    block()
+    serve(app)

@@ -100,8 +100,8 @@ def _stop_at_end_of_input(server: uvicorn.Server) -> None:
     server.force_exit = True
 
 
-def main() -> None:
-    listener = socket.create_server(("127.0.0.1", int(os.environ.get("PORT", "0"))))
+def serve(app: Starlette, port: int = 0) -> None:
+    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     config = uvicorn.Config(app, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(app, int(os.environ.get("PORT", "0")))
