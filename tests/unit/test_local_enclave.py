@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -23,9 +25,12 @@ from plain_client import PlainClient
 from raw_workload import RawWorkload
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
-from enclavia import Pcrs
+from enclavia import Client, Pcrs
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._identity import Authority
+
+if os.environ.get("HIDE_UVLOOP"):  # in the child process of a test: as where it is not installed
+    sys.modules["uvloop"] = None  # type: ignore[assignment]
 
 HERE = Path(__file__).parent
 REQUEST = b"GET /path?q=1 HTTP/1.1\r\nHost: enclave\r\nConnection: close\r\n\r\n"
@@ -107,6 +112,57 @@ def documents(enclave: LocalEnclave) -> dict[str, Any]:
 def test_apps(app: Any, interface: Any, expected: str) -> None:
     with LocalEnclave(app, interface=interface, mode="stub") as enclave:
         assert get(enclave) == f"{expected} /path {os.getpid()}"
+
+
+def delaying_sockets() -> list[str]:
+    """The connected TCP sockets of this process that hold small writes back (Nagle's algorithm)."""
+    found = []
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            copy = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue  # closed meanwhile
+        with copy:
+            tcp = copy.family in (socket.AF_INET, socket.AF_INET6)
+            try:
+                peer = copy.getpeername() if tcp else None
+            except OSError:
+                continue  # it listens
+            if peer and not copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
+                found.append(f"{copy.getsockname()} to {peer}")
+    return found
+
+
+def wsgi_delaying(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    body = json.dumps(delaying_sockets()).encode()
+    start_response("200 OK", [("content-length", str(len(body)))])
+    return [body]
+
+
+async def asgi_delaying(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        body = json.dumps(delaying_sockets()).encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("app", ["asgi_delaying", "wsgi_delaying"])
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("options", [{}, {"tls": True}, {"in_process": False}])
+def test_no_socket_holds_small_writes_back(
+    app: str, loop: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With Nagle's algorithm every request on a kept connection waits 40 ms for an acknowledgement.
+    if loop == "asyncio":
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+        monkeypatch.setenv("HIDE_UVLOOP", "1")
+    with LocalEnclave(f"test_local_enclave:{app}", **options) as enclave:
+        verify = enclave.tls_certificate or True
+        with Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root, verify=verify) as client:
+            assert client.get("/").json() == []
 
 
 def test_the_lifespan_is_run() -> None:
