@@ -25,7 +25,7 @@ from ._errors import (
     WriteTimeout,
 )
 from ._hub import loop_hub
-from ._pins import Pins, RootCertificate
+from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -110,6 +110,7 @@ class AsyncChannel:
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -122,6 +123,7 @@ class AsyncChannel:
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,

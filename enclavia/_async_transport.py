@@ -15,7 +15,7 @@ from ._config import UpgradeHeaders, Verify
 from ._errors import WriteTimeout
 from ._flow import Exchange
 from ._hub import Waiter, loop_hub
-from ._pins import Pins, RootCertificate
+from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase, response_of
 
@@ -35,6 +35,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -49,6 +50,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,

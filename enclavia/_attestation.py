@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from ._pins import pin_tuples, read_root
+from ._pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -124,15 +124,31 @@ def verify_attestation(
     nonce: bytes | None = None,
     root: bytes | str | PathLike[str] | None = None,
     at: datetime | float | None = None,
+    clock_leeway: float = CLOCK_LEEWAY,
 ) -> Attestation:
     """Verifies an AWS Nitro attestation document from anywhere.
 
     Structure, certificate chain up to ``root`` (default: AWS's), signature, then, where given,
-    ``nonce`` and ``pcrs``. ``at`` is the moment at which the certificates must be valid (an aware
-    datetime or Unix seconds; default now). Raises an :class:`AttestationError`.
+    ``nonce`` and ``pcrs``. Only None means "not given": an empty value is a ValueError. ``at`` is
+    the moment at which the certificates must be valid (an aware datetime or Unix seconds; default
+    now), to which ``clock_leeway`` (seconds, 0 to 300) is added for the beginning of the leaf's
+    validity. Raises an :class:`AttestationError`.
     """
-    policy = _core.Policy(pin_tuples(pcrs), read_root(root), False, False)
-    return Attestation._from_raw(_core.verify(document, policy, nonce, _seconds(at)))
+    policy = _core.Policy(
+        pin_tuples(pcrs), read_root(root), False, False, checked_leeway(clock_leeway)
+    )
+    return Attestation._from_raw(_core.verify(document, policy, _nonce(nonce), _seconds(at)))
+
+
+def _nonce(nonce: object) -> bytes | None:
+    if nonce is None:
+        return None
+    if not isinstance(nonce, bytes | bytearray | memoryview):
+        raise TypeError(f"nonce: expected bytes or None, got {type(nonce).__name__}")
+    value = bytes(nonce)
+    if not value:
+        raise ValueError("nonce: expected bytes or None, got no bytes, which bind to nothing")
+    return value
 
 
 def _seconds(at: datetime | float | None) -> int:

@@ -13,7 +13,7 @@ from . import _core
 from ._attestation import Attestation
 from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
 from ._errors import ReadTimeout, StateError
-from ._pins import Pins, RootCertificate
+from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -51,6 +51,7 @@ class Channel:
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -64,6 +65,7 @@ class Channel:
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,

@@ -13,7 +13,7 @@ from ._config import UpgradeHeaders, Verify
 from ._connecting import Connecting
 from ._errors import ForeignURL
 from ._flow import Stats
-from ._pins import Pins, RootCertificate
+from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._plain import dress, is_plain
 from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings, Timed
@@ -40,6 +40,7 @@ class ClientOptions(TypedDict, total=False):
     pcrs: Pins
     root: RootCertificate
     debug_mode: bool
+    clock_leeway: float
     upgrade_headers: UpgradeHeaders
     verify: Verify
     proxy: str | httpx2.URL | None
@@ -176,6 +177,8 @@ class Client(httpx2.Client):
     pcrs: the enclave's pinned :class:`Pcrs`, or several, one of which must match.
     root: the attestation root certificate (PEM, DER, or a path). Default: AWS's.
     debug_mode: talk to a debug enclave, whose identity nothing proves. Warns each time.
+    clock_leeway: seconds (0 to 300) that the enclave's own certificate may be used before its
+        validity begins, where this machine's clock is behind. Its end is never moved.
     upgrade_headers: sent with the WebSocket upgrade, outside of the encrypted channel.
     verify, proxy: for the outer TLS connection: True, False or a CA file; ``http://host:port``.
     timeout: as httpx2's (default 30 s); ``connect`` covers DNS to attestation.
@@ -191,6 +194,7 @@ class Client(httpx2.Client):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -216,6 +220,7 @@ class Client(httpx2.Client):
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,
@@ -332,6 +337,7 @@ class AsyncClient(httpx2.AsyncClient):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -359,6 +365,7 @@ class AsyncClient(httpx2.AsyncClient):
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,

@@ -18,7 +18,14 @@ import httpx2
 from . import _core
 from ._errors import DebugModeWarning
 from ._pcrs import Pcrs
-from ._pins import Pins, RootCertificate, pin_tuples, read_root
+from ._pins import (
+    CLOCK_LEEWAY,
+    Pins,
+    RootCertificate,
+    checked_leeway,
+    pin_tuples,
+    read_root,
+)
 from ._url import EnclaveURL
 
 __all__ = ["ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
@@ -38,17 +45,21 @@ _OURS = frozenset(
 
 @functools.lru_cache(maxsize=32)
 def _policy(
-    pins: tuple[tuple[bytes, bytes, bytes], ...], root: bytes | None, debug_mode: bool
+    pins: tuple[tuple[bytes, bytes, bytes], ...] | None,
+    root: bytes | None,
+    debug_mode: bool,
+    clock_leeway: int,
 ) -> _core.Policy:
     """Immutable. Checking a root costs as much as all the rest of making a client."""
-    return _core.Policy(list(pins), root, debug_mode, not debug_mode)
+    return _core.Policy(pins, root, debug_mode, not debug_mode, clock_leeway)
 
 
 class ChannelConfig(NamedTuple):
     url: EnclaveURL
-    pins: tuple[tuple[bytes, bytes, bytes], ...]
+    pins: tuple[tuple[bytes, bytes, bytes], ...] | None
     root: bytes | None
     debug_mode: bool
+    clock_leeway: int
     headers: tuple[tuple[str, str], ...]
     verify: bool
     ca_file: str | None
@@ -66,6 +77,7 @@ class ChannelConfig(NamedTuple):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -74,7 +86,7 @@ class ChannelConfig(NamedTuple):
         if not isinstance(debug_mode, bool):
             raise TypeError(f"debug_mode: expected True or False, got {debug_mode!r}")
         parsed = EnclaveURL.parse(url)
-        pins = tuple(pin_tuples(pcrs))
+        pins = pin_tuples(pcrs)
         _check_pins(pins, debug_mode)
         must_verify, ca_file = _tls(verify)
         config = cls(
@@ -82,6 +94,7 @@ class ChannelConfig(NamedTuple):
             pins=pins,
             root=read_root(root),
             debug_mode=debug_mode,
+            clock_leeway=checked_leeway(clock_leeway),
             headers=_headers(upgrade_headers),
             verify=must_verify,
             ca_file=ca_file,
@@ -92,7 +105,7 @@ class ChannelConfig(NamedTuple):
         return config
 
     def policy(self) -> _core.Policy:
-        return _policy(self.pins, self.root, self.debug_mode)
+        return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
 
     def open(self) -> _core.Channel:
         """Starts connecting."""
@@ -129,10 +142,10 @@ class ChannelConfig(NamedTuple):
         )
 
 
-def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...], debug_mode: bool) -> None:
+def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...] | None, debug_mode: bool) -> None:
     if debug_mode:
         return
-    if not pins:
+    if pins is None:
         raise ValueError(
             "pcrs: expected the PCRs of the enclave (Pcrs(pcr0=…, pcr1=…, pcr2=…), "
             "Pcrs.load(path)), got none; without them nothing is proven. Only debug_mode=True "

@@ -21,14 +21,17 @@ dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key`
 @final
 class Policy:
     """Pins, root and mode, checked and copied. ``pins``: sets of (PCR0, PCR1, PCR2), any one of
-    which may match; ``root``: one certificate, PEM or DER, or None for AWS's G1."""
+    which may match, or None; ``root``: one certificate, PEM or DER, or None for AWS's G1;
+    ``clock_leeway``: seconds, 0 to 300, by which the leaf's notBefore may lie in the future. Only
+    None means "not given": an empty value is a ValueError."""
 
     def __init__(
         self,
-        pins: Sequence[tuple[bytes, bytes, bytes]],
+        pins: Sequence[tuple[bytes, bytes, bytes]] | None,
         root: bytes | None,
         debug: bool,
         need_pins: bool,
+        clock_leeway: int = 0,
     ) -> None: ...
 
 def verify(document: Buffer, policy: Policy, nonce: bytes | None, at: int) -> RawAttestation: ...

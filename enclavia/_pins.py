@@ -1,42 +1,97 @@
-"""Pins and root certificates in the forms that callers have them."""
+"""Pins and root certificates in the forms that callers have them, and the leeway of the clock."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from ._pcrs import Pcrs
 
-__all__ = ["Pins", "RootCertificate", "pin_tuples", "read_root"]
+__all__ = [
+    "CLOCK_LEEWAY",
+    "Pins",
+    "RootCertificate",
+    "checked_leeway",
+    "pin_tuples",
+    "read_root",
+]
 
 Pins = Pcrs | Sequence[Pcrs] | None
 RootCertificate = bytes | str | os.PathLike[str] | None
 
+CLOCK_LEEWAY: Final = 60.0
+"""Seconds. docs/security.md gives the reasons."""
+_LEEWAY_MAX: Final = 300
+_ROOT_FILE_MAX: Final = 1024 * 1024
 
-def pin_tuples(pcrs: Pins) -> list[tuple[bytes, bytes, bytes]]:
+
+def pin_tuples(pcrs: Pins) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
+    """None where none are pinned, which only None says: an empty list is more likely one that was
+    filtered by mistake, and would let every enclave pass."""
     if pcrs is None:
-        return []
-    sets = [pcrs] if isinstance(pcrs, Pcrs) else list(pcrs)
+        return None
+    if isinstance(pcrs, Pcrs):
+        return (pcrs.as_tuple(),)
+    if isinstance(pcrs, str | bytes) or not hasattr(pcrs, "__iter__"):
+        raise TypeError(_expected_pcrs(pcrs))
+    sets = list(pcrs)
     for item in sets:
         if not isinstance(item, Pcrs):
-            raise TypeError(
-                f"pcrs: expected Pcrs or several of them, got {type(item).__name__}; "
-                "Pcrs.load(path) and Pcrs.parse(text) make one"
-            )
-    return [item.as_tuple() for item in sets]
+            raise TypeError(_expected_pcrs(item))
+    if not sets:
+        raise ValueError(
+            "pcrs: expected Pcrs or several of them, got an empty list, which no enclave can match"
+        )
+    return tuple(item.as_tuple() for item in sets)
+
+
+def _expected_pcrs(got: object) -> str:
+    return (
+        f"pcrs: expected Pcrs or several of them, got {type(got).__name__}; "
+        "Pcrs.load(path) and Pcrs.parse(text) make one"
+    )
 
 
 def read_root(root: RootCertificate) -> bytes | None:
     """PEM text and DER bytes as they are; anything else is the path of a file with either."""
-    if root is None or isinstance(root, bytes):
-        return root
-    if isinstance(root, bytearray | memoryview):
-        return bytes(root)
+    if root is None:
+        return None
+    if isinstance(root, bytes | bytearray | memoryview):
+        return _not_empty(bytes(root), "no bytes")
     if isinstance(root, str) and "-----BEGIN" in root:
         return root.encode("ascii", "replace")
     if not isinstance(root, str | os.PathLike):
         raise TypeError(
             f"root: expected PEM or DER bytes, PEM text or a path, got {type(root).__name__}"
         )
-    return Path(root).read_bytes()
+    path = os.fspath(root)
+    if not path:
+        raise ValueError("root: expected PEM or DER bytes, PEM text or a path, got an empty text")
+    if os.path.isdir(path):
+        raise ValueError(f"root: expected the path of a file, got the directory {path!r}")
+    with Path(path).open("rb") as file:
+        content = file.read(_ROOT_FILE_MAX + 1)
+    if len(content) > _ROOT_FILE_MAX:
+        raise ValueError(
+            f"root: expected a file of one certificate, got one above {_ROOT_FILE_MAX} bytes: "
+            f"{path!r}"
+        )
+    return _not_empty(content, f"the empty file {path!r}")
+
+
+def _not_empty(content: bytes, got: str) -> bytes:
+    if not content:
+        raise ValueError(f"root: expected one certificate, PEM or DER, got {got}")
+    return content
+
+
+def checked_leeway(seconds: float) -> int:
+    """Whole seconds, as certificates have them."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"clock_leeway: expected a number of seconds, got {type(seconds).__name__}")
+    if math.isnan(seconds) or not 0 <= seconds <= _LEEWAY_MAX:
+        raise ValueError(f"clock_leeway: expected 0 to {_LEEWAY_MAX} seconds, got {seconds}")
+    return int(seconds)

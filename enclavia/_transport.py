@@ -17,7 +17,7 @@ from ._attestation import Attestation
 from ._blocking import thread_hub
 from ._config import ChannelConfig, UpgradeHeaders, Verify
 from ._flow import Engine, Exchange, Stats, Timeouts, run
-from ._pins import Pins, RootCertificate
+from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._pool import PoolLimits
 from ._retry import Retries, RetryPolicy
 
@@ -43,6 +43,7 @@ class TransportOptions(TypedDict, total=False):
     pcrs: Pins
     root: RootCertificate
     debug_mode: bool
+    clock_leeway: float
     upgrade_headers: UpgradeHeaders
     verify: Verify
     proxy: str | httpx2.URL | None
@@ -69,6 +70,7 @@ class Settings(NamedTuple):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -83,6 +85,7 @@ class Settings(NamedTuple):
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,
@@ -282,6 +285,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         pcrs: Pins = None,
         root: RootCertificate = None,
         debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
@@ -296,6 +300,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
             pcrs=pcrs,
             root=root,
             debug_mode=debug_mode,
+            clock_leeway=clock_leeway,
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,

@@ -26,15 +26,23 @@ typedef struct encl_policy {
     size_t pin_count;
     uint8_t *root; /* DER */
     size_t root_len;
-    bool debug;     /* accept self-signed and stub documents; checks only nonce and PCRs */
-    bool need_pins; /* a channel's policy: without pins only debug may pass */
+    bool debug;           /* accept self-signed and stub documents; checks only nonce and PCRs */
+    bool need_pins;       /* a channel's policy: without pins only debug may pass */
+    int64_t clock_leeway; /* seconds that a leaf may be used before its notBefore */
 } encl_policy;
+
+#define ENCL_CLOCK_LEEWAY_MAX 300 /* seconds */
 
 /* Copies the arguments and checks them: pins of 32, 48 or 64 bytes, all three of one length, none
  * all-zero unless debug (ENCL_E_INVALID, "debug enclave" in the message); at least one set of pins
- * when need_pins and not debug; root is one certificate, DER or PEM, or empty for AWS's G1. */
+ * when need_pins and not debug; root is one certificate, DER or PEM. Only NULL means "not given":
+ * pins NULL pins nothing, root.data NULL is AWS's G1. What was given and is empty is an error. */
 encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t pin_count,
                              encl_slice root, bool debug, bool need_pins, encl_error *err);
+/* How far the leaf's notBefore may lie in the future: the verifier's clock may be behind AWS's, and
+ * a leaf is used from the second it is made. 0 until set; at most ENCL_CLOCK_LEEWAY_MAX. Other
+ * certificates and notAfter never get any. */
+encl_result encl_policy_set_clock_leeway(encl_policy *policy, int64_t seconds, encl_error *err);
 /* Of one that was checked; costs no certificate parsing. */
 encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_error *err);
 void encl_policy_free(encl_policy *policy);
@@ -80,6 +88,7 @@ size_t encl_link_cache_hits(const encl_link_cache *cache);
  * (ENCL_E_NONCE), PCRs (ENCL_E_PCR with index, expected, actual).
  *   nonce: data NULL means "not checked" (documents from elsewhere); a channel always gives one.
  *   now: Unix seconds.  cache: may be NULL.
+ * A leaf that becomes valid within ENCL_CLOCK_LEEWAY_MAX is the one failure that is retryable.
  * On success *out is the caller's; on failure it is NULL. */
 encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, encl_slice nonce,
                                int64_t now, encl_link_cache *cache, encl_attestation **out,

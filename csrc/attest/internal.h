@@ -17,8 +17,14 @@ typedef struct encl_cose {
 encl_result encl_document_parse(encl_slice document, bool debug, encl_attestation *a,
                                 encl_cose *cose, encl_error *err);
 
-/* chain.c: verifies certificate and cabundle up to root at now, and gives the leaf's key. */
-encl_result encl_chain_verify(const encl_attestation *a, encl_slice root, int64_t now,
+/* The moment at which certificates are judged. */
+typedef struct encl_clock {
+    int64_t now;    /* Unix seconds */
+    int64_t leeway; /* how much later than that a leaf may begin to be valid, in seconds */
+} encl_clock;
+
+/* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key. */
+encl_result encl_chain_verify(const encl_attestation *a, encl_slice root, encl_clock clock,
                               encl_link_cache *cache, uint8_t leaf_point[ENCL_ES384_POINT_BYTES],
                               encl_error *err);
 /* Everything about a root that does not depend on the time. */

@@ -46,13 +46,15 @@ static encl_result check_pins(const encl_pins *pins, bool debug, encl_error *err
 
 static encl_result copy_pins(encl_policy *policy, const encl_pins *pins, size_t count,
                              encl_error *err) {
+    if (pins == NULL) {
+        return ENCL_OK;
+    }
+    ENCL_ENSURE(count != 0, err, ENCL_E_INVALID,
+                "pinned PCRs: expected at least one set, got an empty list");
     ENCL_ENSURE(count <= PINS_MAX, err, ENCL_E_INVALID,
-                "pinned PCRs: expected at most %d sets, came %zu", PINS_MAX, count);
+                "pinned PCRs: expected at most %d sets, got %zu", PINS_MAX, count);
     for (size_t i = 0; i < count; i++) {
         ENCL_TRY(check_pins(&pins[i], policy->debug, err));
-    }
-    if (count == 0) {
-        return ENCL_OK;
     }
     policy->pins = malloc(count * sizeof *pins);
     ENCL_ENSURE(policy->pins != NULL, err, ENCL_E_NOMEM, "out of memory for pinned PCRs");
@@ -120,9 +122,11 @@ static encl_result parse_pem_root(encl_policy *policy, encl_slice pem, encl_erro
 static encl_result set_root(encl_policy *policy, encl_slice root, encl_error *err) {
     encl_code rc;
 
-    if (root.len == 0) {
+    if (root.data == NULL) {
         root = encl_aws_root_g1();
     }
+    ENCL_ENSURE(root.len != 0, err, ENCL_E_INVALID,
+                "the root: expected a certificate, DER or PEM, got nothing (0 bytes)");
     ERR_set_mark();
     /* A DER SEQUENCE of a certificate's size starts so; PEM is text. */
     if (root.len >= 2 && root.data[0] == 0x30 && root.data[1] >= 0x80) {
@@ -141,7 +145,7 @@ encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t 
     memset(policy, 0, sizeof *policy);
     policy->debug = debug;
     policy->need_pins = need_pins;
-    ENCL_ENSURE(pin_count != 0 || debug || !need_pins, err, ENCL_E_INVALID,
+    ENCL_ENSURE(pins != NULL || debug || !need_pins, err, ENCL_E_INVALID,
                 "no PCRs are pinned: without them any enclave of anyone would pass");
     ENCL_TRY_GOTO(copy_pins(policy, pins, pin_count, err), failed);
     ENCL_TRY_GOTO(set_root(policy, root, err), failed);
@@ -149,6 +153,14 @@ encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t 
 failed:
     encl_policy_free(policy);
     return rc;
+}
+
+encl_result encl_policy_set_clock_leeway(encl_policy *policy, int64_t seconds, encl_error *err) {
+    ENCL_ENSURE(seconds >= 0 && seconds <= ENCL_CLOCK_LEEWAY_MAX, err, ENCL_E_INVALID,
+                "clock leeway: expected 0 to %d seconds, got %lld", ENCL_CLOCK_LEEWAY_MAX,
+                (long long)seconds);
+    policy->clock_leeway = seconds;
+    return ENCL_OK;
 }
 
 encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_error *err) {

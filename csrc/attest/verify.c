@@ -61,7 +61,8 @@ static encl_result verify_nitro(encl_slice document, const encl_policy *policy, 
                 STUB_BYTES);
     a->form = ENCL_DOC_NITRO;
     ENCL_TRY(encl_document_parse(document, false, a, &cose, err));
-    ENCL_TRY(encl_chain_verify(a, ENCL_SLICE(policy->root, policy->root_len), now, cache,
+    ENCL_TRY(encl_chain_verify(a, ENCL_SLICE(policy->root, policy->root_len),
+                               (encl_clock){.now = now, .leeway = policy->clock_leeway}, cache,
                                leaf_point, err));
     ENCL_TRY(check_signature(&cose, leaf_point, err));
     ENCL_TRY(check_nonce(a, nonce, err));

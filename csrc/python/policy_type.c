@@ -11,12 +11,18 @@ typedef struct policy_object {
 /* One per interpreter process; set while the module is being made and never after. */
 static PyTypeObject *policy_type;
 
+/* *out is NULL for None alone: an empty sequence is passed on, for encl_policy_init to refuse. */
 static bool read_pins(PyObject *sequence, encl_pins **out, size_t *count) {
-    Py_ssize_t n = PySequence_Size(sequence);
+    Py_ssize_t n;
     encl_pins *pins;
 
     *out = NULL;
     *count = 0;
+    if (sequence == Py_None) {
+        return true;
+    }
+    n = PySequence_Size(sequence);
+
     if (n < 0) {
         return false;
     }
@@ -50,22 +56,43 @@ static bool read_pins(PyObject *sequence, encl_pins **out, size_t *count) {
     return true;
 }
 
+/* None is "not given" (data NULL); bytes stay borrowed and their data is never NULL, also where
+ * there are none. */
+static bool bytes_or_none(PyObject *value, const char *what, encl_slice *out) {
+    char *data;
+    Py_ssize_t len;
+
+    *out = ENCL_SLICE_NONE;
+    if (value == Py_None) {
+        return true;
+    }
+    if (!PyBytes_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected bytes or None", what);
+        return false;
+    }
+    if (PyBytes_AsStringAndSize(value, &data, &len) != 0) {
+        return false;
+    }
+    *out = ENCL_SLICE(data, (size_t)len);
+    return true;
+}
+
 static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"pins", "root", "debug", "need_pins", NULL};
+    static char *names[] = {"pins", "root", "debug", "need_pins", "clock_leeway", NULL};
     allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     policy_object *self;
-    PyObject *pins_arg;
-    const char *root;
-    Py_ssize_t root_len = 0;
+    PyObject *pins_arg, *root_arg;
+    encl_slice root;
     int debug, need_pins;
+    long long clock_leeway = 0;
     encl_pins *pins;
     size_t count;
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Oz#pp", names, &pins_arg, &root, &root_len,
-                                     &debug, &need_pins) ||
-        !read_pins(pins_arg, &pins, &count)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOpp|L", names, &pins_arg, &root_arg, &debug,
+                                     &need_pins, &clock_leeway) ||
+        !bytes_or_none(root_arg, "root", &root) || !read_pins(pins_arg, &pins, &count)) {
         return NULL;
     }
     self = (policy_object *)make(type, 0);
@@ -73,10 +100,11 @@ static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         free(pins);
         return NULL;
     }
-    rc = encl_policy_init(&self->policy, pins, count,
-                          ENCL_SLICE(root, root == NULL ? 0 : (size_t)root_len), debug != 0,
-                          need_pins != 0, &err);
+    rc = encl_policy_init(&self->policy, pins, count, root, debug != 0, need_pins != 0, &err);
     free(pins);
+    if (rc == ENCL_OK) {
+        rc = encl_policy_set_clock_leeway(&self->policy, clock_leeway, &err);
+    }
     if (rc != ENCL_OK) {
         Py_DECREF(self);
         return binding_raise(&err);
@@ -114,28 +142,27 @@ const encl_policy *binding_policy(PyObject *policy) {
 static PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"document", "policy", "nonce", "at", NULL};
     Py_buffer document;
-    PyObject *policy_arg, *result;
+    PyObject *policy_arg, *nonce_arg, *result;
     const encl_policy *policy;
-    const char *nonce;
-    Py_ssize_t nonce_len = 0;
+    encl_slice nonce;
     long long at;
     encl_attestation *attestation = NULL;
     encl_error err;
     encl_code rc;
 
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*Oz#L", names, &document, &policy_arg, &nonce,
-                                     &nonce_len, &at)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*OOL", names, &document, &policy_arg,
+                                     &nonce_arg, &at)) {
         return NULL;
     }
     policy = binding_policy(policy_arg);
-    if (policy == NULL) {
+    if (policy == NULL || !bytes_or_none(nonce_arg, "nonce", &nonce)) {
         PyBuffer_Release(&document);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-        rc = encl_attest_verify(ENCL_SLICE(document.buf, (size_t)document.len), policy,
-                                ENCL_SLICE(nonce, (size_t)nonce_len), at, NULL, &attestation, &err);
+        rc = encl_attest_verify(ENCL_SLICE(document.buf, (size_t)document.len), policy, nonce, at,
+                                NULL, &attestation, &err);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&document);
     if (rc != ENCL_OK) {

@@ -19,7 +19,8 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 # AWS's own validity times, root first.
 _ROOT_LIFETIME = timedelta(days=30 * 365)
 _CA_LIFETIMES = (timedelta(days=20), timedelta(days=5), timedelta(days=1))
-_CLOCK_SKEW = timedelta(minutes=1)
+# CAs have been in use for a while. A leaf has not: AWS's begin in the second they are made.
+_CA_AGE = timedelta(minutes=1)
 
 _KEY_USAGES = (
     "digital_signature",
@@ -89,7 +90,8 @@ def specs(
     """The AWS shape: a root, one to three CAs that allow ever fewer below them, a leaf."""
     if not 1 <= intermediates <= len(_CA_LIFETIMES):
         raise ValueError(f"intermediates: expected 1 to {len(_CA_LIFETIMES)}, came {intermediates}")
-    start = (now or datetime.now(UTC)).replace(microsecond=0) - _CLOCK_SKEW
+    made = (now or datetime.now(UTC)).replace(microsecond=0)
+    start = made - _CA_AGE
     ca_usage = frozenset({"digital_signature", "key_cert_sign", "crl_sign"})
     root = CertificateSpec(
         "aws.nitro-enclaves", start, start + _ROOT_LIFETIME, True, None, ca_usage
@@ -107,8 +109,8 @@ def specs(
     ]
     leaf = CertificateSpec(
         "i-0123456789abcdef0-enc0123456789abcdef.local.nitro-enclaves",
-        start,
-        start + _CLOCK_SKEW + leaf_lifetime,
+        made,
+        made + leaf_lifetime,
         False,
         None,
         frozenset({"digital_signature", "content_commitment"}),

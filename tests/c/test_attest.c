@@ -343,6 +343,39 @@ static void the_most_sets_of_pins_are_taken(void **state) {
     encl_policy_free(&policy);
 }
 
+static void only_null_means_not_given(void **state) {
+    static const encl_slice empty = {.data = (const uint8_t *)"", .len = 0};
+    fixture *f = *state;
+    encl_policy policy;
+    encl_error err;
+
+    for (int debug = 0; debug < 2; debug++) {
+        assert_int_equal(encl_policy_init(&policy, &f->pins, 0, f->cert[0], debug, false, &err),
+                         ENCL_E_INVALID);
+        assert_non_null(strstr(err.message, "got an empty list"));
+        assert_int_equal(encl_policy_init(&policy, &f->pins, 1, empty, debug, true, &err),
+                         ENCL_E_INVALID);
+        assert_non_null(strstr(err.message, "got nothing"));
+        assert_null(policy.pins);
+        assert_null(policy.root);
+    }
+}
+
+static void clock_leeway_has_a_maximum(void **state) {
+    fixture *f = *state;
+    encl_policy copy;
+    encl_error err;
+
+    assert_int_equal(encl_policy_set_clock_leeway(&f->policy, -1, &err), ENCL_E_INVALID);
+    assert_int_equal(encl_policy_set_clock_leeway(&f->policy, 301, &err), ENCL_E_INVALID);
+    assert_int_equal(f->policy.clock_leeway, 0);
+    assert_int_equal(encl_policy_set_clock_leeway(&f->policy, 300, &err), ENCL_OK);
+    assert_int_equal(encl_policy_copy(&copy, &f->policy, &err), ENCL_OK);
+    assert_int_equal(copy.clock_leeway, 300);
+    encl_policy_free(&copy);
+    assert_int_equal(encl_policy_set_clock_leeway(&f->policy, 0, &err), ENCL_OK);
+}
+
 static void a_policy_that_fails_holds_nothing(void **state) {
     fixture *f = *state;
     encl_policy policy;
@@ -355,7 +388,7 @@ static void a_policy_that_fails_holds_nothing(void **state) {
                      ENCL_E_INVALID);
     assert_int_equal(encl_policy_init(&policy, &f->pins, 1025, ENCL_SLICE_NONE, false, true, &err),
                      ENCL_E_INVALID);
-    assert_non_null(strstr(err.message, "at most 1024 sets, came 1025"));
+    assert_non_null(strstr(err.message, "at most 1024 sets, got 1025"));
 }
 
 static void a_pcr_beyond_its_slot_is_not_signed(void **state) {
@@ -551,6 +584,8 @@ int main(void) {
         cmocka_unit_test(a_policy_owns_copies),
         cmocka_unit_test(a_copied_policy_lives_on_its_own),
         cmocka_unit_test(the_most_sets_of_pins_are_taken),
+        cmocka_unit_test(only_null_means_not_given),
+        cmocka_unit_test(clock_leeway_has_a_maximum),
         cmocka_unit_test(a_policy_that_fails_holds_nothing),
         cmocka_unit_test(a_pcr_beyond_its_slot_is_not_signed),
         cmocka_unit_test(signing_respects_the_buffer),

@@ -74,7 +74,7 @@ static void fuzz_document(encl_slice document, uint8_t flags) {
     if ((flags & LEAVE_NONCE) == 0) {
         rules.nonce = ENCL_SLICE(expected_nonce, sizeof expected_nonce);
     }
-    REQUIRE(encl_policy_init(&policy, &pins, pinned ? 1 : 0, rules.root, debug, false, &err) ==
+    REQUIRE(encl_policy_init(&policy, rules.pins, pinned ? 1 : 0, rules.root, debug, false, &err) ==
             ENCL_OK);
     if (verify(document, &policy, rules.nonce, (flags & USE_NO_CACHE) != 0 ? NULL : cache) ==
         ENCL_OK) {

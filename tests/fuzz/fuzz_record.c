@@ -65,7 +65,7 @@ static void make_policy(encl_policy *policy, bool production) {
         memset(pins.pcr[i].value, (int)(0x10 + i), sizeof pins.pcr[i].value);
     }
     REQUIRE(
-        encl_policy_init(policy, &pins, production ? 1 : 0,
+        encl_policy_init(policy, production ? &pins : NULL, production ? 1 : 0,
                          production ? ENCL_SLICE(attest_root, sizeof attest_root) : ENCL_SLICE_NONE,
                          !production, true, &err) == ENCL_OK);
 }

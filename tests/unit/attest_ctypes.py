@@ -106,6 +106,7 @@ class Policy(Structure):
         ("root_len", c_size_t),
         ("debug", c_bool),
         ("need_pins", c_bool),
+        ("clock_leeway", c_int64),
     ]
 
 
@@ -230,19 +231,30 @@ def pins_of(pcrs: Sequence[bytes]) -> Pins:
 
 @contextmanager
 def policy(
-    pins: Sequence[Sequence[bytes]] = (),
+    pins: Sequence[Sequence[bytes]] | None = None,
     *,
     root: bytes | None = None,
     debug: bool = False,
     need_pins: bool = False,
+    clock_leeway: int = 0,
 ) -> Iterator[Policy]:
     p, error = Policy(), Error()
-    array = (Pins * max(len(pins), 1))(*(pins_of(pin) for pin in pins))
+    sets = pins or ()
+    array = (Pins * max(len(sets), 1))(*(pins_of(pin) for pin in sets))
     rc = lib().encl_policy_init(
-        byref(p), array, len(pins), as_slice(root), debug, need_pins, byref(error)
+        byref(p),
+        None if pins is None else array,
+        len(sets),
+        as_slice(root),
+        debug,
+        need_pins,
+        byref(error),
     )
     _check(rc, error)
     try:
+        _check(
+            lib().encl_policy_set_clock_leeway(byref(p), c_int64(clock_leeway), byref(error)), error
+        )
         yield p
     finally:
         lib().encl_policy_free(byref(p))
@@ -313,15 +325,16 @@ def _copy(a: Any) -> Attestation:
 def verify(
     document: bytes,
     *,
-    pins: Sequence[Sequence[bytes]] = (),
+    pins: Sequence[Sequence[bytes]] | None = None,
     root: bytes | None = None,
     debug: bool = False,
     nonce: bytes | None = None,
     now: int,
     cache: LinkCache | None = None,
+    clock_leeway: int = 0,
 ) -> Attestation:
     """encl_attest_verify under a policy made for this one call."""
-    with policy(pins, root=root, debug=debug) as p:
+    with policy(pins, root=root, debug=debug, clock_leeway=clock_leeway) as p:
         return verify_with(p, document, nonce=nonce, now=now, cache=cache)
 
 

@@ -38,9 +38,11 @@ def root() -> bytes:
     return pki().root_pem
 
 
-def signed_document(nonce: bytes, pcrs: Pcrs = PCRS) -> bytes:
-    """A COSE_Sign1 of AWS's shape."""
-    made = pki()
+def signed_document(
+    nonce: bytes, pcrs: Pcrs = PCRS, made: EnclavePki | None = None, **fields: Any
+) -> bytes:
+    """A COSE_Sign1 of AWS's shape; ``fields`` replace those of the payload."""
+    made = made or pki()
     protected = cbor2.dumps({1: -35})
     measured = dict(enumerate(pcrs.as_tuple()))
     payload = cbor2.dumps(
@@ -54,6 +56,7 @@ def signed_document(nonce: bytes, pcrs: Pcrs = PCRS) -> bytes:
             "public_key": None,
             "user_data": bytes(32),
             "nonce": nonce,
+            **fields,
         }
     )
     key = load_der_private_key(made.leaf_key_der, None)

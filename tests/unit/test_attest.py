@@ -270,7 +270,7 @@ def test_forms_that_verify(document: Document) -> None:
 
 def test_pcrs_of_every_size_and_index() -> None:
     pcrs = {i: bytes([i + 1]) * (32, 48, 64)[i % 3] for i in range(32)}
-    a = verify(good(pcrs=pcr_map(pcrs)).encode(), pins=[])
+    a = verify(good(pcrs=pcr_map(pcrs)).encode(), pins=None)
     assert a.pcrs == pcrs
     for size in (32, 48, 64):
         same = {i: bytes([i + 1]) * size for i in range(3)}
@@ -576,12 +576,16 @@ def refuse_chain(p: pki.EnclavePki, fragment: str, **kw: Any) -> AttestError:
 def test_each_certificate_must_be_valid_now(index: int) -> None:
     late, early = NOW - timedelta(seconds=1), NOW + timedelta(seconds=1)
     label = f"certificate {index + 1} of 5 (CN="
-    error = refuse_chain(chain_with(index, not_after=late), label)
+    first = {"not_before": NOW - timedelta(minutes=1)}
+    error = refuse_chain(chain_with(index, not_after=late, **first), label)
     assert "has expired: it is valid 2027-03-14T15:08:26Z to 2027-03-14T15:09:25Z" in error.message
     assert "but the time is 2027-03-14T15:09:26Z" in error.message
     assert "clock" in error.message
-    error = refuse_chain(chain_with(index, not_before=early), label)
-    assert "is not yet valid: it is valid 2027-03-14T15:09:27Z to" in error.message
+    p = chain_with(index, not_before=early)
+    with pytest.raises(AttestError, match=re.escape(label)) as caught:
+        verify(document_of(p).encode(), p)
+    assert caught.value.code == "certificate error"
+    assert "is not yet valid: it is valid 2027-03-14T15:09:27Z to" in caught.value.message
 
 
 def test_validity_includes_its_last_and_first_second() -> None:
@@ -590,9 +594,53 @@ def test_validity_includes_its_last_and_first_second() -> None:
         verify(document_of(p).encode(), p)
 
 
+LEEWAY = 60
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_clock_leeway_is_for_the_beginning_of_the_leaf_alone(index: int) -> None:
+    def in_seconds(n: int) -> datetime:
+        return NOW + timedelta(seconds=n)
+
+    for seconds in (1, LEEWAY):
+        early = chain_with(index, not_before=in_seconds(seconds))
+        if index == LEAF:
+            for leeway in (seconds, 300):
+                a = verify(document_of(early).encode(), early, clock_leeway=leeway)
+                assert a.verified_at == AT
+        else:
+            refuse_chain(early, "is not yet valid", clock_leeway=300)
+    late = chain_with(index, not_before=in_seconds(-9), not_after=in_seconds(-1))
+    refuse_chain(late, "has expired", clock_leeway=300)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "retryable"), [(LEEWAY + 1, True), (300, True), (301, False), (7200, False)]
+)
+def test_a_leaf_that_begins_soon_is_worth_another_try(seconds: int, retryable: bool) -> None:
+    p = chain_with(LEAF, not_before=NOW + timedelta(seconds=seconds))
+    for leeway in (0, LEEWAY):
+        with pytest.raises(AttestError, match="is not yet valid") as caught:
+            verify(document_of(p).encode(), p, clock_leeway=leeway)
+        assert (caught.value.code, caught.value.retryable) == ("certificate error", retryable)
+
+
+def test_a_ca_that_begins_soon_is_not() -> None:
+    for index in range(LEAF):
+        refuse_chain(chain_with(index, not_before=NOW + timedelta(seconds=1)), "not yet valid")
+
+
+@pytest.mark.parametrize("seconds", [-1, 301, -(2**63), 2**63 - 1])
+def test_clock_leeway_is_bounded(seconds: int) -> None:
+    bad_policy("clock leeway: expected 0 to 300 seconds", [PINS], clock_leeway=seconds)
+
+
 @pytest.mark.parametrize("now", [-(2**63), -1, 0, 2**40, 2**63 - 1])
 def test_absurd_times_are_refused_not_overrun(now: int) -> None:
-    refuse("certificate error", "but the time is", good().encode(), now=now)
+    for leeway in (0, 300):
+        refuse(
+            "certificate error", "but the time is", good().encode(), now=now, clock_leeway=leeway
+        )
 
 
 def test_foreign_root() -> None:
@@ -961,6 +1009,20 @@ def test_times_in_other_forms_than_rfc_5280_has(tag: int, text: bytes) -> None:
     refuse_chain(edited_leaf(retime), "has an unreadable validity time")
 
 
+def test_leeway_does_not_make_one_valid_that_ends_before_it_begins() -> None:
+    def retime(begin: bytes, end: bytes) -> Callable[[bytes], bytes]:
+        def edit(tbs: bytes) -> bytes:
+            at = tbs.index(b"\x30\x1e\x17\x0d")
+            return tbs[:at] + der(0x30, der(0x17, begin) + der(0x17, end)) + tbs[at + 32 :]
+
+        return edit
+
+    p = edited_leaf(retime(b"270314150936Z", b"270314150946Z"))
+    verify(document_of(p).encode(), p, clock_leeway=LEEWAY)
+    p = edited_leaf(retime(b"270314150946Z", b"270314150936Z"))
+    refuse_chain(p, "has expired", clock_leeway=LEEWAY)
+
+
 def test_names_in_messages_are_printable() -> None:
     p = chain_with(LEAF, common_name="i\x1b[31m\u202e\n\x7f" + "x" * 40, ca=True)
     message = refuse_chain(p, "expected a leaf, came a CA").message
@@ -1102,14 +1164,14 @@ def test_zero_pcrs_are_a_debug_enclave() -> None:
     raw = good(pcrs=pcr_map(zeros)).encode()
     error = refuse("PCR mismatch", "debug enclave", raw)
     assert (error.pcr_index, error.expected, error.actual) == (0, PCRS[0], bytes(48))
-    error = refuse("PCR mismatch", "debug enclave", raw, pins=[])
+    error = refuse("PCR mismatch", "debug enclave", raw, pins=None)
     assert (error.pcr_index, error.expected, error.actual) == (0, b"", bytes(48))
     for index in (1, 2):
         one = good(pcrs=pcr_map({**PCRS, index: bytes(48)})).encode()
-        assert refuse("PCR mismatch", "debug enclave", one, pins=[]).pcr_index == index
+        assert refuse("PCR mismatch", "debug enclave", one, pins=None).pcr_index == index
     for index in range(3):
         missing = {i: v for i, v in PCRS.items() if i != index}
-        refuse("PCR mismatch", "does not have it", good(pcrs=pcr_map(missing)).encode(), pins=[])
+        refuse("PCR mismatch", "does not have it", good(pcrs=pcr_map(missing)).encode(), pins=None)
 
 
 def test_the_longest_mismatch_fits_its_message() -> None:
@@ -1177,7 +1239,7 @@ def crude(
 def test_debug_takes_crude_stand_ins() -> None:
     a = verify(crude(), debug=True)
     assert (a.form, a.nonce, a.pcrs, a.timestamp_ms) == (Form.DEBUG, NONCE, PCRS, 0)
-    verify(crude(), debug=True, pins=[])
+    verify(crude(), debug=True, pins=None)
     verify(good().encode(), debug=True)
     verify(crude(signature=0), debug=True)
     verify(crude(signature=64), debug=True)
@@ -1201,12 +1263,12 @@ def test_debug_checks_nonce_and_pcrs() -> None:
     other = crude(pcrs=pcr_map({**PCRS, 1: b"\x66" * 48}))
     error = refuse("PCR mismatch", "PCR1", other, debug=True)
     assert (error.pcr_index, error.expected, error.actual) == (1, PCRS[1], b"\x66" * 48)
-    verify(other, debug=True, pins=[])
+    verify(other, debug=True, pins=None)
     verify(crude(pcrs=pcr_map({0: PCRS[0], 2: PCRS[2]})), debug=True)
     verify(crude(pcrs=cmap([])), debug=True)
     zeros = crude(pcrs=pcr_map({i: bytes(48) for i in range(3)}))
     verify(zeros, debug=True, pins=[[bytes(48)] * 3])
-    verify(zeros, debug=True, pins=[])
+    verify(zeros, debug=True, pins=None)
     refuse("PCR mismatch", "debug enclave", zeros, debug=True)
 
 
@@ -1243,7 +1305,7 @@ def test_production_refuses_debug_forms() -> None:
 # Policies.
 
 
-def bad_policy(fragment: str, pins: Sequence[Sequence[bytes]] = (), **kw: Any) -> None:
+def bad_policy(fragment: str, pins: Sequence[Sequence[bytes]] | None = None, **kw: Any) -> None:
     with pytest.raises(AttestError) as caught, attest.policy(pins, **kw):
         pass
     assert (caught.value.code, fragment in caught.value.message) == ("invalid argument", True), (
@@ -1259,6 +1321,15 @@ def test_policies_need_pins_unless_debug() -> None:
         p.pin_count = 0
         with pytest.raises(AttestError, match="no PCRs are pinned"):
             attest.verify_with(p, good().encode(), nonce=NONCE, now=AT)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_is_given_and_empty_is_refused(debug: bool) -> None:
+    """Only NULL means "not given". In C as well, whatever the layers above have checked."""
+    for need_pins in (False, True):
+        kw = {"debug": debug, "need_pins": need_pins}
+        bad_policy("got an empty list", [], **kw)
+        bad_policy("got nothing (0 bytes)", [PINS], root=b"", **kw)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -1449,7 +1520,7 @@ def test_what_is_signed_here_verifies_here() -> None:
     assert (a.pcrs, a.user_data, a.nonce, a.public_key) == (PCRS, b"data", NONCE, None)
     assert (a.certificate, a.cabundle) == (p.leaf_der, p.cabundle)
     many = template(p, pcrs={i: bytes([i + 1]) * 64 for i in range(32)}, public_key=b"")
-    a = verify(attest.sign(dataclasses.replace(many, public_key=b"k"), p.leaf_key_der), pins=[])
+    a = verify(attest.sign(dataclasses.replace(many, public_key=b"k"), p.leaf_key_der), pins=None)
     assert len(a.pcrs) == 32 and a.public_key == b"k"
 
 

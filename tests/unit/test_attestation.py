@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import enclave_peer
 import pytest
+from cryptography import x509
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia import Pcrs, verify_attestation
+from enclavia import Pcrs, _core, verify_attestation
+from enclavia.testing import LocalEnclave
+from enclavia.testing._pki import mint, specs
 
 VECTORS = Path(enclavia.__file__).parent.parent.parent / "shared" / "vectors" / "nitro"
 TAKEN = 1665651482136 / 1000
@@ -74,6 +80,121 @@ def test_refused(document: bytes) -> None:
     bad = vector("bad-signature-2024-07-23.cose")
     with pytest.raises(enclavia.AttestationError):
         verify_attestation(bad, at=1721770180)
+
+
+def own_document(**options: Any) -> bytes:
+    return enclave_peer.signed_document(b"n" * 32, **options)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"pcrs": []}, "pcrs: expected Pcrs or several of them, got an empty list"),
+        ({"pcrs": ()}, "pcrs: expected Pcrs or several of them, got an empty list"),
+        ({"root": b""}, "root: expected one certificate, PEM or DER, got no bytes"),
+        ({"root": bytearray()}, "root: expected one certificate, PEM or DER, got no bytes"),
+        ({"root": ""}, "root: expected PEM or DER bytes, PEM text or a path, got an empty text"),
+        ({"nonce": b""}, "nonce: expected bytes or None, got no bytes"),
+        ({"nonce": bytearray()}, "nonce: expected bytes or None, got no bytes"),
+    ],
+    ids=repr,
+)
+def test_only_none_means_not_given(keywords: dict[str, Any], message: str) -> None:
+    """An empty value that meant "do not look" would let any enclave pass, or any root count."""
+    good = {"pcrs": enclave_peer.PCRS, "root": enclave_peer.root(), "nonce": b"n" * 32}
+    for rest in (good, {"root": good["root"]}, {}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            verify_attestation(own_document(), **{**rest, **keywords})
+    assert verify_attestation(own_document(), **{**good, "nonce": None, "pcrs": None}).proven
+
+
+def test_an_empty_root_file_is_not_awss_root(tmp_path: Path) -> None:
+    path = tmp_path / "root.pem"
+    for content, message in ((b"", "got the empty file"), (b" \n", "DER or PEM")):
+        path.write_bytes(content)
+        for root in (path, str(path)):
+            with pytest.raises(ValueError, match=message):
+                verify_attestation(own_document(), root=root)
+            with pytest.raises(ValueError, match=message):
+                enclavia.Client("wss://e.example", pcrs=enclave_peer.PCRS, root=root)
+    with pytest.raises(ValueError, match="got the directory"):
+        verify_attestation(own_document(), root=tmp_path)
+    path.write_bytes(bytes(1024 * 1024 + 1))
+    with pytest.raises(ValueError, match="above 1048576 bytes"):
+        verify_attestation(own_document(), root=path)
+    with pytest.raises(FileNotFoundError):
+        verify_attestation(own_document(), root=tmp_path / "none.pem")
+
+
+@pytest.mark.parametrize("nonce", ["n" * 32, 5, [110] * 32])
+def test_nonces_are_bytes(nonce: Any) -> None:
+    with pytest.raises(TypeError, match="nonce: expected bytes or None, got"):
+        verify_attestation(own_document(), nonce=nonce, root=enclave_peer.root())
+
+
+def test_the_core_takes_no_empty_value_either() -> None:
+    pins = [enclave_peer.PCRS.as_tuple()]
+    for debug in (False, True):
+        with pytest.raises(ValueError, match="empty list"):
+            _core.Policy([], None, debug, False)
+        with pytest.raises(ValueError, match="got nothing"):
+            _core.Policy(pins, b"", debug, False)
+        policy = _core.Policy(pins, None, debug, False)
+        with pytest.raises(ValueError, match="empty nonce"):
+            _core.verify(own_document(), policy, b"", 0)
+
+
+def document_of_a_leaf_that_begins_in(seconds: int) -> tuple[bytes, bytes]:
+    chain = specs()
+    begin = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+    made = mint(chain=[*chain[:-1], dataclasses.replace(chain[-1], not_before=begin)])
+    return own_document(made=made), made.root_pem
+
+
+def test_a_clock_that_is_a_little_behind() -> None:
+    document, root = document_of_a_leaf_that_begins_in(50)
+    assert verify_attestation(document, root=root).proven
+    with pytest.raises(enclavia.CertificateError, match="is not yet valid") as caught:
+        verify_attestation(document, root=root, clock_leeway=0)
+    assert caught.value.retryable
+    document, root = document_of_a_leaf_that_begins_in(3600)
+    with pytest.raises(enclavia.CertificateError, match="is not yet valid") as caught:
+        verify_attestation(document, root=root, clock_leeway=300)
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (-1, ValueError),
+        (301, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (True, TypeError),
+        ("60", TypeError),
+        (None, TypeError),
+    ],
+)
+def test_leeways_refused(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="clock_leeway: expected"):
+        verify_attestation(b"x", clock_leeway=value)
+    for cls in (enclavia.Client, enclavia.AsyncClient, enclavia.EnclaveTransport):
+        with pytest.raises(error, match="clock_leeway: expected"):
+            cls("wss://e.example", pcrs=PINS, clock_leeway=value)
+
+
+def test_local_enclaves_have_leaves_as_fresh_as_awss() -> None:
+    with LocalEnclave("127.0.0.1:9") as enclave:
+        with enclavia.Channel.connect(
+            enclave.url, pcrs=enclave.pcrs, root=enclave.root, timeout=10
+        ) as channel:
+            got = channel.attestation
+        leaf = x509.load_der_x509_certificate(got.certificate)
+        assert leaf.not_valid_before_utc <= got.timestamp
+        before_it = leaf.not_valid_before_utc - timedelta(seconds=1)
+        with pytest.raises(enclavia.CertificateError, match="is not yet valid"):
+            verify_attestation(got.document, root=enclave.root, at=before_it, clock_leeway=0)
+        assert verify_attestation(got.document, root=enclave.root, at=before_it).proven
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_headers_that_are_changed_while_a_channel_is_made() -> None:
             return (f"x-{'name' * 20}-{index}", f"{'value' * 20}-{index}")
 
     make: Any = _core.Channel
-    policy = _core.Policy([], None, True, False)
+    policy = _core.Policy(None, None, True, False)
     channel = make("127.0.0.1", 1, False, "/", "localhost", Fleeting(), policy, 1, True, None, None)
     channel.close()
     with pytest.raises(TypeError, match="headers"):
