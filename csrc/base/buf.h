@@ -40,6 +40,10 @@ static inline void encl_buf_clear(encl_buf *b) {
     b->r = b->w = 0;
 }
 
+/* How many bytes more the limit allows. */
+static inline size_t encl_buf_room(const encl_buf *b) {
+    return b->limit - (b->w - b->r);
+}
 /* Makes room for n more bytes (moving unread bytes to the front or growing) and points *room at
  * them; commit says how many were written. ENCL_E_INVALID when the limit would be passed. */
 encl_result encl_buf_reserve(encl_buf *b, size_t n, uint8_t **room, encl_error *err);

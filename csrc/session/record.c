@@ -4,9 +4,6 @@
 
 #include "base/secmem.h"
 
-/* Names, keys, id and half of any message, and the heads of its arrays, take less than this. */
-#define MESSAGE_OVERHEAD ((size_t)256)
-
 void encl_gather_init(encl_gather *g) {
     memset(g, 0, sizeof *g);
     encl_buf_init(&g->bytes, ENCL_RECORD_MAX);
@@ -126,31 +123,6 @@ encl_result encl_gather_record(encl_gather *g, uint8_t *block, size_t len, size_
     return take_split(g, block, len, pos, ciphertext, ciphertext_len, err);
 }
 
-static encl_result does_not_fit(const encl_msg *m, encl_direction direction, encl_error *err) {
-    return encl_fail(err, ENCL_E_INVALID,
-                     "a %s with %zu bytes of payload takes %zu bytes encoded; one record carries "
-                     "at most %d",
-                     encl_msg_type_name(m->type), m->payload.len, encl_wire_size(m, direction),
-                     ENCL_NOISE_MAX_PLAIN);
-}
-
-/* How much room encoding m may need. Counting is a pass over the payload, so it is made only where
- * the worst case would not fit. */
-static encl_result room_for(const encl_msg *m, encl_direction direction, size_t *plain_cap,
-                            encl_error *err) {
-    if (m->payload.len > ENCL_NOISE_MAX_PLAIN) {
-        return does_not_fit(m, direction, err);
-    }
-    *plain_cap = 2 * m->payload.len + MESSAGE_OVERHEAD;
-    if (*plain_cap > ENCL_NOISE_MAX_PLAIN) {
-        if (encl_wire_size(m, direction) > ENCL_NOISE_MAX_PLAIN) {
-            return does_not_fit(m, direction, err);
-        }
-        *plain_cap = ENCL_NOISE_MAX_PLAIN;
-    }
-    return ENCL_OK;
-}
-
 static void write_length(uint8_t head[ENCL_RECORD_HEAD], size_t n) {
     head[0] = (uint8_t)(n >> 24);
     head[1] = (uint8_t)(n >> 16);
@@ -161,11 +133,11 @@ static void write_length(uint8_t head[ENCL_RECORD_HEAD], size_t n) {
 encl_result encl_record_seal(encl_noise_transport *transport, const encl_msg *m,
                              encl_direction direction, encl_buf *out, encl_error *err) {
     uint8_t *room;
-    size_t plain_cap = 0, plain_len, sealed_len;
+    size_t bound = encl_wire_bound(m), plain_len, sealed_len;
+    size_t plain_cap = bound < ENCL_NOISE_MAX_PLAIN ? bound : ENCL_NOISE_MAX_PLAIN;
     encl_buf plain;
     encl_code rc;
 
-    ENCL_TRY(room_for(m, direction, &plain_cap, err));
     ENCL_TRY(
         encl_buf_reserve(out, ENCL_RECORD_HEAD + plain_cap + ENCL_NOISE_TAG_BYTES, &room, err));
     encl_buf_wrap(&plain, room + ENCL_RECORD_HEAD, plain_cap);

@@ -48,26 +48,42 @@ size_t encl_bytes_encoded_size(encl_slice bytes) {
     return bytes.len + wide;
 }
 
-size_t encl_bytes_encode(uint8_t *out, encl_slice bytes) {
+/* n elements into 2 * n bytes of room. Each element writes two bytes, and the next one overwrites
+ * the second byte of a narrow one. */
+static size_t encode_stretch(const uint8_t *bytes, size_t n, uint8_t *out) {
     size_t o = 0;
 
-    if (bytes.len == 0) {
-        return 0;
-    }
-    /* Two bytes are always written: a narrow element's second one is overwritten by the next
-     * element. Only the last element must not touch what follows. */
-    for (size_t i = 0; i < bytes.len - 1; i++) {
-        uint32_t e = encoded[bytes.data[i]];
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = encoded[bytes[i]];
 
         out[o] = (uint8_t)e;
         out[o + 1] = (uint8_t)(e >> 8);
         o += e >> 16;
     }
-    if (bytes.data[bytes.len - 1] >= WIDE) {
-        out[o++] = WIDE;
-    }
-    out[o++] = bytes.data[bytes.len - 1];
     return o;
+}
+
+/* An element takes two bytes at most, whatever its value. So half as many elements as there are
+ * bytes of room always fit, and their values cannot lead beyond the room, not even where another
+ * thread changes them meanwhile. The others are looked at one by one. */
+bool encl_bytes_encode(encl_slice bytes, uint8_t *out, size_t cap, size_t *written) {
+    size_t i = cap / 2 < bytes.len ? cap / 2 : bytes.len, o = encode_stretch(bytes.data, i, out);
+
+    for (; i < bytes.len; i++) {
+        uint8_t byte = bytes.data[i];
+
+        if (byte < WIDE && o < cap) {
+            out[o++] = byte;
+        } else if (byte >= WIDE && o + 1 < cap) {
+            out[o] = WIDE;
+            out[o + 1] = byte;
+            o += 2;
+        } else {
+            break;
+        }
+    }
+    *written = o;
+    return i == bytes.len;
 }
 
 /* Where a decoder is. value_due: the byte at i is the value of a marker already taken; the marker

@@ -69,8 +69,20 @@ size_t encl_wire_size(const encl_msg *m, encl_direction direction) {
     return size;
 }
 
-/* What is being written: exactly cap bytes are known to be needed. A piece that does not fit, which
- * would be a mistake in the sizes above, leaves ok false and everything after it unwritten. */
+/* Names, keys, numbers and the heads of arrays of any message take less than this. */
+#define OVERHEAD ((size_t)256)
+
+size_t encl_wire_bound(const encl_msg *m) {
+    size_t most = (SIZE_MAX - OVERHEAD) / 2;
+
+    if (m->payload.len > most || m->signature.len > most - m->payload.len) {
+        return SIZE_MAX;
+    }
+    return 2 * (m->payload.len + m->signature.len) + OVERHEAD;
+}
+
+/* What is being written, into cap bytes of room. A piece that does not fit leaves ok false and
+ * everything after it unwritten. */
 typedef struct sink {
     uint8_t *out;
     size_t cap, at;
@@ -99,10 +111,11 @@ static void put_text(sink *s, encl_slice text) {
 }
 
 static void put_bytes(sink *s, encl_slice bytes) {
+    size_t written = 0;
+
     HEAD(s, cbor_encode_array_start, bytes.len);
-    if (s->ok) {
-        s->at += encl_bytes_encode(s->out + s->at, bytes);
-    }
+    s->ok = s->ok && encl_bytes_encode(bytes, s->out + s->at, s->cap - s->at, &written);
+    s->at += written;
 }
 
 static void put_value(sink *s, const encl_msg *m, encl_field field) {
@@ -149,13 +162,30 @@ static encl_result check(const encl_msg *m, const encl_layout *layout, encl_dire
     return ENCL_OK;
 }
 
+static encl_result does_not_fit(const encl_msg *m, encl_direction direction, size_t cap,
+                                encl_error *err) {
+    /* Counting is a pass over the payload: not worth it where the length alone says enough. */
+    bool longer = m->payload.len > cap;
+
+    return encl_fail(err, ENCL_E_INVALID,
+                     "a %s with %zu bytes of payload takes %s%zu bytes encoded: expected at most "
+                     "%zu",
+                     encl_msg_type_name(m->type), m->payload.len, longer ? "more than " : "",
+                     longer ? m->payload.len : encl_wire_size(m, direction), cap);
+}
+
 encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_buf *out,
                              encl_error *err) {
     const encl_layout *layout = encl_layout_of(m->type, direction);
     sink s = {.ok = true};
+    size_t bound = encl_wire_bound(m);
 
     ENCL_TRY(check(m, layout, direction, err));
-    s.cap = encl_wire_size(m, direction);
+    s.cap = encl_buf_room(out);
+    if (m->payload.len > s.cap) {
+        return does_not_fit(m, direction, s.cap, err);
+    }
+    s.cap = bound < s.cap ? bound : s.cap;
     ENCL_TRY(encl_buf_reserve(out, s.cap, &s.out, err));
     HEAD(&s, cbor_encode_map_start, 1 + layout->count);
     put_text(&s, type_key);
@@ -164,8 +194,5 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
         put_text(&s, encl_field_name(layout->fields[i]));
         put_value(&s, m, layout->fields[i]);
     }
-    ENCL_ENSURE(s.ok && s.at == s.cap, err, ENCL_E_INTERNAL,
-                "%s: expected an encoding of %zu bytes, came %zu", encl_msg_type_name(m->type),
-                s.cap, s.at);
-    return encl_buf_commit(out, s.at, err);
+    return s.ok ? encl_buf_commit(out, s.at, err) : does_not_fit(m, direction, s.cap, err);
 }

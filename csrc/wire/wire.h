@@ -38,10 +38,15 @@ const char *encl_msg_type_name(encl_msg_type type);
 
 /* Encoded size of bytes as a CBOR array of small unsigned integers, head included. */
 size_t encl_wire_array_size(encl_slice bytes);
-/* Exact encoded size of m. */
+/* Exact encoded size of m, as its payload is now. */
 size_t encl_wire_size(const encl_msg *m, encl_direction direction);
-/* Appends m to out. A payload is written straight into out, once. ENCL_E_INVALID for a message
- * that does not go in that direction. */
+/* The most that m can take encoded. Known from lengths alone, so it holds even where another thread
+ * changes the payload's bytes. SIZE_MAX where that is too large for a size. */
+size_t encl_wire_bound(const encl_msg *m);
+/* Appends m to out. Every byte of a payload is read once and written straight into out, within the
+ * room that out's limit leaves: what a payload holds may change meanwhile without harm to anything
+ * but the payload. ENCL_E_INVALID, and nothing appended, for a message that does not go in that
+ * direction, or does not fit. */
 encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_buf *out,
                              encl_error *err);
 
@@ -55,11 +60,11 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err);
 
-/* The hot loops. Encode: out must have room for the encoding (encl_wire_array_size, at most
- * 2 * bytes.len without the head); returns the bytes written. Decode: reads count elements from
+/* The hot loops. Encode: writes at most cap bytes, *written of them; returns false where they are
+ * too few (2 * bytes.len always suffice). Reads every byte once. Decode: reads count elements from
  * in[0..in_len), writes them to out (count bytes; may be in itself, or before it); returns false
  * where an element is no integer of 0..255 or the input ends early, *consumed then says where. */
-size_t encl_bytes_encode(uint8_t *out, encl_slice bytes);
+bool encl_bytes_encode(encl_slice bytes, uint8_t *out, size_t cap, size_t *written);
 bool encl_bytes_decode(const uint8_t *in, size_t in_len, size_t count, uint8_t *out,
                        size_t *consumed);
 

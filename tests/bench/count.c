@@ -52,7 +52,9 @@ static void shake_hands(void) {
 }
 
 static void encode(void) {
-    NEED(encl_bytes_encode(block, ENCL_SLICE(payload, PAYLOAD)) != 0);
+    size_t size;
+
+    NEED(encl_bytes_encode(ENCL_SLICE(payload, PAYLOAD), block, sizeof block, &size));
 }
 
 static void decode(void) {
@@ -61,7 +63,7 @@ static void decode(void) {
     size_t consumed;
 
     if (size == 0) {
-        size = encl_bytes_encode(wire, ENCL_SLICE(payload, PAYLOAD));
+        NEED(encl_bytes_encode(ENCL_SLICE(payload, PAYLOAD), wire, sizeof wire, &size));
     }
     NEED(encl_bytes_decode(wire, size, PAYLOAD, out, &consumed));
 }

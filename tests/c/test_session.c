@@ -1,11 +1,13 @@
 /* session: a whole exchange under every split, then a peer that breaks one rule at a time. The
  * hostile peer is made of the layers below and not of a session, so that it can say anything. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1075,11 +1077,11 @@ static void what_does_not_fit_changes_nothing(void **state) {
     assert_int_equal(
         encl_app_open_stream(app, ENCL_SLICE(bytes, ENCL_NOISE_MAX_PLAIN), &id, &x.out, &x.err),
         ENCL_E_INVALID);
-    assert_non_null(strstr(x.err.message, "one record carries at most"));
+    assert_non_null(strstr(x.err.message, "expected at most 65519"));
     assert_int_equal(
         encl_app_open_stream(app, ENCL_SLICE(bytes, sizeof bytes), &id, &x.out, &x.err),
         ENCL_E_INVALID);
-    assert_non_null(strstr(x.err.message, "one record carries at most"));
+    assert_non_null(strstr(x.err.message, "expected at most 65519"));
     encl_buf_wrap(&tight, small, sizeof small);
     assert_int_equal(encl_app_open_stream(app, ENCL_SLICE(bytes, 64), &id, &tight, &x.err),
                      ENCL_E_INVALID);
@@ -1098,6 +1100,68 @@ static void what_does_not_fit_changes_nothing(void **state) {
     assert_true(encl_buf_readable(&x.out) <= 32768 - 14);
     assert_hears(&p, &x, ENCL_MSG_STREAM_DATA, 2);
     assert_int_equal(peer_says(&p, &x, stub_document(&p)), ENCL_E_PROTOCOL);
+    end(&x, &p);
+}
+
+/* ---- a payload in memory that others write to ---- */
+
+/* Pages that fault when they are read. The page before the one that is read is then filled with
+ * other bytes and guarded again: whoever comes back to it is counted, and finds it changed. */
+static struct {
+    uint8_t *pages;
+    size_t page, count, faults;
+} guarded;
+
+static void on_guarded(int signal, siginfo_t *info, void *context) {
+    size_t at = (size_t)((uint8_t *)info->si_addr - guarded.pages) / guarded.page;
+
+    (void)context;
+    if (at >= guarded.count) {
+        (void)!write(2, "a fault outside the guarded pages\n", 34);
+        abort();
+    }
+    guarded.faults++;
+    (void)signal;
+    (void)mprotect(guarded.pages + at * guarded.page, guarded.page, PROT_READ);
+    if (at != 0) {
+        uint8_t *before = guarded.pages + (at - 1) * guarded.page;
+
+        (void)mprotect(before, guarded.page, PROT_READ | PROT_WRITE);
+        memset(before, 0xff, guarded.page);
+        (void)mprotect(before, guarded.page, PROT_NONE);
+    }
+}
+
+static void a_payload_that_changes_is_read_once(void **state) {
+    struct sigaction guard = {.sa_sigaction = on_guarded, .sa_flags = SA_SIGINFO}, old;
+    size_t len;
+    encl_msg back;
+    uint64_t id = 0;
+    side x;
+    peer p;
+
+    (void)state;
+    opened(&x, &p);
+    guarded.page = (size_t)sysconf(_SC_PAGESIZE);
+    /* More than half of what fits a record: only what the bytes are decides whether it fits. */
+    guarded.count = ENCL_NOISE_MAX_PLAIN * 3 / 4 / guarded.page;
+    len = guarded.count * guarded.page;
+    guarded.faults = 0;
+    guarded.pages = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(guarded.pages != MAP_FAILED);
+    assert_int_equal(sigaction(SIGSEGV, &guard, &old), 0);
+    assert_int_equal(encl_app_request(encl_session_app(x.s), ENCL_SLICE(guarded.pages, len), &id,
+                                      &x.out, &x.err),
+                     ENCL_OK);
+    assert_int_equal(sigaction(SIGSEGV, &old, NULL), 0);
+    assert_int_equal(guarded.faults, guarded.count);
+    assert_true(peer_hears(&p, &x, &back));
+    assert_int_equal(back.type, ENCL_MSG_DATA);
+    assert_int_equal(back.payload.len, len);
+    for (size_t i = 0; i < len; i++) {
+        assert_int_equal(back.payload.data[i], 0);
+    }
+    assert_int_equal(munmap(guarded.pages, len), 0);
     end(&x, &p);
 }
 
@@ -1599,6 +1663,7 @@ int main(void) {
         cmocka_unit_test(a_record_that_holds_no_message_closes_the_session),
         cmocka_unit_test(the_largest_record_passes_whole_and_split),
         cmocka_unit_test(what_does_not_fit_changes_nothing),
+        cmocka_unit_test(a_payload_that_changes_is_read_once),
         cmocka_unit_test(a_forgotten_partial_record_leaves_the_rest_as_garbage),
         cmocka_unit_test(a_forked_child_can_neither_send_nor_receive),
         cmocka_unit_test(the_responder_checks_the_ids_of_a_client),

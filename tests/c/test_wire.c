@@ -166,13 +166,67 @@ static size_t plain_encode(uint8_t *out, const uint8_t *bytes, size_t n) {
     return o;
 }
 
+/* Every room from none to enough, each a block of its own under AddressSanitizer. */
+static void encoding_stays_within_the_room_it_is_given(void **state) {
+    uint8_t bytes[70], want[140];
+
+    (void)state;
+    for (unsigned pattern = 0; pattern < 4; pattern++) {
+        encl_msg m = {.type = ENCL_MSG_DATA, .id = 1, .payload = ENCL_SLICE(bytes, sizeof bytes)};
+        size_t len, written;
+
+        for (size_t i = 0; i < sizeof bytes; i++) {
+            bytes[i] = (uint8_t)(pattern == 0   ? 1
+                                 : pattern == 1 ? 0xff
+                                 : pattern == 2 ? i % 2 * 0xff
+                                                : i);
+        }
+        len = plain_encode(want, bytes, sizeof bytes);
+        for (size_t cap = 0; cap <= sizeof want; cap++) {
+            uint8_t *out = exact(want, cap);
+
+            memset(out, 0xee, cap);
+            assert_int_equal(encl_bytes_encode(ENCL_SLICE(bytes, sizeof bytes), out, cap, &written),
+                             cap >= len);
+            assert_true(written <= cap);
+            assert_memory_equal(out, want, written);
+            free(out);
+        }
+        len = encl_wire_size(&m, ENCL_TO_SERVER);
+        assert_true(len <= encl_wire_bound(&m));
+        for (size_t cap = 0; cap <= len; cap++) {
+            encl_buf out;
+            encl_error err;
+            encl_code rc;
+
+            encl_buf_init(&out, cap);
+            rc = encl_wire_encode(&m, ENCL_TO_SERVER, &out, &err);
+            assert_int_equal(rc, cap == len ? ENCL_OK : ENCL_E_INVALID);
+            assert_int_equal(encl_buf_readable(&out), cap == len ? len : 0);
+            encl_buf_free(&out);
+        }
+    }
+}
+
+static void the_bound_of_what_has_no_size_is_the_largest(void **state) {
+    encl_msg m = {.type = ENCL_MSG_DATA};
+
+    (void)state;
+    m.payload.len = SIZE_MAX / 2;
+    assert_true(encl_wire_bound(&m) == SIZE_MAX);
+    m.payload.len = SIZE_MAX / 4;
+    assert_true(encl_wire_bound(&m) != SIZE_MAX);
+    m.signature.len = SIZE_MAX / 4;
+    assert_true(encl_wire_bound(&m) == SIZE_MAX);
+}
+
 static void loops_agree_with_the_plain_way(void **state) {
     uint8_t bytes[600], want[1200];
     encl_error err;
 
     (void)state;
     for (size_t round = 0; round < 2000; round++) {
-        size_t n = round % (sizeof bytes + 1), len, consumed;
+        size_t n = round % (sizeof bytes + 1), len, consumed, written;
         uint8_t *got, *back;
 
         assert_int_equal(encl_random(bytes, sizeof bytes, &err), ENCL_OK);
@@ -184,7 +238,8 @@ static void loops_agree_with_the_plain_way(void **state) {
         len = plain_encode(want, bytes, n);
         got = exact(want, len); /* room for exactly the encoding */
         memset(got, 0xee, len);
-        assert_int_equal(encl_bytes_encode(got, ENCL_SLICE(bytes, n)), len);
+        assert_true(encl_bytes_encode(ENCL_SLICE(bytes, n), got, len, &written));
+        assert_int_equal(written, len);
         assert_slice(ENCL_SLICE(got, len), ENCL_SLICE(want, len));
         assert_int_equal(encl_wire_array_size(ENCL_SLICE(bytes, n)), len + (n < 24    ? 1
                                                                             : n < 256 ? 2
@@ -518,6 +573,8 @@ int main(void) {
         cmocka_unit_test(every_message_survives_both_ways),
         cmocka_unit_test(the_bytes_are_those_of_serde),
         cmocka_unit_test(encoding_refuses_what_does_not_go_there),
+        cmocka_unit_test(encoding_stays_within_the_room_it_is_given),
+        cmocka_unit_test(the_bound_of_what_has_no_size_is_the_largest),
         cmocka_unit_test(loops_agree_with_the_plain_way),
         cmocka_unit_test(one_bad_element_is_found_wherever_it_is),
         cmocka_unit_test(wide_integers_are_taken_when_small),

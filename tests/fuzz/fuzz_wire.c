@@ -214,7 +214,7 @@ static void fuzz_loops(encl_slice bytes) {
     size_t n;
 
     REQUIRE(out != NULL);
-    n = encl_bytes_encode(out, bytes);
+    REQUIRE(encl_bytes_encode(bytes, out, size, &n));
     REQUIRE(n < size);
     memset(back, 0, bytes.len);
     REQUIRE(encl_bytes_decode(out, n, bytes.len, back, &consumed) && consumed == n);

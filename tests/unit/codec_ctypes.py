@@ -103,8 +103,8 @@ def library() -> ctypes.CDLL:
     lib.encl_wire_size.restype = c_size_t
     lib.encl_wire_array_size.restype = c_size_t
     lib.encl_wire_array_size.argtypes = [Slice]
-    lib.encl_bytes_encode.restype = c_size_t
-    lib.encl_bytes_encode.argtypes = [ctypes.c_void_p, Slice]
+    lib.encl_bytes_encode.restype = c_bool
+    lib.encl_bytes_encode.argtypes = [Slice, ctypes.c_void_p, c_size_t, POINTER(c_size_t)]
     lib.encl_bytes_decode.restype = c_bool
     lib.encl_bytes_decode.argtypes = [
         ctypes.c_void_p,
@@ -238,7 +238,9 @@ def decode(data: bytes, direction: Direction) -> Message:
 
 def bytes_encode(data: bytes) -> bytes:
     lib, block, out = library(), Block(data), Block(bytes(2 * len(data)))
-    return out.bytes(lib.encl_bytes_encode(out.address, block.slice()))
+    written = c_size_t()
+    assert lib.encl_bytes_encode(block.slice(), out.address, out.len, byref(written))
+    return out.bytes(written.value)
 
 
 def bytes_decode(data: bytes, count: int) -> tuple[bytes, int] | None:
