@@ -12,6 +12,15 @@ ROOT = Path(__file__).parent
 LAYERS = "base noise wire attest session ws net channel enclave python".split()
 LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 MINIMUM_PYTHON = 0x030B0000
+MISSING = """
+To build enclavia from source, install what it is built on, then run the same command again:
+  Debian, Ubuntu: apt-get install gcc pkg-config
+                  libsodium-dev libwebsockets-dev libcbor-dev libssl-dev libcap-dev
+  Fedora:         dnf install gcc pkgconf
+                  libsodium-devel libwebsockets-devel libcbor-devel openssl-devel libcap-devel
+  Alpine:         apk add gcc musl-dev pkgconf
+                  libsodium-dev libwebsockets-dev libcbor-dev openssl-dev libcap-dev
+Wheels need none of these. README.md, 'From source', has more."""
 
 
 def pkg_config(*args: str) -> list[str]:
@@ -19,9 +28,9 @@ def pkg_config(*args: str) -> list[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        sys.exit("pkg-config is missing; see README.md, 'From source'")
+        sys.exit(f"pkg-config is missing.\n{MISSING}")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"{error.stderr}\na library to build on is missing; see README.md, 'From source'")
+        sys.exit(f"{error.stderr}\n{MISSING}")
     return done.stdout.split()
 
 
@@ -45,7 +54,8 @@ def extension() -> Extension:
         "enclavia._core",
         sources=sources,
         depends=depends,
-        include_dirs=["csrc"],
+        # A wheel for another machine brings headers of its own (packaging/wheels.py).
+        include_dirs=["csrc", *os.environ.get("ENCLAVIA_INCLUDE", "").split()],
         define_macros=[
             ("Py_LIMITED_API", hex(MINIMUM_PYTHON)),
             ("_GNU_SOURCE", None),

@@ -11,10 +11,16 @@ import importlib
 import logging
 from typing import TYPE_CHECKING
 
+from ._libraries import explained
+
+try:
+    from ._core import AWS_ROOT_G1, VERSION
+except ImportError as error:
+    raise explained(error) from error
+
 from ._attestation import Attestation, verify_attestation
 from ._channel import Channel, Stream
 from ._client import AsyncClient, Client
-from ._core import AWS_ROOT_G1, VERSION
 from ._errors import (
     AttestationError,
     CertificateError,
