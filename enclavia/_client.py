@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
 import httpx2
+from httpx2._client import BaseClient, ClientState
 
 from ._attestation import Attestation
 from ._config import UpgradeHeaders, Verify
 from ._connecting import Connecting
-from ._errors import ForeignURL
+from ._errors import ForeignURL, ProtocolError, StateError
 from ._flow import Stats
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._plain import dress, is_plain
 from ._retry import Retries
 from ._transport import DEFAULT_TIMEOUT, EnclaveTransport, Settings, Timed
+from ._url import EnclaveURL
 
 if TYPE_CHECKING:
     from httpx2._client import EventHook
@@ -144,7 +146,8 @@ class _KnownRequests:
         known = all_known.get((method, url))
         if known is None or (plain and known.defaults != client.headers.raw):
             request = build(method, url if known is None else known.url, **options)
-            if not client.params and not options.get("params"):
+            # An empty ``params`` is given, too: it takes the query of the URL away.
+            if not client.params and options.get("params") is None:
                 if len(all_known) >= self._MOST:
                     all_known.clear()
                 headers = request.headers.copy() if plain else None
@@ -166,7 +169,46 @@ class _KnownRequests:
         return request
 
 
-class Client(httpx2.Client):
+class _OwnClient(BaseClient):
+    """What both clients do differently from httpx2's."""
+
+    def _redirect_url(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.URL:
+        """Where a redirect leads. The workload behind the tunnel knows its authority, from the
+        Host header, but not how it is reached, so it often writes ``http://`` before it: that is
+        the enclave all the same, and the request goes on in the tunnel as it came."""
+        url = super()._redirect_url(request, response)
+        if self._own_url.refusal(url) is None:
+            url = url.copy_with(scheme=request.url.scheme, port=request.url.port)
+        return url
+
+    def _build_redirect_request(
+        self, request: httpx2.Request, response: httpx2.Response
+    ) -> httpx2.Request:
+        try:
+            return super()._build_redirect_request(request, response)
+        except (httpx2.RemoteProtocolError, httpx2.InvalidURL, ValueError) as error:
+            # httpx2 lets some of what a server may write there pass as a UnicodeError.
+            raise ProtocolError(
+                f"expected a URL in the redirect's Location header: {error}", request=request
+            ) from error
+
+    @property
+    def _own_url(self) -> EnclaveURL:
+        enclave: EnclaveTransport | AsyncEnclaveTransport = self._transport  # type: ignore[attr-defined]
+        return enclave._settings.config.url
+
+    def _expect_usable(self) -> None:
+        if self._state is ClientState.CLOSED:
+            raise StateError("Cannot send a request, as the client has been closed.")
+
+    def _expect_unopened(self) -> None:
+        if self._state is ClientState.CLOSED:
+            raise StateError("Cannot reopen a client instance, once it has been closed.")
+        if self._state is ClientState.OPENED:
+            raise StateError("Cannot open a client instance more than once.")
+
+
+class Client(_OwnClient, httpx2.Client):
     """An :class:`httpx2.Client` whose every request goes through an attested channel to one
     enclave.
 
@@ -279,6 +321,7 @@ class Client(httpx2.Client):
             isinstance(request.stream, httpx2.SyncByteStream)
             and is_plain(self, request, auth, follow_redirects)
         ):
+            self._expect_usable()
             return super().send(
                 request, stream=stream, auth=auth, follow_redirects=follow_redirects
             )
@@ -309,12 +352,11 @@ class Client(httpx2.Client):
         return self._enclave.stats
 
     def __enter__(self) -> Self:
-        unopened = self._state.name == "UNOPENED"
+        self._expect_unopened()
         try:
             return super().__enter__()
         except BaseException:
-            if unopened:
-                self.close()
+            self.close()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -327,7 +369,7 @@ class Client(httpx2.Client):
         return f"<Client {self._enclave._settings.config.url}>"
 
 
-class AsyncClient(httpx2.AsyncClient):
+class AsyncClient(_OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
 
     def __init__(
@@ -429,6 +471,7 @@ class AsyncClient(httpx2.AsyncClient):
             isinstance(request.stream, httpx2.AsyncByteStream)
             and is_plain(self, request, auth, follow_redirects)
         ):
+            self._expect_usable()
             return await super().send(
                 request, stream=stream, auth=auth, follow_redirects=follow_redirects
             )
@@ -459,12 +502,11 @@ class AsyncClient(httpx2.AsyncClient):
         return self._enclave.stats
 
     async def __aenter__(self) -> Self:
-        unopened = self._state.name == "UNOPENED"
+        self._expect_unopened()
         try:
             return await super().__aenter__()
         except BaseException:
-            if unopened:
-                await self.aclose()
+            await self.aclose()
             raise
 
     def __getstate__(self) -> dict[str, Any]:

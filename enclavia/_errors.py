@@ -18,6 +18,7 @@ __all__ = [
     "EnclaviaError",
     "ForeignURL",
     "ForkedError",
+    "IncompleteResponse",
     "InternalError",
     "InvalidRequest",
     "InvalidURL",
@@ -114,6 +115,11 @@ class ConnectionClosed(EnclaviaError, httpx2.ReadError):
     retryable_by_default = True
 
 
+class IncompleteResponse(ConnectionClosed, httpx2.RemoteProtocolError):
+    """The workload closed its connection before it answered, or within its answer. httpx2 raises
+    ``RemoteProtocolError`` here, so this is one as well."""
+
+
 class SlowReader(ConnectionClosed):
     """An answer was not read while others waited behind it, so the rest of it was dropped. Asking
     again in the same way would end in the same way: read faster, or use a client of its own."""
@@ -192,8 +198,10 @@ class UpgradeChainError(EnclaviaError, httpx2.TransportError):
     """The chain of upgrades does not lead from the pinned image to the running one."""
 
 
-class ServerError(EnclaviaError, httpx2.NetworkError):
-    """The enclave answered ``Error`` for one request or stream; ``id`` says which."""
+class ServerError(EnclaviaError, httpx2.ReadError):
+    """The enclave answered ``Error`` for one request or stream; ``id`` says which. For a request of
+    HTTP that is how a workload's reset arrives: httpx2 raises ``ReadError`` there, and asking again
+    may help, so it is retryable then."""
 
     def __init__(
         self,

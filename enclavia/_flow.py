@@ -40,6 +40,7 @@ from ._http1 import (
     Data,
     End,
     Event,
+    Failed,
     Head,
     ResponseParser,
     asks_to_close,
@@ -638,6 +639,8 @@ class Exchange:
             self._answered_at = now()
         events = self._parser.feed(data) if data else self._parser.feed_eof()
         for event in events:
+            if isinstance(event, Failed) and self._answer is None:
+                raise event.error
             if isinstance(event, Head) and event.informational:
                 self._continue = self._continue or event.status == 100
                 continue
@@ -649,7 +652,7 @@ class Exchange:
             if isinstance(event, End):
                 self.trailers.extend(event.trailers)
             self._events.append(event)
-        if not data:
+        if not data or (events and isinstance(events[-1], Failed)):
             await self._stop_upload()
         if self._parser.finished and not self._uploading and not self._is_upgrade():
             self._settle()
@@ -711,6 +714,8 @@ class Exchange:
         event = self._events.popleft()
         if isinstance(event, Data):
             return event.data
+        if isinstance(event, Failed):
+            raise event.error
         await self._finish_upload()
         return None
 
@@ -746,6 +751,10 @@ class Exchange:
     def blame(self, error: BaseException) -> None:
         if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
             self._lease.handle.unanswered()
+        if isinstance(error, ServerError):
+            # Of a request's stream: its connection to the workload broke. Whether the workload
+            # closed or reset it makes no difference to the caller.
+            error.retryable = True
 
     async def abandon(self) -> None:
         """Ends it wherever it is. May be called again."""

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
-from ._errors import ConnectionClosed, InvalidRequest, ProtocolError
+from ._errors import IncompleteResponse, InvalidRequest, ProtocolError
 
 __all__ = [
     "BodyEncoder",
     "Data",
     "End",
     "Event",
+    "Failed",
     "Head",
     "Limits",
     "ReadHead",
@@ -39,7 +40,11 @@ _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _TOKEN_BYTES: Final = bytes(n for n in range(256) if _TOKEN.fullmatch(bytes([n])))
 _VALUE_BYTES: Final = bytes(n for n in range(256) if _VALUE.fullmatch(bytes([n])))
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+# RFC 9110, section 2.5: a later minor version is read as the latest one that is known.
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+# What these say decides where a message ends, and a folded line is read differently by different
+# parsers.
+_NEVER_FOLDED: Final = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 _SHOWN: Final = 60
 _KEPT_HEAD: Final = 1024
 
@@ -189,7 +194,13 @@ class End(NamedTuple):
     upgraded: bool = False
 
 
-Event = Head | Data | End
+class Failed(NamedTuple):
+    """What came next is not a response. Always the last event; what came before it is valid."""
+
+    error: ProtocolError
+
+
+Event = Head | Data | End | Failed
 
 
 class _Stop(Exception):
@@ -219,22 +230,28 @@ class ResponseParser:
         self.leftover = b""
 
     def feed(self, data: bytes) -> list[Event]:
-        """What these bytes say. Raises :class:`ProtocolError`; the connection is lost then."""
+        """What these bytes say. Where they break HTTP, what they said before that comes first, and
+        :class:`Failed` last: so the events do not depend on how the bytes were cut into reads."""
         events: list[Event] = []
         if data:
             self.started = True
-        while data:
-            data = self._state(self, data, events)
+        try:
+            while data:
+                data = self._state(self, data, events)
+        except ProtocolError as error:
+            self._state = ResponseParser._after_failure
+            self.reusable = False
+            events.append(Failed(error))
         return events
 
     def feed_eof(self) -> list[Event]:
         """The workload closed the connection."""
-        if self.finished:
+        if self.finished or self._state is ResponseParser._after_failure:
             return []
         if self._state is ResponseParser._until_close:
             self._finish()
             return [End()]
-        raise ConnectionClosed(self._cut_short())
+        raise IncompleteResponse(self._cut_short())
 
     def _cut_short(self) -> str:
         if not self.started:
@@ -325,6 +342,10 @@ class ResponseParser:
         for piece in body:
             self._received += len(piece)
             events.append(Data(piece))
+        if self._chunks.failure is not None:
+            failure = self._chunks.failure
+            self._chunks.close()
+            raise failure
         if self._chunks.complete:
             self._closing = self._closing or self._chunks.excess
             self._finish()
@@ -344,6 +365,9 @@ class ResponseParser:
     def _after_end(self, data: bytes, events: list[Event]) -> bytes:
         # Nobody asked for these: the connection is not in step any more.
         self.reusable = False
+        return b""
+
+    def _after_failure(self, data: bytes, events: list[Event]) -> bytes:
         return b""
 
     def _end(self, rest: bytes, events: list[Event]) -> bytes:
@@ -405,6 +429,58 @@ def remembering() -> ReadHead:
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:
     _check_start(raw)
+    try:
+        return _parse_strictly(raw, limits, version=raw[:8])
+    except ProtocolError:
+        tolerated = _tolerated(raw)
+        if tolerated == raw:
+            raise
+    return _parse_strictly(tolerated, limits, version=raw[:8])
+
+
+def _tolerated(raw: bytes) -> bytes:
+    """A head that breaks the grammar, written as a client may read it where that is without
+    ambiguity:
+
+    * a folded header line is joined by a space (RFC 9112, section 5.2), except where it says how
+      the message is framed;
+    * a Content-Length that is repeated, as a list or as lines, becomes one (RFC 9110, section 8.6);
+    * a later minor version of HTTP/1 is read as 1.1 (RFC 9110, section 2.5).
+    """
+    status_line, *lines = raw[:-4].split(b"\r\n")
+    if status_line[:8] not in (b"HTTP/1.0", b"HTTP/1.1"):
+        status_line = b"HTTP/1.1" + status_line[8:]
+    fields: list[bytearray] = []
+    for line in lines:
+        if line[:1] not in (b" ", b"\t"):
+            fields.append(bytearray(line))
+            continue
+        if not fields:  # RFC 9112, section 2.2
+            raise ProtocolError("expected a header after the status line, got whitespace")
+        if _field_name(fields[-1]) in _NEVER_FOLDED:
+            raise ProtocolError(f"expected one line, got a folded one: {_shown(fields[-1])}")
+        fields[-1] += b" " + line.lstrip(b" \t")
+    return b"\r\n".join([status_line, *_with_one_length(fields), b"", b""])
+
+
+def _with_one_length(fields: list[bytearray]) -> list[bytearray]:
+    lengths = [field for field in fields if _field_name(field) == b"content-length"]
+    items = [
+        item.strip(b" \t") for field in lengths for item in field.partition(b":")[2].split(b",")
+    ]
+    if len(items) < 2 or any(item != items[0] for item in items):
+        return fields
+    first = lengths[0]
+    first[:] = first.partition(b":")[0] + b": " + items[0]
+    repeated = [id(field) for field in lengths[1:]]
+    return [field for field in fields if id(field) not in repeated]
+
+
+def _field_name(field: bytearray) -> bytes:
+    return bytes(field.partition(b":")[0]).lower()
+
+
+def _parse_strictly(raw: bytes, limits: Limits, version: bytes) -> Head:
     httptools = _httptools()
     reader = _HeadReader()
     parser = httptools.HttpResponseParser(reader)
@@ -424,7 +500,7 @@ def _parse_head(raw: bytes, limits: Limits) -> Head:
     return Head(
         status=parser.get_status_code(),
         reason=reader.reason,
-        version=raw[:8],
+        version=version,
         headers=tuple(reader.headers),
     )
 
@@ -499,9 +575,12 @@ class _ChunkReader:
         self.trailers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.excess = False
+        self.failure: ProtocolError | None = None
         self._tail = b""
         self._refusal = _httptools().HttpParserError
         self._parser = _httptools().HttpResponseParser(self)
+        # Servers that fill in the size later pad it; only one thing can be meant.
+        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         self._parser.feed_data(self._PRELUDE)
         self._in_prelude = False
 
@@ -527,14 +606,22 @@ class _ChunkReader:
         self.complete = True
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The pieces of the body in these bytes; ``failure`` says what was wrong behind them."""
         self._progress = False
         try:
             self._parser.feed_data(data)
         except self._refusal as error:
             _raise_foreign(error)
-            if not self.complete:
-                raise ProtocolError(f"expected a chunked body: {error}") from None
-            self.excess = True
+            if self.complete:
+                self.excess = True
+            else:
+                self.failure = ProtocolError(f"expected a chunked body: {error}")
+        if self.failure is None:
+            self.failure = self._beyond_limits(data)
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _beyond_limits(self, data: bytes) -> ProtocolError | None:
         # llhttp passes over line ends that follow the last two.
         self._tail = (self._tail + data[-5:])[-5:]
         if self.complete and not self._tail.strip(b"\r\n"):
@@ -542,14 +629,13 @@ class _ChunkReader:
         # Chunk extensions and trailers are of any length to llhttp.
         self._overhead = 0 if self._progress else self._overhead + len(data)
         if max(self._overhead, self._trailer_bytes) > self._limits.chunk_overhead:
-            raise ProtocolError(
+            return ProtocolError(
                 f"expected at most {self._limits.chunk_overhead} bytes of chunk extensions or "
                 "trailers"
             )
         if len(self.trailers) > self._limits.header_count:
-            raise ProtocolError(f"expected at most {self._limits.header_count} trailers")
-        pieces, self._pieces = self._pieces, []
-        return pieces
+            return ProtocolError(f"expected at most {self._limits.header_count} trailers")
+        return None
 
     def close(self) -> None:
         """llhttp's side knows its callbacks, and so this object."""

@@ -82,13 +82,16 @@ class EnclaveURL(NamedTuple):
 
     def refusal(self, url: httpx2.URL) -> str | None:
         """Why a request for this URL cannot go to this enclave; None where it can."""
-        if url.scheme not in ("https", "wss", self.scheme):
+        default = _DEFAULT_PORTS.get(url.scheme)
+        if default is None:
             return (
                 f"expected a URL of this enclave, {self.base_url}…, got the scheme "
                 f"{url.scheme!r} in {_shown(str(url))}"
             )
-        port = None if url.port in (None, _DEFAULT_PORTS[url.scheme]) else url.port
-        if _host_of(url) != self.host or port != self._explicit_port:
+        # A workload knows its authority from the Host header and writes any scheme before it, most
+        # often ``http``. Without a port that is the enclave's own where the enclave has none.
+        own_port = self._explicit_port is None and url.port is None
+        if _host_of(url) != self.host or not (own_port or (url.port or default) == self.port):
             return (
                 f"expected a URL of this enclave, {self.base_url}…, got another host in "
                 f"{_shown(str(url))}: use another client for it"

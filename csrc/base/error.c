@@ -42,6 +42,8 @@ static bool retryable_by_default(encl_code code) {
     case ENCL_E_CONNECT:
     case ENCL_E_CLOSED:
     case ENCL_E_CONNECT_TIMEOUT:
+    case ENCL_E_READ_TIMEOUT:
+    case ENCL_E_WRITE_TIMEOUT:
     case ENCL_E_POOL_TIMEOUT:
         return true;
     default:

@@ -89,6 +89,10 @@ static void errors_are_cut_not_overrun(void **state) {
     assert_memory_equal(err.message, "while reading: xxx", 18);
     encl_fail(&err, ENCL_E_PCR, "no");
     assert_false(err.retryable);
+    encl_fail(&err, ENCL_E_READ_TIMEOUT, "late");
+    assert_true(err.retryable);
+    encl_fail(&err, ENCL_E_WRITE_TIMEOUT, "late");
+    assert_true(err.retryable);
 }
 
 static void compares_lengths_and_every_byte(void **state) {

@@ -541,7 +541,7 @@ def test_iterator_that_raises(kind: str) -> None:
     "url",
     [
         "https://other.example/", "http://127.0.0.1:1/", "https://127.0.0.1:1/", "ftp://x/",
-        "http://{authority}/",
+        "ftp://{authority}/",
     ],
 )  # fmt: skip
 def test_other_hosts_are_refused(kind: str, url: str) -> None:
@@ -577,11 +577,10 @@ def test_redirects(kind: str) -> None:
 
         async def case(client: Face) -> None:
             assert (await client.get("/0")).status_code == 302
-            for number in (0, 1):
+            for number in (0, 1, 3):
                 assert (await client.get(f"/{number}", follow_redirects=True)).content == b"arrived"
-            for number in (2, 3):
-                with pytest.raises(enclavia.ForeignURL):
-                    await client.get(f"/{number}", follow_redirects=True)
+            with pytest.raises(enclavia.ForeignURL):
+                await client.get("/2", follow_redirects=True)
 
         with_client(kind, enclave, case)
         assert len(server.connections) == 1

@@ -32,7 +32,9 @@ CLASSES = [
         (enclavia.PoolTimeout, httpx2.PoolTimeout),
         (enclavia.ProtocolError, httpx2.RemoteProtocolError),
         (enclavia.AttestationError, httpx2.TransportError),
-        (enclavia.ServerError, httpx2.TransportError),
+        (enclavia.ServerError, httpx2.ReadError),
+        (enclavia.IncompleteResponse, enclavia.ConnectionClosed),
+        (enclavia.IncompleteResponse, httpx2.RemoteProtocolError),
         (enclavia.UpgradeChainError, httpx2.TransportError),
         (enclavia.InvalidURL, httpx2.InvalidURL),
         (enclavia.InvalidURL, ValueError),
@@ -93,8 +95,8 @@ def test_upgrade_rejected_is_retryable_by_status(status: int, retryable: bool) -
 def test_what_may_be_retried_by_default() -> None:
     retryable = {cls.__name__ for cls in CLASSES if cls("why").retryable}
     assert retryable == {
-        "ConnectError", "ConnectionClosed", "ConnectTimeout", "ReadTimeout", "WriteTimeout",
-        "PoolTimeout",
+        "ConnectError", "ConnectionClosed", "ConnectTimeout", "IncompleteResponse",
+        "ReadTimeout", "WriteTimeout", "PoolTimeout",
     }  # fmt: skip
 
 

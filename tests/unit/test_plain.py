@@ -248,3 +248,17 @@ def test_what_was_said_to_one_enclave_is_remembered_by_its_client_only() -> None
         one.get("/")
         assert [c._enclave._fields_of.cache_info().currsize for c in (one, other)] == [1, 0]
         assert [c._enclave._engine._tell.cache_info().currsize for c in (one, other)] == [1, 0]
+
+
+@pytest.mark.parametrize("empty", [{}, [], (), "", httpx2.QueryParams()], ids=repr)
+@pytest.mark.parametrize("cls", [enclavia.Client, enclavia.AsyncClient])
+def test_what_empty_params_did_to_a_url_is_not_remembered(cls: Any, empty: Any) -> None:
+    client = cls("wss://enclave.example", debug_mode=True)
+    plain = httpx2.Client(base_url="https://enclave.example/")
+    for params in (empty, None, {"a": "1"}, None, empty, None):
+        for method in ("GET", "DELETE"):
+            ours, theirs = (
+                each.build_request(method, "/rows?id=7", params=params) for each in (client, plain)
+            )
+            assert ours.url == theirs.url
+    assert client.build_request("DELETE", "/rows?id=7").url.query == b"id=7"
