@@ -320,32 +320,19 @@ static void hold_elapsed(void *arg) {
     pthread_mutex_unlock(&ch->lock);
 }
 
-static void set_pace_timer(void *arg) {
-    encl_channel *ch = arg;
+void ch_arm(encl_channel *ch) {
     int64_t wait;
 
-    pthread_mutex_lock(&ch->lock);
+    if (ch->pace_armed || ch->pace_timer == NULL || ch->state != ENCL_CHANNEL_OPEN ||
+        encl_conn_tx_pending(ch->conn) >= ENCL_CONN_HIGH_WATER) {
+        return; /* where too much is queued, on_drained comes as soon as it is not */
+    }
+    ch->pace_armed = true;
     wait = encl_pace_next(&ch->pace) - encl_now_ns();
     if (wait > ENCL_PACE_SLACK_NS) {
         wait = ENCL_PACE_SLACK_NS;
     }
-    if (ch->pace_timer != NULL && ch->pace_armed) {
-        encl_timer_set(ch->pace_timer, wait <= 0 ? 1 : (uint64_t)(wait / 1000000 + 1));
-    }
-    pthread_mutex_unlock(&ch->lock);
-    unref(ch);
-}
-
-void ch_arm(encl_channel *ch) {
-    if (ch->pace_armed || ch->state != ENCL_CHANNEL_OPEN) {
-        return;
-    }
-    ch->pace_armed = true;
-    ch_retain(ch);
-    if (!encl_loop_post(ch->loop, &ch->pace_job)) {
-        ch->pace_armed = false;
-        (void)atomic_fetch_sub(&ch->refs, 1); /* the caller holds another */
-    }
+    encl_timer_set(ch->pace_timer, wait <= 0 ? 1 : (uint64_t)(wait / 1000000 + 1));
 }
 
 bool ch_has_room(encl_channel *ch, const flow *f, size_t promised) {
@@ -656,7 +643,6 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     atomic_init(&ch->refs, 1);
     ch->generation = encl_fork_generation();
     ch->loop = loop;
-    ch->pace_job = (encl_job){.run = set_pace_timer, .arg = ch};
     ch->max_in_flight = config->max_in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     cond_init(&ch->changed);

@@ -107,10 +107,10 @@ struct encl_channel {
 
     encl_loop *loop;
     encl_pace pace;
-    size_t promised;        /* slots granted whose opening record has not been sent */
-    encl_job pace_job;      /* queued only where pace_armed has just become true */
-    encl_timer *pace_timer; /* service thread only; NULL before the connection and after it */
-    bool pace_armed;        /* somebody waits for it, or for a sign that comes sooner */
+    size_t promised; /* slots granted whose opening record has not been sent */
+    encl_timer
+        *pace_timer; /* freed by the service thread; NULL before the connection and after it */
+    bool pace_armed; /* somebody waits for it, or for a sign that comes sooner */
     encl_hold hold;
     encl_timer *hold_timer; /* like pace_timer; runs while a stream is over high water */
     encl_buf *tx;           /* between ch_tx_begin and ch_tx_end */

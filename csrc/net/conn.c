@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Reads of one readiness, before other connections get their turn. */
@@ -15,13 +14,6 @@
 /* A data frame of 126..65535 bytes: 4 bytes of head and, from a client, 4 of mask. */
 #define FRAME_ROOM   8
 #define CLOSE_POLICY 1008
-
-static int64_t now_ns(void) {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 /* What the service thread can be asked for, in the order in which it is done. */
 enum net_ask {
@@ -35,6 +27,7 @@ enum net_ask {
 };
 
 static void run_asked(void *arg);
+static void close_timer_fired(void *arg);
 
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          const encl_conn_events *events, void *user, encl_conn **out,
@@ -49,6 +42,7 @@ encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
     conn->side = side;
     conn->fd = conn->lws_fd = -1;
     conn->job = (encl_job){.run = run_asked, .arg = conn};
+    net_timer_init(&conn->close_timer, loop, close_timer_fired, conn);
     pthread_mutex_init(&conn->io, NULL);
     encl_buf_init(&conn->txq, NET_TX_LIMIT);
     encl_buf_init(&conn->early, NET_EARLY_MAX);
@@ -290,6 +284,18 @@ static encl_result widen(encl_conn *conn, size_t len, size_t more, encl_error *e
     return encl_buf_commit(&conn->txq, more, err);
 }
 
+/* io is held. Nobody can foretell a mask (RFC 6455 section 5.3): it comes from the system. A forked
+ * child, which has a copy of the pool, sends nothing here. */
+static encl_result take_mask(encl_conn *conn, uint8_t mask[4], encl_error *err) {
+    if (conn->masks_left == 0) {
+        ENCL_TRY(encl_random(conn->masks, sizeof conn->masks, err));
+        conn->masks_left = sizeof conn->masks;
+    }
+    memcpy(mask, conn->masks + sizeof conn->masks - conn->masks_left, 4);
+    conn->masks_left -= 4;
+    return ENCL_OK;
+}
+
 static encl_result frame_in_place(encl_conn *conn, encl_ws_opcode opcode, size_t len,
                                   encl_error *err) {
     uint8_t head[ENCL_WS_MAX_HEADER], mask[4], *payload;
@@ -297,7 +303,7 @@ static encl_result frame_in_place(encl_conn *conn, encl_ws_opcode opcode, size_t
     size_t head_len;
 
     if (masked) {
-        ENCL_TRY(encl_random(mask, sizeof mask, err));
+        ENCL_TRY(take_mask(conn, mask, err));
         encl_ws_mask(conn->txq.data + conn->txq.w - len, len, mask, 0);
     }
     head_len = encl_ws_header(head, opcode, len, masked ? mask : NULL);
@@ -363,7 +369,7 @@ static void queue_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice pay
     if (conn->failed) {
         return;
     }
-    if ((masked && encl_random(mask, sizeof mask, &err) != ENCL_OK) ||
+    if ((masked && take_mask(conn, mask, &err) != ENCL_OK) ||
         encl_ws_control(opcode, payload, masked ? mask : NULL, &conn->txq, &err) != ENCL_OK) {
         if (err.code == ENCL_E_INVALID) {
             (void)encl_fail(&err, ENCL_E_PROTOCOL,
@@ -464,8 +470,8 @@ void net_conn_opened(encl_conn *conn) {
 
 /* ---- the end ---- */
 
-static void close_timer_fired(lws_sorted_usec_list_t *sul) {
-    encl_conn *conn = lws_container_of(sul, encl_conn, close_timer);
+static void close_timer_fired(void *arg) {
+    encl_conn *conn = arg;
     encl_error why;
 
     encl_fail(&why, ENCL_E_CLOSED, "the connection was closed on this side");
@@ -504,8 +510,7 @@ void net_conn_finish(encl_conn *conn, const encl_error *why) {
     if (conn->prev_next != NULL) {
         net_unlink_conn(conn);
     }
-    lws_sul_schedule(conn->loop->context, 0, &conn->close_timer, close_timer_fired,
-                     LWS_SET_TIMER_USEC_CANCEL);
+    encl_timer_stop(&conn->close_timer);
     kill_wsi(conn->raw_wsi);
     kill_wsi(conn->ws_wsi);
     if (events.closed != NULL) {
@@ -618,7 +623,7 @@ static encl_result charge_idle(encl_conn *conn, encl_error *err) {
         return ENCL_OK;
     }
     conn->idle_counted = conn->decoder.idle;
-    if (!encl_rate_take(&conn->idle, n, now_ns())) {
+    if (!encl_rate_take(&conn->idle, n, net_now_ns())) {
         conn->decoder.fail_code = CLOSE_POLICY;
         return encl_fail(err, ENCL_E_PROTOCOL,
                          "WebSocket: expected at most %d frames a second that carry nothing "
@@ -891,8 +896,7 @@ static void go_on_closing(encl_conn *conn) {
     if (now || conn->state == NET_CONNECTING) {
         finish_closed(conn, "the connection was closed on this side");
     } else if (conn->state == NET_CLOSING) {
-        lws_sul_schedule(conn->loop->context, 0, &conn->close_timer, close_timer_fired,
-                         (lws_usec_t)NET_CLOSE_WAIT_MS * 1000);
+        encl_timer_set(&conn->close_timer, NET_CLOSE_WAIT_MS);
         net_conn_readable(conn);
     }
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CLIENT_VHOST "client" /* its user is a net_vhost */
@@ -27,6 +28,13 @@ void net_lock_registry(void) {
 
 void net_unlock_registry(void) {
     pthread_mutex_unlock(&registry_lock);
+}
+
+int64_t net_now_ns(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
 uintmax_t net_inode(int fd) {
@@ -116,9 +124,20 @@ static void note_ctx(struct lws_vhost *vhost, SSL_CTX *ctx) {
     }
 }
 
+/* The descriptor of the timers has no connection. */
+static int timer_event(encl_loop *loop, enum lws_callback_reasons reason) {
+    if (reason == LWS_CALLBACK_RAW_RX_FILE) {
+        net_timers_fire(loop);
+    } else if (reason == LWS_CALLBACK_RAW_CLOSE_FILE) {
+        net_timers_closed(loop);
+    }
+    return 0;
+}
+
 int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
                  size_t len) {
     encl_conn *conn;
+    encl_loop *loop;
 
     if (wsi == NULL) {
         return 0;
@@ -127,6 +146,10 @@ int net_callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, 
     case LWS_CALLBACK_RAW_RX_FILE:
     case LWS_CALLBACK_RAW_WRITEABLE_FILE:
     case LWS_CALLBACK_RAW_CLOSE_FILE:
+        loop = lws_context_user(lws_get_context(wsi));
+        if (wsi == loop->timers.wsi) {
+            return timer_event(loop, reason);
+        }
         conn = lws_get_opaque_user_data(wsi);
         if (conn == NULL || conn->raw_wsi != wsi) {
             return 0;
@@ -426,8 +449,10 @@ static void *service(void *arg) {
     (void)pthread_setname_np(pthread_self(), "enclavia-net");
     loop->context = make_context(loop);
     if (loop->context != NULL) {
+        encl_error err;
+
         loop->raw_vhost = make_vhost(loop, "raw", NULL, NULL);
-        if (loop->raw_vhost == NULL) {
+        if (loop->raw_vhost == NULL || net_timers_open(loop, &err) != ENCL_OK) {
             lws_context_destroy(loop->context);
             loop->context = NULL;
         }
@@ -440,6 +465,7 @@ static void *service(void *arg) {
         if (lws_service(loop->context, 0) < 0) {
             break;
         }
+        atomic_fetch_add_explicit(&loop->turns, 1, memory_order_relaxed);
         run_jobs(loop);
         rearm_writers(loop);
     }
@@ -463,6 +489,7 @@ static void free_members(encl_loop *loop) {
         free(entry);
     }
     pthread_cond_destroy(&loop->changed);
+    pthread_mutex_destroy(&loop->timers.lock);
     pthread_mutex_destroy(&loop->lock);
     free(loop->rx);
     free(loop);
@@ -488,6 +515,8 @@ encl_result encl_loop_new(encl_loop **out, encl_error *err) {
     ENCL_ENSURE(loop != NULL, err, ENCL_E_NOMEM, "out of memory");
     atomic_init(&loop->refs, 1);
     pthread_mutex_init(&loop->lock, NULL);
+    pthread_mutex_init(&loop->timers.lock, NULL);
+    loop->timers.fd = -1;
     pthread_cond_init(&loop->changed, NULL);
     loop->generation = encl_fork_generation();
     loop->rx = malloc(NET_RX_BLOCK);
@@ -530,6 +559,10 @@ bool encl_loop_is_current(const encl_loop *loop) {
     return pthread_equal(pthread_self(), loop->thread) != 0;
 }
 
+uint64_t encl_loop_turns(const encl_loop *loop) {
+    return atomic_load_explicit(&loop->turns, memory_order_relaxed);
+}
+
 /* lock is held. */
 static void append_job(encl_loop *loop, encl_job *job) {
     bool wake = loop->jobs_head == NULL;
@@ -560,45 +593,4 @@ bool encl_loop_post(encl_loop *loop, encl_job *job) {
     }
     pthread_mutex_unlock(&loop->lock);
     return !stopped;
-}
-
-struct encl_timer {
-    lws_sorted_usec_list_t sul; /* first: the callback gets this address */
-    encl_loop *loop;
-    encl_task task;
-    void *arg;
-};
-
-static void timer_fired(lws_sorted_usec_list_t *sul) {
-    encl_timer *timer = (encl_timer *)(void *)sul;
-
-    timer->task(timer->arg);
-}
-
-encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_timer **out,
-                           encl_error *err) {
-    encl_timer *timer = calloc(1, sizeof *timer);
-
-    *out = timer;
-    ENCL_ENSURE(timer != NULL, err, ENCL_E_NOMEM, "out of memory");
-    timer->loop = loop;
-    timer->task = task;
-    timer->arg = arg;
-    return ENCL_OK;
-}
-
-void encl_timer_set(encl_timer *timer, uint64_t after_ms) {
-    lws_sul_schedule(timer->loop->context, 0, &timer->sul, timer_fired,
-                     (lws_usec_t)(after_ms * 1000));
-}
-
-void encl_timer_stop(encl_timer *timer) {
-    lws_sul_schedule(timer->loop->context, 0, &timer->sul, timer_fired, LWS_SET_TIMER_USEC_CANCEL);
-}
-
-void encl_timer_free(encl_timer *timer) {
-    if (timer != NULL) {
-        encl_timer_stop(timer);
-        free(timer);
-    }
 }

@@ -24,6 +24,10 @@ encl_result encl_loop_new(encl_loop **out, encl_error *err);
 void encl_loop_free(encl_loop *loop);
 bool encl_loop_is_current(const encl_loop *loop);
 
+/* How often the service thread has woken up. It sleeps until there is something to do, so this
+ * tells how well it does. Any thread. */
+uint64_t encl_loop_turns(const encl_loop *loop);
+
 typedef void (*encl_task)(void *arg);
 /* A place in the loop's queue, part of what it is about: asking needs no memory and cannot fail for
  * want of it. Not to be posted again before it runs, nor freed. */
@@ -36,7 +40,8 @@ typedef struct encl_job {
  * loop has ended, or is the parent's: it will never run. */
 bool encl_loop_post(encl_loop *loop, encl_job *job);
 
-/* Timers: service thread only. Setting again moves it; firing disarms it. */
+/* Timers. Setting again moves it; firing, in the service thread, disarms it. Setting is for any
+ * thread, as long as nobody frees it meanwhile; stopping and freeing are for the service thread. */
 encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_timer **out,
                            encl_error *err);
 void encl_timer_set(encl_timer *timer, uint64_t after_ms);

@@ -20,6 +20,8 @@
 #define NET_EARLY_MAX     ((size_t)64 * 1024)
 #define NET_REST_MAX      ((size_t)64 * 1024 * 1024) /* far above any receive buffer */
 #define NET_CLOSE_WAIT_MS 1000
+#define NET_MASK_POOL                                                                              \
+    256 /* random bytes asked for at once: a system call for each mask costs more */
 
 /* Tells whether a CA file is still the one that was read. */
 typedef struct net_file_id {
@@ -36,6 +38,22 @@ typedef struct net_vhost {
     struct net_vhost *next;
 } net_vhost;
 
+struct encl_timer {
+    encl_loop *loop;
+    encl_task task;
+    void *arg;
+    int64_t at;               /* of CLOCK_MONOTONIC; guarded by the timers' lock, like the rest */
+    encl_timer *next, **link; /* link NULL: not set */
+};
+
+typedef struct net_timers {
+    pthread_mutex_t lock; /* guards everything below, and the timers' places in the list */
+    encl_timer *first;    /* the next one due */
+    int fd;               /* a timerfd that libwebsockets owns and closes; -1 where there is none */
+    int64_t aimed_at;     /* the time that it is set for; 0: it is not set */
+    struct lws *wsi;      /* written by the service thread only */
+} net_timers;
+
 struct encl_loop {
     atomic_uint refs; /* its owner's, and those of threads that look names up */
     struct lws_context *context;
@@ -46,6 +64,8 @@ struct encl_loop {
     pthread_cond_t changed;
     encl_job *jobs_head, *jobs_tail;
     bool stopping, stopped, ready;
+    net_timers timers;
+    atomic_uint_fast64_t turns; /* how often the service thread woke up */
     /* service thread only */
     net_vhost *vhosts;
     encl_conn *conns;         /* all that are not finished; changed under registry_lock (loop.c) */
@@ -68,7 +88,8 @@ struct encl_conn {
     bool framed;
     encl_ws_side side;
 
-    pthread_mutex_t io; /* guards state, fd, ssl, txq, frame_start, write_armed, close_*, eof_* */
+    pthread_mutex_t
+        io; /* guards state, fd, ssl, txq, frame_start, masks, write_armed, close_*, eof_* */
     _Atomic(net_state) state; /* changed under io */
     int fd;          /* what we read and write; libwebsockets owns and closes it through raw_wsi */
     int lws_fd;      /* the descriptor of ws_wsi, -1 where there is none */
@@ -76,6 +97,8 @@ struct encl_conn {
     SSL *ssl;        /* libwebsockets'; NULL for plain connections and once its wsi is gone */
     encl_buf txq;
     size_t frame_start;
+    uint8_t masks[NET_MASK_POOL];
+    size_t masks_left; /* of masks, at its end: each is used once */
     bool write_armed, above_low_water;
     bool close_sent, eof_asked, eof_sent;
     atomic_bool close_asked;
@@ -97,7 +120,7 @@ struct encl_conn {
     encl_rate idle; /* frames that carried nothing */
     uint64_t idle_counted;
     bool eof_received, rx_stopped, in_writable, in_read;
-    lws_sorted_usec_list_t close_timer;
+    encl_timer close_timer;
     encl_conn *next, **prev_next; /* loop->conns */
     encl_conn *rearm_next;
     bool in_rearm;
@@ -137,6 +160,14 @@ uintmax_t net_inode(int fd);
 void net_close_in_child(int fd, uintmax_t inode);
 void net_link_conn(encl_conn *conn);
 void net_unlink_conn(encl_conn *conn);
+
+int64_t net_now_ns(void);
+
+/* timer.c */
+void net_timer_init(encl_timer *timer, encl_loop *loop, encl_task task, void *arg);
+encl_result net_timers_open(encl_loop *loop, encl_error *err); /* service thread */
+void net_timers_fire(encl_loop *loop);                         /* service thread */
+void net_timers_closed(encl_loop *loop);
 
 /* conn.c: service thread only unless said otherwise */
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,

@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <sys/wait.h>
 
+#include "channel/internal.h"
 #include "local.h"
 
 static encl_stream *open_stream(encl_channel *ch, const char *first) {
@@ -490,6 +491,78 @@ static void nothing_is_sent_before_it_is_open(void **state) {
     done_with(ch);
 }
 
+#define PACED_BYTES ((size_t)3 * 1024 * 1024)
+
+typedef struct upload {
+    encl_stream *stream;
+    encl_code rc;
+} upload;
+
+static void *send_it_all(void *arg) {
+    static uint8_t bytes[PACED_BYTES];
+    upload *u = arg;
+    encl_error err;
+    size_t put;
+
+    u->rc = encl_stream_write(u->stream, ENCL_SLICE(bytes, sizeof bytes),
+                              encl_now_ns() + 60 * SECOND, &put, &err);
+    return NULL;
+}
+
+/* Two uploads at once wait for each other, and for the time that the server needs. The service
+ * thread has to sleep meanwhile: it turns for records and for timers, not for the time that goes
+ * by. */
+static void a_paced_upload_does_not_keep_the_loop_busy(void **state) {
+    static uint8_t block[65536];
+    encl_channel *ch = open_channel(4);
+    encl_channel_stats stats;
+    pthread_t threads[2];
+    upload uploads[2];
+    size_t left[2] = {PACED_BYTES + 1, PACED_BYTES + 1};
+    uint64_t before, turns, records;
+    encl_error err;
+
+    (void)state;
+    before = encl_loop_turns(ch->loop);
+    for (int i = 0; i < 2; i++) {
+        encl_slot *slot;
+
+        assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+        assert_int_equal(encl_slot_wait(slot, encl_now_ns() + 5 * SECOND, &err), ENCL_OK);
+        assert_int_equal(encl_stream_open(slot, ENCL_SLICE("x", 1), &uploads[i].stream, &err),
+                         ENCL_OK);
+        encl_slot_release(slot);
+        assert_int_equal(pthread_create(&threads[i], NULL, send_it_all, &uploads[i]), 0);
+    }
+    while (left[0] + left[1] != 0) {
+        for (int i = 0; i < 2; i++) {
+            size_t got;
+            encl_code rc = left[i] == 0
+                               ? ENCL_E_READ_TIMEOUT
+                               : encl_stream_read(uploads[i].stream, block, sizeof block,
+                                                  encl_now_ns() + SECOND / 100, &got, &err);
+
+            if (rc != ENCL_E_READ_TIMEOUT) {
+                assert_int_equal(rc, ENCL_OK);
+                assert_true(got != 0);
+                left[i] -= got;
+            }
+        }
+    }
+    turns = encl_loop_turns(ch->loop) - before;
+    encl_channel_get_stats(ch, &stats);
+    records = stats.records_in + stats.records_out;
+    print_message("%llu records took %llu turns\n", (unsigned long long)records,
+                  (unsigned long long)turns);
+    assert_true(turns <= 6 * records);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(uploads[i].rc, ENCL_OK);
+        encl_stream_release(uploads[i].stream);
+    }
+    done_with(ch);
+}
+
 static void a_forked_child_is_refused(void **state) {
     encl_channel *ch = open_channel(64);
     encl_stream *st = open_stream(ch, "a");
@@ -541,6 +614,7 @@ int main(void) {
         cmocka_unit_test(fresh_documents_are_collected_by_number),
         cmocka_unit_test(no_more_than_sixteen_documents_are_kept),
         cmocka_unit_test(nothing_is_sent_before_it_is_open),
+        cmocka_unit_test(a_paced_upload_does_not_keep_the_loop_busy),
         cmocka_unit_test(a_forked_child_is_refused),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
