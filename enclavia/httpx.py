@@ -18,10 +18,12 @@ import httpx2
 
 from ._async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
 from ._attestation import Attestation
+from ._authority import names_enclave
 from ._errors import EnclaviaError
 from ._flow import Stats
 from ._transport import EnclaveTransport as _EnclaveTransport
 from ._transport import Settings, TransportOptions
+from ._url import EnclaveURL
 
 try:
     import httpcore
@@ -36,6 +38,8 @@ __all__ = ["AsyncEnclaveTransport", "EnclaveTransport"]
 
 
 class _Known(Protocol):
+    _settings: Settings
+
     @property
     def base_url(self) -> httpx2.URL: ...
     @property
@@ -49,8 +53,19 @@ class _About:
 
     @property
     def base_url(self) -> str:
-        """What relative URLs of requests are relative to."""
+        """What relative URLs of requests are relative to: ``https://<authority>/``.
+
+        Only a client that has this transport reaches the enclave by it. Handed to any other
+        library or client, it is the URL of the router, which would read the requests.
+        """
         return str(self._enclave.base_url)
+
+    @property
+    def _url(self) -> EnclaveURL:
+        return self._enclave._settings.config.url
+
+    def _names(self, url: httpx.URL) -> bool:
+        return names_enclave(self._url, url.scheme, url.raw_host.decode("ascii"), url.port)
 
     @property
     def attestation(self) -> Attestation:
@@ -61,6 +76,67 @@ class _About:
     def stats(self) -> Stats:
         """What this transport did and holds, in this process."""
         return self._enclave.stats
+
+    def _outgoing(
+        self, request: httpx.Request, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream
+    ) -> httpx2.Request:
+        url, headers = str(request.url), request.headers.raw
+        if self._names(request.url):
+            url = self.base_url.removesuffix("/") + request.url.raw_path.decode("ascii")
+            if request.headers.get("host") == request.url.netloc.decode("ascii"):
+                host = self._enclave.base_url.netloc
+                headers = [(n, host if n.lower() == b"host" else v) for n, v in headers]
+        return httpx2.Request(
+            request.method,
+            url,
+            headers=headers,
+            stream=stream,
+            extensions={"target": request.url.raw_path, **request.extensions},
+        )
+
+    def _incoming(
+        self,
+        request: httpx.Request,
+        response: httpx2.Response,
+        stream: httpx.SyncByteStream | httpx.AsyncByteStream,
+        network_stream: Any,  # noqa: ANN401 - NetworkStream or AsyncNetworkStream
+    ) -> httpx.Response:
+        extensions = dict(response.extensions)
+        if "network_stream" in extensions:
+            extensions["network_stream"] = network_stream(extensions["network_stream"])
+        incoming = httpx.Response(
+            response.status_code,
+            headers=response.headers.raw,
+            stream=stream,
+            extensions=extensions,
+        )
+        if "location" in incoming.headers:
+            self._keep_inside(incoming.headers, request.url)
+        return incoming
+
+    def _keep_inside(self, headers: httpx.Headers, asked: httpx.URL) -> None:
+        """Writes a Location that names this enclave as the request's URL does.
+
+        A workload often writes ``http://`` before the authority of the Host header. A client with
+        ``mounts`` goes by scheme and host, and would send what follows outside the tunnel.
+        """
+        try:
+            location = httpx.URL(headers["location"])
+            if location.scheme and not location.host:
+                location = location.copy_with(host=asked.host)
+        except (httpx.InvalidURL, ValueError):
+            return  # httpx refuses it
+        if not location.scheme:
+            if not location.host:
+                return
+            location = location.copy_with(scheme=asked.scheme)
+        same = (location.scheme, location.netloc) == (asked.scheme, asked.netloc)
+        if not same and self._names(location):
+            headers["location"] = str(
+                location.copy_with(
+                    scheme=asked.scheme, host=asked.host, port=asked.port, userinfo=b""
+                )
+            )
 
 
 class EnclaveTransport(_About, httpx.BaseTransport):
@@ -86,11 +162,11 @@ class EnclaveTransport(_About, httpx.BaseTransport):
         content = request.stream
         if not isinstance(content, httpx.SyncByteStream):
             raise TypeError("expected a request with a sync body, got an async one")
-        outgoing = _outgoing(request, _whole(content) or _RequestBody(content))
+        outgoing = self._outgoing(request, _whole(content) or _RequestBody(content))
         with _errors_of_httpx():
             incoming = self._enclave.handle_request(outgoing)
         stream = cast(httpx2.SyncByteStream, incoming.stream)
-        return _incoming(incoming, _ResponseBody(stream), NetworkStream)
+        return self._incoming(request, incoming, _ResponseBody(stream), NetworkStream)
 
     def close(self) -> None:
         self._enclave.close()
@@ -131,11 +207,11 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
         content = request.stream
         if not isinstance(content, httpx.AsyncByteStream):
             raise TypeError("expected a request with an async body, got a sync one")
-        outgoing = _outgoing(request, _whole(content) or _AsyncRequestBody(content))
+        outgoing = self._outgoing(request, _whole(content) or _AsyncRequestBody(content))
         with _errors_of_httpx():
             incoming = await self._enclave.handle_async_request(outgoing)
         stream = cast(httpx2.AsyncByteStream, incoming.stream)
-        return _incoming(incoming, _AsyncResponseBody(stream), AsyncNetworkStream)
+        return self._incoming(request, incoming, _AsyncResponseBody(stream), AsyncNetworkStream)
 
     async def aclose(self) -> None:
         await self._enclave.aclose()
@@ -178,37 +254,9 @@ def _errors_of_httpcore() -> contextlib.AbstractContextManager[None]:
     return _errors_of(httpcore)
 
 
-def _outgoing(
-    request: httpx.Request, stream: httpx2.SyncByteStream | httpx2.AsyncByteStream
-) -> httpx2.Request:
-    return httpx2.Request(
-        request.method,
-        str(request.url),
-        headers=request.headers.raw,
-        stream=stream,
-        extensions={"target": request.url.raw_path, **request.extensions},
-    )
-
-
 def _whole(stream: object) -> httpx2.ByteStream | None:
     """A body that is there already may be sent again."""
     return httpx2.ByteStream(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else None
-
-
-def _incoming(
-    response: httpx2.Response,
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
-    network_stream: Any,  # noqa: ANN401 - one of the two classes below
-) -> httpx.Response:
-    extensions = dict(response.extensions)
-    if "network_stream" in extensions:
-        extensions["network_stream"] = network_stream(extensions["network_stream"])
-    return httpx.Response(
-        response.status_code,
-        headers=response.headers.raw,
-        stream=stream,
-        extensions=extensions,
-    )
 
 
 class _RequestBody(httpx2.SyncByteStream):

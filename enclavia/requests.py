@@ -2,22 +2,27 @@
 
 Needs ``pip install 'enclavia[requests]'``.
 
+>>> with session(url, pcrs=pcrs) as enclave:
+...     enclave.get(enclave.base_url + "health", timeout=5)
+
 >>> adapter = EnclaveAdapter(url, pcrs=pcrs)
->>> with requests.Session() as session:
-...     session.mount(adapter.base_url, adapter)
-...     session.get(adapter.base_url + "health", timeout=5)
+>>> with requests.Session() as own:
+...     adapter.mount_on(own)
+...     own.get(adapter.base_url + "health", timeout=5)
 """
 
 from __future__ import annotations
 
 import http.client
 import io
+import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
 
 import httpx2
 
 from ._attestation import Attestation
+from ._authority import names_enclave
 from ._errors import (
     AttestationError,
     ConnectError,
@@ -35,6 +40,7 @@ from ._errors import (
 )
 from ._flow import Stats
 from ._transport import EnclaveTransport, Settings, TransportOptions
+from ._url import EnclaveURL
 
 try:
     import requests
@@ -43,7 +49,7 @@ try:
     import urllib3
     from requests.cookies import extract_cookies_to_jar
     from requests.structures import CaseInsensitiveDict
-    from requests.utils import get_encoding_from_headers
+    from requests.utils import get_encoding_from_headers, requote_uri
 except ImportError as error:
     raise ImportError(
         "enclavia.requests needs requests, which is not installed: "
@@ -54,7 +60,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["EnclaveAdapter", "session"]
+__all__ = ["EnclaveAdapter", "EnclaveSession", "session"]
 
 _READ_SIZE = 65_536
 
@@ -97,7 +103,7 @@ def _refuse(
 class EnclaveAdapter(requests.adapters.BaseAdapter):
     """Carries the requests of a :class:`requests.Session` to one enclave.
 
-    To be mounted on :attr:`base_url`. Takes the keywords of :class:`enclavia.EnclaveTransport`.
+    To be mounted with :meth:`mount_on`. Takes the keywords of :class:`enclavia.EnclaveTransport`.
     ``verify``, ``cert`` and ``proxies`` of the session are about TLS to a host, which there is
     none of here; the adapter has its own ``verify`` and ``proxy``. A request's ``timeout`` is
     (connect, read) as ever; where there is none, the adapter's own holds (30 s by default).
@@ -111,8 +117,40 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
 
     @property
     def base_url(self) -> str:
-        """What to mount it on, and what the URLs of requests begin with."""
+        """What the URLs of requests begin with: ``https://<authority>/``.
+
+        Only a session on which this adapter is mounted reaches the enclave by it. Handed to any
+        other library or session, it is the URL of the router, which would read the requests.
+        """
         return str(self._enclave.base_url)
+
+    def mount_on(self, session: requests.Session) -> None:
+        """Mounts it so that nothing for this enclave can leave by another adapter of the session.
+
+        The adapters that the session has by now are kept for other hosts. What they are asked to
+        send to the enclave's authority goes into the tunnel: by ``http://`` too, with a user name,
+        an explicit default port, a final dot, or in any other spelling. Call it after the session's
+        other adapters are mounted: one that is mounted later is not held back.
+        """
+        for prefix, other in list(session.adapters.items()):
+            if not isinstance(other, EnclaveAdapter) and not (
+                isinstance(other, _Beside) and other.enclave is self
+            ):
+                session.mount(prefix, _Beside(self, other))
+        for prefix in (self.base_url, f"http://{self._url.authority}/"):
+            session.mount(prefix, self)
+
+    @property
+    def _url(self) -> EnclaveURL:
+        return self._enclave._settings.config.url
+
+    def _names(self, url: str | None) -> bool:
+        """Whether the URL names this enclave, read as requests' own adapter would read it."""
+        try:
+            parsed = urllib3.util.parse_url(url or "")
+        except urllib3.exceptions.LocationParseError:
+            return False
+        return names_enclave(self._url, parsed.scheme or "", parsed.host or "", parsed.port)
 
     @property
     def attestation(self) -> Attestation:
@@ -142,7 +180,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
                 "cert: the client stays anonymous to an enclave; authenticate inside the channel "
                 "(auth, headers)"
             )
-        outgoing = _outgoing(request, timeout)
+        outgoing = self._outgoing(request, timeout)
         try:
             incoming = self._enclave.handle_request(outgoing)
         except EnclaviaError as error:
@@ -153,6 +191,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         response = requests.Response()
         response.status_code = raw.status
         response.headers = CaseInsensitiveDict(raw.headers)
+        self._keep_inside(response.headers, request.url or "")
         response.encoding = get_encoding_from_headers(response.headers)
         response.raw = raw
         response.reason = raw.reason or ""
@@ -162,34 +201,109 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         response.connection = self  # type: ignore[assignment]
         return response
 
+    def _keep_inside(self, headers: CaseInsensitiveDict[str], url: str) -> None:
+        """Writes a Location that names this enclave as the request's URL does.
+
+        A workload often writes ``http://`` before the authority of the Host header. A session goes
+        by the text of a URL, and would send what follows outside the tunnel.
+        """
+        name = next((name for name in headers if name.lower() == "location"), None)
+        if name is None:
+            return
+        try:
+            text = headers[name].encode("latin-1").decode("utf-8")
+            asked = urllib.parse.urlsplit(url)
+            if text.startswith("//"):
+                text = f"{asked.scheme}:{text}"
+            location = urllib.parse.urlsplit(text)
+        except ValueError:
+            return  # requests refuses it
+        netloc = asked.netloc.rpartition("@")[2]
+        if not location.netloc or (location.scheme, location.netloc) == (asked.scheme, netloc):
+            return
+        if self._names(requote_uri(text)):
+            headers[name] = location._replace(scheme=asked.scheme, netloc=netloc).geturl()
+
+    def _outgoing(self, request: requests.PreparedRequest, timeout: object) -> httpx2.Request:
+        extensions: dict[str, Any] = {"target": _bytes(request.path_url)}
+        allowed = _timeouts(timeout)
+        if allowed is not None:
+            extensions["timeout"] = allowed
+        url = request.url or ""
+        if self._names(url):
+            url = self.base_url.removesuffix("/") + request.path_url
+        return httpx2.Request(
+            request.method or "GET",
+            url,
+            headers=[
+                (_bytes(name), _bytes(value))
+                for name, value in request.headers.items()
+                if name.lower() != "proxy-authorization"
+            ],
+            content=_content(request.body),
+            extensions=extensions,
+        )
+
     def close(self) -> None:
         self._enclave.close()
 
     def __repr__(self) -> str:
-        return f"<EnclaveAdapter {self._enclave._settings.config.url}>"
+        return f"<EnclaveAdapter {self._url}>"
 
 
-def session(url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> requests.Session:
+class _Beside(requests.adapters.BaseAdapter):
+    """Another adapter of a session, which is not asked for what names the enclave."""
+
+    def __init__(self, enclave: EnclaveAdapter, other: requests.adapters.BaseAdapter) -> None:
+        super().__init__()
+        self.enclave = enclave
+        self.other = other
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        *args: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> requests.Response:
+        inside = self.enclave._names(request.url)
+        return (self.enclave if inside else self.other).send(request, *args, **options)
+
+    def close(self) -> None:
+        self.other.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the other has
+        if name == "other" or name.startswith("__"):  # pickle looks for these, on half an object
+            raise AttributeError(name)
+        return getattr(self.other, name)
+
+
+class EnclaveSession(requests.Session):
+    """A session that reaches one enclave and nothing else: no other host, no proxy, and nothing of
+    the environment (``~/.netrc``, ``NETRC``, ``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE``)."""
+
+    def __init__(self, adapter: EnclaveAdapter) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.adapters.clear()
+        self.mount(adapter.base_url, adapter)
+
+    @property
+    def _adapter(self) -> EnclaveAdapter:
+        return next(a for a in self.adapters.values() if isinstance(a, EnclaveAdapter))
+
+    @property
+    def base_url(self) -> str:
+        """What the URLs of requests begin with. See :attr:`EnclaveAdapter.base_url`."""
+        return self._adapter.base_url
+
+    def get_adapter(self, url: str) -> requests.adapters.BaseAdapter:
+        adapter = self._adapter
+        return adapter if adapter._names(url) else super().get_adapter(url)
+
+
+def session(url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> EnclaveSession:
     """A session that can reach this enclave and nothing else, redirects included."""
-    adapter = EnclaveAdapter(url, **options)
-    made = requests.Session()
-    made.adapters.clear()
-    made.mount(adapter.base_url, adapter)
-    return made
-
-
-def _outgoing(request: requests.PreparedRequest, timeout: object) -> httpx2.Request:
-    extensions: dict[str, Any] = {"target": _bytes(request.path_url)}
-    allowed = _timeouts(timeout)
-    if allowed is not None:
-        extensions["timeout"] = allowed
-    return httpx2.Request(
-        request.method or "GET",
-        request.url or "",
-        headers=[(_bytes(name), _bytes(value)) for name, value in request.headers.items()],
-        content=_content(request.body),
-        extensions=extensions,
-    )
+    return EnclaveSession(EnclaveAdapter(url, **options))
 
 
 def _bytes(text: str | bytes) -> bytes:
