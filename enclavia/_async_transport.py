@@ -41,6 +41,8 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
+        patience: float | None = None,
+        auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
@@ -56,6 +58,8 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
             proxy=proxy,
             timeout=timeout,
             retries=retries,
+            patience=patience,
+            auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
             limits=limits,
@@ -133,9 +137,6 @@ class LoopIo:
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         return await loop_hub().wait_for(waiter, timeout)
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
 
     async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
         return await loop_hub().wait(channel.notify_open, timeout)

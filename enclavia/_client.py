@@ -48,6 +48,8 @@ class ClientOptions(TypedDict, total=False):
     proxy: str | httpx2.URL | None
     timeout: TimeoutTypes
     retries: Retries
+    patience: float | None
+    auto_reconnect: bool
     max_channels: int
     max_in_flight: int
     limits: httpx2.Limits | None
@@ -225,6 +227,11 @@ class Client(_OwnClient, httpx2.Client):
     verify, proxy: for the outer TLS connection: True, False or a CA file; ``http://host:port``.
     timeout: as httpx2's (default 30 s); ``connect`` covers DNS to attestation.
     retries: how often a request without an answer may be sent again, where that is safe.
+    patience: for how many seconds connecting is tried again while it fails. Default: as long as
+        the ``connect`` timeout; 0 is one attempt. More than that timeout outlasts an outage: each
+        attempt is then bounded by ``connect``, and waiting for a connection by ``patience``.
+    auto_reconnect: False: once connected, never connect again; a request that finds the connection
+        lost raises :class:`ReconnectDisabled`.
     max_channels, max_in_flight: connections to the enclave, and requests at once on each. Of
         several one carries nothing but bodies above 256 KiB, and is opened when it is needed.
     """
@@ -242,6 +249,8 @@ class Client(_OwnClient, httpx2.Client):
         proxy: str | httpx2.URL | None = None,
         timeout: TimeoutTypes = DEFAULT_TIMEOUT,
         retries: Retries = 2,
+        patience: float | None = None,
+        auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
@@ -268,6 +277,8 @@ class Client(_OwnClient, httpx2.Client):
             proxy=proxy,
             timeout=httpx2.Timeout(timeout),
             retries=retries,
+            patience=patience,
+            auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
             limits=limits,
@@ -385,6 +396,8 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
         proxy: str | httpx2.URL | None = None,
         timeout: TimeoutTypes = DEFAULT_TIMEOUT,
         retries: Retries = 2,
+        patience: float | None = None,
+        auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
@@ -413,6 +426,8 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
             proxy=proxy,
             timeout=httpx2.Timeout(timeout),
             retries=retries,
+            patience=patience,
+            auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
             limits=limits,

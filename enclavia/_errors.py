@@ -27,6 +27,7 @@ __all__ = [
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
+    "ReconnectDisabled",
     "ServerError",
     "SignatureError",
     "SlowReader",
@@ -123,6 +124,13 @@ class IncompleteResponse(ConnectionClosed, httpx2.RemoteProtocolError):
 class SlowReader(ConnectionClosed):
     """An answer was not read while others waited behind it, so the rest of it was dropped. Asking
     again in the same way would end in the same way: read faster, or use a client of its own."""
+
+    retryable_by_default = False
+
+
+class ReconnectDisabled(ConnectionClosed):
+    """The connection was lost, and ``auto_reconnect=False`` says that no other is to be opened.
+    The same client will say so each time."""
 
     retryable_by_default = False
 

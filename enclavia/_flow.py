@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -31,6 +32,7 @@ from ._errors import (
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
+    ReconnectDisabled,
     ServerError,
     StateError,
     WriteTimeout,
@@ -104,7 +106,6 @@ if TYPE_CHECKING:
 
         def waiter(self) -> W: ...
         async def wait(self, waiter: W, timeout: float | None) -> bool: ...
-        async def sleep(self, seconds: float) -> None: ...
         async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
         async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
         async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes: ...
@@ -233,12 +234,13 @@ class Engine:
         timeouts: Timeouts,
         io: Io[Any],
     ) -> None:
+        self.pid = os.getpid()
         self.config = config
         self.io = io
         self.pool: Pool[Tunnel, Link] = Pool(limits)
         self.policy = policy
         self.timeouts = timeouts
-        self.closed = False
+        self._patience = limits.patience
         self._raw_attestation: dict[str, object] | None = None
         self._lock = threading.Lock()
         self._requests = 0
@@ -256,8 +258,6 @@ class Engine:
         self.pool.release(lease, lease.link, now())
 
     async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, Link]:
-        if self.closed:
-            raise StateError("the client was closed")
         ticket = self.pool.request(job, now())
         try:
             if ticket.state is not State.GRANTED:
@@ -280,12 +280,20 @@ class Engine:
                 raise cast(Exception, ticket.error)
             if phase is not ticket.phase:
                 phase = ticket.phase
-                allowed = timeouts.connect if phase is Phase.CONNECT else timeouts.pool
+                allowed = self._allowed(phase, timeouts)
                 deadline = None if allowed is None else now() + allowed
             if state is State.CONNECT:
-                await self._connect(ticket, deadline, timeouts.connect)
+                await self._connect(ticket, waiter, deadline, timeouts)
             elif not await self.io.wait(waiter, _remaining(deadline)):
                 raise self._too_late(phase, timeouts)
+
+    def _allowed(self, phase: Phase, timeouts: Timeouts) -> float | None:
+        """How long a request may wait in all. Patience lasts for several attempts to connect."""
+        if phase is Phase.POOL:
+            return timeouts.pool
+        if timeouts.connect is None or self._patience is None:
+            return timeouts.connect
+        return max(timeouts.connect, self._patience)
 
     def _too_late(self, phase: Phase, timeouts: Timeouts) -> Exception:
         if phase is Phase.POOL:
@@ -293,7 +301,7 @@ class Engine:
                 f"expected a free slot within {timeouts.pool} s, all "
                 f"{self.config.max_in_flight} were taken"
             )
-        return self._connect_timeout(timeouts.connect)
+        return self._connect_timeout(self._allowed(phase, timeouts))
 
     def _connect_timeout(self, allowed: float | None) -> Exception:
         last = self.pool.last_error
@@ -305,37 +313,53 @@ class Engine:
         return error
 
     async def _connect(
-        self, ticket: Ticket[Tunnel, Link], deadline: float | None, allowed: float | None
+        self,
+        ticket: Ticket[Tunnel, Link],
+        waiter: Waiter,
+        deadline: float | None,
+        timeouts: Timeouts,
     ) -> None:
+        """One attempt, for all who wait."""
         member = cast("Member[Tunnel, Link]", ticket.member)
-        spare = member.spare
-        if spare:
-            limit = now() + SPARE_WAIT
-            deadline = limit if deadline is None else min(deadline, limit)
         pause = member.not_before - now()
         if pause > 0:
             remaining = _remaining(deadline)
             if remaining is not None and remaining < pause:
-                await self.io.sleep(remaining)
-                raise self._connect_timeout(allowed)
-            await self.io.sleep(pause)
+                if not await self.io.wait(waiter, remaining):
+                    raise self._too_late(Phase.CONNECT, timeouts)
+                return
+            if await self.io.wait(waiter, pause):
+                return  # something changed meanwhile, perhaps for this ticket too
+        one = SPARE_WAIT if member.spare else timeouts.connect
+        end = None if one is None else now() + one
         tunnel = member.handle
         if tunnel is None:
             tunnel = Tunnel(self.config.open(), self._past)
             self.pool.starting(ticket, tunnel)
-        if not await self.io.wait_open(tunnel.core, _remaining(deadline)):
-            if spare:
-                self.pool.connect_failed(ticket, self._connect_timeout(SPARE_WAIT), now())
-                return
+        opened = await self.io.wait_open(tunnel.core, _remaining(_earlier(end, deadline)))
+        if ticket.state is not State.CONNECT:
+            return  # closed meanwhile
+        if not opened and not member.spare and not _is_before(end, deadline):
             if self.pool.alone(ticket) and self.pool.last_error is None:
                 tunnel.core.wait_open(_SHORTEST)  # says what is missing, and closes
-            raise self._connect_timeout(allowed)
-        error = self._verified(tunnel)
+            raise self._too_late(Phase.CONNECT, timeouts)
+        error = self._verified(tunnel) if opened else self._missing(tunnel)
         if error is None:
             self.pool.connected(ticket, now())
         else:
-            logger.warning("cannot connect to %s: %s", self.config.url.authority, error)
+            # An outage may last for hours: its first failure is a warning, those alike are not.
+            alike = str(error) == str(self.pool.last_error)
+            level = logging.INFO if alike else logging.WARNING
+            logger.log(level, "cannot connect to %s: %s", self.config.url.authority, error)
             self.pool.connect_failed(ticket, error, now())
+
+    def _missing(self, tunnel: Tunnel) -> Exception | None:
+        """What an attempt still waited for when its time was up; None where it came just now."""
+        try:
+            tunnel.core.wait_open(_SHORTEST)
+        except EnclaviaError as error:
+            return error
+        return self._verified(tunnel)
 
     def _verified(self, tunnel: Tunnel) -> Exception | None:
         """Why the channel is not usable; None where it is."""
@@ -365,6 +389,7 @@ class Engine:
         with self._lock:
             self._requests += 1
         resent = unsent = 0
+        lost: Exception | None = None
         while True:
             exchange = Exchange(self, message, timeouts)
             try:
@@ -379,8 +404,11 @@ class Engine:
                     answered=exchange.answered,
                     replayable=message.replayable,
                 )
+                if lost is not None and isinstance(error, ReconnectDisabled):
+                    raise lost from None  # that it may not be sent again is no news to anybody
                 if not exchange.leased or not self.policy.again(attempt, resent, unsent):
                     raise
+                lost = error if attempt.sent else lost
                 resent, unsent = resent + attempt.sent, unsent + (not attempt.sent)
                 with self._lock:
                     self._retries += 1
@@ -407,8 +435,7 @@ class Engine:
         return Attestation._from_raw(self._raw_attestation)
 
     def stats(self) -> Stats:
-        if not self.closed:
-            self.pool.settle(now())
+        self.pool.settle(now())
         pool = self.pool.stats()
         traffic = [tunnel.traffic() for tunnel in self.pool.handles()] + [self._past.total()]
         with self._lock:
@@ -426,9 +453,17 @@ class Engine:
             )
 
     def close(self) -> list[Tunnel]:
-        """The channels are the caller's to close."""
-        self.closed = True
+        """The channels are the caller's to close; those still there are returned again."""
         return self.pool.close(StateError("the client was closed"))
+
+
+def _earlier(end: float | None, deadline: float | None) -> float | None:
+    return end if _is_before(end, deadline) else deadline
+
+
+def _is_before(end: float | None, deadline: float | None) -> bool:
+    """None is never."""
+    return end is not None and (deadline is None or end < deadline)
 
 
 def _remaining(deadline: float | None) -> float | None:

@@ -23,11 +23,14 @@ import collections
 import contextlib
 import copy
 import enum
+import functools
 import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from ._errors import ReconnectDisabled, StateError
 
 __all__ = ["Job", "Lease", "Member", "Phase", "Pool", "PoolLimits", "PoolStats", "State", "Ticket"]
 
@@ -49,11 +52,13 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
 
     class Wakeable(Protocol):
-        def set(self) -> None: ...
+        def set(self) -> None:
+            """Raises where nobody is left who could be woken."""
 
 
 C = TypeVar("C", bound="ChannelHandle")
 L = TypeVar("L", bound="LinkHandle")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PoolLimits(NamedTuple):
@@ -74,7 +79,11 @@ class PoolLimits(NamedTuple):
     careful_expiry: float = 1.0
     """A request that cannot be repeated takes only a connection used that recently: workloads
     close idle ones after two seconds or more, and a close may be on its way unseen."""
-    retries: int = 2
+    patience: float | None = None
+    """How long, in seconds, a caller has connecting repeated while it fails. None: for as long as
+    the caller waits. 0: one attempt."""
+    reconnect: bool = True
+    """Whether a channel may be opened after all earlier ones were lost."""
     backoff_base: float = 0.05
     backoff_cap: float = 2.0
 
@@ -158,13 +167,15 @@ class Ticket(Generic[C, L]):
     """One request's place in the queue."""
 
     __slots__ = (
-        "__weakref__", "_pool", "error", "job", "lease", "member", "order", "state", "waiter"
+        "__weakref__", "_pool", "error", "job", "lease", "member", "order", "since", "state",
+        "waiter",
     )  # fmt: skip
 
-    def __init__(self, pool: Pool[C, L], job: Job, order: int) -> None:
+    def __init__(self, pool: Pool[C, L], job: Job, order: int, since: float) -> None:
         self._pool = pool
         self.job = job
         self.order = order
+        self.since = since
         self.state = State.WAITING
         self.waiter: Wakeable | None = None
         self.member: Member[C, L] | None = None
@@ -184,6 +195,29 @@ class Ticket(Generic[C, L]):
             self._pool.lost_ticket(self.order)
 
 
+def _carried_out(method: F) -> F:
+    """For every method of the pool that takes its lock: what was decided, by it or meanwhile by a
+    destructor that found the lock taken, is carried out before the method ends. That holds too
+    where the handler of a signal raises in between; the pool is then put in order first.
+
+    Not a context manager, because a signal's handler could raise inside of one that is written in
+    Python, after the lock was taken and before the block that gives it back was entered.
+    """
+
+    @functools.wraps(method)
+    def whole(self: Pool[Any, Any], *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
+        try:
+            result = method(self, *args, **keywords)
+            if self._to_wake or self._to_close or self._lost:
+                self._carry_out()
+        except BaseException:
+            self._mend()
+            raise
+        return result
+
+    return cast(F, whole)
+
+
 class Pool(Generic[C, L]):
     def __init__(self, limits: PoolLimits, jitter: Callable[[], float] = random.random) -> None:
         self._limits = limits
@@ -195,13 +229,18 @@ class Pool(Generic[C, L]):
             collections.OrderedDict()
         )
         self._lost: collections.deque[Member[C, L] | int] = collections.deque()
-        self._to_wake: collections.deque[Wakeable] = collections.deque()
-        self._to_close: collections.deque[C | L] = collections.deque()
+        # Taken away only after it was done, so that an interruption in between loses nothing:
+        # doing it twice does no harm. Dictionaries, because two threads may be at it.
+        self._to_wake: dict[Wakeable, Ticket[C, L]] = {}
+        self._to_close: dict[C | L, None] = {}
         self._orders = 0
         self._failures = 0
         self._grow_after = 0.0
         self._spare_after = 0.0
         self._last_now = 0.0
+        self._down_since = 0.0
+        self._closed: Exception | None = None
+        self._closing: list[weakref.ref[C]] = []
         self._connects = 0
         self._reconnects = 0
         self.last_error: Exception | None = None
@@ -209,41 +248,43 @@ class Pool(Generic[C, L]):
 
     # -- asked and told by the transports ---------------------------------------------------
 
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    @_carried_out
     def request(self, job: Job, now: float) -> Ticket[C, L]:
         with self._lock:
             self._orders += 1
-            ticket: Ticket[C, L] = Ticket(self, job, self._orders)
-            if self._serve_at_once(ticket, now):
-                return ticket
-            self._queue[ticket.order] = weakref.ref(ticket)
-            self._decide(now)
-        self._carry_out()
+            ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
+            if not self._serve_at_once(ticket, now):
+                self._queue[ticket.order] = weakref.ref(ticket)
+                self._decide(now)
         return ticket
 
+    @_carried_out
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
         """The waiter is set when the ticket changed; look at the ticket after this, then wait."""
         with self._lock:
             ticket.waiter = waiter
 
+    @_carried_out
     def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
         """The caller gave up."""
         with self._lock:
-            self._queue.pop(ticket.order, None)
-            if ticket.state is State.CONNECT and ticket.member is not None:
-                self._hand_over(ticket.member)
-            ticket.state = State.FAILED
-            lease, ticket.lease = ticket.lease, None
-            if lease is not None:
-                self._give_back(lease, lease.link, now)
-            self._decide(now)
-        self._carry_out()
+            self._withdraw(ticket, StateError("the request was withdrawn"), now)
 
+    @_carried_out
     def starting(self, ticket: Ticket[C, L], handle: C) -> None:
-        """The connector has begun; whoever takes its place goes on with this one."""
+        """The connector has begun; whoever takes its place goes on with this one. Look at the
+        ticket after this: where the pool was closed meanwhile, so is the handle."""
         with self._lock:
-            if ticket.member is not None:
+            if ticket.state is State.CONNECT and ticket.member is not None:
                 ticket.member.handle = handle
+            else:
+                self._to_close[handle] = None
 
+    @_carried_out
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
         with self._lock:
             member = ticket.member
@@ -259,8 +300,8 @@ class Pool(Generic[C, L]):
                 member.connector = None
                 self._wait_again(ticket)
             self._decide(now)
-        self._carry_out()
 
+    @_carried_out
     def connect_failed(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
         """Either everybody who waits is told, or the same ticket tries again after a while."""
         with self._lock:
@@ -268,8 +309,8 @@ class Pool(Generic[C, L]):
             if ticket.state is State.CONNECT and ticket.member is not None:
                 self._after_failure(ticket, ticket.member, error, now)
             self._decide(now)
-        self._carry_out()
 
+    @_carried_out
     def release(
         self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
     ) -> None:
@@ -281,45 +322,52 @@ class Pool(Generic[C, L]):
             self._give_back(lease, link, now, answered)
             if self._queue or link is None or not lease.member.alive:
                 self._decide(now)
-        if self._to_wake or self._to_close or self._lost:
-            self._carry_out()
 
     def lost_lease(self, member: Member[C, L]) -> None:
-        self._lost.append(member)
-        self._reap()
+        self._lose(member)
 
     def lost_ticket(self, order: int) -> None:
-        self._lost.append(order)
-        self._reap()
+        self._lose(order)
 
+    def _lose(self, item: Member[C, L] | int) -> None:
+        # No exception leaves a destructor: nobody would hear that this was interrupted.
+        try:
+            self._lost.append(item)
+            self._reap()
+        except BaseException:
+            self._reap()
+            raise
+
+    @_carried_out
     def alone(self, ticket: Ticket[C, L]) -> bool:
         """Whether nobody else waits for what this ticket waits for."""
         with self._lock:
             return all(order == ticket.order for order in self._queue)
 
+    @_carried_out
     def settle(self, now: float) -> None:
         """Looks at everything once more: expiry, channels that went away."""
         with self._lock:
             self._decide(now)
-        self._carry_out()
 
+    @_carried_out
     def close(self, error: Exception) -> list[C]:
-        """Fails who waits, forgets everything; the channels are the caller's to close."""
+        """Fails who waits and whoever asks from now on. The channels are the caller's to close;
+        another call returns those of them that are still there."""
         with self._lock:
-            handles = [member.handle for member in self._members if member.handle is not None]
-            for member in self._members:
-                self._to_close.extend(link for _, link in member.idle)
-                member.idle.clear()
-                member.open = False
-            self._members.clear()
-            self._fail_all(error)
-        self._carry_out()
-        return handles
+            self._closing += [
+                weakref.ref(member.handle) for member in self._members if member.handle is not None
+            ]
+            self._closed = error
+            self._decide(self._last_now)
+            return [handle for each in self._closing if (handle := each()) is not None]
 
+    @_carried_out
     def handles(self) -> list[C]:
         with self._lock:
             return [member.handle for member in self._members if member.handle is not None]
 
+    @_carried_out
     def stats(self) -> PoolStats:
         with self._lock:
             return PoolStats(
@@ -411,13 +459,13 @@ class Pool(Generic[C, L]):
                 if link.fresh:
                     self._grant(ticket, member, link)
                     return True
-                self._to_close.append(link)
+                self._to_close[link] = None
         return False
 
     def _serve_new(self, ticket: Ticket[C, L], ready: list[Member[C, L]]) -> bool:
         for member in sorted(ready, key=lambda member: member.load):
             if member.load >= self._limits.max_in_flight and member.idle:
-                self._to_close.append(member.idle.pop(0)[1])
+                self._to_close[member.idle.pop(0)[1]] = None
             if member.load < self._limits.max_in_flight:
                 self._grant(ticket, member, None)
                 return True
@@ -427,6 +475,9 @@ class Pool(Generic[C, L]):
         members = [member for member in self._members if not member.spare]
         if len(ready) < len(members):  # one is on its way
             return False
+        if not ready and self._is_over():
+            self._fail(ticket, _lost_for_good())
+            return True
         most = max(1, self._limits.max_channels - 1)
         if ready and (self._at_limit() or len(ready) >= most or now < self._grow_after):
             return False
@@ -443,7 +494,7 @@ class Pool(Generic[C, L]):
         self, ticket: Ticket[C, L], member: Member[C, L], error: Exception, now: float
     ) -> None:
         if member.handle is not None:
-            self._to_close.append(member.handle)
+            self._to_close[member.handle] = None
             member.handle = None
         if member.spare and any(other is not member for other in self._members):
             self._members.remove(member)
@@ -459,20 +510,33 @@ class Pool(Generic[C, L]):
             self._members.remove(member)
             self._grow_after = now + pause
             self._wait_again(ticket)
-        elif self._connect_again(error):
+        elif self._is_over():
+            self._members.remove(member)
+            self._fail_all(_lost_for_good())
+        elif getattr(error, "retryable", False):
             member.not_before = now + pause
-            self._wake(ticket)
+            self._fail_impatient(error, member.not_before)
+            if ticket.state is State.CONNECT:
+                self._wake(ticket)
+            else:
+                self._hand_over(member)
         else:
             self._members.remove(member)
             self._failures = 0
             self._fail_all(error)
 
-    def _connect_again(self, error: Exception) -> bool:
-        """While connecting for the first time, as often as asked for; a connection that was there
-        before is sought until those who wait for it give up."""
-        if not getattr(error, "retryable", False) or self._limits.retries == 0:
-            return False
-        return self._connects > 0 or self._failures <= self._limits.retries
+    def _is_over(self) -> bool:
+        """There was a channel, and there may be no other."""
+        return self._connects > 0 and not self._limits.reconnect
+
+    def _fail_impatient(self, error: Exception, next_attempt: float) -> None:
+        """Tells those for whom the next attempt would be too late why the last one failed."""
+        patience = self._limits.patience
+        if patience is None:
+            return
+        for ticket in self._tickets():
+            if next_attempt > max(ticket.since, self._down_since) + patience:
+                self._fail(ticket, error)
 
     def _pause(self) -> float:
         exponent = min(self._failures - 1, 16)
@@ -481,18 +545,53 @@ class Pool(Generic[C, L]):
 
     # -- carrying it out, in here ------------------------------------------------------------
 
-    # A signal's handler may raise between any two calls in here. So counters change next to what
-    # they count, without a call between them; what is lost otherwise comes back when it is
-    # collected; and what is still to be carried out stays noted until it was.
+    # A signal's handler may raise after any call in here. So a counter changes next to what it
+    # counts, without a call in between; what is lost otherwise comes back when it is collected;
+    # what is still to be carried out stays noted until it was; and whatever else is left half done
+    # is found by :meth:`_mend`.
 
     def _decide(self, now: float) -> None:
         self._last_now = now
         self._collect_lost()
+        if self._closed is not None:
+            self._shut(self._closed)
+            return
         self._purge(now)
         while (ticket := self._first_waiting()) is not None:
             if not self._serve(ticket, now):
                 break  # whoever comes later waits behind
-        self._tell_phase()
+        self._tell_phase(now)
+
+    def _shut(self, error: Exception) -> None:
+        for member in self._members:
+            member.open = False
+            self._to_close.update((link, None) for _, link in member.idle)
+            member.idle.clear()
+        self._members.clear()
+        self._fail_all(error)
+
+    def _mend(self) -> None:
+        """After an exception anywhere in here, which was most likely a signal's: nobody is left
+        asleep who was served, and no channel is left to a connector that does not know of it."""
+        with self._lock:
+            for ticket in self._tickets():
+                self._wake(ticket)
+            for member in list(self._members):
+                if member.gone:
+                    self._retire(member)
+                elif not member.open and not self._has_connector(member):
+                    self._hand_over(member)
+            if self._closed is not None:
+                self._to_close.update(
+                    (handle, None) for each in self._closing if (handle := each()) is not None
+                )
+            self._decide(self._last_now)
+        self._carry_out()
+
+    def _has_connector(self, member: Member[C, L]) -> bool:
+        return any(
+            ticket.member is member and ticket.state is State.CONNECT for ticket in self._tickets()
+        )
 
     def _first_waiting(self) -> Ticket[C, L] | None:
         if not self._queue:
@@ -518,7 +617,7 @@ class Pool(Generic[C, L]):
             else:
                 yield ticket
 
-    def _tell_phase(self) -> None:
+    def _tell_phase(self, now: float) -> None:
         phase = Phase.CONNECT
         for member in self._members:
             if member.open:
@@ -526,6 +625,7 @@ class Pool(Generic[C, L]):
                 break
         if phase is not self.phase:
             self.phase = phase
+            self._down_since = now
             for ticket in self._tickets():
                 self._wake(ticket)
 
@@ -536,20 +636,25 @@ class Pool(Generic[C, L]):
                 continue
             handle = cast(C, member.handle)
             if not handle.alive or self._slept(member, now):
-                member.open = False
-                self._members.remove(member)
-                self._to_close.extend(link for _, link in member.idle)
-                member.idle.clear()
-                member.gone = True
-                self._close_if_unused(member)
+                self._retire(member)
                 continue
             if expiry is not None:
                 while member.idle and member.idle[0][0] + expiry < now:
-                    self._to_close.append(member.idle.pop(0)[1])
+                    self._to_close[member.idle.pop(0)[1]] = None
+
+    def _retire(self, member: Member[C, L]) -> None:
+        member.open = False
+        member.gone = True
+        self._to_close.update((link, None) for _, link in member.idle)
+        member.idle.clear()
+        self._close_if_unused(member)
+        self._members.remove(member)
 
     def _slept(self, member: Member[C, L], now: float) -> bool:
         """So long unused that it is not to be relied on: where a machine slept or a router forgot
         the connection, the next request would wait for its timeout in vain."""
+        if not self._limits.reconnect:
+            return False  # it is all there will be
         return member.in_use == 0 and now - member.used > self._limits.channel_expiry
 
     def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
@@ -558,8 +663,8 @@ class Pool(Generic[C, L]):
         lease.released = False
         ticket.lease = lease
         ticket.state = State.GRANTED
-        self._queue.pop(ticket.order, None)
         self._wake(ticket)
+        self._queue.pop(ticket.order, None)
 
     def _give_back(
         self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
@@ -583,12 +688,24 @@ class Pool(Generic[C, L]):
             else:
                 bisect.insort(member.idle, (since, link), key=lambda entry: entry[0])
         else:
-            self._to_close.append(link)
+            self._to_close[link] = None
+
+    def _withdraw(self, ticket: Ticket[C, L], why: Exception, now: float) -> None:
+        self._queue.pop(ticket.order, None)
+        member = ticket.member
+        if ticket.state is State.CONNECT and member is not None and not member.open:
+            self._hand_over(member)
+        ticket.error = why
+        ticket.state = State.FAILED
+        lease, ticket.lease = ticket.lease, None
+        if lease is not None:
+            self._give_back(lease, lease.link, now)
+        self._decide(now)
 
     def _close_if_unused(self, member: Member[C, L]) -> None:
         """Not before: who still reads from a channel that went away must learn why it did."""
         if member.gone and member.in_use == 0 and member.handle is not None:
-            self._to_close.append(member.handle)
+            self._to_close[member.handle] = None
 
     def _make_connector(self, ticket: Ticket[C, L], member: Member[C, L]) -> None:
         member.connector = ticket.order
@@ -598,52 +715,67 @@ class Pool(Generic[C, L]):
 
     def _hand_over(self, member: Member[C, L]) -> None:
         """The connector is gone: the next in line goes on, or nobody needs it any more."""
+        if member not in self._members:
+            return
         member.connector = None
         for ticket in self._tickets():
             if ticket.state is State.WAITING and not member.spare:
                 self._make_connector(ticket, member)
                 return
-        self._members.remove(member)
         if member.handle is not None:
-            self._to_close.append(member.handle)
+            self._to_close[member.handle] = None
+        self._members.remove(member)
 
     def _wait_again(self, ticket: Ticket[C, L]) -> None:
         ticket.member = None
         ticket.state = State.WAITING
         self._wake(ticket)
 
+    def _fail(self, ticket: Ticket[C, L], error: Exception) -> None:
+        # A copy for each ticket: a traceback and a request are hung onto it.
+        ticket.error = copy.copy(error)
+        ticket.state = State.FAILED
+        self._wake(ticket)
+        self._queue.pop(ticket.order, None)
+
     def _fail_all(self, error: Exception) -> None:
         for ticket in self._tickets():
-            # Its own copy for each: a traceback and a request are hung onto it.
-            ticket.error = copy.copy(error)
-            ticket.state = State.FAILED
-            self._wake(ticket)
-        self._queue.clear()
+            self._fail(ticket, error)
 
     def _wake(self, ticket: Ticket[C, L]) -> None:
         if ticket.waiter is not None:
-            self._to_wake.append(ticket.waiter)
+            self._to_wake[ticket.waiter] = ticket
 
     def _reap(self) -> None:
-        """Runs in destructors, at any place of any thread: whoever holds the lock does it."""
-        while self._lost and self._lock.acquire(blocking=False):
-            try:
-                self._decide(self._last_now)
-            finally:
-                self._lock.release()
+        """Runs in destructors, at any place of any thread: so it never waits for the lock. Whoever
+        holds it does the same afterwards."""
+        while self._lost:
+            # ``if acquire(): try:`` would leave the lock taken where a signal's handler raises
+            # after the call and before the ``try``. In a ``for`` there is no such place.
+            for _ in iter(functools.partial(self._lock.acquire, False), False):
+                try:
+                    self._decide(self._last_now)
+                finally:
+                    self._lock.release()
+                break
+            else:
+                return
             self._flush()
 
     def _collect_lost(self) -> None:
         while self._lost:
-            item = self._lost.popleft()
+            item = self._lost[0]
             if isinstance(item, Member):
+                # No call between these two, and so no interruption.
                 item.in_use -= 1
+                del self._lost[0]
                 self._close_if_unused(item)
                 continue
             self._queue.pop(item, None)
             for member in list(self._members):
-                if member.connector == item:
+                if member.connector == item and not member.open:
                     self._hand_over(member)
+            del self._lost[0]
 
     def _carry_out(self) -> None:
         """Without the lock: what is woken or closed may come back here."""
@@ -651,9 +783,30 @@ class Pool(Generic[C, L]):
         self._reap()
 
     def _flush(self) -> None:
-        while self._to_wake:
-            with contextlib.suppress(IndexError):  # another thread took it
-                self._to_wake.popleft().set()
-        while self._to_close:
-            with contextlib.suppress(IndexError):
-                self._to_close.popleft().close()
+        while self._to_wake or self._to_close:
+            for waiter, ticket in list(self._to_wake.items()):
+                try:
+                    waiter.set()
+                except Exception as error:
+                    self._forsake(ticket, waiter, error)
+                self._to_wake.pop(waiter, None)
+            for handle in list(self._to_close):
+                with contextlib.suppress(Exception):  # whoever comes by here did not open it
+                    handle.close()
+                self._to_close.pop(handle, None)
+
+    def _forsake(self, ticket: Ticket[C, L], waiter: Wakeable, why: Exception) -> None:
+        """Nobody can be told of what the ticket got, because its event loop was closed. So the
+        next in line gets it."""
+        with self._lock:
+            if ticket.waiter is waiter:
+                ticket.waiter = None
+                error = StateError(f"nothing is left to wake this request: {why}")
+                self._withdraw(ticket, error, self._last_now)
+
+
+def _lost_for_good() -> ReconnectDisabled:
+    return ReconnectDisabled(
+        "expected the connection to the enclave to last, because auto_reconnect=False, got its "
+        "end: make a new client to connect and verify again"
+    )

@@ -49,6 +49,8 @@ class TransportOptions(TypedDict, total=False):
     proxy: str | httpx2.URL | None
     timeout: httpx2.Timeout | float | None
     retries: Retries
+    patience: float | None
+    auto_reconnect: bool
     max_channels: int
     max_in_flight: int
     limits: httpx2.Limits | None
@@ -76,6 +78,8 @@ class Settings(NamedTuple):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
+        patience: float | None = None,
+        auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
@@ -99,11 +103,16 @@ class Settings(NamedTuple):
             raise ValueError(
                 f"limits: expected max_connections of 1 or more, got {limits.max_connections}"
             )
-        policy = RetryPolicy(retries)
+        RetryPolicy(retries)  # refuses here what it would refuse at the first request
         if not isinstance(retries, int) and not callable(retries):
             retries = frozenset(retries)  # an iterator would be used up
+        if not isinstance(auto_reconnect, bool):
+            raise TypeError(f"auto_reconnect: expected True or False, got {auto_reconnect!r}")
         pool = PoolLimits(
-            max_channels=max_channels, max_in_flight=max_in_flight, retries=policy.limit
+            max_channels=max_channels,
+            max_in_flight=max_in_flight,
+            patience=_patience(patience),
+            reconnect=auto_reconnect,
         )
         if limits is not None:
             pool = pool._replace(
@@ -120,17 +129,39 @@ class Settings(NamedTuple):
         )
 
 
+def _patience(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            f"patience: expected a number of seconds or None, got {type(seconds).__name__}"
+        )
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:  # nor is it a NaN
+        raise ValueError(
+            f"patience: expected 0 to {threading.TIMEOUT_MAX:g} seconds, got {seconds}"
+        )
+    return float(seconds)
+
+
+# Held while a forked child makes an engine of its own. The child begins with a new one, because a
+# thread of its parent may have held the old one at that moment.
+_fork_lock = threading.Lock()
+
+
+def _renew_fork_lock() -> None:
+    global _fork_lock
+    _fork_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_fork_lock)
+
+
 class TransportBase:
     """Keeps one engine per process: a forked child starts with nothing of its parent's."""
 
     def __init__(self, settings: Settings, make_io: Callable[[], Io[Any]]) -> None:
         self._settings = settings
         self._make_io = make_io
-        self._start()
-
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
         self._inherited: list[Engine] = []
         self._current = self._new_engine()
         # Answers are alike. Here, so that nothing of them outlives the client.
@@ -148,18 +179,22 @@ class TransportBase:
 
     @property
     def _engine(self) -> Engine:
-        if self._pid != os.getpid():
-            self._after_fork()
-        return self._current
+        engine = self._current
+        return engine if engine.pid == os.getpid() else self._after_fork()
 
-    def _after_fork(self) -> None:
-        # The parent's engine is kept, not dropped: nothing of it may be closed from here. Its
-        # locks may be held by threads that do not exist in this process.
-        inherited = [*self._inherited, self._current]
-        closed = self._current.closed
-        self._start()
-        self._inherited = inherited
-        self._current.closed = closed
+    def _after_fork(self) -> Engine:
+        with _fork_lock:
+            engine = self._current
+            if engine.pid == os.getpid():  # another thread was here first
+                return engine
+            # The parent's engine is kept, not dropped: nothing of it may be closed from here. Its
+            # locks may be held by threads that do not exist in this process.
+            self._inherited.append(engine)
+            own = self._new_engine()
+            if engine.pool.closed:
+                own.close()
+            self._current = own
+            return own
 
     @property
     def base_url(self) -> httpx2.URL:
@@ -291,6 +326,8 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         proxy: str | httpx2.URL | None = None,
         timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
         retries: Retries = 2,
+        patience: float | None = None,
+        auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
         limits: httpx2.Limits | None = None,
@@ -306,6 +343,8 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
             proxy=proxy,
             timeout=timeout,
             retries=retries,
+            patience=patience,
+            auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
             limits=limits,
@@ -335,8 +374,14 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         return response_of(exchange, ResponseBody(exchange), _network_stream, self._fields_of)
 
     def close(self) -> None:
-        for tunnel in self._engine.close():
-            tunnel.close(1.0)
+        engine = self._engine
+        try:
+            for tunnel in engine.close():
+                tunnel.close(1.0)
+        except BaseException:  # Ctrl-C: without saying goodbye, but none stays open
+            for tunnel in engine.close():
+                tunnel.close()
+            raise
 
     def __enter__(self) -> Self:
         try:
@@ -392,9 +437,6 @@ class ThreadIo:
 
     async def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
         return waiter.wait(timeout)
-
-    async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
     async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
         return thread_hub().wait(channel.notify_open, timeout)

@@ -798,7 +798,8 @@ def test_no_server(kind: str) -> None:
         url, port, options = enclave.url, enclave.port, keywords(enclave)
 
     async def run() -> None:
-        client = Face((enclavia.Client if kind == "sync" else enclavia.AsyncClient)(url, **options))
+        cls = enclavia.Client if kind == "sync" else enclavia.AsyncClient
+        client = Face(cls(url, patience=0, **options))
         with pytest.raises(enclavia.ConnectError) as caught:
             await client.get("/")
         assert caught.value.retryable

@@ -132,11 +132,11 @@ class TestConnecting:
         assert pool.stats().waiting == 0
         assert pool.request(GET, 2).state is State.CONNECT
 
-    def test_first_connect_is_tried_as_often_as_asked(self) -> None:
-        pool = make(retries=2)
+    def test_the_first_connect_goes_on_too(self) -> None:
+        pool = make()
         ticket, other = pool.request(GET, 0), pool.request(GET, 0)
         error = enclavia.ConnectError("refused")
-        for attempt, pause in ((1, 0.05), (2, 0.1)):
+        for attempt, pause in ((1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4)):
             pool.starting(ticket, Channel())
             pool.connect_failed(ticket, error, attempt)
             assert ticket.state is State.CONNECT
@@ -144,17 +144,42 @@ class TestConnecting:
             assert ticket.member.handle is None
             assert ticket.member.not_before == pytest.approx(attempt + pause)
             assert other.state is State.WAITING
-        pool.connect_failed(ticket, error, 3)
-        assert ticket.state is other.state is State.FAILED
 
-    def test_no_retries(self) -> None:
-        pool = make(retries=0)
-        ticket = pool.request(GET, 0)
+    def test_without_patience_there_is_one_attempt(self) -> None:
+        pool = make(patience=0)
+        ticket, other = pool.request(GET, 0), pool.request(GET, 0)
         pool.connect_failed(ticket, enclavia.ConnectError("refused"), 0)
+        assert ticket.state is other.state is State.FAILED
+        assert pool.request(GET, 0).state is State.CONNECT
+
+    def test_whose_patience_is_over_leaves_the_rest_to_the_others(self) -> None:
+        pool = make(patience=1)
+        first, second = pool.request(GET, 0), pool.request(GET, 0.9)
+        waiter = Waiter()
+        pool.watch(first, waiter)
+        pool.connect_failed(first, enclavia.ConnectError("refused"), 0.9)
+        assert first.state is State.CONNECT and second.state is State.WAITING
+        pool.connect_failed(first, enclavia.ConnectError("refused"), 0.95)  # the next is too late
+        assert (first.state, second.state) == (State.FAILED, State.CONNECT)
+        assert isinstance(first.error, enclavia.ConnectError) and waiter.count
+        assert second.member is not None
+        assert second.member.not_before == pytest.approx(1.05)
+
+    def test_patience_begins_when_the_channel_is_lost(self) -> None:
+        pool = make(patience=1, max_in_flight=1)
+        channel, lease = opened(pool)
+        ticket = pool.request(GET, 0)
+        assert ticket.state is State.WAITING
+        channel.alive = False
+        pool.release(lease, None, 100)
+        assert ticket.state is State.CONNECT
+        pool.connect_failed(ticket, enclavia.ConnectError("refused"), 100.5)
+        assert ticket.state is State.CONNECT
+        pool.connect_failed(ticket, enclavia.ConnectError("refused"), 101)
         assert ticket.state is State.FAILED
 
     def test_reconnecting_goes_on_until_nobody_waits(self) -> None:
-        pool = make(retries=2)
+        pool = make()
         channel, lease = opened(pool)
         pool.release(lease, None, 0)
         channel.alive = False
@@ -222,6 +247,55 @@ class TestConnecting:
             pool.release(lease, None, 0)
             assert (pool.stats().connects, pool.stats().reconnects) == (number + 1, number)
             channel.alive = False
+
+
+class TestWithoutReconnecting:
+    def test_the_first_connect_is_none(self) -> None:
+        pool = make(reconnect=False)
+        ticket = pool.request(GET, 0)
+        pool.connect_failed(ticket, enclavia.ConnectError("refused"), 0)
+        assert ticket.state is State.CONNECT
+
+    def test_what_was_lost_stays_lost(self) -> None:
+        pool = make(reconnect=False, max_in_flight=1)
+        channel, lease = opened(pool)
+        waiting = pool.request(GET, 0)
+        channel.alive = False
+        pool.release(lease, None, 0)
+        for ticket in (waiting, pool.request(GET, 1)):
+            assert ticket.state is State.FAILED
+            assert isinstance(ticket.error, enclavia.ReconnectDisabled)
+            assert not ticket.error.retryable
+        assert channel.closed
+        assert pool.stats().waiting == 0
+
+    def test_a_second_channel_is_not_another_try(self) -> None:
+        """It was on its way when the first one was lost, and failed."""
+        pool = make(reconnect=False, max_channels=3, max_in_flight=1)
+        channel, _lease = opened(pool)
+        second = pool.request(GET, 0)
+        assert second.state is State.CONNECT
+        channel.alive = False
+        pool.settle(0)
+        pool.connect_failed(second, enclavia.ConnectError("refused"), 0)
+        assert second.state is State.FAILED
+        assert isinstance(second.error, enclavia.ReconnectDisabled)
+
+    def test_a_second_channel_serves_who_waits(self) -> None:
+        pool = make(reconnect=False, max_channels=3, max_in_flight=1)
+        channel, _lease = opened(pool)
+        second = pool.request(GET, 0)
+        channel.alive = False
+        pool.settle(0)
+        pool.starting(second, Channel())
+        pool.connected(second, 0)
+        assert second.state is State.GRANTED
+
+    def test_an_idle_channel_is_kept(self) -> None:
+        pool = make(reconnect=False, keepalive_expiry=None, channel_expiry=45)
+        channel, lease = opened(pool)
+        pool.release(lease, None, 0)
+        assert take(pool, now=1000).handle is channel
 
 
 class TestSlots:
@@ -618,7 +692,7 @@ class TestLongBodies:
 
     def test_the_only_one_left_is_everybodys(self) -> None:
         """It fails like the first: those who wait are told."""
-        pool = make(retries=0)
+        pool = make(patience=0)
         first, _lease = opened(pool)
         pending = pool.request(LONG, 0)
         first.alive = False
@@ -638,7 +712,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = PoolLimits(max_channels=3, max_in_flight=3, keepalive_expiry=5)
+        self.limits = PoolLimits(max_channels=3, max_in_flight=3, keepalive_expiry=5, patience=3)
         self.pool: AnyPool = Pool(self.limits, jitter=lambda: 0.5)
         self.now = 0.0
         self.tickets: list[AnyTicket] = []
