@@ -60,7 +60,7 @@ test-c: build/installed-test
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test
-	.ci/python-san tests/unit/test_channel.py tests/unit/test_enclave.py
+	.ci/python-san tests/unit/test_channel.py tests/unit/test_enclave.py tests/unit/test_buffers.py
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
