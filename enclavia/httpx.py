@@ -19,7 +19,7 @@ import httpx2
 from ._async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
 from ._attestation import Attestation
 from ._authority import names_enclave
-from ._errors import EnclaviaError
+from ._errors import EnclaviaError, IncompleteResponse
 from ._flow import Stats
 from ._transport import EnclaveTransport as _EnclaveTransport
 from ._transport import Settings, TransportOptions
@@ -233,12 +233,18 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
         return f"<enclavia.httpx.AsyncEnclaveTransport {self._enclave._settings.config.url}>"
 
 
+class _IncompleteResponse(httpx.RemoteProtocolError, httpx.ReadError):
+    """As httpx raises it, and as any other end of a connection in the middle of something."""
+
+
 @contextlib.contextmanager
 def _errors_of(library: Any) -> Iterator[None]:  # noqa: ANN401 - a module
     """Ours descend from httpx2's and httpcore2's; their predecessors' are of the same names."""
     try:
         yield
     except EnclaviaError as error:
+        if library is httpx and isinstance(error, IncompleteResponse):
+            raise _IncompleteResponse(str(error)) from error
         successor = f"{library.__name__}2"
         for cls in type(error).__mro__:
             if cls.__module__.partition(".")[0] == successor and hasattr(library, cls.__name__):

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import httpx2
 
@@ -47,6 +48,7 @@ try:
     import requests.adapters
     import requests.exceptions as theirs
     import urllib3
+    import urllib3.exceptions as urllib3_errors
     from requests.cookies import extract_cookies_to_jar
     from requests.structures import CaseInsensitiveDict
     from requests.utils import get_encoding_from_headers, requote_uri
@@ -69,35 +71,56 @@ class _BodyTimeout(theirs.ReadTimeout, theirs.ConnectionError):
     """Requests reports a timeout within a body as a ConnectionError."""
 
 
-# The first that fits. Before an answer, as requests does it; an unproven enclave is to this channel
-# what a bad certificate is to TLS.
-_BEFORE: tuple[tuple[type[EnclaviaError], type[theirs.RequestException]], ...] = (
-    (ConnectTimeout, theirs.ConnectTimeout),
-    (PoolTimeout, theirs.ConnectTimeout),
-    (ReadTimeout, theirs.ReadTimeout),
-    (WriteTimeout, theirs.Timeout),
-    (AttestationError, theirs.SSLError),
-    (UpgradeChainError, theirs.SSLError),
-    (ForeignURL, theirs.InvalidURL),
-    (InvalidURL, theirs.InvalidURL),
-    (ConnectError, theirs.ConnectionError),
-    (ConnectionClosed, theirs.ConnectionError),
-    (ServerError, theirs.ConnectionError),
-    (ProtocolError, theirs.ConnectionError),
-)
-_WITHIN_BODY: tuple[tuple[type[EnclaviaError], type[theirs.RequestException]], ...] = (
-    (ReadTimeout, _BodyTimeout),
-    (EnclaviaError, theirs.ChunkedEncodingError),
-)
+class _WriteTimeout(theirs.Timeout, theirs.ConnectionError):
+    """Requests reports a timeout while it sends as a ConnectionError."""
 
 
-def _refuse(
-    error: EnclaviaError,
-    table: tuple[tuple[type[EnclaviaError], type[theirs.RequestException]], ...],
-    request: requests.PreparedRequest,
-) -> NoReturn:
-    cls = next((cls for ours, cls in table if isinstance(error, ours)), theirs.RequestException)
-    raise cls(str(error), request=request) from error
+_CONFLICTING_LENGTH = re.compile(r"expected an HTTP/1\.1 response head: [\w ]*Content-Length")
+
+
+def _before_answer(
+    adapter: EnclaveAdapter, request: requests.PreparedRequest, error: EnclaviaError
+) -> theirs.RequestException:
+    """What requests raises where the same happens to a socket: its class, and as ``args[0]`` the
+    error of urllib3 that it wraps. An unproven enclave is to this channel what a bad certificate is
+    to TLS."""
+    text, url = str(error), request.path_url
+    pool = cast(Any, adapter)  # urllib3's errors only print it
+
+    def connecting(reason: Exception) -> urllib3_errors.MaxRetryError:
+        return urllib3_errors.MaxRetryError(pool, url, reason)
+
+    def aborted(reason: Exception) -> urllib3_errors.ProtocolError:
+        return urllib3_errors.ProtocolError("Connection aborted.", reason)
+
+    cls: type[theirs.RequestException]
+    inner: Exception | str
+    match error:
+        case ConnectTimeout() | PoolTimeout():
+            cls = theirs.ConnectTimeout
+            inner = connecting(urllib3_errors.ConnectTimeoutError(text))
+        case ReadTimeout():
+            cls, inner = theirs.ReadTimeout, urllib3_errors.ReadTimeoutError(pool, url, text)
+        case WriteTimeout():
+            cls, inner = _WriteTimeout, aborted(TimeoutError(text))
+        case AttestationError() | UpgradeChainError():
+            cls, inner = theirs.SSLError, connecting(urllib3_errors.SSLError(text))
+        case ForeignURL() | InvalidURL():
+            cls, inner = theirs.InvalidURL, text
+        case ConnectError():
+            cls = theirs.ConnectionError
+            inner = connecting(urllib3_errors.NewConnectionError(pool, text))
+        case ConnectionClosed():
+            cls, inner = theirs.ConnectionError, aborted(http.client.RemoteDisconnected(text))
+        case ServerError():
+            cls, inner = theirs.ConnectionError, aborted(ConnectionResetError(text))
+        case ProtocolError() if _CONFLICTING_LENGTH.fullmatch(text):
+            cls, inner = theirs.InvalidHeader, urllib3_errors.InvalidHeader(text)
+        case ProtocolError():
+            cls, inner = theirs.ConnectionError, aborted(http.client.HTTPException(text))
+        case _:
+            cls, inner = theirs.RequestException, text
+    return cls(inner, request=request)
 
 
 class EnclaveAdapter(requests.adapters.BaseAdapter):
@@ -148,7 +171,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         """Whether the URL names this enclave, read as requests' own adapter would read it."""
         try:
             parsed = urllib3.util.parse_url(url or "")
-        except urllib3.exceptions.LocationParseError:
+        except urllib3_errors.LocationParseError:
             return False
         return names_enclave(self._url, parsed.scheme or "", parsed.host or "", parsed.port)
 
@@ -184,8 +207,8 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         try:
             incoming = self._enclave.handle_request(outgoing)
         except EnclaviaError as error:
-            _refuse(error, _BEFORE, request)
-        return self._response(request, _Raw(request, incoming))
+            raise _before_answer(self, request, error) from error
+        return self._response(request, _Raw(self, request, incoming))
 
     def _response(self, request: requests.PreparedRequest, raw: _Raw) -> requests.Response:
         response = requests.Response()
@@ -353,6 +376,9 @@ class _Body(io.RawIOBase):
 
     def __init__(self, incoming: httpx2.Response) -> None:
         super().__init__()
+        length = incoming.headers.get("content-length")
+        self._missing = int(length) if length and length.isdecimal() else None
+        self._received = 0
         self._stream = cast(httpx2.SyncByteStream, incoming.stream)
         self._pieces = iter(self._stream)
         self._piece = memoryview(b"")
@@ -369,13 +395,21 @@ class _Body(io.RawIOBase):
         return taken
 
     def _next(self) -> bytes:
+        """Raises what urllib3 knows of http.client: it makes its own errors of these."""
         try:
-            return next(self._pieces, b"")
-        except TimeoutError:
+            piece = next(self._pieces, b"")
+        except ReadTimeout:
             raise
+        except ConnectionClosed as error:
+            if self._missing is None:
+                raise ConnectionError(str(error)) from error
+            raise urllib3_errors.IncompleteRead(self._received, self._missing) from error
         except EnclaviaError as error:
-            # urllib3 gives its errors to what is an OSError only.
             raise ConnectionError(str(error)) from error
+        self._received += len(piece)
+        if self._missing is not None:
+            self._missing -= len(piece)
+        return piece
 
     def read(self, n: int | None = -1, /) -> bytes:
         if n is None or n < 0:
@@ -416,7 +450,12 @@ class _Original:
 class _Raw(urllib3.HTTPResponse):
     """``response.raw``. Decoding, buffering and counting are urllib3's."""
 
-    def __init__(self, request: requests.PreparedRequest, incoming: httpx2.Response) -> None:
+    def __init__(
+        self,
+        adapter: EnclaveAdapter,
+        request: requests.PreparedRequest,
+        incoming: httpx2.Response,
+    ) -> None:
         self._request = request
         body = _Body(incoming)
         headers = [
@@ -437,6 +476,7 @@ class _Raw(urllib3.HTTPResponse):
             decode_content=False,
             enforce_content_length=False,  # our parser has counted already
             original_response=cast(Any, _Original(headers, body)),
+            pool=cast(Any, adapter),  # errors print it; without a connection it is not used
             request_method=request.method,
             request_url=request.url,
         )
@@ -449,11 +489,12 @@ class _Raw(urllib3.HTTPResponse):
         try:
             while data := self.read1(amt, decode_content):
                 yield data
-        except urllib3.exceptions.HTTPError as error:
+        except urllib3_errors.HTTPError as error:
             ours = _ours(error)
             if ours is None:
                 raise
-            _refuse(ours, _WITHIN_BODY, self._request)
+            cls = _BodyTimeout if isinstance(ours, ReadTimeout) else theirs.ChunkedEncodingError
+            raise cls(error, request=self._request) from ours
 
 
 def _ours(error: BaseException | None) -> EnclaviaError | None:
