@@ -178,7 +178,7 @@ BEFORE: dict[str, Provoked] = {
     "UpgradeChainError": Provoked(injected=NOT_RAISED_YET),
     "ForeignURL": Provoked(url="https://other.example/"),
     "InvalidURL": Provoked(injected=enclavia.InvalidURL("given to the constructor only")),
-    "ConnectError": Provoked(before=lambda _, enclave: enclave.stop(), timeout=(SHORT, 5)),
+    "ConnectError": Provoked(before=lambda _, enclave: enclave.stop(), patience=0.0),
     "ConnectionClosed": Provoked(after_request(dropped)),
     "IncompleteResponse": Provoked(after_request(hung_up)),
     "ServerError": Provoked(after_request(reset)),
@@ -488,7 +488,7 @@ def test_nobody_listens_as_on_a_socket() -> None:
     with requests.Session() as plain:
         plain.trust_env = False
         theirs = whole(plain, f"http://127.0.0.1:{port}/")
-    with over_requests.session(f"ws://127.0.0.1:{port}", pcrs=WRONG, timeout=SHORT) as ours:
+    with over_requests.session(f"ws://127.0.0.1:{port}", pcrs=WRONG, patience=0.0) as ours:
         got = whole(ours, ours.base_url)
     assert got == theirs == ("ConnectionError", "MaxRetryError", None)
 
