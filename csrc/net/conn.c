@@ -440,6 +440,10 @@ encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *
         /* The queue may move and grow between two tries of one write. */
         SSL_set_mode(conn->ssl,
                      SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        if (net_tls_write_quietly(conn->ssl, lws_get_socket_fd(ws_wsi), err) != ENCL_OK) {
+            (void)close(fd);
+            return err->code;
+        }
     }
     return net_conn_adopt_fd(conn, fd, err);
 }

@@ -193,6 +193,25 @@ static const lws_retry_bo_t no_idle_policy = {
     .secs_since_valid_hangup = 0,
 };
 
+/* libwebsockets has SIGPIPE ignored in the whole process, which is for the program to decide: it is
+ * put back. Nothing here needs it: what we write ourselves raises no signal, and the service
+ * thread, in which libwebsockets writes, has all signals blocked. Under registry_lock, which fork()
+ * takes, so that no child is made in between and keeps what libwebsockets had set. */
+static struct lws_context *create_context(const struct lws_context_creation_info *info) {
+    struct sigaction before, after;
+    struct lws_context *context;
+    bool known;
+
+    net_lock_registry();
+    known = sigaction(SIGPIPE, NULL, &before) == 0;
+    context = lws_create_context(info);
+    if (known && sigaction(SIGPIPE, NULL, &after) == 0 && after.sa_handler == SIG_IGN) {
+        (void)sigaction(SIGPIPE, &before, NULL);
+    }
+    net_unlock_registry();
+    return context;
+}
+
 static struct lws_context *make_context(encl_loop *loop) {
     struct lws_context_creation_info info;
 
@@ -205,7 +224,7 @@ static struct lws_context *make_context(encl_loop *loop) {
     info.timeout_secs = 60;
     info.connect_timeout_secs = 60;
     info.retry_and_idle_policy = &no_idle_policy;
-    return lws_create_context(&info);
+    return create_context(&info);
 }
 
 static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net_target *target,

@@ -169,6 +169,9 @@ encl_result net_timers_open(encl_loop *loop, encl_error *err); /* service thread
 void net_timers_fire(encl_loop *loop);                         /* service thread */
 void net_timers_closed(encl_loop *loop);
 
+/* tls.c: from now on ssl writes to fd without raising SIGPIPE. fd stays its owner's. */
+encl_result net_tls_write_quietly(SSL *ssl, int fd, encl_error *err);
+
 /* conn.c: service thread only unless said otherwise */
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          const encl_conn_events *events, void *user, encl_conn **out,

@@ -9,7 +9,9 @@
 #include <dirent.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <openssl/ssl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "net/net.h"
+#include "net/net_internal.h"
 
 typedef struct peer {
     pthread_mutex_t lock; /* guards everything below */
@@ -712,6 +714,46 @@ static void timers_fire_in_the_order_of_their_times(void **state) {
     encl_loop_free(o.loop);
 }
 
+/* The process dies of SIGPIPE where this is wrong. */
+static void writing_tls_to_a_gone_peer_raises_no_signal(void **state) {
+    struct sigaction before, usual = {.sa_handler = SIG_DFL};
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    SSL *ssl = SSL_new(ctx);
+    encl_error err;
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(sigaction(SIGPIPE, &usual, &before), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    assert_int_equal(SSL_set_fd(ssl, pair[0]), 1);
+    assert_int_equal(net_tls_write_quietly(ssl, pair[0], &err), ENCL_OK);
+    close(pair[1]);
+    assert_true(SSL_connect(ssl) <= 0); /* sends the ClientHello */
+    SSL_free(ssl);
+    SSL_CTX_free(ctx);
+    assert_int_equal(close(pair[0]), 0); /* still ours */
+    assert_int_equal(sigaction(SIGPIPE, &before, NULL), 0);
+}
+
+static void signals_are_as_they_were(void **state) {
+    struct sigaction usual = {.sa_handler = SIG_DFL}, before[NSIG], now;
+    encl_loop *loop;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(sigaction(SIGPIPE, &usual, NULL), 0);
+    for (int i = 1; i < NSIG; i++) {
+        (void)sigaction(i, NULL, &before[i]);
+    }
+    assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
+    for (int i = 1; i < NSIG; i++) {
+        if (sigaction(i, NULL, &now) == 0) {
+            assert_ptr_equal(now.sa_handler, before[i].sa_handler);
+        }
+    }
+    encl_loop_free(loop);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(echoes_many_bytes),
@@ -726,6 +768,8 @@ int main(void) {
         cmocka_unit_test(an_upgrade_may_come_after_its_listener),
         cmocka_unit_test(a_loop_ends_while_names_are_looked_up),
         cmocka_unit_test(the_loop_sleeps_until_its_timer),
+        cmocka_unit_test(writing_tls_to_a_gone_peer_raises_no_signal),
+        cmocka_unit_test(signals_are_as_they_were),
         cmocka_unit_test(timers_fire_in_the_order_of_their_times),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
