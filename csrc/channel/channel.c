@@ -582,6 +582,19 @@ static void on_drained(void *user, encl_conn *conn) {
     pthread_mutex_unlock(&ch->lock);
 }
 
+/* An enclave takes about two connections for each of its cores, and ends further ones without a
+ * word before it answers the handshake. */
+static const char *hint_of_early_end(const encl_channel *ch) {
+    encl_session_state state = encl_session_get_state(ch->session);
+
+    return state != ENCL_SESSION_NEW && state != ENCL_SESSION_HANDSHAKE
+               ? ""
+               : "; an enclave that has all the connections it takes (about two for each of its "
+                 "cores) "
+                 "ends further ones like this: share one client among threads and tasks, close "
+                 "clients and channels that are not used any more, or try again later";
+}
+
 static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
     encl_channel *ch = user;
     encl_error err = *why;
@@ -592,8 +605,10 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
         encl_error waiting;
 
         /* Says what of the handshake was missing; what the connection said comes behind. */
+        const char *hint = hint_of_early_end(ch);
+
         encl_session_eof(ch->session, &waiting);
-        encl_fail(&err, ENCL_E_CLOSED, "%.250s (%.200s)", waiting.message, why->message);
+        encl_fail(&err, ENCL_E_CLOSED, "%.200s (%.150s)%s", waiting.message, why->message, hint);
     }
     ch_fail(ch, &err);
     ch->gone = true;

@@ -13,6 +13,8 @@
 #define LENGTH_16       126u
 #define LENGTH_64       127u
 
+#define IDLE_TEXT       1024u /* bytes of text that count like one frame that carries nothing */
+
 #define CLOSE_PROTOCOL  1002
 #define CLOSE_NO_CODE   1005 /* only ever said about a close frame, never in one */
 #define CLOSE_BAD_TEXT  1007
@@ -224,7 +226,8 @@ static encl_result take_payload(encl_ws_decoder *d, uint8_t *payload, size_t n,
         return d->in_frame ? ENCL_OK : control_event(d, event, err);
     }
     if (d->opcode == ENCL_WS_TEXT) {
-        d->idle += n / 1024;
+        /* By what has come in all: the pieces that it is read in are for the peer to choose. */
+        d->idle += (d->text_skipped + n) / IDLE_TEXT - d->text_skipped / IDLE_TEXT;
         d->text_skipped += n;
     } else if (n != 0) {
         *event = (encl_ws_event){.type = ENCL_WS_EV_DATA, .payload = payload, .len = n};

@@ -229,6 +229,29 @@ static void skipped_text_is_counted(void **state) {
     assert_int_equal(d.text_skipped, 6);
 }
 
+/* What text costs a peer must not depend on how it is cut into frames' payloads and reads. */
+static void text_counts_alike_however_it_is_read(void **state) {
+    static const size_t pieces[] = {1, 7, 1000, 1023, 1024, 1025, 4096, 65536};
+    static const uint8_t head[] = {0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0}; /* a frame of 64 KiB */
+    static uint8_t text[65536];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        encl_ws_decoder d;
+        story s = {.rc = ENCL_OK};
+
+        encl_ws_decoder_init(&d, ENCL_WS_CLIENT, sizeof text);
+        assert_true(feed(&s, &d, head, sizeof head));
+        for (size_t at = 0; at < sizeof text; at += pieces[i]) {
+            size_t left = sizeof text - at;
+
+            assert_true(feed(&s, &d, text + at, left < pieces[i] ? left : pieces[i]));
+        }
+        assert_int_equal(d.text_skipped, sizeof text);
+        assert_int_equal(d.idle, 1 + sizeof text / 1024);
+    }
+}
+
 static void headers_of_every_length(void **state) {
     static const struct {
         uint64_t len;
@@ -341,6 +364,7 @@ int main(void) {
         cmocka_unit_test(violations),
         cmocka_unit_test(a_violation_is_final),
         cmocka_unit_test(skipped_text_is_counted),
+        cmocka_unit_test(text_counts_alike_however_it_is_read),
         cmocka_unit_test(headers_of_every_length),
         cmocka_unit_test(masking_at_any_offset),
         cmocka_unit_test(control_frames_are_built),

@@ -11,7 +11,7 @@ typedef struct told {
     encl_ws_event_type last;
     encl_code rc;
     uint16_t fail_code;
-    uint64_t text_skipped;
+    uint64_t text_skipped, idle;
 } told;
 
 static void tell(told *t, const encl_ws_event *event) {
@@ -104,6 +104,7 @@ static told run(encl_slice bytes, encl_ws_side side, size_t piece) {
     }
     t.fail_code = d.fail_code;
     t.text_skipped = d.text_skipped;
+    t.idle = d.idle;
     return t;
 }
 
@@ -116,6 +117,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
     REQUIRE(whole.rc == cut.rc && whole.fail_code == cut.fail_code);
     REQUIRE(whole.text_skipped == cut.text_skipped);
+    REQUIRE(whole.idle == cut.idle);
     REQUIRE(whole.text.w == cut.text.w);
     REQUIRE(whole.text.w == 0 || memcmp(whole.text.data, cut.text.data, cut.text.w) == 0);
     encl_buf_free(&whole.text);

@@ -441,3 +441,19 @@ def test_cancelled_leaders_and_followers(kind: str, victims: int) -> None:
         drive(kind, case)
         eventually(lambda: enclave.stats()["slots_open"] == 0)
         release.clear()
+
+
+def test_a_full_enclave_says_what_to_do(kind: str) -> None:
+    async def main() -> None:
+        with LocalEnclave("127.0.0.1:1", mode="debug", max_connections=1) as enclave:
+            first = await connect(kind, enclave)
+            try:
+                with pytest.raises(
+                    enclavia.ConnectionClosed, match=r"about two for each of its cores.*try again"
+                ) as caught:
+                    await connect(kind, enclave)
+                assert caught.value.retryable
+            finally:
+                await result(first.close() if kind == "sync" else first.aclose())
+
+    drive(kind, main)
