@@ -445,7 +445,7 @@ def test_cancelled_leaders_and_followers(kind: str, victims: int) -> None:
 
 def test_a_full_enclave_says_what_to_do(kind: str) -> None:
     async def main() -> None:
-        with LocalEnclave("127.0.0.1:1", mode="debug", max_connections=1) as enclave:
+        with LocalEnclave("127.0.0.1:1", max_connections=1) as enclave:
             first = await connect(kind, enclave)
             try:
                 with pytest.raises(
