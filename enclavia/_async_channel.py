@@ -26,6 +26,7 @@ from ._errors import (
 )
 from ._hub import loop_hub
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
+from ._text import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -144,7 +145,7 @@ class AsyncChannel:
             core.wait_open(0)
             channel = cls(config, core, timeout)
             logger.info(
-                "verified %s: %s", config.url.authority, channel.attestation.module_id or "-"
+                "verified %s: %s", config.url.authority, shown(channel.attestation.module_id) or "-"
             )
         except BaseException:
             core.close(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core
 from ._pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
+from ._text import shown
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -77,12 +78,12 @@ class Attestation:
     def _rows(self) -> list[tuple[str, str]]:
         rows = [
             ("form", _FORMS.get(self.form, self.form)),
-            ("module id", self.module_id or "-"),
+            ("module id", shown(self.module_id) or "-"),
             ("timestamp", self.timestamp.isoformat(sep=" ", timespec="seconds")),
             ("verified at", self.verified_at.isoformat(sep=" ", timespec="seconds")),
         ]
-        shown = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
-        rows += [(f"PCR{index}", value.hex()) for index, value in shown.items()]
+        measured = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
+        rows += [(f"PCR{index}", value.hex()) for index, value in measured.items()]
         if self.user_data is not None:
             rows.append(("user data", self.user_data.hex()))
         if self.public_key is not None:

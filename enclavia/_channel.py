@@ -14,6 +14,7 @@ from ._attestation import Attestation
 from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
 from ._errors import ReadTimeout, StateError
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
+from ._text import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -77,7 +78,7 @@ class Channel:
             core.wait_open(timeout)
             channel = cls(config, core, timeout)
             logger.info(
-                "verified %s: %s", config.url.authority, channel.attestation.module_id or "-"
+                "verified %s: %s", config.url.authority, shown(channel.attestation.module_id) or "-"
             )
         except BaseException:
             core.close(0)

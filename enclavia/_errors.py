@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import httpx2
 
+from ._text import shown
+
 __all__ = [
     "AttestationError",
     "CertificateError",
@@ -62,6 +64,7 @@ class EnclaviaError(Exception):
         retryable: bool | None = None,
         request: httpx2.Request | None = None,
     ) -> None:
+        message = shown(message)  # parts of it may be a peer's words
         Exception.__init__(self, message)
         self.message = message
         self.retryable = self.retryable_by_default if retryable is None else retryable

@@ -53,6 +53,7 @@ from ._http1 import (
 )
 from ._pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
 from ._retry import IDEMPOTENT, Attempt, RetryPolicy
+from ._text import shown
 
 __all__ = ["Engine", "Exchange", "Stats", "Timeouts", "Tunnel", "run"]
 
@@ -373,7 +374,7 @@ class Engine:
             "verified %s: form %s, module %s",
             self.config.url.authority,
             raw["form"],
-            raw["module_id"] or "-",
+            shown(str(raw["module_id"])) or "-",
         )
         return None
 

@@ -11,9 +11,11 @@
 #include <openssl/x509v3.h>
 
 #include "attest/internal.h"
+#include "base/utf8.h"
 
 #define CHAIN_MAX   (ENCL_CABUNDLE_MAX + 2)
 #define LABEL_BYTES 128
+#define NAME_BYTES  80
 #define TIME_BYTES  32
 
 typedef struct chain_cert {
@@ -29,20 +31,17 @@ typedef struct chain {
     encl_slice leaf_point;
 } chain;
 
-/* A certificate's name is whatever its maker wrote: only printable ASCII reaches a message. */
+/* A certificate's name is whatever its maker wrote. */
 static void common_name(const X509 *cert, char *out, size_t size) {
-    int n = X509_NAME_get_text_by_NID(X509_get_subject_name(cert), NID_commonName, out, (int)size);
+    char name[NAME_BYTES];
+    int n = X509_NAME_get_text_by_NID(X509_get_subject_name(cert), NID_commonName, name,
+                                      (int)sizeof name);
 
-    if (n < 0) {
-        (void)snprintf(out, size, "?");
-    }
-    for (char *c = out; *c != '\0'; c++) {
-        *c = *c >= ' ' && *c <= '~' ? *c : '?';
-    }
+    (void)encl_utf8_show_in(n < 0 ? ENCL_SLICE("?", 1) : ENCL_SLICE(name, strlen(name)), out, size);
 }
 
 static void set_label(chain_cert *l, size_t number, size_t count) {
-    char name[80] = "?";
+    char name[NAME_BYTES] = "?";
 
     if (l->cert != NULL) {
         common_name(l->cert, name, sizeof name);

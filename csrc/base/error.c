@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static const char *const code_names[ENCL_E_COUNT_] = {
     [ENCL_OK] = "ok",
     [ENCL_E_NOMEM] = "out of memory",
@@ -51,15 +53,28 @@ static bool retryable_by_default(encl_code code) {
     }
 }
 
+/* How much of what vsnprintf had to say is in a block of cap bytes, before the NUL. */
+static size_t written(int len, size_t cap) {
+    if (len < 0) {
+        return 0;
+    }
+    return (size_t)len < cap ? (size_t)len : cap - 1;
+}
+
 encl_code encl_fail(encl_error *err, encl_code code, const char *fmt, ...) {
+    char text[ENCL_ERROR_TEXT_MAX];
     va_list args;
+    int len;
 
     memset(err, 0, sizeof *err);
     err->code = code;
     err->retryable = retryable_by_default(code);
     va_start(args, fmt);
-    (void)vsnprintf(err->message, sizeof err->message, fmt, args);
+    len = vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    /* Parts of it may be a peer's words: a close reason, an Error's text, a certificate's name. */
+    (void)encl_utf8_show_in(ENCL_SLICE(text, written(len, sizeof text)), err->message,
+                            sizeof err->message);
     return code;
 }
 

@@ -66,7 +66,9 @@ typedef struct encl_error {
 /* The return type of every function that can fail: an encl_code that must be looked at. */
 #define encl_result ENCL_MUST_USE encl_code
 
-/* Resets *err, then fills code, retryable (from the code) and the message; returns code. */
+/* Resets *err, then fills code, retryable (from the code) and the message; returns code. The
+ * message is shown by encl_utf8_show_in, so that nothing a peer chose can pass for another line of
+ * a log or move a terminal's cursor. */
 encl_code encl_fail(encl_error *err, encl_code code, const char *fmt, ...) ENCL_PRINTF(3, 4);
 
 /* Puts "context: " before the message of an error that a lower layer filled in. */

@@ -2,9 +2,18 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "proof.h"
 
 #define TEXT_MAX 600
+
+/* Any text that fits: the target utf8 is about the function itself. */
+const char *encl_utf8_show_in(encl_slice shown, char *out, size_t cap) {
+    (void)shown;
+    Frama_C_make_unknown(out, cap - 1);
+    out[cap - 1] = '\0';
+    return out;
+}
 
 int main(void) {
     static char text[TEXT_MAX + 1];

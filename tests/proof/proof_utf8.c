@@ -2,7 +2,8 @@
 #include "base/utf8.h"
 #include "proof.h"
 
-#define TEXT_MAX 32
+#define TEXT_MAX  32
+#define SHOWN_MAX 4 /* one character of any length, or some, and not all of them fit */
 
 static uint8_t text[TEXT_MAX + 1];
 
@@ -24,7 +25,9 @@ static void cuts(void) {
 static void shows(void) {
     char shown[ENCL_UTF8_SHOWN];
 
-    (void)encl_utf8_show(any_text(), shown);
+    size_t len = any_split(0, SHOWN_MAX);
+
+    (void)encl_utf8_show_in(ENCL_SLICE(ANY_BYTES(text, len), len), shown, any_split(8, 10));
 }
 
 int main(void) {

@@ -1,0 +1,29 @@
+"""Text that a peer chose, made fit for messages and log lines."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["shown"]
+
+_LIMIT: Final = 1000
+
+
+def shown(text: str, limit: int = _LIMIT) -> str:
+    """What can be seen stays as it is; line ends, other controls, format characters (those that
+    change the direction of writing among them), private characters and surrogates become escapes
+    (``\\n``, ``\\x1b``, ``\\u202e``). So nobody who chose a part of a message can make it look
+    like another line of a log, or move a terminal's cursor. Cut after ``limit`` characters.
+
+    The C core does the same for its messages (csrc/base/utf8.h)."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if character.isspace() and ord(character) > 0xA0 and ord(character) not in (0x2028, 0x2029):
+        return character  # a wide or narrow space
+    return character.encode("unicode_escape").decode("ascii")
