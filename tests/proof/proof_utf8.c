@@ -1,4 +1,4 @@
-/* UTF-8: any text of up to TEXT_MAX bytes, read, cut anywhere, or shown. */
+/* UTF-8: any text of up to TEXT_MAX bytes, read or cut anywhere; any of SHOWN_MAX, shown. */
 #include "base/utf8.h"
 #include "proof.h"
 
