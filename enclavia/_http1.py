@@ -83,6 +83,8 @@ def encode_head(method: bytes, target: bytes, headers: Headers) -> bytes:
     hosts = b"\n".join(names).lower().split(b"\n").count(b"host")
     if hosts != 1:
         raise InvalidRequest(f"expected one Host header, got {hosts}")
+    if names[0].lower() != b"host":  # RFC 9110, section 7.2: it should be the first one
+        headers = sorted(headers, key=lambda field: field[0].lower() != b"host")
     fields = b"\r\n".join(map(b": ".join, headers))
     return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, fields)
 

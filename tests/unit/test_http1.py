@@ -427,6 +427,11 @@ class TestRequests:
             b"GET /a?b=c HTTP/1.1\r\nHost: enclave\r\nX: \xe9 y\tz\r\nEmpty: \r\n\r\n"
         )
 
+    def test_host_comes_first(self) -> None:
+        assert encode_head(b"GET", b"/", [(b"B", b"1"), HOST, (b"A", b"2")]) == (
+            b"GET / HTTP/1.1\r\nHost: enclave\r\nB: 1\r\nA: 2\r\n\r\n"
+        )
+
     @pytest.mark.parametrize(
         ("method", "target", "headers"),
         [
