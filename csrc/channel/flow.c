@@ -36,6 +36,13 @@ static void wake(flow *f) {
     watch_fire(&f->on_readable);
 }
 
+/* Nothing more comes for it: an emptied ring is not kept, which wipes what was read from it. */
+static void forget_what_was_read(flow *f) {
+    if (f->done && f->ring.len == 0) {
+        encl_ring_free(&f->ring);
+    }
+}
+
 void flow_forget(flow *f) {
     encl_channel *ch = f->ch;
 
@@ -46,6 +53,7 @@ void flow_forget(flow *f) {
         }
     }
     f->done = true;
+    forget_what_was_read(f);
     backlog_leave(f);
     flow_expects(f, false);
     flow_wants(f, false);
@@ -404,6 +412,7 @@ encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t 
         }
     }
     *got = encl_ring_read(&f->ring, out, cap);
+    forget_what_was_read(f);
     backlog_shrank(f);
 done:
     pthread_mutex_unlock(&ch->lock);

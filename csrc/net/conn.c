@@ -720,29 +720,36 @@ static bool may_read(encl_conn *conn) {
            !(atomic_load(&conn->paused) && conn->state == NET_OPEN) && !conn->eof_received;
 }
 
-/* In blocks, so that whoever takes them can pause in between. */
-static void deliver_early(encl_conn *conn) {
+/* In blocks, so that whoever takes them can pause in between. Returns how much of the loop's block
+ * was used. */
+static size_t deliver_early(encl_conn *conn) {
+    size_t used = 0;
+
     while (encl_buf_readable(&conn->early) != 0 && may_read(conn)) {
         encl_slice waiting = encl_buf_peek(&conn->early);
         size_t n = waiting.len < NET_RX_BLOCK ? waiting.len : NET_RX_BLOCK;
 
         memcpy(conn->loop->rx, waiting.data, n);
+        used = n > used ? n : used;
         conn->early.r += n;
         deliver(conn, conn->loop->rx, n);
     }
     if (encl_buf_readable(&conn->early) == 0) {
         encl_buf_free(&conn->early);
     }
+    return used;
 }
 
 void net_conn_readable(encl_conn *conn) {
+    size_t used = 0;
+
     if (conn->state == NET_CONNECTING || conn->in_read) {
         return;
     }
     encl_conn_retain(conn); /* the user may let go in a callback */
     conn->in_read = true;
     if (may_read(conn)) {
-        deliver_early(conn);
+        used = deliver_early(conn);
     }
     for (int round = 0; may_read(conn); round++) {
         size_t got;
@@ -754,6 +761,7 @@ void net_conn_readable(encl_conn *conn) {
         }
         pthread_mutex_lock(&conn->io);
         rc = socket_read(conn, conn->loop->rx, NET_RX_BLOCK, &got);
+        used = got > used ? got : used;
         if (rc == IO_BROKEN) {
             note_failure(conn, "receiving");
         }
@@ -775,6 +783,8 @@ void net_conn_readable(encl_conn *conn) {
         }
     }
     conn->in_read = false;
+    /* Records are decrypted where they were read: what was delivered is not left lying there. */
+    encl_wipe(conn->loop->rx, used);
     if (conn->state != NET_FINISHED) {
         apply_pause(conn);
     }
