@@ -228,7 +228,8 @@ class Pool(Generic[C, L]):
         self._queue: collections.OrderedDict[int, weakref.ref[Ticket[C, L]]] = (
             collections.OrderedDict()
         )
-        self._lost: collections.deque[Member[C, L] | int] = collections.deque()
+        # A lease's member, a ticket's order, or None: a destructor was interrupted.
+        self._lost: collections.deque[Member[C, L] | int | None] = collections.deque()
         # Taken away only after it was done, so that an interruption in between loses nothing:
         # doing it twice does no harm. Dictionaries, because two threads may be at it.
         self._to_wake: dict[Wakeable, Ticket[C, L]] = {}
@@ -335,6 +336,7 @@ class Pool(Generic[C, L]):
             self._lost.append(item)
             self._reap()
         except BaseException:
+            self._lost.append(None)
             self._reap()
             raise
 
@@ -574,19 +576,22 @@ class Pool(Generic[C, L]):
         """After an exception anywhere in here, which was most likely a signal's: nobody is left
         asleep who was served, and no channel is left to a connector that does not know of it."""
         with self._lock:
-            for ticket in self._tickets():
-                self._wake(ticket)
-            for member in list(self._members):
-                if member.gone:
-                    self._retire(member)
-                elif not member.open and not self._has_connector(member):
-                    self._hand_over(member)
-            if self._closed is not None:
-                self._to_close.update(
-                    (handle, None) for each in self._closing if (handle := each()) is not None
-                )
+            self._repair()
             self._decide(self._last_now)
         self._carry_out()
+
+    def _repair(self) -> None:
+        for ticket in self._tickets():
+            self._wake(ticket)
+        for member in list(self._members):
+            if member.gone:
+                self._retire(member)
+            elif not member.open and not self._has_connector(member):
+                self._hand_over(member)
+        if self._closed is not None:
+            self._to_close.update(
+                (handle, None) for each in self._closing if (handle := each()) is not None
+            )
 
     def _has_connector(self, member: Member[C, L]) -> bool:
         return any(
@@ -600,7 +605,10 @@ class Pool(Generic[C, L]):
         found: Ticket[C, L] | None = None
         for order, reference in self._queue.items():
             ticket = reference()
-            if ticket is None or ticket.state not in (State.WAITING, State.CONNECT):
+            if ticket is None:
+                served.append(order)
+            elif ticket.state not in (State.WAITING, State.CONNECT):
+                self._wake(ticket)  # who served it was interrupted before that
                 served.append(order)
             elif ticket.state is State.WAITING:
                 found = ticket
@@ -765,6 +773,10 @@ class Pool(Generic[C, L]):
     def _collect_lost(self) -> None:
         while self._lost:
             item = self._lost[0]
+            if item is None:
+                self._repair()
+                del self._lost[0]
+                continue
             if isinstance(item, Member):
                 # No call between these two, and so no interruption.
                 item.in_use -= 1
@@ -800,9 +812,9 @@ class Pool(Generic[C, L]):
         next in line gets it."""
         with self._lock:
             if ticket.waiter is waiter:
-                ticket.waiter = None
                 error = StateError(f"nothing is left to wake this request: {why}")
                 self._withdraw(ticket, error, self._last_now)
+                ticket.waiter = None
 
 
 def _lost_for_good() -> ReconnectDisabled:
