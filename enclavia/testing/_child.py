@@ -1,17 +1,22 @@
 """A local enclave in a process of its own: what runs there, and how its parent talks to it.
 
-The two share one pipe. The parent sends ``(method, arguments)``, the child answers
-``(True, result)`` or ``(False, exception)``. The child ends when the pipe does, or its parent.
+The two share one pipe. The parent sends ``(number, method, arguments)``, the child answers
+``(number, True, result)`` or ``(number, False, exception)``, so that an answer which nobody waits
+for any more is told from the next one. The child ends when the pipe does, or its parent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
+import queue
+import socket
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +52,7 @@ class ChildRunner:
                 "'module:attribute'"
             )
         self._lock = threading.Lock()  # guards both below
-        self._pipe: Connection[Any, Any] | None = None
+        self._line: _Line | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Facts:
@@ -60,9 +65,9 @@ class ChildRunner:
                     pass_fds=[theirs.fileno()],
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 )
-            self._pipe = ours
+            self._line = _Line(ours)
             try:
-                facts: Facts = self._answer(_START_SECONDS, self._options)
+                facts: Facts = self._line.ask(_START_SECONDS, "start", self._options)
             except BaseException:
                 self._end()
                 raise
@@ -97,26 +102,14 @@ class ChildRunner:
 
     def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
         with self._lock:
-            return self._answer(_CALL_SECONDS, (method, arguments))
-
-    def _answer(self, seconds: float, question: object) -> Any:  # noqa: ANN401
-        if self._pipe is None:
-            raise RuntimeError("this enclave is stopped")
-        try:
-            self._pipe.send(question)
-            if not self._pipe.poll(seconds):
-                raise TimeoutError(f"the enclave's process did not answer within {seconds:g} s")
-            good, result = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            raise RuntimeError("the enclave's process ended (its output says why)") from None
-        if not good:
-            raise result
-        return result
+            if self._line is None:
+                raise RuntimeError("this enclave is stopped")
+            return self._line.ask(_CALL_SECONDS, method, *arguments)
 
     def _end(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         if self._process is not None:
             try:
                 self._process.wait(_STOP_SECONDS)
@@ -124,6 +117,71 @@ class ChildRunner:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+
+class _Line:
+    """The parent's end of the pipe.
+
+    Each question is asked by a thread of its own. A signal's handler raises in the main thread
+    only, so Ctrl-C ends the wait for an answer, and never the sending or receiving of a message in
+    the middle of it.
+    """
+
+    def __init__(self, pipe: Connection[Any, Any]) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()  # one question at a time
+        self._numbers = itertools.count()
+
+    def ask(self, seconds: float, method: str, *arguments: object) -> Any:  # noqa: ANN401
+        question = (next(self._numbers), method, arguments)
+        answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._exchange,
+            args=(seconds, question, answer),
+            name="enclavia-testing",
+            daemon=True,
+        )
+        thread.start()
+        good, result = answer.get()
+        thread.join()
+        if not good:
+            raise result
+        return result
+
+    def _exchange(
+        self,
+        seconds: float,
+        question: tuple[int, str, tuple[object, ...]],
+        answer: queue.SimpleQueue[tuple[bool, Any]],
+    ) -> None:
+        try:
+            with self._lock:
+                self._pipe.send(question)
+                answer.put(self._receive(seconds, question[0]))
+        except (OSError, EOFError):
+            ended = RuntimeError("the enclave's process ended (its output says why)")
+            answer.put((False, ended))
+        except Exception as error:
+            answer.put((False, error))
+
+    def _receive(self, seconds: float, expected: int) -> tuple[bool, Any]:
+        deadline = time.monotonic() + seconds
+        while self._pipe.poll(max(0.0, deadline - time.monotonic())):
+            number, good, result = self._pipe.recv()
+            if number == expected:
+                return good, result
+            # The answer to a question whose time was up.
+        return False, TimeoutError(f"the enclave's process did not answer within {seconds:g} s")
+
+    def close(self) -> None:
+        # Ends the exchange that may be under way, and only then the descriptor it uses.
+        with (
+            socket.socket(fileno=os.dup(self._pipe.fileno())) as end,
+            contextlib.suppress(OSError),  # the process ended before
+        ):
+            end.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._pipe.close()
 
 
 def _picklable(error: Exception) -> Exception:
@@ -141,13 +199,13 @@ def _serve(pipe: Connection[Any, Any], runner: Runner, parent: int) -> None:
             if os.getppid() != parent:
                 return
         try:
-            method, arguments = pipe.recv()
+            number, method, arguments = pipe.recv()
         except (EOFError, ConnectionError):
             return
         try:
-            answer = (True, getattr(runner, method)(*arguments))
+            answer = (number, True, getattr(runner, method)(*arguments))
         except Exception as error:
-            answer = (False, _picklable(error))
+            answer = (number, False, _picklable(error))
         pipe.send(answer)
 
 
@@ -155,14 +213,15 @@ def main(descriptor: int) -> None:
     """What the child process runs."""
     parent = os.getppid()
     with contextlib.suppress(KeyboardInterrupt), Connection(descriptor) as pipe:
+        number, _, (options,) = pipe.recv()
         try:
-            runner = Runner(pickle.loads(pipe.recv()))  # noqa: S301 - of our parent
+            runner = Runner(pickle.loads(options))  # noqa: S301 - of our parent
             facts = runner.start()
         except Exception as error:
-            pipe.send((False, _picklable(error)))
+            pipe.send((number, False, _picklable(error)))
             return
         try:
-            pipe.send((True, facts))
+            pipe.send((number, True, facts))
             _serve(pipe, runner, parent)
         finally:
             runner.stop()

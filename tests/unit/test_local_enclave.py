@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -463,6 +463,56 @@ def test_a_child_that_died_is_reported() -> None:
     with pytest.raises(RuntimeError, match="ended"):
         enclave.stats()
     enclave.stop()
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[float], None]]:
+    """Ctrl-C after so many seconds."""
+    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: (signal.setitimer(signal.ITIMER_REAL, seconds), None)[1]
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_a_late_answer_is_nobody_elses(interrupt: Callable[[float], None]) -> None:
+    with LocalEnclave("127.0.0.1:1", in_process=False, mode="stub") as enclave:
+        os.kill(enclave.pid, signal.SIGSTOP)
+        try:
+            interrupt(0.1)
+            with pytest.raises(KeyboardInterrupt):
+                enclave.restart()
+        finally:
+            os.kill(enclave.pid, signal.SIGCONT)
+        assert enclave.stats()["connections_total"] == 0
+        enclave.restart()
+        assert enclave.stats()["connections_total"] == 0
+
+
+def test_an_answer_after_its_time_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalEnclave("127.0.0.1:1", in_process=False, mode="stub") as enclave:
+        os.kill(enclave.pid, signal.SIGSTOP)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("enclavia.testing._child._CALL_SECONDS", 0.1)
+                with pytest.raises(TimeoutError, match=r"within 0\.1 s"):
+                    enclave.restart()
+        finally:
+            os.kill(enclave.pid, signal.SIGCONT)
+        assert enclave.stats()["connections_total"] == 0
+
+
+def test_a_child_is_interrupted_at_any_moment(interrupt: Callable[[float], None]) -> None:
+    with LocalEnclave("127.0.0.1:1", in_process=False, mode="stub") as enclave:
+        interrupted = 0
+        for step in range(60):
+            try:
+                interrupt(1e-5 + step * 5e-5)
+                enclave.restart()
+                interrupt(0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert enclave.stats()["connections_total"] == 0
+        assert interrupted
 
 
 def test_a_child_dies_with_its_parent() -> None:
