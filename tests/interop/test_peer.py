@@ -296,7 +296,7 @@ def in_background(call: Callable[[], object]) -> Callable[[], BaseException | No
     thread.start()
 
     def outcome() -> BaseException | None:
-        thread.join(20)
+        thread.join(LIMIT)
         assert not thread.is_alive(), "still waiting for an enclave that is gone"
         return raised[0] if raised else None
 
@@ -373,11 +373,11 @@ def test_a_pause_beyond_the_idle_timeout(start_peer: StartPeer) -> None:
 
 
 def test_an_open_stream_outlasts_the_idle_timeout(start_peer: StartPeer) -> None:
-    peer = start_peer(idle_seconds=1)
+    peer = start_peer(idle_seconds=2)
     request = raw_get("/health")
     with channel_to(peer) as channel, channel.open_stream() as stream:
         stream.write(request[:10])
-        time.sleep(2.5)
+        time.sleep(4)
         stream.write(request[10:])
         assert body_from(read_to_eof(stream)) == b"ok"
 

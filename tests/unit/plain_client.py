@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import socket
 import ssl
 import struct
 from collections import deque
@@ -160,9 +161,12 @@ class PlainClient:
         tls: ssl.SSLContext | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = 20.0,
+        sock: socket.socket | None = None,
     ) -> Self:
+        """Over a connection of its own, or over ``sock``, which leads to the enclave already."""
         opening = connect(
             url,
+            sock=sock,
             ssl=tls,
             additional_headers=headers,
             compression=None,

@@ -25,7 +25,7 @@ def resident_kib() -> int:
     raise AssertionError("no VmRSS in /proc/self/status")
 
 
-def eventually(test: Callable[[], bool], within: float = 5.0) -> bool:
+def eventually(test: Callable[[], bool], within: float = 60.0) -> bool:
     """Whether ``test`` becomes true: what ends in another thread ends a little later."""
     deadline = time.monotonic() + within
     while not test():

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,6 +18,16 @@ import enclavia
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "uvloop", "trio"]
+
+HANG = 60.0
+"""Seconds after which something hangs, however loaded the machine is. No test fails by being slower
+than this alone: it is only waited for where something is broken."""
+
+BUFFERS = ("wmem", "rmem")
+
+GIVES_UP = 15.0
+"""Seconds after which a silent workload hangs up. They are far above the deadlines that tests set
+and below the default of 30, so a call that does not keep its own ends with another error."""
 
 
 class Connection:
@@ -65,8 +76,8 @@ class Connection:
         assert self.read(2) == b"\r\n"
         return body
 
-    def wait_closed(self, timeout: float = 5.0) -> bytes:
-        """What comes until the client closes."""
+    def wait_closed(self, timeout: float = GIVES_UP) -> bytes:
+        """What comes until the client closes; the workload closes when that takes too long."""
         self.sock.settimeout(timeout)
         pieces = [self.buffer]
         while data := self.sock.recv(65536):
@@ -293,8 +304,35 @@ def with_client(
     eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
+def heard_the_close(client: enclavia.Client | enclavia.AsyncClient) -> bool:
+    """Whether every workload connection that is kept for a next request is known to be closed."""
+    members = client._enclave._engine.pool._members
+    return all(not link.fresh for member in members for _, link in member.idle)
+
+
+@contextlib.contextmanager
+def unless_ended(act: Callable[[], object]) -> Iterator[None]:
+    """``act`` is done where the block has not ended after GIVES_UP seconds. What should have ended
+    by its own, much shorter deadline then ends in another way, and the test tells the two apart
+    without looking at a clock."""
+    timer = threading.Timer(GIVES_UP, act)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def kernel_buffers(*names: str) -> int:
+    """Bytes that this machine's kernel may hold between two ends of a TCP connection over loopback:
+    the largest send buffer ("wmem") and the largest receive buffer ("rmem"), or one of them where
+    the test has set the other."""
+    limits = [Path(f"/proc/sys/net/ipv4/tcp_{name}").read_text() for name in names or BUFFERS]
+    return sum(int(limit.split()[2]) for limit in limits)
+
+
 def eventually(
-    condition: Callable[[], bool], timeout: float = 5.0, what: Sequence[object] = ()
+    condition: Callable[[], bool], timeout: float = HANG, what: Sequence[object] = ()
 ) -> None:
     deadline = time.monotonic() + timeout
     while not condition():

@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -274,10 +273,8 @@ def broken(connection: Connection) -> None:
 def test_requests_read_timeout(timeout: Any) -> None:
     with byte_enclave(silent) as (enclave, _):
         session, base = mounted(enclave)
-        started = time.monotonic()
         with session, pytest.raises(requests.exceptions.ReadTimeout) as caught:
             session.get(base, timeout=timeout)
-        assert time.monotonic() - started < 3
         assert isinstance(caught.value.__cause__, enclavia.ReadTimeout)
         assert caught.value.request.method == "GET"
 

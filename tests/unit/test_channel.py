@@ -6,12 +6,11 @@ import gc
 import io
 import pickle
 import threading
-import time
 from typing import Any
 
 import anyio
 import pytest
-from support import KINDS, ByteServer, Connection, drive, eventually, keywords
+from support import HANG, KINDS, ByteServer, Connection, drive, eventually, keywords, unless_ended
 
 import enclavia
 from enclavia.testing import Fault, LocalEnclave
@@ -26,7 +25,7 @@ def echo(connection: Connection) -> None:
 
 
 def silent(connection: Connection) -> None:
-    connection.wait_closed(30)
+    connection.wait_closed()
 
 
 async def result(value: Any) -> Any:
@@ -122,10 +121,8 @@ def test_stream_timeouts(kind: str) -> None:
             channel = await connect(kind, enclave, timeout=10)
             stream = await result(channel.open_stream(timeout=0.1))
             assert stream.timeout == stream.write_timeout == 0.1
-            started = time.monotonic()
             with pytest.raises(enclavia.ReadTimeout):
                 await result(stream.read(1))
-            assert 0.05 < time.monotonic() - started < 2
             stream.timeout = 5
             stream.read_timeout = 0.05
             with pytest.raises(enclavia.ReadTimeout):
@@ -141,10 +138,8 @@ def test_slots(kind: str) -> None:
         async def case() -> None:
             channel = await connect(kind, enclave, max_in_flight=2)
             held = [await result(channel.open_stream()) for _ in range(2)]
-            started = time.monotonic()
-            with pytest.raises(enclavia.PoolTimeout):
+            with unless_ended(channel._core.close), pytest.raises(enclavia.PoolTimeout):
                 await result(channel.open_stream(timeout=0.1))
-            assert 0.05 < time.monotonic() - started < 2
             await result(held.pop().close())
             held.append(await result(channel.open_stream(timeout=5)))
             await result(channel.close())
@@ -238,10 +233,11 @@ def test_connect_fails(kind: str) -> None:
             with pytest.raises(enclavia.CertificateError):
                 await connect(kind, enclave, root=None)
             enclave.set_faults(Fault.SILENT_ATTESTATION)
-            started = time.monotonic()
-            with pytest.raises(enclavia.ConnectTimeout):
+            with (
+                unless_ended(lambda: enclave.drop_connections()),
+                pytest.raises(enclavia.ConnectTimeout),
+            ):
                 await connect(kind, enclave, timeout=0.2)
-            assert time.monotonic() - started < 2
             eventually(lambda: enclave.stats()["connections_open"] == 0)
 
         drive(kind, case)
@@ -405,10 +401,12 @@ def test_cancelled_leaders_and_followers(kind: str, victims: int) -> None:
     if kind == "sync":
         return
     release = threading.Event()
+    asked: list[bytes] = []
 
     def script(connection: Connection) -> None:
         name = connection.read(2)
-        release.wait(10)
+        asked.append(name)
+        release.wait(HANG)
         connection.send(name)
         connection.wait_closed()
 
@@ -427,11 +425,13 @@ def test_cancelled_leaders_and_followers(kind: str, victims: int) -> None:
                             await stream.close()
 
                 scopes = [anyio.CancelScope() for _ in range(10)]
-                with anyio.fail_after(10):
+                with anyio.fail_after(HANG):
                     async with anyio.create_task_group() as group:
                         for number, scope in enumerate(scopes):
                             group.start_soon(one, number, scope)
-                        await anyio.sleep(0.2)
+                        while len(asked) < len(scopes):
+                            await anyio.sleep(0.005)
+                        await anyio.wait_all_tasks_blocked()
                         for scope in scopes[:victims]:
                             scope.cancel()
                             await anyio.sleep(0.001)

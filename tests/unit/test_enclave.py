@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -22,13 +23,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from plain_client import PlainClient, ProtocolViolation, RequestFailed, encode
 from raw_workload import RawWorkload, reset
+from support import HANG, kernel_buffers
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from enclavia.testing import Fault, LocalEnclave
 
 CHUNK = 16384
 SLOTS = 64
-SOON = 10.0
+SOON = HANG
+LISTENS = "0A"  # a socket's state in /proc/net/tcp
 
 
 def eventually(condition: Callable[[], bool], seconds: float = SOON) -> bool:
@@ -372,28 +375,46 @@ def test_a_both_before_the_65th_is_in_time() -> None:
 
 
 def test_idle_connections_are_closed(echoing: RawWorkload) -> None:
-    with (
-        enclave_for(echoing, idle_timeout=0.4) as enclave,
-        PlainClient.connect(enclave.url) as client,
-    ):
-        begun = time.monotonic()
-        for _ in range(4):
-            time.sleep(0.2)
-            client.attest()  # counts as activity
-        with pytest.raises(ConnectionClosed):
-            client.receive()
-        assert 1.1 < time.monotonic() - begun < 4
-        assert enclave.stats()["protocol_errors"] == 0
+    idle = 0.5
+
+    def attest_for(seconds: float, client: PlainClient) -> bool:
+        """Whether it stayed open while something was said all the time. A machine that stood still
+        for as long as a connection may be idle has shown nothing: False."""
+        begun = before = time.monotonic()
+        try:
+            while time.monotonic() - begun < seconds:
+                client.attest()  # counts as activity
+                if time.monotonic() - before >= idle:
+                    return False
+                before = time.monotonic()
+        except ConnectionClosed:
+            if time.monotonic() - before < idle:
+                raise
+            return False
+        return True
+
+    for _ in range(10):
+        with (
+            enclave_for(echoing, idle_timeout=idle) as enclave,
+            PlainClient.connect(enclave.url) as client,
+        ):
+            if not attest_for(3 * idle, client):
+                continue
+            with pytest.raises(ConnectionClosed):
+                client.receive()
+            assert enclave.stats()["protocol_errors"] == 0
+            return
+    pytest.fail("the machine stood still ten times")
 
 
 def test_connections_with_a_stream_are_never_idle(echoing: RawWorkload) -> None:
     with (
-        enclave_for(echoing, idle_timeout=0.2) as enclave,
+        enclave_for(echoing, idle_timeout=1.0) as enclave,
         PlainClient.connect(enclave.url) as client,
     ):
         stream = client.open_stream(b"x")
         assert client.read_chunk(stream) == b"x"
-        time.sleep(0.6)
+        time.sleep(2.0)
         client.write_stream(stream, b"y")
         assert client.read_chunk(stream) == b"y"
         client.close_stream(stream)
@@ -402,13 +423,15 @@ def test_connections_with_a_stream_are_never_idle(echoing: RawWorkload) -> None:
 
 
 def test_requests_do_not_keep_a_connection_open() -> None:
+    closed = threading.Event()
     with (
-        RawWorkload(lambda connection: time.sleep(0.8)) as workload,
+        RawWorkload(lambda connection: closed.wait(SOON) and None) as workload,
         enclave_for(workload, idle_timeout=0.2) as enclave,
         PlainClient.connect(enclave.url) as client,
-        pytest.raises(ConnectionClosed),
     ):
-        client.request(b"slow")
+        with pytest.raises(ConnectionClosed):
+            client.request(b"slow")
+        closed.set()
 
 
 def free_port() -> int:
@@ -419,7 +442,7 @@ def free_port() -> int:
 def test_a_workload_that_boots_is_waited_for() -> None:
     port = free_port()
     with (
-        LocalEnclave(f"127.0.0.1:{port}", mode="debug", workload_grace=10) as enclave,
+        LocalEnclave(f"127.0.0.1:{port}", mode="debug", workload_grace=3 * SOON) as enclave,
         PlainClient.connect(enclave.url) as client,
     ):
         stream = client.open_stream(b"early")
@@ -427,11 +450,10 @@ def test_a_workload_that_boots_is_waited_for() -> None:
         time.sleep(0.3)
         with RawWorkload(port=port):
             assert client.read_exactly(stream, 10) == b"early bird"
-        # Seen up once: a refusal is an error now, at once.
-        begun = time.monotonic()
+        # Seen up once: a refusal is an error now, at once. Who waited for the workload once more
+        # would wait for longer than this client does.
         with pytest.raises(RequestFailed, match="refused"):
             client.read_stream(client.open_stream(b"late"))
-        assert time.monotonic() - begun < 0.2
 
 
 def test_a_workload_that_never_boots() -> None:
@@ -439,10 +461,8 @@ def test_a_workload_that_never_boots() -> None:
         LocalEnclave(f"127.0.0.1:{free_port()}", mode="debug", workload_grace=0.6) as enclave,
         PlainClient.connect(enclave.url) as client,
     ):
-        begun = time.monotonic()
-        with pytest.raises(RequestFailed, match="refused"):
+        with pytest.raises(RequestFailed, match="refused"):  # and not the client's own time-out
             client.request(b"")
-        assert 0.45 < time.monotonic() - begun < 2
         assert eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
@@ -450,22 +470,27 @@ def test_a_workload_that_never_boots() -> None:
 
 
 def test_a_client_that_does_not_read_stops_the_workloads() -> None:
-    size = 32 * 1024 * 1024
     block = os.urandom(1024 * 1024)
+    # Our own WebSocket library and the kernel hold some; the enclave adds little.
+    most = kernel_buffers("wmem") + 8 * len(block)
+    size = most + 8 * len(block)
 
     def flood(connection: socket.socket) -> None:
         for _ in range(size // len(block)):
             connection.sendall(block)
 
     with (
+        contextlib.ExitStack() as stack,
         RawWorkload(flood) as workload,
         enclave_for(workload) as enclave,
-        PlainClient.connect(enclave.url) as client,
+        socket.socket() as small,
     ):
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        small.connect(("127.0.0.1", enclave.port))
+        client = stack.enter_context(PlainClient.connect(enclave.url, sock=small))
         streams = [client.open_stream() for _ in range(2)]
         taken = settle(lambda: enclave.stats()["bytes_from_workload"])
-        # Our own WebSocket library and the kernel hold some; the enclave adds little.
-        assert taken < 16 * 1024 * 1024
+        assert taken < most
         assert client.read_exactly(streams[1], len(block)) == block
         assert eventually(lambda: enclave.stats()["bytes_from_workload"] > taken)
 
@@ -476,11 +501,13 @@ def test_a_workload_that_does_not_read_stops_the_client() -> None:
 
     def lazy(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        go.wait(30)
+        go.wait(SOON)
         while data := connection.recv(1024 * 1024):
             received.extend(data)
 
-    data = os.urandom(10 * 1024 * 1024)
+    # The test bounds what the workload takes; what the enclave's kernel takes is the machine's.
+    most = kernel_buffers("wmem") + 1024 * 1024
+    data = os.urandom(1024 * 1024) * (most // (1024 * 1024) + 2)
     with (
         RawWorkload(lazy) as workload,
         enclave_for(workload) as enclave,
@@ -495,55 +522,80 @@ def test_a_workload_that_does_not_read_stops_the_client() -> None:
         writer = threading.Thread(target=upload, daemon=True)
         writer.start()
         taken = settle(lambda: enclave.stats()["bytes_to_workload"], 1.0)
-        assert taken < 8 * 1024 * 1024
+        assert taken < most
         assert writer.is_alive()
         go.set()
-        writer.join(30)
+        writer.join(SOON)
         # Both came while much was unwritten: the slot is held until all is written.
         assert eventually(lambda: enclave.stats()["slots_open"] == 0)
         assert eventually(lambda: len(received) == len(data))
         assert received == data
 
 
+def in_kernel(port: int) -> int:
+    """Bytes that the kernel holds of what is sent to a port of loopback: sent or not, and not read
+    (proc_net_tcp(5))."""
+    local = f"0100007F:{port:04X}"
+    total = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, ours, theirs, state, queues, *_ = line.split()
+        to_send, to_read = (int(part, 16) for part in queues.split(":"))
+        if state != LISTENS and local in (ours, theirs):
+            total += to_read if ours == local else to_send
+    return total
+
+
 def test_what_was_written_before_a_both_reaches_a_slow_workload() -> None:
-    go = threading.Event()
-    received: list[int] = []  # by connection
-
-    def lazy(connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        go.wait(30)
-        count = 0
-        while data := connection.recv(1024 * 1024):
-            count += len(data)
-        received.append(count)
-
+    """The workload's kernel takes no more, and some waits in the enclave itself, when the client
+    says that the stream is over. How much a kernel takes, and when, is the machine's matter: it is
+    looked at, not assumed."""
+    half_of_what_may_wait = 128 * 1024
     piece = os.urandom(CHUNK - 64)
-    with RawWorkload(lazy) as workload, enclave_for(workload) as enclave:
 
-        def upload(pieces: int) -> int:
-            """Until the enclave reads no more; that many were read by it."""
-            with PlainClient.connect(enclave.url) as client:
-                stream = client.open_stream()
-                for count in range(pieces):
-                    client.write_stream(stream, piece)
-                    client.send("RequestAttestation")
-                    try:
-                        client.receive(0.5)
-                    except TimeoutError:
-                        return count
-                client.close_stream(stream)
-                client.attest()  # it was read
-                assert not received
-                go.set()
-                assert eventually(lambda: enclave.stats()["slots_open"] == 0)
-            return pieces
+    def some_waited(
+        workload: RawWorkload, enclave: LocalEnclave, client: PlainClient, go: threading.Event
+    ) -> bool:
+        """Whether any of it waited in the enclave when the end was read."""
+        stream = client.open_stream()
+        assert eventually(lambda: workload.accepted == 1)
+        sent = 0
 
-        # The kernel's buffers are full then, and 256 KiB wait in the enclave: less, but not none,
-        # do when a few pieces are missing.
-        limit = upload(4000)
-        assert 20 < limit < 4000
-        assert upload(limit - 4) == limit - 4
-        assert eventually(lambda: (limit - 4) * len(piece) in received)
+        def waiting() -> int:
+            return sent - in_kernel(workload.port)
+
+        while waiting() < half_of_what_may_wait:
+            client.write_stream(stream, piece)
+            sent += len(piece)
+            client.attest()  # it was read
+        client.close_stream(stream)
+        client.attest()
+        found = waiting() > 0
+        go.set()
+        assert eventually(lambda: bool(received)), "the workload saw no end"
+        assert received.pop() == sent
+        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        return found
+
+    received: list[int] = []  # bytes, by connection
+    for _ in range(10):
+        go = threading.Event()
+
+        def lazy(connection: socket.socket, go: threading.Event = go) -> None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            go.wait(SOON)
+            count = 0
+            while data := connection.recv(1024 * 1024):
+                count += len(data)
+            received.append(count)
+
+        with (
+            RawWorkload(lazy) as workload,
+            enclave_for(workload) as enclave,
+            PlainClient.connect(enclave.url) as client,
+        ):
+            if some_waited(workload, enclave, client, go):
+                return
+    pytest.fail("the kernel took everything ten times")
 
 
 def test_nothing_is_lost_where_both_sides_have_closed_and_the_client_is_slow() -> None:

@@ -8,13 +8,12 @@ import os
 import random
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import pytest
-from support import ByteServer, Connection, drive, keywords, ok
+from support import ByteServer, Connection, drive, eventually, keywords, ok
 
 import enclavia
 from enclavia.testing import LocalEnclave
@@ -116,16 +115,21 @@ def test_killed_again_and_again() -> None:
     ):
         stop = threading.Event()
         lost: list[tuple[str, enclavia.EnclaviaError]] = []
+        answered: list[str] = []
 
         def kill() -> None:
+            """Again each time that work goes on."""
             dice = random.Random(5)
-            for number in range(KILLS):
-                time.sleep(dice.uniform(0.2, 0.4))
-                if number % 2:
-                    enclave.restart()
-                else:
-                    enclave.drop_connections(reset=number % 4 == 0)
-            stop.set()
+            try:
+                for number in range(KILLS):
+                    goal = len(answered) + dice.randrange(50, 250)
+                    eventually(lambda goal=goal: len(answered) >= goal)  # type: ignore[misc]
+                    if number % 2:
+                        enclave.restart()
+                    else:
+                        enclave.drop_connections(reset=number % 4 == 0)
+            finally:
+                stop.set()
 
         def work(thread: int) -> None:
             number = 0
@@ -135,6 +139,7 @@ def test_killed_again_and_again() -> None:
                 path = f"/{method}-{thread}-{number}"
                 try:
                     assert client.request(method, path).text == path
+                    answered.append(path)
                 except enclavia.EnclaviaError as error:
                     lost.append((method, error))
 

@@ -23,6 +23,7 @@ import pytest
 from cryptography import x509
 from plain_client import PlainClient
 from raw_workload import RawWorkload
+from support import HANG
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from enclavia import Client, Pcrs
@@ -266,7 +267,7 @@ def test_an_enclave_renews_its_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enclavia.testing._runner._RENEW_SECONDS", 0.1)
     with LocalEnclave("127.0.0.1:1") as enclave:
         first, root = documents(enclave), enclave.root
-        end = time.monotonic() + 10
+        end = time.monotonic() + HANG
         while documents(enclave)["certificate"] == first["certificate"]:
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -297,7 +298,7 @@ def test_stopping_leaves_no_thread_and_no_descriptor() -> None:
         client.close()
         assert certificate is not None
         assert not Path(certificate).exists()
-    end = time.monotonic() + 5
+    end = time.monotonic() + HANG
     # Fewer is no fault of this test: what ran before it may be gone only now.
     while len(os.listdir("/proc/self/task")) > threads or descriptors() > open_before:
         assert time.monotonic() < end, (threads, open_before, threading.enumerate())
@@ -391,7 +392,7 @@ def test_max_connections() -> None:
             with pytest.raises(ConnectionClosed):
                 PlainClient.connect(enclave.url)
             assert enclave.stats()["connections_total"] == 1
-        end = time.monotonic() + 5
+        end = time.monotonic() + HANG
         while enclave.stats()["connections_open"] != 0:
             assert time.monotonic() < end
         with PlainClient.connect(enclave.url) as client:
@@ -528,7 +529,7 @@ def test_a_child_dies_with_its_parent() -> None:
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )
     child = int(done.stdout)
-    end = time.monotonic() + 5
+    end = time.monotonic() + HANG
     while Path(f"/proc/{child}").exists():
         state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
         if state == "Z":  # ended, and nobody has waited for it

@@ -84,13 +84,24 @@ def slow() -> threading.Event:
 
 
 @pytest.fixture
-def enclave(slow: threading.Event, notebook: Notebook) -> Iterator[LocalEnclave]:
+def gave_up() -> list[bool]:
+    """Not empty when the workload, and not the client, ended a request for /slow."""
+    return []
+
+
+@pytest.fixture
+def enclave(
+    slow: threading.Event, gave_up: list[bool], notebook: Notebook
+) -> Iterator[LocalEnclave]:
     def script(connection: Connection) -> None:
         while True:
             head, _ = connection.request()
             if b"/slow" in head:
                 slow.set()
-                connection.wait_closed(CELL_SECONDS)
+                try:
+                    connection.wait_closed()
+                except TimeoutError:
+                    gave_up.append(True)
                 return
             connection.send(ok(head.split()[1]))
 
@@ -148,13 +159,14 @@ def test_await_in_cells(notebook: Notebook, enclave: LocalEnclave) -> None:
     notebook.run("await client.aclose()")
 
 
-def test_interrupted_cell(notebook: Notebook, enclave: LocalEnclave, slow: threading.Event) -> None:
+def test_interrupted_cell(
+    notebook: Notebook, enclave: LocalEnclave, slow: threading.Event, gave_up: list[bool]
+) -> None:
     notebook.run(CONNECT)
     presser = notebook.interrupt_when(slow)
-    started = time.monotonic()
     assert notebook.error_of("client.get('/slow', timeout=None)") == "KeyboardInterrupt"
-    assert time.monotonic() - started < 10
     presser.join()
+    assert not gave_up, "the cell waited on"
     eventually(lambda: enclave.stats()["slots_open"] == 0)
     assert notebook.run("client.get('/after').text")["text/plain"] == "'/after'"
     assert notebook.run("client.stats.reconnects")["text/plain"] == "0", "the channel was lost"
@@ -168,7 +180,7 @@ def test_cancelled_by_another_cell(
     what runs beside the cells can be cancelled."""
     notebook.run("client = await enclavia.AsyncClient.connect(url, pcrs=pcrs, root=root)")
     notebook.run("task = asyncio.ensure_future(client.get('/slow', timeout=None))")
-    assert slow.wait(10)
+    assert slow.wait(CELL_SECONDS)
     notebook.run("task.cancel()")
     eventually(lambda: enclave.stats()["slots_open"] == 0)
     assert notebook.run("task.cancelled()")["text/plain"] == "True"
@@ -201,9 +213,11 @@ def test_kernel_ends_with_an_open_client(enclave: LocalEnclave) -> None:
             f"pcr2={enclave.pcrs.pcr2!r}))\n"
             "client.get('/')"
         )
-        started = time.monotonic()
+        # Not killed because it took too long.
+        notebook.manager.shutdown_wait_time = 2 * CELL_SECONDS
+        process = notebook.manager.provisioner.process
         notebook.manager.shutdown_kernel(now=False)
-        assert time.monotonic() - started < 10
+        assert process.returncode == 0
     finally:
         notebook.close()
     eventually(lambda: enclave.stats()["connections_open"] == 0)

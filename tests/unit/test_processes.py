@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Connection, answering, byte_enclave, eventually, keywords, ok
+from support import HANG, Connection, answering, byte_enclave, eventually, keywords, ok
 
 import enclavia
 
@@ -38,7 +38,7 @@ def in_child(work: Callable[[], None]) -> int:
             os.write(2, f"in the child: {error!r}\n".encode())
         finally:
             os._exit(status)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -182,10 +182,18 @@ def run_script(enclave: Any, body: str, max_in_flight: int = 64) -> subprocess.P
     )
 
 
-def silent(connection: Connection) -> None:
-    while b"/slow" not in connection.head():
-        connection.send(ok())
-    connection.wait_closed(30)
+class Silent:
+    """Answers everything but ``/slow``, for which it waits until the client goes away."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        """Set when the client went away, and not the workload because it took too long."""
+
+    def __call__(self, connection: Connection) -> None:
+        while b"/slow" not in connection.head():
+            connection.send(ok())
+        connection.wait_closed()
+        self.left.set()
 
 
 @pytest.mark.parametrize(
@@ -199,29 +207,29 @@ def silent(connection: Connection) -> None:
     ids=["get", "stream", "upload"],
 )
 def test_ctrl_c(call: str) -> None:
-    """KeyboardInterrupt within 100 ms or so, and the client is as good as before."""
+    """A wait ends by KeyboardInterrupt, and the client is as good as before. A call that waited on
+    would wait until the workload goes away, which the workload tells."""
     body = f"""
     client.get('/')
-    interrupted = []
     def interrupt():
         time.sleep(0.4)
-        interrupted.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=interrupt).start()
     try:
         {call}
     except KeyboardInterrupt:
-        print(time.monotonic() - interrupted[0])
+        print('interrupted')
     assert client.get('/').status_code == 200
     assert client.stats.streams_active == 0, client.stats
     client.close()
     """
 
+    silent = Silent()
     with byte_enclave(silent) as (enclave, _):
         process = run_script(enclave, body)
-        out, err = process.communicate(timeout=30)
-        assert process.returncode == 0, err
-        assert float(out) < 0.5, out
+        out, err = process.communicate(timeout=HANG)
+        assert (process.returncode, out) == (0, "interrupted\n"), err
+        eventually(silent.left.is_set)
 
 
 @pytest.mark.parametrize(
@@ -239,24 +247,27 @@ def test_ctrl_c(call: str) -> None:
     ids=["idle", "streaming", "unread", "channel", "daemon", "cycle"],
 )
 def test_interpreter_ends_with_open_clients(body: str) -> None:
+    silent = Silent()
     with byte_enclave(silent) as (enclave, _):
-        started = time.monotonic()
         process = run_script(enclave, body)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, err
         assert (out, err) == ("", "")
-        assert time.monotonic() - started < 10
+        if "/slow" in body:
+            eventually(silent.left.is_set)  # it did not wait for its answer
         eventually(lambda: enclave.stats()["connections_open"] == 0)
 
 
 def test_import_is_cheap(tmp_path: Path) -> None:
-    """No more than 30 ms beyond httpx2, and nothing for event loops before it is used."""
+    """Less than half of what httpx2 costs, on whatever machine, and nothing for event loops before
+    it is used."""
     script = """
     import time, sys
+    before = time.process_time()
     import httpx2
     started = time.process_time()
     import enclavia
-    print(time.process_time() - started)
+    print((time.process_time() - started) / (started - before))
     heavy = {'anyio', 'asyncio', 'trio', 'httpcore2', 'httptools', 'wsproto', 'requests', 'httpx'}
     loaded = heavy & set(sys.modules)
     assert not loaded, loaded
@@ -264,7 +275,7 @@ def test_import_is_cheap(tmp_path: Path) -> None:
     """
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    times = [
+    shares = [
         float(
             subprocess.run(
                 [sys.executable, "-c", textwrap.dedent(script)],
@@ -277,7 +288,7 @@ def test_import_is_cheap(tmp_path: Path) -> None:
         )
         for _ in range(6)
     ]
-    assert min(times[1:]) < 0.030  # the first one compiles
+    assert min(shares[1:]) < 0.5  # the first one compiles
 
 
 def test_nothing_is_left_behind() -> None:
@@ -339,8 +350,7 @@ def test_interrupted_at_any_moment() -> None:
     client.get("/")
     dice = random.Random(11)
     interrupted = 0
-    deadline = time.monotonic() + 6
-    while time.monotonic() < deadline:
+    while interrupted < 400:
         try:
             signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.004))
             # Python itself swallows one that hits a destructor.
@@ -350,7 +360,6 @@ def test_interrupted_at_any_moment() -> None:
             interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    assert interrupted > 100, interrupted
     for _ in range(200):
         assert client.get("/").status_code == 200
     import gc
@@ -360,10 +369,10 @@ def test_interrupted_at_any_moment() -> None:
     assert stats.streams_idle <= 4, stats
     client.close()
     """
-    prepare = "import faulthandler; faulthandler.dump_traceback_later(30, exit=True)\n"
+    prepare = f"import faulthandler; faulthandler.dump_traceback_later({HANG}, exit=True)\n"
     prepare += "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
     with byte_enclave(answering(ok())) as (enclave, _):
         process = run_script(enclave, prepare + textwrap.dedent(body), max_in_flight=4)
-        _out, err = process.communicate(timeout=60)
+        _out, err = process.communicate(timeout=2 * HANG)
         assert process.returncode == 0, err
         eventually(lambda: enclave.stats()["slots_open"] == 0)

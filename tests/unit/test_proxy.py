@@ -8,14 +8,13 @@ import select
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from enclave_peer import EnclavePeer, connect
-from raw_server import Peer, PeerGone, RawServer, header, unused_port
+from raw_server import LIMIT, Peer, PeerGone, RawServer, header, unused_port
 from resources import Held
 
 import enclavia
@@ -189,7 +188,6 @@ def refused_by(answer: bytes, **options: Any) -> enclavia.ConnectError:
         peer.send(answer)
 
     with RawServer(script) as proxy:
-        started = time.monotonic()
         with pytest.raises(enclavia.ConnectError) as caught:
             connect(
                 f"ws://127.0.0.1:{unused_port()}",
@@ -197,7 +195,6 @@ def refused_by(answer: bytes, **options: Any) -> enclavia.ConnectError:
                 upgrade_headers={"Authorization": SECRET},
                 **options,
             )
-        assert time.monotonic() - started < 2
         proxy.wait_done()
         for peer in proxy.peers:
             assert SECRET.encode() not in bytes(peer.received)
@@ -245,11 +242,9 @@ def test_a_silent_proxy() -> None:
         gone.set()
 
     with RawServer(script) as proxy:
-        started = time.monotonic()
         with pytest.raises(enclavia.ConnectTimeout):
             connect("ws://127.0.0.1:9", proxy=f"http://127.0.0.1:{proxy.port}", timeout=0.3)
-        assert time.monotonic() - started < 0.8
-        assert gone.wait(2)
+        assert gone.wait(LIMIT / 2)
 
 
 def test_no_proxy_there() -> None:

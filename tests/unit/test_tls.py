@@ -9,7 +9,6 @@ import ipaddress
 import os
 import ssl
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from enclave_peer import EnclavePeer, connect
-from raw_server import PING, Peer, RawServer, frame, unused_port
+from raw_server import LIMIT, PING, Peer, RawServer, frame, unused_port
 from resources import Held
 from support import ByteServer, Connection
 
@@ -148,12 +147,10 @@ def check_works(issued: Issued, host: str, **options: Any) -> None:
 
 def check_refused(issued: Issued, host: str, **options: Any) -> enclavia.ConnectError:
     with RawServer(serve, tls=issued.context()) as server:
-        started = time.monotonic()
         with pytest.raises(enclavia.ConnectError) as caught:
             connect(
                 f"wss://{host}:{server.port}", upgrade_headers={"Authorization": SECRET}, **options
             )
-        assert time.monotonic() - started < 3
         server.wait_done()
         for peer in server.peers:
             assert bytes(peer.received) == b"", "nothing may be said to this peer"
@@ -320,11 +317,11 @@ def test_a_server_that_hangs_up_in_the_tls_handshake(wait_for: int) -> None:
     def script(peer: Peer) -> None:
         peer.read_exactly(wait_for)
 
-    with RawServer(script) as server:
-        started = time.monotonic()
-        with pytest.raises(enclavia.ConnectError) as caught:
-            connect(f"wss://localhost:{server.port}", timeout=5)
-        assert time.monotonic() - started < 2
+    with (
+        RawServer(script) as server,
+        pytest.raises(enclavia.ConnectError) as caught,  # no ConnectTimeout
+    ):
+        connect(f"wss://localhost:{server.port}", timeout=LIMIT)
     assert caught.value.retryable
 
 
@@ -336,11 +333,9 @@ def test_a_server_that_is_silent_in_the_tls_handshake() -> None:
         gone.set()
 
     with RawServer(script) as server:
-        started = time.monotonic()
         with pytest.raises(enclavia.ConnectTimeout):
             connect(f"wss://localhost:{server.port}", timeout=0.3)
-        assert time.monotonic() - started < 0.8
-        assert gone.wait(2)
+        assert gone.wait(LIMIT / 2)
 
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["close_notify", "cut"])
@@ -360,10 +355,8 @@ def test_a_server_that_hangs_up_later(good: Issued, ca: Issued, orderly: bool) -
         RawServer(script, tls=good.context()) as server,
         connect(f"wss://localhost:{server.port}", verify=ca.path) as channel,
     ):
-        started = time.monotonic()
-        with pytest.raises(enclavia.ConnectionClosed) as caught:
+        with pytest.raises(enclavia.ConnectionClosed) as caught:  # no ReadTimeout
             channel.open_stream(b"x").read(1)
-        assert time.monotonic() - started < 2
         assert caught.value.retryable
 
 

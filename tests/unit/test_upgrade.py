@@ -13,6 +13,7 @@ from enclave_peer import EnclavePeer, connect
 from raw_server import (
     BINARY,
     CLOSE,
+    LIMIT,
     PING,
     PONG,
     TEXT,
@@ -51,10 +52,9 @@ def answered(data: bytes, **options: Any) -> enclavia.EnclaviaError:
         peer.send(data)
 
     with RawServer(script) as server:
-        started = time.monotonic()
         with pytest.raises(enclavia.EnclaviaError) as caught:
             connect(server.url, **options)
-        assert time.monotonic() - started < 2
+        assert not isinstance(caught.value, enclavia.ConnectTimeout), "it waited for more"
         assert len(server.peers) == 1, "a refused upgrade must not be tried again"
     return caught.value
 
@@ -257,11 +257,11 @@ def test_a_101_must_not_have_a_body(line: bytes) -> None:
 
 
 def check_times_out(url: str, timeout: float = 0.3) -> enclavia.ConnectTimeout:
+    """The servers here hang up after LIMIT seconds, so a later deadline would end otherwise."""
     started = time.monotonic()
     with pytest.raises(enclavia.ConnectTimeout) as caught:
         connect(url, timeout=timeout)
-    took = time.monotonic() - started
-    assert timeout <= took < timeout + 0.5
+    assert time.monotonic() - started >= timeout
     assert caught.value.retryable
     assert isinstance(caught.value, TimeoutError)
     return caught.value
@@ -283,7 +283,7 @@ def test_no_whole_answer_in_time(sent: bytes) -> None:
 
     with RawServer(script) as server:
         check_times_out(server.url)
-        assert hung_up.wait(1), "the server must see the end"
+        assert hung_up.wait(LIMIT / 2), "the server must see the end"
 
 
 def test_silence_after_the_upgrade() -> None:
@@ -296,7 +296,7 @@ def test_silence_after_the_upgrade() -> None:
 
     with RawServer(script) as server:
         check_times_out(server.url)
-        assert hung_up.wait(2)
+        assert hung_up.wait(LIMIT / 2)
         assert [opcode for opcode, _ in server.peer.messages] == [BINARY, CLOSE]
 
 
@@ -304,7 +304,7 @@ def test_an_answer_byte_by_byte_does_not_move_the_deadline() -> None:
     def script(peer: Peer) -> None:
         peer.read_head()
         peer.send(b"HTTP/1.1 101 Switching Protocols\r\n")
-        while True:
+        for _ in range(int(LIMIT / 0.02)):
             peer.send_each(b"X-Slow: 1\r\n", gap=0.02)
 
     with RawServer(script) as server:
@@ -331,10 +331,8 @@ def test_a_port_that_takes_no_connection() -> None:
 
 def test_nobody_listens() -> None:
     port = unused_port()
-    started = time.monotonic()
-    with pytest.raises(enclavia.ConnectError) as caught:
+    with pytest.raises(enclavia.ConnectError) as caught:  # no ConnectTimeout
         connect(f"ws://127.0.0.1:{port}")
-    assert time.monotonic() - started < 1
     assert caught.value.retryable
     assert str(port) in str(caught.value)
 

@@ -118,7 +118,7 @@ def nginx(tmp_path: Path) -> Iterator[str]:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(100):
+    for _ in range(1200):
         assert process.poll() is None, "the workload ended"
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
