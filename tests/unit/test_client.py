@@ -868,9 +868,9 @@ def test_connect_timeout(kind: str, fault: Fault, error: type[Exception]) -> Non
     with byte_enclave(silent, faults=fault) as (enclave, _):
 
         async def case(client: Face) -> None:
-            with pytest.raises(error) as caught:
+            # A later deadline would find that nobody listens any more.
+            with unless_ended(enclave.stop), pytest.raises(error) as caught:
                 await client.get("/", timeout=httpx2.Timeout(HANG, connect=0.3))
-            assert "within 0.3 s" in str(caught.value)
             assert isinstance(caught.value, TimeoutError)
             assert isinstance(caught.value, httpx2.ConnectTimeout)
             assert "nothing came" in str(caught.value)
