@@ -74,6 +74,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         return transport
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state["settings"].config.warn_debug(stacklevel=2)
         TransportBase.__init__(self, state["settings"], LoopIo)
 
     async def connect(self, timeout: float | None = None) -> None:

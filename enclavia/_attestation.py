@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ._pcrs import Pcrs
 
 __all__ = ["Attestation", "verify_attestation"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _FORMS = {
     "nitro": "signed, and chained to the pinned root",
@@ -53,7 +55,7 @@ class Attestation:
     def _from_raw(cls, raw: Mapping[str, Any]) -> Attestation:
         return cls(
             module_id=raw["module_id"] or "",
-            timestamp=datetime.fromtimestamp(raw["timestamp"] / 1000, UTC),
+            timestamp=_EPOCH + timedelta(milliseconds=raw["timestamp"]),
             pcrs=MappingProxyType(dict(sorted(raw["pcrs"].items()))),
             certificate=raw["certificate"] or b"",
             cabundle=tuple(raw["cabundle"] or ()),
@@ -61,7 +63,7 @@ class Attestation:
             user_data=raw["user_data"],
             nonce=raw["nonce"],
             form=raw["form"],
-            verified_at=datetime.fromtimestamp(raw["verified_at"], UTC),
+            verified_at=_EPOCH + timedelta(seconds=raw["verified_at"]),
             document=raw["document"],
         )
 
@@ -161,4 +163,10 @@ def _seconds(at: datetime | float | None) -> int:
         at = at.timestamp()
     if isinstance(at, bool) or not isinstance(at, int | float):
         raise TypeError(f"at: expected an aware datetime or Unix seconds, got {type(at).__name__}")
+    if not _FIRST_SECOND <= at <= _LAST_SECOND:  # also where it is no number
+        raise ValueError(f"at: expected a moment of the years 1 to 9999 (Unix seconds), got {at}")
     return int(at)
+
+
+_FIRST_SECOND = -62_135_596_800
+_LAST_SECOND = 253_402_300_799

@@ -359,6 +359,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         return transport
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state["settings"].config.warn_debug(stacklevel=2)
         TransportBase.__init__(self, state["settings"], ThreadIo)
 
     def connect(self, timeout: float | None = None) -> None:

@@ -162,12 +162,18 @@ static encl_result parse_digest(encl_buf *in, bool debug, encl_attestation *a, e
     return ENCL_OK;
 }
 
+/* 9999-12-31T23:59:59.999Z: a time that every reader of a document can hold. */
+#define TIMESTAMP_MAX_MS UINT64_C(253402300799999)
+
 static encl_result parse_timestamp(encl_buf *in, bool debug, encl_attestation *a, encl_error *err) {
     encl_item item;
 
     ENCL_TRY(encl_item_expect(in, ENCL_ITEM_UINT, "timestamp", &item, err));
     ENCL_ENSURE(debug || item.value != 0, err, ENCL_E_DOCUMENT,
                 "timestamp: expected milliseconds above 0, came 0");
+    ENCL_ENSURE(item.value <= TIMESTAMP_MAX_MS, err, ENCL_E_DOCUMENT,
+                "timestamp: expected milliseconds up to the end of the year 9999, got %llu",
+                (unsigned long long)item.value);
     a->timestamp_ms = item.value;
     return ENCL_OK;
 }

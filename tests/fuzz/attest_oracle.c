@@ -132,7 +132,8 @@ static void require_production_fields(const cbor_node *payload) {
 
     REQUIRE(module != NULL && module->bytes.len != 0);
     REQUIRE(digest != NULL && cbor_is_text(digest, "SHA384"));
-    REQUIRE(timestamp != NULL && timestamp->value != 0);
+    REQUIRE(timestamp != NULL && timestamp->value != 0 &&
+            timestamp->value <= UINT64_C(253402300799999));
     REQUIRE(certificate != NULL && bundle != NULL && bundle->child != NULL);
     require_length(certificate, 1, ENCL_CERT_MAX_BYTES);
     for (const cbor_node *c = bundle->child; c != NULL; c = c->next) {

@@ -144,6 +144,30 @@ def test_the_core_takes_no_empty_value_either() -> None:
             _core.verify(own_document(), policy, b"", 0)
 
 
+LAST_MS = 253_402_300_799_999  # the end of the year 9999
+
+
+@pytest.mark.parametrize("timestamp", [LAST_MS + 1, 300_000_000_000_000, 2**63, 2**64 - 1])
+def test_times_beyond_the_year_9999_are_no_times(timestamp: int) -> None:
+    document = own_document(timestamp=timestamp)
+    with pytest.raises(enclavia.DocumentError, match="up to the end of the year 9999"):
+        verify_attestation(document, root=enclave_peer.root())
+    policy = _core.Policy(None, None, True, False)
+    with pytest.raises(enclavia.DocumentError, match="up to the end of the year 9999"):
+        _core.verify(document, policy, None, 0)
+
+
+def test_the_last_time_is_exact() -> None:
+    got = verify_attestation(own_document(timestamp=LAST_MS), root=enclave_peer.root())
+    assert got.timestamp == datetime.max.replace(microsecond=999000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), -float("inf"), 2**63, -(2**70), 1e300])
+def test_moments_that_are_none(at: float) -> None:
+    with pytest.raises(ValueError, match="at: expected a moment of the years 1 to 9999"):
+        verify_attestation(own_document(), root=enclave_peer.root(), at=at)
+
+
 def document_of_a_leaf_that_begins_in(seconds: int) -> tuple[bytes, bytes]:
     chain = specs()
     begin = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -376,3 +377,26 @@ def test_interrupted_at_any_moment() -> None:
         _out, err = process.communicate(timeout=2 * HANG)
         assert process.returncode == 0, err
         eventually(lambda: enclave.stats()["slots_open"] == 0)
+
+
+def test_a_debug_client_warns_also_where_it_is_unpickled_or_copied() -> None:
+    transports = (enclavia.EnclaveTransport, enclavia.AsyncEnclaveTransport)
+    for cls in (enclavia.Client, enclavia.AsyncClient, *transports):
+        with pytest.warns(enclavia.DebugModeWarning):
+            made = cls("wss://e.example", debug_mode=True)
+        pickled = pickle.dumps(made)
+        for _ in range(2):
+            with pytest.warns(enclavia.DebugModeWarning) as caught:
+                pickle.loads(pickled)
+            assert [each.filename for each in caught] == [__file__]
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.resetwarnings()
+            pickle.loads(
+                pickle.dumps(
+                    cls(
+                        "wss://e.example",
+                        pcrs=enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48),
+                    )
+                )
+            )
+        assert not [each for each in seen if each.category is enclavia.DebugModeWarning]
