@@ -119,6 +119,86 @@ def test_parse_refuses(text: str | bytes, message: str) -> None:
         Pcrs.parse(text)
 
 
+OTHER = {f"PCR{index}": "ee" * 48 for index in range(3)}
+OTHER_TEXT = "".join(f"    {name}: {value}\n" for name, value in OTHER.items())
+STATUS = json.loads(STATUS_JSON)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {**STATUS, "synchronizer_pcrs": [OTHER, {name.lower(): v for name, v in OTHER.items()}]},
+        {"synchronizer_pcrs": [OTHER], **STATUS},
+        {"expected": UPPER, "actual": UPPER, "recorded_synchronizer_pcrs": [OTHER]},
+        {"expected": UPPER, "actual": LOWER, "recorded_synchronizer_pcrs": OTHER},
+        {"enclave_id": "x", "endpoint": "wss://x", "pcrs": LOWER, "debug_mode": False},
+    ],
+    ids=lambda value: ",".join(value),
+)
+def test_the_pcrs_of_another_enclave_beside_ours(value: Any, indent: int | None) -> None:
+    assert Pcrs.parse("a log line\n" + json.dumps(value, indent=indent) + "\ndone\n") == PINS
+
+
+def written(*pairs: tuple[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": "{value}"' for name, value in pairs) + "}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("#12 RUN pip install evil\n" + json.dumps(OTHER) + "\n" + DEPLOY_TEXT, "2 different ones"),
+        (DEPLOY_TEXT + json.dumps(OTHER, indent=2), "2 different ones"),
+        (OTHER_TEXT + STATUS_JSON, "2 different ones"),
+        ("{" * 255 + json.dumps(OTHER) + "\n" + STATUS_JSON, "2 different ones"),
+        ("{" * 4000 + json.dumps(OTHER) + "\n" + STATUS_JSON, "2 different ones|too many braces"),
+        (json.dumps({**UPPER, "image": OTHER}), "2 different ones"),
+        (json.dumps({"expected": UPPER, "actual": OTHER}), "2 different ones"),
+        (json.dumps([{"pcrs": UPPER}, {"pcrs": OTHER}]), "2 different ones"),
+        (written(*UPPER.items(), *OTHER.items()), "each key once, got 'pcr[012]' twice"),
+        (written(*UPPER.items(), *UPPER.items()), "each key once"),
+        (json.dumps({**UPPER, **{k.lower(): v for k, v in OTHER.items()}}), "each key once"),
+        (f'{{"pcrs": {json.dumps(OTHER)}, "pcrs": {json.dumps(UPPER)}}}', "each key once"),
+        (f'{{"pcrs": {json.dumps(UPPER)}, "pcrs": null}}', "each key once"),
+        # Cut off: whose the PCRs are can no longer be told.
+        (f'{{"pcrs": null, "synchronizer_pcrs": [{json.dumps(OTHER)}, {{', "expected whole JSON"),
+        ('{"synchronizer_pcrs": [\n' + OTHER_TEXT, "expected whole JSON"),
+        (json.dumps({"pcrs": None, "synchronizer_pcrs": [OTHER]}), "the image is not built yet"),
+        (json.dumps({"synchronizer_pcrs": [OTHER]}), "expected PCR0, PCR1 and PCR2"),
+        (
+            json.dumps({"error": "no such\nenclave", "kind": "api"}),
+            r"an error: 'no such\\nenclave'",
+        ),
+    ],
+)
+def test_more_than_one_answer_is_none(text: str, message: str) -> None:
+    for given in (text, text.encode()):
+        with pytest.raises(ValueError, match=message):
+            Pcrs.parse(given)
+
+
+def test_unrelated_json_with_a_key_twice_does_no_harm() -> None:
+    assert Pcrs.parse('{"a": 1, "a": 2}\n' + STATUS_TEXT) == PINS
+
+
+def test_no_more_is_read_than_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: more than any memory
+    with pytest.raises(ValueError, match=r"huge\.json: expected at most 1048576"):
+        Pcrs.load(path)
+    with pytest.raises(FileNotFoundError):
+        Pcrs.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("value", [None, 5, ["PCR0"], {"pcrs": UPPER}, memoryview(b"x")])
+def test_parse_takes_text_alone(value: Any) -> None:
+    with pytest.raises(TypeError, match="text: expected str or bytes, got"):
+        Pcrs.parse(value)
+    with pytest.raises(TypeError, match="path: expected text or a path, got"):
+        Pcrs.load(value)
+
+
 def test_parse_takes_the_same_pins_twice() -> None:
     assert Pcrs.parse(DEPLOY_TEXT + STATUS_TEXT) == PINS
 

@@ -379,6 +379,9 @@ def test_interrupted_at_any_moment() -> None:
         eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
+PINNED = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
+
+
 def test_a_debug_client_warns_also_where_it_is_unpickled_or_copied() -> None:
     transports = (enclavia.EnclaveTransport, enclavia.AsyncEnclaveTransport)
     for cls in (enclavia.Client, enclavia.AsyncClient, *transports):
