@@ -102,6 +102,7 @@ class AsyncChannel:
         self._config = config
         self._core = core
         self._timeout = timeout
+        self._ended = False
 
     @classmethod
     def connect(
@@ -170,6 +171,7 @@ class AsyncChannel:
     ) -> AsyncStream:
         """Opens a TCP connection from the enclave to the workload; ``payload`` is written to it
         first. ``timeout``: for a free slot, and then for each read and write."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         first, rest = first_piece(payload)
         slot = await reserve_slot(self._core, timeout)
@@ -188,6 +190,7 @@ class AsyncChannel:
 
     async def request(self, data: Buffer, timeout: float | None = _UNSET) -> bytes:
         """One shot; see :meth:`enclavia.Channel.request`."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         slot = await reserve_slot(self._core, timeout)
         try:
@@ -211,6 +214,7 @@ class AsyncChannel:
 
     async def attest(self, timeout: float | None = _UNSET) -> Attestation:
         """A fresh document, verified like the first one."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         hub = loop_hub()
         waiter = hub.waiter()
@@ -231,10 +235,15 @@ class AsyncChannel:
 
     async def close(self) -> None:
         """Sends what was written, then closes; streams still open end."""
+        self._ended = True
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._core.close)
 
     aclose = close
+
+    def _expect_not_ended(self) -> None:
+        if self._ended:
+            raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is _UNSET else timeout

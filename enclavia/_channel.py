@@ -43,6 +43,7 @@ class Channel:
         self._config = config
         self._core = core
         self._timeout = timeout
+        self._ended = False
 
     @classmethod
     def connect(
@@ -101,6 +102,7 @@ class Channel:
     def open_stream(self, payload: Buffer = b"", timeout: float | None = _UNSET) -> Stream:
         """Opens a TCP connection from the enclave to the workload; ``payload`` is written to it
         first. ``timeout``: for a free slot, and then for each read and write."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         first, rest = first_piece(payload)
         slot = self._core.reserve(None, 0)
@@ -123,6 +125,7 @@ class Channel:
         """One shot: ``data`` is written to a new connection of the workload, which is read to its
         end. Limited to about 34 KB of random bytes each way; use :meth:`open_stream` or
         :class:`enclavia.Client` for more. An HTTP request needs ``Connection: close``."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         slot = self._core.reserve(None, 0)
@@ -146,6 +149,7 @@ class Channel:
 
     def attest(self, timeout: float | None = _UNSET) -> Attestation:
         """A fresh document, verified like the first one."""
+        self._expect_not_ended()
         timeout = self._or_default(timeout)
         number = self._core.start_attest(None, 0)
         try:
@@ -159,7 +163,12 @@ class Channel:
 
     def close(self) -> None:
         """Sends what was written, then closes; streams still open end."""
+        self._ended = True
         self._core.close()
+
+    def _expect_not_ended(self) -> None:
+        if self._ended:
+            raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is _UNSET else timeout

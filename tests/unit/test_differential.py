@@ -51,12 +51,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
+        self.own = ""
+        """The authority under which the client that calls now knows it."""
 
     def __call__(self, connection: Connection) -> None:
         while True:
             head = connection.head()
             self.requests.append((head, _body(connection, head)))
-            answer = _answer(head)
+            answer = _answer(head, self.own)
             connection.send(answer)
             if b"\r\nConnection: close" in answer or b"\r\nconnection: close" in head.lower():
                 return
@@ -79,15 +81,13 @@ def _body(connection: Connection, head: bytes) -> bytes:
             return body
 
 
-def _answer(head: bytes) -> bytes:
+def _answer(head: bytes, own: str) -> bytes:
     method, target, _ = head.split(b"\r\n")[0].split(b" ")
     path, _, query = target.decode("latin-1").partition("?")
     path = path.removeprefix("/v1")
     asked = urllib.parse.parse_qs(query)
     if path == "/redirect":
-        location = asked.get("to", ["/echo"])[0].replace(
-            "{own}", (_field(head, b"host") or b"").decode()
-        )
+        location = asked.get("to", ["/echo"])[0].replace("{own}", own)
         head = b"HTTP/1.1 %b Moved\r\nLocation: %b\r\nSet-Cookie: r=1\r\nContent-Length: 2\r\n\r\n"
         head %= asked.get("code", ["302"])[0].encode(), location.encode()
         return head if method == b"HEAD" else head + b"re"
@@ -509,6 +509,7 @@ async def perform(side: Side, call: Call) -> dict[str, Any]:
 def outcome(side: Side, recorder: Recorder, call: Call) -> tuple[dict[str, Any], Exception | None]:
     """What it did, and what it raised."""
     recorder.requests.clear()
+    recorder.own = side.own
     got: dict[str, Any] = {}
     raised: Exception | None = None
 
