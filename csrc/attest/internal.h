@@ -39,7 +39,7 @@ void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice is
 encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
                                    encl_error *err);
 
-/* sigstructure.c: the bytes a COSE_Sign1 signature covers (RFC 9052 section 4.4), into out. */
+/* sign.c: the bytes a COSE_Sign1 signature covers (RFC 9052 section 4.4), into out. */
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,
                                encl_error *err);
 

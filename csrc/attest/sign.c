@@ -1,74 +1,95 @@
-/* The signing side, and the bytes both sides sign. */
+/* Writes the bytes that both sides sign, and for local enclaves whole documents. Decides nothing
+ * about trust. Calls cbor and es384.c. */
 #include <string.h>
 
 #include <openssl/err.h>
 
 #include "attest/internal.h"
-#include "attest/writer.h"
+#include "cbor/writer.h"
 
 #define LITERAL(text) ENCL_SLICE((text), sizeof(text) - 1)
 
+/* Heads, and the texts and empty items between the parts of a COSE structure, take less. */
+#define COSE_OVERHEAD 64
+
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,
                                encl_error *err) {
-    ENCL_TRY(encl_put_array(out, 4, err));
-    ENCL_TRY(encl_put_text(out, LITERAL("Signature1"), err));
-    ENCL_TRY(encl_put_bytes(out, protected_header, err));
-    ENCL_TRY(encl_put_bytes(out, ENCL_SLICE_NONE, err));
-    return encl_put_bytes(out, payload, err);
+    encl_writer w;
+
+    ENCL_TRY(encl_writer_begin(&w, out, protected_header.len + payload.len + COSE_OVERHEAD, err));
+    encl_put_array(&w, 4);
+    encl_put_text(&w, LITERAL("Signature1"));
+    encl_put_bytes(&w, protected_header);
+    encl_put_bytes(&w, ENCL_SLICE_NONE);
+    encl_put_bytes(&w, payload);
+    return encl_writer_end(&w, out, "Sig_structure", err);
 }
 
-static encl_result put_optional(encl_buf *out, encl_slice key, encl_slice value, encl_error *err) {
-    ENCL_TRY(encl_put_text(out, key, err));
-    return value.data == NULL ? encl_put_null(out, err) : encl_put_bytes(out, value, err);
+static void put_optional(encl_writer *w, encl_slice key, encl_slice value) {
+    encl_put_text(w, key);
+    if (value.data == NULL) {
+        encl_put_null(w);
+    } else {
+        encl_put_bytes(w, value);
+    }
 }
 
-static encl_result put_pcrs(encl_buf *out, const encl_pcr pcrs[ENCL_PCR_SLOTS], encl_error *err) {
+static void put_pcrs(encl_writer *w, const encl_pcr pcrs[ENCL_PCR_SLOTS]) {
     size_t count = 0;
 
     for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
-        ENCL_ENSURE(pcrs[i].len <= ENCL_PCR_MAX_BYTES, err, ENCL_E_INVALID,
-                    "PCR%zu: expected at most %d bytes, came %d", i, ENCL_PCR_MAX_BYTES,
-                    pcrs[i].len);
         count += pcrs[i].len != 0 ? 1 : 0;
     }
-    ENCL_TRY(encl_put_text(out, LITERAL("pcrs"), err));
-    ENCL_TRY(encl_put_map(out, count, err));
+    encl_put_text(w, LITERAL("pcrs"));
+    encl_put_map(w, count);
     for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
         if (pcrs[i].len != 0) {
-            ENCL_TRY(encl_put_uint(out, i, err));
-            ENCL_TRY(encl_put_bytes(out, ENCL_SLICE(pcrs[i].value, pcrs[i].len), err));
+            encl_put_uint(w, i);
+            encl_put_bytes(w, ENCL_SLICE(pcrs[i].value, pcrs[i].len));
         }
     }
-    return ENCL_OK;
 }
 
-static encl_result put_certificates(encl_buf *out, const encl_doc_template *doc, encl_error *err) {
-    ENCL_ENSURE(doc->cabundle_len <= ENCL_CABUNDLE_MAX, err, ENCL_E_INVALID,
-                "cabundle: expected at most %d certificates, came %zu", ENCL_CABUNDLE_MAX,
-                doc->cabundle_len);
-    ENCL_TRY(encl_put_text(out, LITERAL("certificate"), err));
-    ENCL_TRY(encl_put_bytes(out, doc->certificate, err));
-    ENCL_TRY(encl_put_text(out, LITERAL("cabundle"), err));
-    ENCL_TRY(encl_put_array(out, doc->cabundle_len, err));
+static void put_certificates(encl_writer *w, const encl_doc_template *doc) {
+    encl_put_text(w, LITERAL("certificate"));
+    encl_put_bytes(w, doc->certificate);
+    encl_put_text(w, LITERAL("cabundle"));
+    encl_put_array(w, doc->cabundle_len);
     for (size_t i = 0; i < doc->cabundle_len; i++) {
-        ENCL_TRY(encl_put_bytes(out, doc->cabundle[i], err));
+        encl_put_bytes(w, doc->cabundle[i]);
     }
+}
+
+static encl_result check_template(const encl_doc_template *doc, encl_error *err) {
+    for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
+        ENCL_ENSURE(doc->pcrs[i].len <= ENCL_PCR_MAX_BYTES, err, ENCL_E_INVALID,
+                    "PCR%zu: expected at most %d bytes, got %d", i, ENCL_PCR_MAX_BYTES,
+                    doc->pcrs[i].len);
+    }
+    ENCL_ENSURE(doc->cabundle_len <= ENCL_CABUNDLE_MAX, err, ENCL_E_INVALID,
+                "cabundle: expected at most %d certificates, got %zu", ENCL_CABUNDLE_MAX,
+                doc->cabundle_len);
     return ENCL_OK;
 }
 
 static encl_result put_payload(encl_buf *out, const encl_doc_template *doc, encl_error *err) {
-    ENCL_TRY(encl_put_map(out, 9, err));
-    ENCL_TRY(encl_put_text(out, LITERAL("module_id"), err));
-    ENCL_TRY(encl_put_text(out, doc->module_id, err));
-    ENCL_TRY(encl_put_text(out, LITERAL("digest"), err));
-    ENCL_TRY(encl_put_text(out, LITERAL("SHA384"), err));
-    ENCL_TRY(encl_put_text(out, LITERAL("timestamp"), err));
-    ENCL_TRY(encl_put_uint(out, doc->timestamp_ms, err));
-    ENCL_TRY(put_pcrs(out, doc->pcrs, err));
-    ENCL_TRY(put_certificates(out, doc, err));
-    ENCL_TRY(put_optional(out, LITERAL("public_key"), doc->public_key, err));
-    ENCL_TRY(put_optional(out, LITERAL("user_data"), doc->user_data, err));
-    return put_optional(out, LITERAL("nonce"), doc->nonce, err);
+    encl_writer w;
+
+    ENCL_TRY(check_template(doc, err));
+    ENCL_TRY(encl_writer_begin(&w, out, ENCL_DOCUMENT_MAX_BYTES, err));
+    encl_put_map(&w, 9);
+    encl_put_text(&w, LITERAL("module_id"));
+    encl_put_text(&w, doc->module_id);
+    encl_put_text(&w, LITERAL("digest"));
+    encl_put_text(&w, LITERAL("SHA384"));
+    encl_put_text(&w, LITERAL("timestamp"));
+    encl_put_uint(&w, doc->timestamp_ms);
+    put_pcrs(&w, doc->pcrs);
+    put_certificates(&w, doc);
+    put_optional(&w, LITERAL("public_key"), doc->public_key);
+    put_optional(&w, LITERAL("user_data"), doc->user_data);
+    put_optional(&w, LITERAL("nonce"), doc->nonce);
+    return encl_writer_end(&w, out, "the document's payload", err);
 }
 
 static encl_result sign(encl_slice key, encl_slice header, encl_slice payload,
@@ -88,11 +109,16 @@ done:
 
 static encl_result put_sign1(encl_buf *out, encl_slice header, encl_slice payload,
                              encl_slice signature, encl_error *err) {
-    ENCL_TRY(encl_put_array(out, 4, err));
-    ENCL_TRY(encl_put_bytes(out, header, err));
-    ENCL_TRY(encl_put_map(out, 0, err));
-    ENCL_TRY(encl_put_bytes(out, payload, err));
-    return encl_put_bytes(out, signature, err);
+    encl_writer w;
+
+    ENCL_TRY(
+        encl_writer_begin(&w, out, header.len + payload.len + signature.len + COSE_OVERHEAD, err));
+    encl_put_array(&w, 4);
+    encl_put_bytes(&w, header);
+    encl_put_map(&w, 0);
+    encl_put_bytes(&w, payload);
+    encl_put_bytes(&w, signature);
+    return encl_writer_end(&w, out, "the document", err);
 }
 
 encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_buf *out,

@@ -1,4 +1,7 @@
-/* One walk over the map. Serde puts "type" first, so as a rule each value is decoded where it is
+/* Decides what a message is: its type, its fields, and that nothing else is in the record. Calls
+ * cbor and the payload loops of bytes.c, and writes into the block it was given.
+ *
+ * One walk over the map. Serde puts "type" first, so as a rule each value is decoded where it is
  * met. Values met before the type is known are stepped over and decoded after the walk: only then
  * is it clear which keys mean anything. Decoding a value writes only within that value's own bytes,
  * so the others stay where they are. */
@@ -6,12 +9,14 @@
 
 #include <string.h>
 
+#include "base/slice.h"
 #include "base/utf8.h"
+#include "cbor/cursor.h"
 #include "wire/bytes.h"
 #include "wire/schema.h"
-#include "wire/token.h"
 
 typedef struct decoder {
+    uint8_t *block; /* what c reads, to be written to */
     encl_cursor c;
     encl_direction direction;
     encl_msg *m;
@@ -21,46 +26,35 @@ typedef struct decoder {
     size_t deferred[ENCL_F_COUNT_]; /* where the value begins; 0: not put off */
 } decoder;
 
-static bool same(encl_slice a, encl_slice b) {
-    return a.len == b.len && (a.len == 0 || memcmp(a.data, b.data, a.len) == 0);
-}
-
-/* The chunks of an indefinite string, moved together in place; it ends up where its first chunk
- * was. kind is that of a chunk: BYTES or TEXT. */
-static encl_result join_chunks(encl_cursor *c, encl_token_kind kind, encl_slice *joined,
+/* The chunks of an indefinite string, moved together in place: it ends up where its first chunk
+ * was. kind is that of a chunk, BYTES or TEXT. */
+static encl_result join_chunks(decoder *d, encl_token_kind kind, encl_slice *joined,
                                encl_error *err) {
-    size_t start = c->at, len = 0;
+    size_t start = d->c.at, len = 0;
 
     for (;;) {
         encl_token t;
 
-        ENCL_TRY(encl_token_next(c, "a chunk or a break", &t, err));
+        ENCL_TRY(encl_token_next(&d->c, "a chunk or a break", &t, err));
         if (t.kind == ENCL_TOK_BREAK) {
-            *joined = ENCL_SLICE(c->block + start, len);
+            *joined = ENCL_SLICE(d->block + start, len);
             return ENCL_OK;
         }
-        ENCL_ENSURE(t.kind == kind, err, ENCL_E_PROTOCOL,
-                    "CBOR: expected a chunk that is %s, came %s", encl_token_name(kind),
-                    encl_token_name(t.kind));
-        ENCL_ENSURE(kind != ENCL_TOK_TEXT || encl_utf8_valid(ENCL_SLICE(c->block + t.at, t.len)),
-                    err, ENCL_E_PROTOCOL, "CBOR: expected a chunk in UTF-8, came other bytes");
-        memmove(c->block + start + len, c->block + t.at, t.len);
+        ENCL_TRY(encl_token_ensure(&d->c, &t, kind, "a chunk", err));
+        memmove(d->block + start + len, d->block + t.at, t.len);
         len += t.len;
     }
 }
 
-static encl_result take_text(encl_cursor *c, const char *what, encl_slice *text, encl_error *err) {
+static encl_result take_text(decoder *d, const char *what, encl_slice *text, encl_error *err) {
     encl_token t;
 
-    ENCL_TRY(encl_token_next(c, what, &t, err));
+    ENCL_TRY(encl_token_next(&d->c, what, &t, err));
     if (t.kind == ENCL_TOK_TEXT_BEGIN) {
-        return join_chunks(c, ENCL_TOK_TEXT, text, err);
+        return join_chunks(d, ENCL_TOK_TEXT, text, err);
     }
-    ENCL_ENSURE(t.kind == ENCL_TOK_TEXT, err, ENCL_E_PROTOCOL, "%s: expected a text, came %s", what,
-                encl_token_name(t.kind));
-    *text = ENCL_SLICE(c->block + t.at, t.len);
-    ENCL_ENSURE(encl_utf8_valid(*text), err, ENCL_E_PROTOCOL,
-                "%s: expected UTF-8, came other bytes", what);
+    ENCL_TRY(encl_token_ensure(&d->c, &t, ENCL_TOK_TEXT, what, err));
+    *text = encl_token_bytes(&d->c, &t);
     return ENCL_OK;
 }
 
@@ -71,52 +65,47 @@ static encl_result no_element(const encl_cursor *c, const char *what, size_t don
     bool wide = head >= 0x18 && head <= 0x1b;
 
     ENCL_ENSURE(left != 0 && !(wide && left <= (size_t)1 << (head - 0x18)), err, ENCL_E_PROTOCOL,
-                "%s: expected more elements, came the end of the message after %zu", what, done);
+                "%s: expected more elements, got the end of the message after %zu", what, done);
     return encl_fail(err, ENCL_E_PROTOCOL,
-                     "%s: expected an integer of 0..255 as element %zu, came %s (0x%02x at offset "
+                     "%s: expected an integer of 0..255 as element %zu, got %s (0x%02x at offset "
                      "%zu)",
                      what, done, wide ? "a greater one" : "something else", head, c->at);
 }
 
 /* The elements of an array whose head is taken, decoded to where they begin. */
-static encl_result take_elements(encl_cursor *c, const char *what, const encl_token *head,
+static encl_result take_elements(decoder *d, const char *what, const encl_token *head,
                                  encl_slice *bytes, encl_error *err) {
-    bool open_end = head->kind == ENCL_TOK_ARRAY_BEGIN;
-    uint8_t *start = c->block + c->at;
-    size_t left = encl_cursor_left(c), consumed, done;
+    encl_entries entries = encl_entries_of(head);
+    uint8_t *start = d->block + d->c.at;
+    size_t left = encl_cursor_left(&d->c), consumed, done;
+    /* A declared length is at most what is left: it fits a size_t. */
+    size_t wanted = entries.open_end ? left : (size_t)entries.left;
 
-    done =
-        encl_bytes_decode_run(start, left, open_end ? left : (size_t)head->value, start, &consumed);
-    c->at += consumed;
-    if (open_end) {
-        if (c->at == c->len || c->block[c->at] != 0xff) {
-            return no_element(c, what, done, err);
-        }
-        c->at++;
-    } else if (done != head->value) {
-        return no_element(c, what, done, err);
+    done = encl_bytes_decode_run(start, left, wanted, start, &consumed);
+    d->c.at += consumed;
+    if (entries.open_end ? encl_entries_next(&d->c, &entries) : done != wanted) {
+        return no_element(&d->c, what, done, err);
     }
     *bytes = ENCL_SLICE(start, done);
     return ENCL_OK;
 }
 
-static encl_result take_bytes(encl_cursor *c, const char *what, encl_slice *bytes,
-                              encl_error *err) {
+static encl_result take_bytes(decoder *d, const char *what, encl_slice *bytes, encl_error *err) {
     encl_token t;
 
-    ENCL_TRY(encl_token_next(c, what, &t, err));
+    ENCL_TRY(encl_token_next(&d->c, what, &t, err));
     switch (t.kind) {
     case ENCL_TOK_ARRAY:
     case ENCL_TOK_ARRAY_BEGIN:
-        return take_elements(c, what, &t, bytes, err);
+        return take_elements(d, what, &t, bytes, err);
     case ENCL_TOK_BYTES:
-        *bytes = ENCL_SLICE(c->block + t.at, t.len);
+        *bytes = encl_token_bytes(&d->c, &t);
         return ENCL_OK;
     case ENCL_TOK_BYTES_BEGIN:
-        return join_chunks(c, ENCL_TOK_BYTES, bytes, err);
+        return join_chunks(d, ENCL_TOK_BYTES, bytes, err);
     default:
         return encl_fail(err, ENCL_E_PROTOCOL,
-                         "%s: expected an array of integers or a byte string, came %s", what,
+                         "%s: expected an array of integers or a byte string, got %s", what,
                          encl_token_name(t.kind));
     }
 }
@@ -124,9 +113,9 @@ static encl_result take_bytes(encl_cursor *c, const char *what, encl_slice *byte
 static encl_result take_nonce(decoder *d, const char *what, encl_error *err) {
     encl_slice bytes;
 
-    ENCL_TRY(take_bytes(&d->c, what, &bytes, err));
+    ENCL_TRY(take_bytes(d, what, &bytes, err));
     ENCL_ENSURE(bytes.len == ENCL_CONTROL_NONCE_BYTES, err, ENCL_E_PROTOCOL,
-                "%s: expected %d bytes, came %zu", what, ENCL_CONTROL_NONCE_BYTES, bytes.len);
+                "%s: expected %d bytes, got %zu", what, ENCL_CONTROL_NONCE_BYTES, bytes.len);
     memcpy(d->m->control_nonce, bytes.data, bytes.len);
     return ENCL_OK;
 }
@@ -135,14 +124,14 @@ static encl_result take_half(decoder *d, encl_error *err) {
     char shown[ENCL_UTF8_SHOWN];
     encl_slice text;
 
-    ENCL_TRY(take_text(&d->c, "half", &text, err));
+    ENCL_TRY(take_text(d, "half", &text, err));
     for (encl_half half = ENCL_HALF_WRITE; half <= ENCL_HALF_BOTH; half++) {
-        if (same(text, encl_half_name(half))) {
+        if (encl_slice_equal(text, encl_half_name(half))) {
             d->m->half = half;
             return ENCL_OK;
         }
     }
-    return encl_fail(err, ENCL_E_PROTOCOL, "half: expected \"Write\" or \"Both\", came \"%s\"",
+    return encl_fail(err, ENCL_E_PROTOCOL, "half: expected \"Write\" or \"Both\", got \"%s\"",
                      encl_utf8_show(text, shown));
 }
 
@@ -151,9 +140,7 @@ static encl_result take_scalar(decoder *d, encl_field field, encl_error *err) {
     const char *what = (const char *)encl_field_name(field).data;
     encl_token t;
 
-    ENCL_TRY(encl_token_next(&d->c, what, &t, err));
-    ENCL_ENSURE(t.kind == kind, err, ENCL_E_PROTOCOL, "%s: expected %s, came %s", what,
-                encl_token_name(kind), encl_token_name(t.kind));
+    ENCL_TRY(encl_token_expect(&d->c, kind, what, &t, err));
     if (field == ENCL_F_ID) {
         d->m->id = t.value;
     } else {
@@ -171,129 +158,20 @@ static encl_result take_field(decoder *d, encl_field field, encl_error *err) {
         return take_scalar(d, field, err);
     case ENCL_F_PAYLOAD:
     case ENCL_F_DATA:
-        return take_bytes(&d->c, what, &d->m->payload, err);
+        return take_bytes(d, what, &d->m->payload, err);
     case ENCL_F_SIGNATURE:
-        return take_bytes(&d->c, what, &d->m->signature, err);
+        return take_bytes(d, what, &d->m->signature, err);
     case ENCL_F_CONTROL_NONCE:
     case ENCL_F_NONCE:
         return take_nonce(d, what, err);
     case ENCL_F_HALF:
         return take_half(d, err);
     case ENCL_F_MESSAGE:
-        return take_text(&d->c, what, &d->m->payload, err);
+        return take_text(d, what, &d->m->payload, err);
     case ENCL_F_COUNT_:
         break;
     }
     return encl_fail(err, ENCL_E_INTERNAL, "field %d is in no message", (int)field);
-}
-
-/* An open container in a value that is stepped over. */
-typedef struct level {
-    uint64_t left; /* items still to come; of an indefinite one: how many came, mod 2 */
-    bool open_end, map;
-} level;
-
-typedef struct stack {
-    level levels[ENCL_WIRE_MAX_DEPTH];
-    size_t depth;
-} stack;
-
-static encl_result push(stack *s, const encl_token *t, encl_error *err) {
-    level l = {.left = t->value};
-
-    ENCL_ENSURE(s->depth < ENCL_WIRE_MAX_DEPTH, err, ENCL_E_PROTOCOL,
-                "CBOR: expected at most %d nested arrays and maps, came more", ENCL_WIRE_MAX_DEPTH);
-    l.map = t->kind == ENCL_TOK_MAP || t->kind == ENCL_TOK_MAP_BEGIN;
-    l.open_end = t->kind == ENCL_TOK_ARRAY_BEGIN || t->kind == ENCL_TOK_MAP_BEGIN;
-    if (l.map) {
-        l.left *= 2; /* checked against the bytes left: no overflow */
-    }
-    s->levels[s->depth++] = l;
-    return ENCL_OK;
-}
-
-/* An item is complete: so may be the containers around it. */
-static void item_done(stack *s) {
-    while (s->depth != 0) {
-        level *top = &s->levels[s->depth - 1];
-
-        if (top->open_end) {
-            top->left ^= 1;
-            return;
-        }
-        if (top->left != 0 && --top->left != 0) {
-            return;
-        }
-        s->depth--;
-    }
-}
-
-static encl_result take_break(stack *s, encl_error *err) {
-    const level *top = s->depth == 0 ? NULL : &s->levels[s->depth - 1];
-
-    ENCL_ENSURE(top != NULL && top->open_end, err, ENCL_E_PROTOCOL,
-                "CBOR: expected an item, came a break outside of an indefinite length");
-    ENCL_ENSURE(!top->map || top->left == 0, err, ENCL_E_PROTOCOL,
-                "CBOR: expected a key's value, came a break");
-    s->depth--;
-    item_done(s);
-    return ENCL_OK;
-}
-
-static encl_result skip_chunks(encl_cursor *c, encl_token_kind kind, encl_error *err) {
-    encl_token t;
-
-    do {
-        ENCL_TRY(encl_token_next(c, "a chunk or a break", &t, err));
-        ENCL_ENSURE(t.kind == kind || t.kind == ENCL_TOK_BREAK, err, ENCL_E_PROTOCOL,
-                    "CBOR: expected a chunk that is %s, came %s", encl_token_name(kind),
-                    encl_token_name(t.kind));
-    } while (t.kind != ENCL_TOK_BREAK);
-    return ENCL_OK;
-}
-
-static encl_result skip_item(encl_cursor *c, stack *s, encl_error *err) {
-    bool tagged = false;
-    encl_token t;
-
-    ENCL_TRY(encl_token_next(c, "a value", &t, err));
-    while (t.kind == ENCL_TOK_TAG) {
-        tagged = true;
-        ENCL_TRY(encl_token_next(c, "a tagged value", &t, err));
-    }
-    switch (t.kind) {
-    case ENCL_TOK_BREAK:
-        ENCL_ENSURE(!tagged, err, ENCL_E_PROTOCOL, "CBOR: expected a tagged value, came a break");
-        return take_break(s, err);
-    case ENCL_TOK_ARRAY:
-    case ENCL_TOK_MAP:
-    case ENCL_TOK_ARRAY_BEGIN:
-    case ENCL_TOK_MAP_BEGIN:
-        ENCL_TRY(push(s, &t, err));
-        if (!s->levels[s->depth - 1].open_end && t.value == 0) {
-            item_done(s);
-        }
-        return ENCL_OK;
-    case ENCL_TOK_BYTES_BEGIN:
-        ENCL_TRY(skip_chunks(c, ENCL_TOK_BYTES, err));
-        break;
-    case ENCL_TOK_TEXT_BEGIN:
-        ENCL_TRY(skip_chunks(c, ENCL_TOK_TEXT, err));
-        break;
-    default:
-        break;
-    }
-    item_done(s);
-    return ENCL_OK;
-}
-
-static encl_result skip_value(encl_cursor *c, encl_error *err) {
-    stack s = {.depth = 0};
-
-    do {
-        ENCL_TRY(skip_item(c, &s, err));
-    } while (s.depth != 0);
-    return ENCL_OK;
 }
 
 static encl_result take_type(decoder *d, encl_error *err) {
@@ -301,19 +179,19 @@ static encl_result take_type(decoder *d, encl_error *err) {
     encl_slice text;
 
     ENCL_ENSURE(d->layout == NULL, err, ENCL_E_PROTOCOL,
-                "expected each key once, came \"type\" twice");
-    ENCL_TRY(take_text(&d->c, "type", &text, err));
+                "expected each key once, got \"type\" twice");
+    ENCL_TRY(take_text(d, "type", &text, err));
     for (encl_msg_type type = 0; type < ENCL_MSG_COUNT_; type++) {
         const char *name = encl_msg_type_name(type);
 
-        if (same(text, ENCL_SLICE(name, strlen(name)))) {
+        if (encl_slice_equal(text, ENCL_SLICE(name, strlen(name)))) {
             d->m->type = type;
             d->layout = encl_layout_of(type, d->direction);
             break;
         }
     }
     ENCL_ENSURE(d->layout != NULL, err, ENCL_E_PROTOCOL,
-                "type: expected a message to %s, came \"%s\"", encl_direction_name(d->direction),
+                "type: expected a message to %s, got \"%s\"", encl_direction_name(d->direction),
                 encl_utf8_show(text, shown));
     return ENCL_OK;
 }
@@ -321,7 +199,7 @@ static encl_result take_type(decoder *d, encl_error *err) {
 static encl_field find_field(encl_slice key) {
     encl_field field = 0;
 
-    while (field < ENCL_F_COUNT_ && !same(key, encl_field_name(field))) {
+    while (field < ENCL_F_COUNT_ && !encl_slice_equal(key, encl_field_name(field))) {
         field++;
     }
     return field;
@@ -329,7 +207,7 @@ static encl_field find_field(encl_slice key) {
 
 static encl_result ensure_once(const decoder *d, encl_field field, encl_error *err) {
     ENCL_ENSURE(!d->twice[field], err, ENCL_E_PROTOCOL,
-                "%s: expected each key once, came \"%s\" twice", encl_msg_type_name(d->m->type),
+                "%s: expected each key once, got \"%s\" twice", encl_msg_type_name(d->m->type),
                 (const char *)encl_field_name(field).data);
     return ENCL_OK;
 }
@@ -337,45 +215,40 @@ static encl_result ensure_once(const decoder *d, encl_field field, encl_error *e
 static encl_result take_pair(decoder *d, encl_slice key, encl_error *err) {
     encl_field field;
 
-    if (same(key, ENCL_SLICE("type", 4))) {
+    if (encl_slice_equal(key, ENCL_SLICE("type", 4))) {
         return take_type(d, err);
     }
     field = find_field(key);
     if (field == ENCL_F_COUNT_ || (d->layout != NULL && !encl_layout_has(d->layout, field))) {
-        return skip_value(&d->c, err);
+        return encl_cursor_skip(&d->c, err);
     }
     d->twice[field] = d->seen[field];
     d->seen[field] = true;
     if (d->layout == NULL) {
         d->deferred[field] = d->c.at;
-        return skip_value(&d->c, err);
+        return encl_cursor_skip(&d->c, err);
     }
     ENCL_TRY(ensure_once(d, field, err));
     return take_field(d, field, err);
 }
 
-static bool at_break(const encl_cursor *c) {
-    return c->at < c->len && c->block[c->at] == 0xff;
-}
-
 static encl_result take_pairs(decoder *d, const encl_token *map, encl_error *err) {
-    bool open_end = map->kind == ENCL_TOK_MAP_BEGIN;
+    encl_entries pairs = encl_entries_of(map);
 
-    for (uint64_t i = 0; open_end ? !at_break(&d->c) : i < map->value; i++) {
+    while (encl_entries_next(&d->c, &pairs)) {
         encl_slice key;
 
-        ENCL_TRY(take_text(&d->c, "key", &key, err));
+        ENCL_TRY(take_text(d, "key", &key, err));
         ENCL_TRY(take_pair(d, key, err));
     }
-    d->c.at += open_end;
     ENCL_ENSURE(d->c.at == d->c.len, err, ENCL_E_PROTOCOL,
-                "expected the message to end after its map, came %zu more bytes",
+                "expected the message to end after its map, got %zu more bytes",
                 encl_cursor_left(&d->c));
     return ENCL_OK;
 }
 
 static encl_result take_deferred(decoder *d, encl_field field, encl_error *err) {
-    ENCL_ENSURE(d->seen[field], err, ENCL_E_PROTOCOL, "%s: expected a key \"%s\", came none",
+    ENCL_ENSURE(d->seen[field], err, ENCL_E_PROTOCOL, "%s: expected a key \"%s\", got none",
                 encl_msg_type_name(d->m->type), (const char *)encl_field_name(field).data);
     ENCL_TRY(ensure_once(d, field, err));
     if (d->deferred[field] == 0) {
@@ -388,11 +261,9 @@ static encl_result take_deferred(decoder *d, encl_field field, encl_error *err) 
 static encl_result decode(decoder *d, encl_error *err) {
     encl_token map;
 
-    ENCL_TRY(encl_token_next(&d->c, "a map", &map, err));
-    ENCL_ENSURE(map.kind == ENCL_TOK_MAP || map.kind == ENCL_TOK_MAP_BEGIN, err, ENCL_E_PROTOCOL,
-                "expected a message that is a map, came %s", encl_token_name(map.kind));
+    ENCL_TRY(encl_token_expect(&d->c, ENCL_TOK_MAP, "the message", &map, err));
     ENCL_TRY(take_pairs(d, &map, err));
-    ENCL_ENSURE(d->layout != NULL, err, ENCL_E_PROTOCOL, "expected a key \"type\", came none");
+    ENCL_ENSURE(d->layout != NULL, err, ENCL_E_PROTOCOL, "expected a key \"type\", got none");
     for (size_t i = 0; i < d->layout->count; i++) {
         ENCL_TRY(take_deferred(d, d->layout->fields[i], err));
     }
@@ -401,9 +272,10 @@ static encl_result decode(decoder *d, encl_error *err) {
 
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err) {
-    decoder d = {.c = {.block = block, .len = len}, .direction = direction, .m = m};
+    decoder d = {.block = block, .direction = direction, .m = m};
     encl_code rc;
 
+    d.c = (encl_cursor){.block = block, .len = len, .code = ENCL_E_PROTOCOL};
     memset(m, 0, sizeof *m);
     rc = decode(&d, err);
     if (rc != ENCL_OK) {

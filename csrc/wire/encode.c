@@ -1,9 +1,11 @@
+/* Decides what a message may be sent as, and how large that is. Writes it once, within the room
+ * that its caller's buffer leaves. Calls cbor and the payload loops of bytes.c. */
 #include "wire/wire.h"
 
-#include <cbor.h>
 #include <string.h>
 
 #include "base/utf8.h"
+#include "cbor/writer.h"
 #include "wire/bytes.h"
 #include "wire/schema.h"
 
@@ -15,12 +17,8 @@ static encl_slice type_name(encl_msg_type type) {
     return ENCL_SLICE(name, strlen(name));
 }
 
-static size_t head_size(uint64_t value) {
-    return value < 24 ? 1 : value <= 0xff ? 2 : value <= 0xffff ? 3 : value <= 0xffffffff ? 5 : 9;
-}
-
 static size_t text_size(encl_slice text) {
-    return head_size(text.len) + text.len;
+    return encl_head_size(text.len) + text.len;
 }
 
 static encl_slice nonce_of(const encl_msg *m) {
@@ -28,13 +26,13 @@ static encl_slice nonce_of(const encl_msg *m) {
 }
 
 size_t encl_wire_array_size(encl_slice bytes) {
-    return head_size(bytes.len) + encl_bytes_encoded_size(bytes);
+    return encl_head_size(bytes.len) + encl_bytes_encoded_size(bytes);
 }
 
 static size_t value_size(const encl_msg *m, encl_field field) {
     switch (field) {
     case ENCL_F_ID:
-        return head_size(m->id);
+        return encl_head_size(m->id);
     case ENCL_F_PAYLOAD:
     case ENCL_F_DATA:
         return encl_wire_array_size(m->payload);
@@ -81,83 +79,54 @@ size_t encl_wire_bound(const encl_msg *m) {
     return 2 * (m->payload.len + m->signature.len) + OVERHEAD;
 }
 
-/* What is being written, into cap bytes of room. A piece that does not fit leaves ok false and
- * everything after it unwritten. */
-typedef struct sink {
-    uint8_t *out;
-    size_t cap, at;
-    bool ok;
-} sink;
-
-static void took(sink *s, size_t written) {
-    s->ok = s->ok && written != 0;
-    s->at += written;
-}
-
-/* libcbor's encoders are alike but for what they put into the head. */
-#define HEAD(s, encoder, value)                                                                    \
-    took((s), encoder((value), (s)->out + (s)->at, (s)->ok ? (s)->cap - (s)->at : 0))
-
-static void put_text(sink *s, encl_slice text) {
-    HEAD(s, cbor_encode_string_start, text.len);
-    if (!s->ok || text.len > s->cap - s->at) {
-        s->ok = false;
-        return;
-    }
-    if (text.len != 0) {
-        memcpy(s->out + s->at, text.data, text.len);
-    }
-    s->at += text.len;
-}
-
-static void put_bytes(sink *s, encl_slice bytes) {
+static void put_elements(encl_writer *w, encl_slice bytes) {
     size_t written = 0;
 
-    HEAD(s, cbor_encode_array_start, bytes.len);
-    s->ok = s->ok && encl_bytes_encode(bytes, s->out + s->at, s->cap - s->at, &written);
-    s->at += written;
+    encl_put_array(w, bytes.len);
+    w->ok = w->ok && encl_bytes_encode(bytes, w->out + w->at, w->cap - w->at, &written);
+    w->at += written;
 }
 
-static void put_value(sink *s, const encl_msg *m, encl_field field) {
+static void put_value(encl_writer *w, const encl_msg *m, encl_field field) {
     switch (field) {
     case ENCL_F_ID:
-        HEAD(s, cbor_encode_uint, m->id);
+        encl_put_uint(w, m->id);
         return;
     case ENCL_F_PAYLOAD:
     case ENCL_F_DATA:
-        put_bytes(s, m->payload);
+        put_elements(w, m->payload);
         return;
     case ENCL_F_SIGNATURE:
-        put_bytes(s, m->signature);
+        put_elements(w, m->signature);
         return;
     case ENCL_F_CONTROL_NONCE:
     case ENCL_F_NONCE:
-        put_bytes(s, nonce_of(m));
+        put_elements(w, nonce_of(m));
         return;
     case ENCL_F_HALF:
-        put_text(s, encl_half_name(m->half));
+        encl_put_text(w, encl_half_name(m->half));
         return;
     case ENCL_F_MESSAGE:
-        put_text(s, m->payload);
+        encl_put_text(w, m->payload);
         return;
     case ENCL_F_SUCCESS:
-        HEAD(s, cbor_encode_bool, m->success);
+        encl_put_bool(w, m->success);
         return;
     case ENCL_F_COUNT_:
         break;
     }
-    s->ok = false;
+    w->ok = false;
 }
 
 static encl_result check(const encl_msg *m, const encl_layout *layout, encl_direction direction,
                          encl_error *err) {
-    ENCL_ENSURE(layout != NULL, err, ENCL_E_INVALID, "expected a message to %s, came %s",
+    ENCL_ENSURE(layout != NULL, err, ENCL_E_INVALID, "expected a message to %s, got %s",
                 encl_direction_name(direction), encl_msg_type_name(m->type));
     ENCL_ENSURE(!encl_layout_has(layout, ENCL_F_HALF) || encl_half_name(m->half).len != 0, err,
-                ENCL_E_INVALID, "StreamClose to the server: expected half Write or Both, came %d",
+                ENCL_E_INVALID, "StreamClose to the server: expected half Write or Both, got %d",
                 (int)m->half);
     ENCL_ENSURE(!encl_layout_has(layout, ENCL_F_MESSAGE) || encl_utf8_valid(m->payload), err,
-                ENCL_E_INVALID, "%s: expected a message in UTF-8, came other bytes",
+                ENCL_E_INVALID, "%s: expected a message in UTF-8, got other bytes",
                 encl_msg_type_name(m->type));
     return ENCL_OK;
 }
@@ -177,22 +146,21 @@ static encl_result does_not_fit(const encl_msg *m, encl_direction direction, siz
 encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_buf *out,
                              encl_error *err) {
     const encl_layout *layout = encl_layout_of(m->type, direction);
-    sink s = {.ok = true};
-    size_t bound = encl_wire_bound(m);
+    size_t room = encl_buf_room(out);
+    encl_writer w;
 
     ENCL_TRY(check(m, layout, direction, err));
-    s.cap = encl_buf_room(out);
-    if (m->payload.len > s.cap) {
-        return does_not_fit(m, direction, s.cap, err);
+    if (m->payload.len > room) {
+        return does_not_fit(m, direction, room, err);
     }
-    s.cap = bound < s.cap ? bound : s.cap;
-    ENCL_TRY(encl_buf_reserve(out, s.cap, &s.out, err));
-    HEAD(&s, cbor_encode_map_start, 1 + layout->count);
-    put_text(&s, type_key);
-    put_text(&s, type_name(m->type));
+    ENCL_TRY(encl_writer_begin(&w, out, encl_wire_bound(m), err));
+    encl_put_map(&w, 1 + layout->count);
+    encl_put_text(&w, type_key);
+    encl_put_text(&w, type_name(m->type));
     for (size_t i = 0; i < layout->count; i++) {
-        put_text(&s, encl_field_name(layout->fields[i]));
-        put_value(&s, m, layout->fields[i]);
+        encl_put_text(&w, encl_field_name(layout->fields[i]));
+        put_value(&w, m, layout->fields[i]);
     }
-    return s.ok ? encl_buf_commit(out, s.at, err) : does_not_fit(m, direction, s.cap, err);
+    return w.ok ? encl_writer_end(&w, out, "a message", err)
+                : does_not_fit(m, direction, w.cap, err);
 }

@@ -52,11 +52,11 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
 
 /* Decodes exactly one message from block[0..len), overwriting the block: *m's slices point into
  * it (byte arrays are decoded in place, always shorter than their encoding). Accepts any key
- * order, indefinite lengths, unknown keys (nested at most ENCL_WIRE_MAX_DEPTH deep), byte fields
+ * order, indefinite lengths, unknown keys (nested at most ENCL_CBOR_MAX_DEPTH deep), byte fields
  * as integer arrays or as byte strings, integers in any width. Refuses (ENCL_E_PROTOCOL, naming
  * what was expected and what came): duplicate or missing known keys, unknown types, wrong kinds,
  * values out of range, trailing bytes, lengths beyond the block. */
-#define ENCL_WIRE_MAX_DEPTH 16
+
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err);
 

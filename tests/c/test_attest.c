@@ -13,7 +13,6 @@
 #include <openssl/x509v3.h>
 
 #include "attest/internal.h"
-#include "attest/reader.h"
 
 #define NOW   1800000000
 #define HOUR  3600
@@ -521,57 +520,6 @@ static void cache_sizes_are_bounded(void **state) {
     encl_link_cache_free(NULL);
 }
 
-static encl_code skip_one(const char *bytes, size_t n, size_t *left) {
-    uint8_t *exact = malloc(n == 0 ? 1 : n);
-    encl_buf in;
-    encl_error err;
-    encl_code rc;
-
-    memcpy(exact, bytes, n);
-    encl_buf_wrap_read(&in, BYTES(exact, n));
-    rc = encl_item_skip(&in, &err);
-    *left = encl_buf_readable(&in);
-    free(exact);
-    return rc;
-}
-
-static void skipping_takes_one_whole_item(void **state) {
-    static const struct {
-        const char *bytes;
-        size_t n, left;
-        encl_code rc;
-    } cases[] = {
-        {"\x00\x01", 2, 1, ENCL_OK},
-        {"\x80\x01", 2, 1, ENCL_OK},
-        {"\xa0\x01", 2, 1, ENCL_OK},
-        {"\x82\x01\x82\x02\x03\x04", 6, 1, ENCL_OK},
-        {"\xa1\x01\x9f\xff\x04", 5, 1, ENCL_OK},
-        {"\xbf\x01\xa1\x02\x03\xff\x04", 7, 1, ENCL_OK},
-        {"\xc6\xd8\x63\x61x\x04", 6, 1, ENCL_OK},
-        {"\xfb\0\0\0\0\0\0\0\0\x04", 10, 1, ENCL_OK},
-        {"\x81\x81\x81\x81\x81\x81\x81\x81\x00", 9, 0, ENCL_OK},
-        {"\x81\x81\x81\x81\x81\x81\x81\x81\x81\x00", 10, 1, ENCL_E_DOCUMENT},
-        {"\xff", 1, 0, ENCL_E_DOCUMENT},
-        {"\x9f\x01", 2, 0, ENCL_E_DOCUMENT},
-        {"\xbf\x01\xff", 3, 0, ENCL_E_DOCUMENT},
-        {"\xa1\x01\xff", 3, 0, ENCL_E_DOCUMENT},
-        {"\x5f\x41\x00\xff", 4, 3, ENCL_E_DOCUMENT},
-        {"\x5b\xff\xff\xff\xff\xff\xff\xff\xff", 9, 9, ENCL_E_DOCUMENT},
-        {"\x58", 1, 1, ENCL_E_DOCUMENT},
-        {"", 0, 0, ENCL_E_DOCUMENT},
-    };
-
-    (void)state;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        size_t left;
-
-        if (skip_one(cases[i].bytes, cases[i].n, &left) != cases[i].rc ||
-            (cases[i].rc == ENCL_OK && left != cases[i].left)) {
-            fail_msg("case %zu, %zu bytes left", i, left);
-        }
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_good_document_verifies_and_owns_its_bytes),
@@ -594,7 +542,6 @@ int main(void) {
         cmocka_unit_test(a_full_cache_replaces_what_ends_first),
         cmocka_unit_test(a_link_is_remembered_until_the_shorter_validity),
         cmocka_unit_test(cache_sizes_are_bounded),
-        cmocka_unit_test(skipping_takes_one_whole_item),
     };
 
     return cmocka_run_group_tests_name("attest", tests, setup, teardown);

@@ -139,7 +139,7 @@ static void encoding_refuses_what_does_not_go_there(void **state) {
     (void)state;
     encl_buf_init(&out, 30);
     assert_int_equal(encl_wire_encode(&m, ENCL_TO_CLIENT, &out, &err), ENCL_E_INVALID);
-    assert_non_null(strstr(err.message, "to the client, came OpenStream"));
+    assert_non_null(strstr(err.message, "to the client, got OpenStream"));
     assert_int_equal(encl_wire_size(&m, ENCL_TO_CLIENT), 0);
     m = (encl_msg){.type = ENCL_MSG_STREAM_CLOSE, .id = 1};
     assert_int_equal(encl_wire_encode(&m, ENCL_TO_SERVER, &out, &err), ENCL_E_INVALID);
@@ -396,51 +396,51 @@ static void forms_that_mean_the_same(void **state) {
 
 static void refused_and_why(void **state) {
     static const sample samples[] = {
-        S("", "expected a map, came the end of the message"),
-        S("\x80", "expected a message that is a map, came an array"),
-        S("\xd9\xd9\xf7\xa0", "came a tag"),
-        S("\xa0", "expected a key \"type\", came none"),
-        S("\xa1" TYPE, "Data: expected a key \"id\", came none"),
-        S("\xa2" TYPE ID, "Data: expected a key \"payload\", came none"),
-        S("\xa4" TYPE ID PAYLOAD TYPE, "came \"type\" twice"),
-        S("\xa4" TYPE ID PAYLOAD ID, "came \"id\" twice"),
-        S("\xa4" ID ID TYPE PAYLOAD, "came \"id\" twice"),
-        S("\xa4" PAYLOAD ID TYPE PAYLOAD, "came \"payload\" twice"),
-        S("\xa3" TYPE ID PAYLOAD "\0", "came 1 more bytes"),
-        S("\xa4" TYPE ID PAYLOAD, "expected key, came the end"),
-        S("\xbf" TYPE ID PAYLOAD, "expected key, came the end"),
-        S("\xbf" TYPE ID "\x67payload\xff", "came a break"),
+        S("", "expected the message, got the end"),
+        S("\x80", "the message: expected a map, got an array"),
+        S("\xd9\xd9\xf7\xa0", "got a tag"),
+        S("\xa0", "expected a key \"type\", got none"),
+        S("\xa1" TYPE, "Data: expected a key \"id\", got none"),
+        S("\xa2" TYPE ID, "Data: expected a key \"payload\", got none"),
+        S("\xa4" TYPE ID PAYLOAD TYPE, "got \"type\" twice"),
+        S("\xa4" TYPE ID PAYLOAD ID, "got \"id\" twice"),
+        S("\xa4" ID ID TYPE PAYLOAD, "got \"id\" twice"),
+        S("\xa4" PAYLOAD ID TYPE PAYLOAD, "got \"payload\" twice"),
+        S("\xa3" TYPE ID PAYLOAD "\0", "got 1 more bytes"),
+        S("\xa4" TYPE ID PAYLOAD, "expected key, got the end"),
+        S("\xbf" TYPE ID PAYLOAD, "expected key, got the end"),
+        S("\xbf" TYPE ID "\x67payload\xff", "got a break"),
         S("\xa1\x64type\x64"
           "data",
-          "expected a message to the client, came \"data\""),
-        S("\xa1\x64type\x6aOpenStream", "came \"OpenStream\""),
-        S("\xa1\x64type\x63\x1b[m", "came \"\\x1b[m\""),
+          "expected a message to the client, got \"data\""),
+        S("\xa1\x64type\x6aOpenStream", "got \"OpenStream\""),
+        S("\xa1\x64type\x63\x1b[m", "got \"\\x1b[m\""),
         S("\xa1\x64type\x44"
           "Data",
-          "type: expected a text, came a byte string"),
-        S("\xa1\x64type\x18\x01", "type: expected a text, came an unsigned integer"),
+          "type: expected a text, got a byte string"),
+        S("\xa1\x64type\x18\x01", "type: expected a text, got an unsigned integer"),
         S("\xa1\x64type\x62\xc3\x28", "type: expected UTF-8"),
-        S("\xa1\x01\x01", "key: expected a text, came an unsigned integer"),
-        S("\xa1\x42id\x01", "key: expected a text, came a byte string"),
+        S("\xa1\x01\x01", "key: expected a text, got an unsigned integer"),
+        S("\xa1\x42id\x01", "key: expected a text, got a byte string"),
         S("\xa1\x62\xed\xa0\x01", "key: expected UTF-8"),
-        S("\xa3" TYPE "\x62id\x20" PAYLOAD, "id: expected an unsigned integer, came a negative"),
-        S("\xa3" TYPE "\x62id\xf9\x45\0" PAYLOAD, "came a floating-point number"),
-        S("\xa3" TYPE "\x62id\xc2\x05" PAYLOAD, "came a tag"),
-        S("\xa3" TYPE "\x62id\xf6" PAYLOAD, "came null"),
+        S("\xa3" TYPE "\x62id\x20" PAYLOAD, "id: expected an unsigned integer, got a negative"),
+        S("\xa3" TYPE "\x62id\xf9\x45\0" PAYLOAD, "got a floating-point number"),
+        S("\xa3" TYPE "\x62id\xc2\x05" PAYLOAD, "got a tag"),
+        S("\xa3" TYPE "\x62id\xf6" PAYLOAD, "got null"),
         S("\xa3" TYPE ID "\x67payload\x61"
           "a",
-          "byte string, came a text"),
-        S("\xa3" TYPE ID "\x67payload\x81\x20", "element 0, came something else (0x20"),
-        S("\xa3" TYPE ID "\x67payload\x81\x19\x01\x00", "element 0, came a greater one (0x19"),
-        S("\xa3" TYPE ID "\x67payload\x82\x01\x18", "came the end of the message after 1"),
-        S("\xa3" TYPE ID "\x67payload\x9f\x01", "came the end of the message after 1"),
+          "byte string, got a text"),
+        S("\xa3" TYPE ID "\x67payload\x81\x20", "element 0, got something else (0x20"),
+        S("\xa3" TYPE ID "\x67payload\x81\x19\x01\x00", "element 0, got a greater one (0x19"),
+        S("\xa3" TYPE ID "\x67payload\x82\x01\x18", "got the end of the message after 1"),
+        S("\xa3" TYPE ID "\x67payload\x9f\x01", "got the end of the message after 1"),
         S("\xa3" TYPE ID "\x67payload\x9f\x01\x61"
           "a",
-          "element 1, came something else (0x61"),
+          "element 1, got something else (0x61"),
         S("\xa3" TYPE ID "\x67payload\x5f\x61"
           "a\xff",
-          "a chunk that is a byte string, came a te"),
-        S("\xa3" TYPE ID "\x67payload\x5f\x5f\xff\xff", "came a byte string of indefinite"),
+          "a chunk: expected a byte string, got a te"),
+        S("\xa3" TYPE ID "\x67payload\x5f\x5f\xff\xff", "got a byte string of indefinite"),
         S("\xa3" TYPE ID "\x67payload\x9b\x80\0\0\0\0\0\0\0", "declared length of 92233720368547"),
         S("\xa3" TYPE ID "\x67payload\x9b\xff\xff\xff\xff\xff\xff\xff\xff", "length of 184467440"),
         S("\xa3" TYPE ID "\x67payload\x5b\xff\xff\xff\xff\xff\xff\xff\xff", "does not end within"),
@@ -450,22 +450,22 @@ static void refused_and_why(void **state) {
         S("\xbb", "does not end within the 1 bytes left"),
         S("\xa1\x60\x90", "declared length of 16"),
         S("\xa1\x60\xbb\x80\0\0\0\0\0\0\x01", "declared length of 9223372036854775809"),
-        S("\xa1\x60\xbf\x01\xff", "expected a key's value, came a break"),
-        S("\xa1\x60\x81\xff", "came a break outside"),
-        S("\xa1\x60\xff", "came a break outside"),
-        S("\xa1\x60\x9f\xc1\xff", "expected a tagged value, came a break"),
-        S("\xa1\x60\x1c", "no item's head"),
+        S("\xa1\x60\xbf\x01\xff", "expected a key's value, got a break"),
+        S("\xa1\x60\x81\xff", "got a break outside"),
+        S("\xa1\x60\xff", "got a break outside"),
+        S("\xa1\x60\x9f\xc1\xff", "expected a tagged value, got a break"),
+        S("\xa1\x60\x1c", "begins no item"),
         S("\xa1\x60\x7f\x41"
           "a\xff",
-          "a chunk that is a text, came a byte string"),
+          "a chunk: expected a text, got a byte string"),
         S("\xa1\x60\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f\x9f",
           "at most 16 nested"),
         S("\xa2\x64type\x6c"
           "ControlNonce\x65nonce\x83\x01\x02\x03",
-          "expected 32 bytes, came 3"),
+          "expected 32 bytes, got 3"),
         S("\xa2\x64type\x6c"
           "ControlNonce\x65nonce\x80",
-          "expected 32 bytes, came 0"),
+          "expected 32 bytes, got 0"),
         S("\xa3\x64type\x6d"
           "ControlResult\x67success\x01\x67message\x60",
           "expected a boolean"),
@@ -474,10 +474,10 @@ static void refused_and_why(void **state) {
           "message: expected UTF-8"),
         S("\xa3\x64type\x65"
           "Error\x62id\x01\x67message\x7f\x61\xc3\x61\xa9\xff",
-          "chunk in UTF-8"),
+          "a chunk or a break: expected UTF-8"),
         S("\xa3\x64type\x65"
           "Error\x62id\x01\x67message\x42hi",
-          "expected a text, came a byte"),
+          "expected a text, got a byte"),
     };
 
     (void)state;
@@ -497,7 +497,7 @@ static void half_is_write_or_both(void **state) {
     memcpy(block, bad, sizeof bad);
     assert_int_equal(encl_wire_decode(block, sizeof bad - 1, ENCL_TO_SERVER, &m, &err),
                      ENCL_E_PROTOCOL);
-    assert_string_equal(err.message, "half: expected \"Write\" or \"Both\", came \"Read\"");
+    assert_string_equal(err.message, "half: expected \"Write\" or \"Both\", got \"Read\"");
     memcpy(block, none, sizeof none);
     assert_int_equal(encl_wire_decode(block, sizeof none - 1, ENCL_TO_SERVER, &m, &err),
                      ENCL_E_PROTOCOL);

@@ -26,7 +26,7 @@ def row(name, summary):
     print("| " + " | ".join(cells) + " |")
 
 files = json.load(sys.stdin)["data"][0]["files"]
-layers = ("wire", "ws", "noise", "session", "attest", "base")
+layers = ("cbor", "wire", "ws", "noise", "session", "attest", "base")
 total = {kind: {"count": 0, "covered": 0} for kind in ("functions", "lines", "regions")}
 print("| file | functions | lines | regions |\n| --- | --- | --- | --- |")
 for layer in layers:

@@ -40,6 +40,7 @@ LIBRARY = OUT / "libencl_testing.so"
 # Which of them a mutant meets is found out by running them.
 PYTHON_TESTS = (
     "tests/unit/test_attest.py",
+    "tests/unit/test_wire.py",
     "tests/unit/test_noise.py",
     "tests/unit/test_pcrs.py",
     "tests/unit/test_url.py",
@@ -49,6 +50,7 @@ PYTHON_TESTS = (
 # What is mutated, and the tests that its mutants meet, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
     "attest/*.c": ("test_attest", "python", "test_session"),
+    "cbor/*.c": ("test_cbor", "test_wire", "test_attest", "python"),
     "noise/*.c": ("test_noise", "python", "test_session"),
     "session/*.c": ("test_session", "test_noise"),
     "base/secmem.c": ("test_base", "test_noise", "python", "test_attest", "test_session"),
