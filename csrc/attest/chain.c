@@ -127,21 +127,26 @@ static bool has_strict_form(const ASN1_TIME *when) {
     return (size_t)ASN1_STRING_length(when) == digits + 1;
 }
 
+/* By OpenSSL's calendar, since timegm and time_t end in 2038 where time_t has 32 bits. */
 static encl_result unix_time(const chain_cert *l, const ASN1_TIME *when, int64_t *out,
                              encl_error *err) {
+    const struct tm epoch = {.tm_year = 70, .tm_mday = 1};
+    int days = 0, seconds = 0;
     struct tm parts;
 
-    ENCL_ENSURE(has_strict_form(when) && ASN1_TIME_to_tm(when, &parts) == 1, err,
-                ENCL_E_CERTIFICATE, "%s has an unreadable validity time", l->label);
-    *out = timegm(&parts);
+    ENCL_ENSURE(has_strict_form(when) && ASN1_TIME_to_tm(when, &parts) == 1 &&
+                    OPENSSL_gmtime_diff(&days, &seconds, &epoch, &parts) == 1,
+                err, ENCL_E_CERTIFICATE, "%s has an unreadable validity time", l->label);
+    *out = (int64_t)days * 86400 + seconds;
     return ENCL_OK;
 }
 
 static void time_text(int64_t seconds, char out[TIME_BYTES]) {
-    time_t when = seconds;
+    time_t when = (time_t)seconds; /* which may be too narrow */
     struct tm parts;
 
-    if (gmtime_r(&when, &parts) == NULL || strftime(out, TIME_BYTES, "%FT%TZ", &parts) == 0) {
+    if (when != seconds || gmtime_r(&when, &parts) == NULL ||
+        strftime(out, TIME_BYTES, "%FT%TZ", &parts) == 0) {
         (void)snprintf(out, TIME_BYTES, "%lld s", (long long)seconds);
     }
 }
