@@ -271,9 +271,8 @@ _CLASSES: dict[int, type[EnclaviaError]] = {
     17: PcrMismatch,
     18: ServerError,
     19: ForkedError,
-    20: ConnectionClosed,
-    21: InternalError,
-    22: SlowReader,
+    20: InternalError,
+    21: SlowReader,
 }
 
 

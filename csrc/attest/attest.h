@@ -81,7 +81,9 @@ void encl_attestation_free(encl_attestation *a);
 typedef struct encl_link_cache encl_link_cache;
 encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_error *err);
 void encl_link_cache_free(encl_link_cache *cache);
+#ifdef ENCL_TESTING
 size_t encl_link_cache_hits(const encl_link_cache *cache);
+#endif
 
 /* Verifies document, in the order of the AWS specification and stopping at the first failure:
  * structure (ENCL_E_DOCUMENT), chain (ENCL_E_CERTIFICATE), signature (ENCL_E_SIGNATURE), nonce

@@ -14,7 +14,8 @@ typedef struct entry {
 
 struct encl_link_cache {
     entry *entries;
-    size_t count, max, hits;
+    size_t count, max;
+    size_t hits; /* for tests: that a link was remembered, not verified once more */
 };
 
 encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_error *err) {
@@ -42,9 +43,11 @@ void encl_link_cache_free(encl_link_cache *cache) {
     }
 }
 
+#ifdef ENCL_TESTING
 size_t encl_link_cache_hits(const encl_link_cache *cache) {
     return cache->hits;
 }
+#endif
 
 static void hash_with_length(crypto_hash_sha256_state *hash, encl_slice bytes) {
     uint8_t length[8];

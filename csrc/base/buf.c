@@ -1,3 +1,5 @@
+/* Decides when a buffer moves its bytes, grows, or refuses to. Calls malloc and secmem.c, which
+ * wipes what is given back. */
 #include "base/buf.h"
 
 #include <stdlib.h>
@@ -17,12 +19,6 @@ void encl_buf_wrap(encl_buf *b, uint8_t *block, size_t cap) {
     memset(b, 0, sizeof *b);
     b->data = block;
     b->cap = b->limit = cap;
-}
-
-void encl_buf_wrap_read(encl_buf *b, encl_slice bytes) {
-    encl_buf_wrap(b, (uint8_t *)(uintptr_t)bytes.data, bytes.len);
-    b->w = bytes.len;
-    b->readonly = true;
 }
 
 void encl_buf_free(encl_buf *b) {
@@ -72,9 +68,8 @@ static encl_result grow(encl_buf *b, size_t need, encl_error *err) {
 encl_result encl_buf_reserve(encl_buf *b, size_t n, uint8_t **room, encl_error *err) {
     size_t unread = encl_buf_readable(b);
 
-    ENCL_ENSURE(!b->readonly, err, ENCL_E_INVALID, "this buffer can only be read");
     ENCL_ENSURE(n <= b->limit - unread, err, ENCL_E_INVALID,
-                "buffer limit: expected at most %zu bytes more, came %zu", b->limit - unread, n);
+                "buffer limit: expected at most %zu bytes more, got %zu", b->limit - unread, n);
     if (n > b->cap - b->w) {
         if (b->r != 0) {
             move_to_front(b);
@@ -105,7 +100,7 @@ encl_result encl_buf_write(encl_buf *b, encl_slice bytes, encl_error *err) {
     return encl_buf_commit(b, bytes.len, err);
 }
 
-static encl_result write_be(encl_buf *b, uint64_t v, size_t width, encl_error *err) {
+static encl_result write_be(encl_buf *b, uint32_t v, size_t width, encl_error *err) {
     uint8_t *room;
 
     ENCL_TRY(encl_buf_reserve(b, width, &room, err));
@@ -119,64 +114,16 @@ encl_result encl_buf_write_u8(encl_buf *b, uint8_t v, encl_error *err) {
     return write_be(b, v, 1, err);
 }
 
-encl_result encl_buf_write_u16(encl_buf *b, uint16_t v, encl_error *err) {
-    return write_be(b, v, 2, err);
-}
-
 encl_result encl_buf_write_u32(encl_buf *b, uint32_t v, encl_error *err) {
     return write_be(b, v, 4, err);
 }
 
-encl_result encl_buf_write_u64(encl_buf *b, uint64_t v, encl_error *err) {
-    return write_be(b, v, 8, err);
-}
-
 encl_result encl_buf_read(encl_buf *b, size_t n, encl_slice *bytes, encl_error *err) {
     ENCL_ENSURE(n <= encl_buf_readable(b), err, ENCL_E_PROTOCOL,
-                "input ends early: expected %zu bytes, came %zu", n, encl_buf_readable(b));
+                "input ends early: expected %zu bytes, got %zu", n, encl_buf_readable(b));
     *bytes = ENCL_SLICE(b->data == NULL ? NULL : b->data + b->r, n);
     b->r += n;
     return ENCL_OK;
-}
-
-static encl_result read_be(encl_buf *b, size_t width, uint64_t *v, encl_error *err) {
-    encl_slice bytes;
-    uint64_t value = 0;
-
-    ENCL_TRY(encl_buf_read(b, width, &bytes, err));
-    for (size_t i = 0; i < width; i++) {
-        value = value << 8 | bytes.data[i];
-    }
-    *v = value;
-    return ENCL_OK;
-}
-
-encl_result encl_buf_read_u8(encl_buf *b, uint8_t *v, encl_error *err) {
-    uint64_t wide;
-
-    ENCL_TRY(read_be(b, 1, &wide, err));
-    *v = (uint8_t)wide;
-    return ENCL_OK;
-}
-
-encl_result encl_buf_read_u16(encl_buf *b, uint16_t *v, encl_error *err) {
-    uint64_t wide;
-
-    ENCL_TRY(read_be(b, 2, &wide, err));
-    *v = (uint16_t)wide;
-    return ENCL_OK;
-}
-
-encl_result encl_buf_read_u32(encl_buf *b, uint32_t *v, encl_error *err) {
-    uint64_t wide;
-
-    ENCL_TRY(read_be(b, 4, &wide, err));
-    *v = (uint32_t)wide;
-    return ENCL_OK;
-}
-
-encl_result encl_buf_read_u64(encl_buf *b, uint64_t *v, encl_error *err) {
-    return read_be(b, 8, v, err);
 }
 
 encl_result encl_buf_skip(encl_buf *b, size_t n, encl_error *err) {

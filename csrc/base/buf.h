@@ -16,16 +16,13 @@ typedef struct encl_slice {
 typedef struct encl_buf {
     uint8_t *data;
     size_t r, w, cap, limit;
-    bool owned;    /* data came from malloc here; otherwise it is the caller's and never grows */
-    bool readonly; /* nothing may be written or moved */
+    bool owned; /* data is from malloc here; otherwise it is the caller's and never grows */
 } encl_buf;
 
 /* An empty buffer that grows on demand up to limit bytes. */
 void encl_buf_init(encl_buf *b, size_t limit);
 /* An empty buffer over the caller's block of cap bytes. */
 void encl_buf_wrap(encl_buf *b, uint8_t *block, size_t cap);
-/* A full buffer over bytes that are only read. */
-void encl_buf_wrap_read(encl_buf *b, encl_slice bytes);
 /* Frees an owned block; wipes it first. Leaves b empty and reusable. */
 void encl_buf_free(encl_buf *b);
 
@@ -51,16 +48,10 @@ encl_result encl_buf_commit(encl_buf *b, size_t n, encl_error *err);
 
 encl_result encl_buf_write(encl_buf *b, encl_slice bytes, encl_error *err);
 encl_result encl_buf_write_u8(encl_buf *b, uint8_t v, encl_error *err);
-encl_result encl_buf_write_u16(encl_buf *b, uint16_t v, encl_error *err); /* big-endian */
 encl_result encl_buf_write_u32(encl_buf *b, uint32_t v, encl_error *err); /* big-endian */
-encl_result encl_buf_write_u64(encl_buf *b, uint64_t v, encl_error *err); /* big-endian */
 
 /* Reads fail with ENCL_E_PROTOCOL when fewer bytes are there, and then take nothing. */
 encl_result encl_buf_read(encl_buf *b, size_t n, encl_slice *bytes, encl_error *err);
-encl_result encl_buf_read_u8(encl_buf *b, uint8_t *v, encl_error *err);
-encl_result encl_buf_read_u16(encl_buf *b, uint16_t *v, encl_error *err);
-encl_result encl_buf_read_u32(encl_buf *b, uint32_t *v, encl_error *err);
-encl_result encl_buf_read_u64(encl_buf *b, uint64_t *v, encl_error *err);
 encl_result encl_buf_skip(encl_buf *b, size_t n, encl_error *err);
 
 #endif

@@ -27,7 +27,6 @@ static const char *const code_names[ENCL_E_COUNT_] = {
     [ENCL_E_PCR] = "PCR mismatch",
     [ENCL_E_SERVER] = "server error",
     [ENCL_E_FORKED] = "forked process",
-    [ENCL_E_CANCELLED] = "cancelled",
     [ENCL_E_INTERNAL] = "internal error",
     [ENCL_E_SLOW_READER] = "slow reader",
 };

@@ -30,9 +30,8 @@ typedef enum encl_code {
     ENCL_E_SIGNATURE,
     ENCL_E_NONCE,
     ENCL_E_PCR,
-    ENCL_E_SERVER, /* the enclave answered with Error */
-    ENCL_E_FORKED, /* a forked child must not use its parent's keys */
-    ENCL_E_CANCELLED,
+    ENCL_E_SERVER,      /* the enclave answered with Error */
+    ENCL_E_FORKED,      /* a forked child must not use its parent's keys */
     ENCL_E_INTERNAL,    /* a library refused what it must not refuse */
     ENCL_E_SLOW_READER, /* what came for it was dropped, to let others go on */
     ENCL_E_COUNT_

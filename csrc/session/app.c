@@ -164,15 +164,6 @@ encl_result encl_app_request_attestation(encl_app *app, encl_buf *out, encl_erro
     return ENCL_OK;
 }
 
-encl_result encl_app_abandon_request(encl_app *app, uint64_t id, encl_error *err) {
-    encl_id_entry *entry = NULL;
-
-    ENCL_TRY(check_role(app, ENCL_INITIATOR, "abandon requests", err));
-    ENCL_TRY(find_kind(app, id, ENCL_ID_ONE_SHOT, &entry, err));
-    entry->abandoned = true;
-    return ENCL_OK;
-}
-
 encl_result encl_app_attestation(encl_app *app, encl_slice document, const uint8_t *control_nonce,
                                  encl_buf *out, encl_error *err) {
     encl_msg m = {.type = ENCL_MSG_ATTESTATION, .payload = document};

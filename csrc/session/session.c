@@ -117,9 +117,11 @@ encl_session_state encl_session_get_state(const encl_session *s) {
     return s->state;
 }
 
+#ifdef ENCL_TESTING
 const encl_attestation *encl_session_attestation(const encl_session *s) {
     return s->attestation;
 }
+#endif
 
 encl_attestation *encl_session_take_attestation(encl_session *s) {
     encl_attestation *taken = s->attestation;
@@ -286,11 +288,8 @@ static encl_result check_kind(const encl_msg *m, const encl_id_entry *entry, enc
     return ENCL_OK;
 }
 
-static void end_request(encl_session *s, const encl_msg *m, const encl_id_entry *entry,
-                        encl_event_type type, input *in) {
-    if (!entry->abandoned) {
-        report(in, type, m);
-    }
+static void end_request(encl_session *s, const encl_msg *m, encl_event_type type, input *in) {
+    report(in, type, m);
     encl_table_remove(&s->app->table, m->id);
 }
 
@@ -301,7 +300,7 @@ static encl_code on_answer(encl_session *s, const encl_msg *m, input *in, encl_e
     s->idle_records += entry == NULL;
     if (entry != NULL) {
         ENCL_TRY(check_kind(m, entry, ENCL_ID_ONE_SHOT, err));
-        end_request(s, m, entry, ENCL_EV_DATA, in);
+        end_request(s, m, ENCL_EV_DATA, in);
     }
     return ENCL_OK;
 }
@@ -350,7 +349,7 @@ static encl_code on_error(encl_session *s, const encl_msg *m, input *in, encl_er
         return ENCL_OK;
     }
     if (entry->kind == ENCL_ID_ONE_SHOT) {
-        end_request(s, m, entry, ENCL_EV_ERROR, in);
+        end_request(s, m, ENCL_EV_ERROR, in);
     } else {
         entry->errored = true;
         report(in, ENCL_EV_ERROR, m);

@@ -82,9 +82,8 @@ encl_result encl_session_recv(encl_session *s, uint8_t *block, size_t len, size_
 void encl_session_eof(encl_session *s, encl_error *err);
 void encl_session_close(encl_session *s);
 
-/* Initiator: what was verified last; NULL before. Valid until the next ATTESTED event. Ownership
- * can be taken once per document with take (the getter then gives NULL). */
-const encl_attestation *encl_session_attestation(const encl_session *s);
+/* Initiator: what was verified last, which is the caller's from then on; NULL before, and where it
+ * was taken already. */
 encl_attestation *encl_session_take_attestation(encl_session *s);
 /* 32 bytes; all zero before the handshake is complete. */
 const uint8_t *encl_session_handshake_hash(const encl_session *s);
@@ -96,6 +95,11 @@ uint64_t encl_session_idle_records(const encl_session *s);
 bool encl_session_forget_partial_record(encl_session *s);
 /* Whether a record has been received in part. */
 bool encl_session_has_partial_record(const encl_session *s);
+
+#ifdef ENCL_TESTING
+/* What take would give, left where it is. */
+const encl_attestation *encl_session_attestation(const encl_session *s);
+#endif
 
 /* NULL in every state but OPEN. */
 encl_app *encl_session_app(encl_session *s);
@@ -117,9 +121,6 @@ encl_result encl_app_stream_close(encl_app *app, uint64_t id, encl_half half, en
                                   encl_error *err);
 /* Initiator: a fresh document for this channel; answered by ENCL_EV_ATTESTED. */
 encl_result encl_app_request_attestation(encl_app *app, encl_buf *out, encl_error *err);
-/* Initiator: gives up a one-shot request; its answer will be dropped. The slot stays taken until
- * then, as it does on the server. */
-encl_result encl_app_abandon_request(encl_app *app, uint64_t id, encl_error *err);
 
 /* Responder. attestation may be sent before anything else; reply answers a one-shot request
  * (ENCL_E_INVALID when it does not fit one record: the reference drops the connection then). */

@@ -14,7 +14,6 @@ typedef struct encl_id_entry {
     bool we_closed;   /* our direction: nothing more may be written */
     bool peer_closed; /* their direction: nothing more may come */
     bool errored;     /* initiator: ended by Error, holds its slot until we say Both */
-    bool abandoned;   /* initiator, one-shot: the answer will be dropped */
 } encl_id_entry;
 
 typedef struct encl_table {

@@ -1,4 +1,5 @@
-/* The payload arrays: the only hot part of the codec.
+/* The payload arrays: the only hot part of the codec. Decides what is an element of one and how
+ * many bytes it takes; calls nothing.
  *
  * An array of small unsigned integers is a run of elements of one byte (0..23) or two (0x18, then
  * the value). Going from element to element makes every load wait for the one before it, or for a
@@ -230,9 +231,4 @@ size_t encl_bytes_decode_run(const uint8_t *in, size_t in_len, size_t max, uint8
     }
     *consumed = r.i;
     return r.o;
-}
-
-bool encl_bytes_decode(const uint8_t *in, size_t in_len, size_t count, uint8_t *out,
-                       size_t *consumed) {
-    return encl_bytes_decode_run(in, in_len, count, out, consumed) == count;
 }

@@ -54,18 +54,9 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
  * it (byte arrays are decoded in place, always shorter than their encoding). Accepts any key
  * order, indefinite lengths, unknown keys (nested at most ENCL_CBOR_MAX_DEPTH deep), byte fields
  * as integer arrays or as byte strings, integers in any width. Refuses (ENCL_E_PROTOCOL, naming
- * what was expected and what came): duplicate or missing known keys, unknown types, wrong kinds,
- * values out of range, trailing bytes, lengths beyond the block. */
-
+ * what was expected and what it got): duplicate or missing known keys, unknown types, wrong kinds,
+ * values out of range, text that is not UTF-8, trailing bytes, lengths beyond the block. */
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err);
-
-/* The hot loops. Encode: writes at most cap bytes, *written of them; returns false where they are
- * too few (2 * bytes.len always suffice). Reads every byte once. Decode: reads count elements from
- * in[0..in_len), writes them to out (count bytes; may be in itself, or before it); returns false
- * where an element is no integer of 0..255 or the input ends early, *consumed then says where. */
-bool encl_bytes_encode(encl_slice bytes, uint8_t *out, size_t cap, size_t *written);
-bool encl_bytes_decode(const uint8_t *in, size_t in_len, size_t count, uint8_t *out,
-                       size_t *consumed);
 
 #endif

@@ -2,6 +2,7 @@
  * real ones are to the codec. */
 #include "noise/noise.h"
 #include "session/record.h"
+#include "wire/bytes.h"
 #include "wire/wire.h"
 
 #include <sodium.h>
@@ -65,7 +66,7 @@ static void decode(void) {
     if (size == 0) {
         NEED(encl_bytes_encode(ENCL_SLICE(payload, PAYLOAD), wire, sizeof wire, &size));
     }
-    NEED(encl_bytes_decode(wire, size, PAYLOAD, out, &consumed));
+    NEED(encl_bytes_decode_run(wire, size, PAYLOAD, out, &consumed) == PAYLOAD);
 }
 
 static void seal(encl_buf *out) {

@@ -138,14 +138,15 @@ static encl_code peer_says(peer *p, side *x, encl_msg m) {
 static bool peer_hears(peer *p, side *x, encl_msg *m) {
     static uint8_t block[ENCL_NOISE_MAX_MESSAGE];
     encl_direction direction = p->role == ENCL_RESPONDER ? ENCL_TO_SERVER : ENCL_TO_CLIENT;
-    encl_slice record;
-    uint32_t len;
-    size_t plain_len;
+    encl_slice head, record;
+    size_t len, plain_len;
 
     if (encl_buf_readable(&x->out) == 0) {
         return false;
     }
-    assert_int_equal(encl_buf_read_u32(&x->out, &len, &p->err), ENCL_OK);
+    assert_int_equal(encl_buf_read(&x->out, ENCL_RECORD_HEAD, &head, &p->err), ENCL_OK);
+    assert_int_equal(head.data[0] | head.data[1], 0);
+    len = (size_t)head.data[2] << 8 | head.data[3];
     assert_int_equal(encl_buf_read(&x->out, len, &record, &p->err), ENCL_OK);
     memcpy(block, record.data, len);
     assert_int_equal(encl_noise_open(p->t, block, len, &plain_len, &p->err), ENCL_OK);
@@ -343,7 +344,6 @@ static void initiator_script(actor *a, const encl_event *e) {
     assert_int_equal(id, 2);
     DO(encl_app_open_stream(app, no_bytes, &id, out, err));
     DO(encl_app_request(app, TEXT("no answer please"), &id, out, err));
-    DO(encl_app_abandon_request(app, id, err));
     DO(encl_app_request_attestation(app, out, err));
     DO(encl_app_stream_data(app, 1, TEXT("more"), out, err));
     DO(encl_app_stream_close(app, 1, ENCL_HALF_WRITE, out, err));
@@ -521,12 +521,9 @@ static encl_code run_command(encl_app *app, int command, encl_buf *out, encl_err
         rc = encl_app_request_attestation(app, out, err);
         break;
     case 5:
-        rc = encl_app_abandon_request(app, 1, err);
-        break;
-    case 6:
         rc = encl_app_attestation(app, TEXT("secret"), NULL, out, err);
         break;
-    case 7:
+    case 6:
         rc = encl_app_reply(app, 1, TEXT("secret"), out, err);
         break;
     default:
@@ -537,7 +534,7 @@ static encl_code run_command(encl_app *app, int command, encl_buf *out, encl_err
     return rc;
 }
 
-#define COMMANDS 9
+#define COMMANDS 8
 
 static void assert_nothing_can_be_sent(side *x, encl_app *app, encl_code expected) {
     size_t before = encl_buf_readable(&x->out);
@@ -597,13 +594,13 @@ static void roles_cannot_send_each_others_messages(void **state) {
 
     (void)state;
     opened(&x, &p);
-    for (int command = 6; command < COMMANDS; command++) {
+    for (int command = 5; command < COMMANDS; command++) {
         assert_int_equal(run_command(encl_session_app(x.s), command, &x.out, &x.err), ENCL_E_STATE);
     }
     assert_silent(&x);
     end(&x, &p);
     serving(&x, &p, 0);
-    for (int command = 0; command < 6; command++) {
+    for (int command = 0; command < 5; command++) {
         assert_int_equal(run_command(encl_session_app(x.s), command, &x.out, &x.err), ENCL_E_STATE);
     }
     assert_silent(&x);
@@ -874,23 +871,16 @@ static void one_shot_requests_end_with_their_answer(void **state) {
     (void)state;
     opened(&x, &p);
     for (uint64_t id = 1; id <= 4; id++) {
-        bool abandoned = id > 2;
         encl_msg_type type = id % 2 ? ENCL_MSG_DATA : ENCL_MSG_ERROR;
         encl_event_type event = id % 2 ? ENCL_EV_DATA : ENCL_EV_ERROR;
 
         assert_int_equal(request(&x, &p), id);
-        if (abandoned) {
-            assert_int_equal(encl_app_abandon_request(encl_session_app(x.s), id, &x.err), ENCL_OK);
-        }
         assert_silent(&x);
         assert_int_equal(encl_session_open_ids(x.s), 1);
         assert_int_equal(peer_says(&p, &x, message(type, id)), ENCL_OK);
-        assert_int_equal(x.event.type, abandoned ? ENCL_EV_NONE : event);
+        assert_int_equal(x.event.type, event);
         assert_int_equal(encl_session_open_ids(x.s), 0);
     }
-    assert_int_equal(encl_app_abandon_request(encl_session_app(x.s), 1, &x.err), ENCL_E_STATE);
-    (void)open_stream(&x, &p);
-    assert_int_equal(encl_app_abandon_request(encl_session_app(x.s), 5, &x.err), ENCL_E_STATE);
     end(&x, &p);
 }
 

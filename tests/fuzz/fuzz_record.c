@@ -100,13 +100,14 @@ static void peer_reads(world *w) {
     encl_error err;
 
     while (w->peer != NULL && encl_buf_readable(&w->out) != 0) {
-        encl_slice record;
+        encl_slice head, record;
         encl_msg m;
-        uint32_t len;
-        size_t plain_len;
+        size_t len, plain_len;
         uint8_t *block;
 
-        REQUIRE(encl_buf_read_u32(&w->out, &len, &err) == ENCL_OK);
+        REQUIRE(encl_buf_read(&w->out, ENCL_RECORD_HEAD, &head, &err) == ENCL_OK);
+        REQUIRE(head.data[0] == 0 && head.data[1] == 0);
+        len = (size_t)head.data[2] << 8 | head.data[3];
         REQUIRE(len >= ENCL_RECORD_MIN_CIPHERTEXT && len <= ENCL_NOISE_MAX_MESSAGE);
         REQUIRE(encl_buf_read(&w->out, len, &record, &err) == ENCL_OK);
         block = fuzz_copy(record);
@@ -292,7 +293,6 @@ static void say_document(world *w, const step *s) {
 
 static encl_code initiator_acts(world *w, const step *s, encl_slice payload, encl_error *err) {
     uint64_t new_id, id = s->id % PEER_IDS;
-    encl_code rc;
 
     switch (s->what % 6) {
     case 0:
@@ -304,14 +304,8 @@ static encl_code initiator_acts(world *w, const step *s, encl_slice payload, enc
     case 3:
         return encl_app_stream_close(
             w->app, id, payload.len == 0 ? ENCL_HALF_BOTH : ENCL_HALF_WRITE, &w->out, err);
-    case 4:
-        return encl_app_request_attestation(w->app, &w->out, err);
     default:
-        rc = encl_app_abandon_request(w->app, id, err);
-        if (rc == ENCL_OK) {
-            model_abandoned(&w->m, id);
-        }
-        return rc;
+        return encl_app_request_attestation(w->app, &w->out, err);
     }
 }
 

@@ -19,7 +19,7 @@ static void tell(told *t, const encl_ws_event *event) {
 
     if (event->type != ENCL_WS_EV_DATA || t->last != ENCL_WS_EV_DATA) {
         REQUIRE(encl_buf_write_u8(&t->text, (uint8_t)event->type, &err) == ENCL_OK);
-        REQUIRE(encl_buf_write_u16(&t->text, event->code, &err) == ENCL_OK);
+        REQUIRE(encl_buf_write_u32(&t->text, event->code, &err) == ENCL_OK);
     }
     REQUIRE(encl_buf_write(&t->text, ENCL_SLICE(event->payload, event->len), &err) == ENCL_OK);
     t->last = event->type;

@@ -31,18 +31,8 @@ static void open_new(model *m, uint64_t id, bool stream) {
     m->ids[m->count++] = (model_id){.id = id, .stream = stream};
 }
 
-void model_abandoned(model *m, uint64_t id) {
-    open_entry(m, id, false)->abandoned = true;
-}
-
-/* An abandoned request is free once its answer came, which nothing reports. */
 void model_check_count(const model *m, size_t open_ids) {
-    size_t abandoned = 0;
-
-    for (size_t i = 0; i < m->count; i++) {
-        abandoned += m->ids[i].abandoned ? 1 : 0;
-    }
-    REQUIRE(open_ids <= m->count && open_ids >= m->count - abandoned);
+    REQUIRE(open_ids == m->count);
     /* A responder takes one id beyond the limit, to see a client that breaks it. */
     REQUIRE(open_ids <= ENCL_MAX_OPEN + (m->role == ENCL_RESPONDER ? 1 : 0));
 }
@@ -85,7 +75,7 @@ static void initiator_sent(model *m, const encl_msg *msg) {
 static void initiator_failed_id(model *m, uint64_t id) {
     model_id *entry = find(m, id);
 
-    REQUIRE(entry != NULL && !entry->errored && !entry->abandoned);
+    REQUIRE(entry != NULL && !entry->errored);
     if (entry->stream) {
         entry->errored = true;
     } else {
@@ -111,7 +101,6 @@ static void initiator_event(model *m, const encl_event *event) {
         return;
     case ENCL_EV_DATA:
         entry = open_entry(m, event->id, false);
-        REQUIRE(!entry->abandoned);
         close_entry(m, entry);
         return;
     case ENCL_EV_STREAM_DATA:

@@ -11,7 +11,7 @@ typedef struct model_id {
     uint64_t id;
     bool stream;
     bool we_closed, peer_closed; /* the session's direction, and the other */
-    bool errored, abandoned;
+    bool errored;
 } model_id;
 
 typedef struct model {
@@ -28,7 +28,6 @@ void model_init(model *m, encl_role role);
 void model_event(model *m, const encl_event *event);
 /* The peer read this. */
 void model_sent(model *m, const encl_msg *msg);
-void model_abandoned(model *m, uint64_t id);
 void model_check_count(const model *m, size_t open_ids);
 
 #endif

@@ -14,7 +14,8 @@ static void decodes(void) {
     size_t consumed;
 
     Frama_C_make_unknown((char *)in, sizeof in);
-    (void)encl_bytes_decode(from, len, count, any_bool() ? from : ANY_BYTES(out, len), &consumed);
+    (void)encl_bytes_decode_run(from, len, count, any_bool() ? from : ANY_BYTES(out, len),
+                                &consumed);
     //@ assert consumed <= len;
 }
 

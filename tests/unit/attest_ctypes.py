@@ -52,7 +52,6 @@ class Buf(Structure):
         ("cap", c_size_t),
         ("limit", c_size_t),
         ("owned", c_bool),
-        ("readonly", c_bool),
     ]
 
 

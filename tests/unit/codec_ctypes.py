@@ -32,7 +32,6 @@ class Buf(Structure):
         ("cap", c_size_t),
         ("limit", c_size_t),
         ("owned", c_bool),
-        ("readonly", c_bool),
     ]
 
 
@@ -105,8 +104,8 @@ def library() -> ctypes.CDLL:
     lib.encl_wire_array_size.argtypes = [Slice]
     lib.encl_bytes_encode.restype = c_bool
     lib.encl_bytes_encode.argtypes = [Slice, ctypes.c_void_p, c_size_t, POINTER(c_size_t)]
-    lib.encl_bytes_decode.restype = c_bool
-    lib.encl_bytes_decode.argtypes = [
+    lib.encl_bytes_decode_run.restype = c_size_t
+    lib.encl_bytes_decode_run.argtypes = [
         ctypes.c_void_p,
         c_size_t,
         c_size_t,
@@ -247,7 +246,8 @@ def bytes_decode(data: bytes, count: int) -> tuple[bytes, int] | None:
     """The elements and the bytes they took; None where they are not what they must be."""
     lib, block, consumed = library(), Block(data), c_size_t()
     out = Block(bytes(count))
-    if not lib.encl_bytes_decode(block.address, block.len, count, out.address, byref(consumed)):
+    decode = lib.encl_bytes_decode_run
+    if decode(block.address, block.len, count, out.address, byref(consumed)) != count:
         return None
     return out.bytes(), consumed.value
 

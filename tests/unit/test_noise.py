@@ -38,7 +38,6 @@ class Buf(ctypes.Structure):
         ("cap", ctypes.c_size_t),
         ("limit", ctypes.c_size_t),
         ("owned", ctypes.c_bool),
-        ("readonly", ctypes.c_bool),
     ]
 
 
