@@ -30,7 +30,7 @@ static encl_cursor cursor_over(encl_slice bytes) {
 
 static encl_result ensure_end(const encl_cursor *in, const char *what, encl_error *err) {
     ENCL_ENSURE(encl_cursor_left(in) == 0, err, ENCL_E_DOCUMENT,
-                "%s: expected its end, got %zu bytes after its end", what, encl_cursor_left(in));
+                "%s: expected its end, got %zu more bytes", what, encl_cursor_left(in));
     return ENCL_OK;
 }
 

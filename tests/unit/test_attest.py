@@ -343,8 +343,8 @@ STRUCTURE: list[tuple[str, Document, str]] = [
     ("a map", altered(array=lambda parts: cmap([(uint(0), uint(0))])), "expected an array"),
     ("tag 98", altered(prefix=head(6, 98)), "expected tag 18 or none, got tag 98"),
     ("tagged twice", altered(prefix=head(6, 18) * 2), "expected an array"),
-    ("trailing byte", altered(suffix=b"\0"), "1 bytes after its end"),
-    ("payload trailing", altered(after_payload=b"\0"), "the payload: expected its end, got 1 bytes after its end"),
+    ("trailing byte", altered(suffix=b"\0"), "the document: expected its end, got 1 more"),
+    ("payload trailing", altered(after_payload=b"\0"), "the payload: expected its end, got 1 more"),
     ("detached payload", altered(payload_item=lambda p: NULL), "COSE payload: expected a byte"),
     (
         "chunked payload",
@@ -385,7 +385,11 @@ STRUCTURE: list[tuple[str, Document, str]] = [
         "'crit'",
     ),
     ("crit unprotected", altered(unprotected=cmap([(uint(2), array([uint(9)]))])), "'crit'"),
-    ("header trailing", altered(protected=ES384_HEADER + b"\0"), "header: expected its end, got 1 bytes after its end"),
+    (
+        "header trailing",
+        altered(protected=ES384_HEADER + b"\0"),
+        "header: expected its end, got 1 more",
+    ),
     ("unprotected no map", altered(unprotected=NULL), "unprotected header: expected a map"),
     ("header key bytes", altered(unprotected=cmap([(bstr(b"k"), NULL)])), "a map key: expected"),
     (
