@@ -53,6 +53,7 @@ ANSWERS: dict[str, bytes] = {
     "huge chunk": CHUNKED + b"ffffffffffffffffffffff\r\n",
     "negative chunk": CHUNKED + b"-1\r\nx\r\n",
     "bad trailer": CHUNKED + b"2\r\nok\r\n0\r\nX A: b\r\n\r\n",
+    "folded trailer": CHUNKED + b"2\r\nok\r\n0\r\nA: b\r\n c\r\n\r\n",
     "padded chunk": CHUNKED + b"2  \r\nok\r\n0 \r\n\r\n",
     "folded": OK + b"A: b\r\n  c\r\nContent-Length: 2\r\n\r\nok",
     "same lengths": OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
@@ -77,6 +78,7 @@ ANSWERS: dict[str, bytes] = {
 STRICTER = {
     "length and coding": "the classic way to hide a second answer",
     "line feeds": "parsers differ about where such a head ends",
+    "folded trailer": "llhttp, which reads the chunks, knows no folding",
 }
 """Read by httpx2, a ProtocolError here."""
 
