@@ -37,16 +37,23 @@ _READ_SIZE = 65_536
 _UNSET: Any = object()
 
 
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
 async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> bytes:
     data = stream.read(n, 0)
     if data is None:
         hub = loop_hub()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while data is None:
-            remaining = None if deadline is None else deadline - time.monotonic()
             if not await hub.wait(
                 lambda notifier, token: stream.notify(_core.READABLE, notifier, token),
-                remaining,
+                _remaining(deadline),
             ):
                 raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
             data = stream.read(n, 0)
@@ -57,13 +64,16 @@ async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None
     view = memoryview(data).cast("B")
     total = len(view)
     view = view[stream.write(view, 0) :]
+    deadline = _deadline(timeout)
     while view:
         if not await loop_hub().wait(
             lambda notifier, token: stream.notify(_core.WRITABLE, notifier, token),
-            timeout,
+            _remaining(deadline),
         ):
             raise WriteTimeout(f"expected to send within {timeout} s, could not")
-        view = view[stream.write(view, 0) :]
+        if sent := stream.write(view, 0):
+            view = view[sent:]
+            deadline = _deadline(timeout)
     return total
 
 
@@ -314,10 +324,11 @@ class AsyncStream:
     async def readinto(self, buffer: Buffer) -> int:
         self._check_open()
         view = memoryview(buffer).cast("B")
+        deadline = _deadline(self.read_timeout)
         while (count := self._core.readinto(view, 0)) is None:
             if not await loop_hub().wait(
                 lambda notifier, token: self._core.notify(_core.READABLE, notifier, token),
-                self.read_timeout,
+                _remaining(deadline),
             ):
                 raise ReadTimeout(
                     f"expected bytes from the workload within {self.read_timeout} s, got none"

@@ -12,7 +12,8 @@ from . import _core
 
 __all__ = ["ThreadHub", "thread_hub"]
 
-Register = Callable[[_core.Notifier, int], None]
+Register = Callable[[_core.Notifier, int], _core.Watch]
+"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
 
 
 class ThreadHub:
@@ -26,18 +27,22 @@ class ThreadHub:
         self._token = 0
 
     def wait(self, register: Register, timeout: float | None) -> bool:
-        """False where it did not come in time."""
+        """False where it did not come in time. However this ends, also by Ctrl-C, the registration
+        ends with it."""
         self._token = token = self._token + 1
         deadline = None if timeout is None else time.monotonic() + timeout
-        register(self._notifier, token)
-        while True:
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if self._poll.poll(None if remaining is None else remaining * 1000):
-                # Tokens of waits that were given up before may come late.
-                if token in self._notifier.drain():
-                    return True
-            elif remaining is not None:
-                return False
+        watch = register(self._notifier, token)
+        try:
+            while True:
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if self._poll.poll(None if remaining is None else remaining * 1000):
+                    # Tokens of waits that were given up before may come late.
+                    if token in self._notifier.drain():
+                        return True
+                elif remaining is not None:
+                    return False
+        finally:
+            watch.end()
 
 
 _local = threading.local()

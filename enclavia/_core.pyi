@@ -48,6 +48,14 @@ class Notifier:
     def close(self) -> None: ...
 
 @final
+class Watch:
+    """That somebody waits, as ``notify`` registered it. Withdrawn by :meth:`end`, or when nobody
+    has this object any more; until then the core counts it as waiting."""
+
+    def end(self) -> None:
+        """Can be called again. A token that was announced before may still come."""
+
+@final
 class Channel:
     """One WebSocket, one Noise channel, one verified document. Starts connecting when made."""
 
@@ -84,7 +92,7 @@ class Channel:
         """Raises ConnectTimeout (and closes), or why it closed."""
     def attestation(self) -> RawAttestation:
         """What was verified last. Raises while nothing was."""
-    def notify_open(self, notifier: Notifier, token: int) -> None:
+    def notify_open(self, notifier: Notifier, token: int) -> Watch:
         """Once: when it is open or closed."""
     def reserve(self, notifier: Notifier | None, token: int) -> Slot:
         """Asks for one of the ``max_in_flight`` slots, in order. The token comes when granted or
@@ -118,7 +126,7 @@ class Request:
 
     def result(self, timeout: float | None) -> bytes | None:
         """The answer. timeout 0: None where it has not come yet. Raises ReadTimeout."""
-    def notify(self, notifier: Notifier, token: int) -> None: ...
+    def notify(self, notifier: Notifier, token: int) -> Watch: ...
     def abandon(self) -> None: ...
 
 @final
@@ -144,7 +152,7 @@ class Stream:
         now, and how much that was."""
     def write_eof(self) -> None: ...
     def close(self) -> None: ...
-    def notify(self, what: int, notifier: Notifier, token: int) -> None:
+    def notify(self, what: int, notifier: Notifier, token: int) -> Watch:
         """Once: when reading (READABLE) or writing (WRITABLE) would not wait. ``what`` 0: take the
         request back."""
 

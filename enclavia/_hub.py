@@ -6,7 +6,6 @@ import abc
 import asyncio
 import collections
 import functools
-import threading
 import weakref
 from collections.abc import Callable
 
@@ -14,10 +13,12 @@ import anyio
 import anyio.lowlevel
 
 from . import _core
+from ._errors import StateError
 
 __all__ = ["LoopHub", "Waiter", "loop_hub"]
 
-Register = Callable[[_core.Notifier, int], None]
+Register = Callable[[_core.Notifier, int], _core.Watch]
+"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
 
 
 class Waiter:
@@ -33,13 +34,16 @@ class Waiter:
         """While it sleeps."""
 
     def set(self) -> None:
-        """From any thread, any event loop or none."""
+        """Wakes the task. From any thread, any event loop or none.
+
+        Raises :class:`StateError` where the waiter's event loop is closed: nobody will ever run
+        the task, and whoever gave it something has to take it back. Nothing else is raised, and
+        after an error nothing is left to be done here."""
         self._hub.post(self)
 
 
 class LoopHub(abc.ABC):
     def __init__(self) -> None:
-        self._thread = threading.get_ident()
         self._notifier = _core.Notifier()
         self._waiting: dict[int, Waiter] = {}
         self._posted: collections.deque[Waiter] = collections.deque()
@@ -50,11 +54,17 @@ class LoopHub(abc.ABC):
         return Waiter(self, self._token)
 
     def post(self, waiter: Waiter) -> None:
-        if threading.get_ident() == self._thread:
+        """As :meth:`Waiter.set`."""
+        if self._is_running():
             self._finish(waiter)
         else:
             self._posted.append(waiter)
             self._notifier.wake()
+
+    @abc.abstractmethod
+    def _is_running(self) -> bool:
+        """Whether the caller is run by this hub's loop. A loop may be run by one thread now and
+        by another later: so the running loop is asked for, and never a thread."""
 
     def reserve(self, channel: _core.Channel, waiter: Waiter) -> _core.Slot:
         return channel.reserve(self._notifier, waiter.token)
@@ -63,10 +73,15 @@ class LoopHub(abc.ABC):
         return channel.start_attest(self._notifier, waiter.token)
 
     async def wait(self, register: Register, timeout: float | None) -> bool:
-        """False where it did not come in time. What comes later is nobody's, and ignored."""
+        """False where it did not come in time. However this ends, by an event, a timeout, a
+        cancellation, or as garbage of a loop that was closed, the registration ends with it. What
+        was announced before is nobody's then, and ignored."""
         waiter = self.waiter()
-        register(self._notifier, waiter.token)
-        return await self.wait_for(waiter, timeout)
+        watch = register(self._notifier, waiter.token)
+        try:
+            return await self.wait_for(waiter, timeout)
+        finally:
+            watch.end()
 
     @abc.abstractmethod
     async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool: ...
@@ -92,7 +107,21 @@ class AsyncioHub(LoopHub):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
+        # The loop has this object; a reference back would keep both.
+        self._loop = weakref.ref(loop)
         loop.add_reader(self._notifier.fileno(), self._deliver)
+
+    def post(self, waiter: Waiter) -> None:
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            raise StateError("the event loop of a waiting task was closed: the task is never run")
+        super().post(waiter)
+
+    def _is_running(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop()
+        except RuntimeError:
+            return False
 
     async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool:
         loop = asyncio.get_running_loop()
@@ -129,8 +158,11 @@ class LeaderHub(LoopHub):
         super().__init__()
         self._leader: Waiter | None = None
 
-    def adopt(self) -> None:
-        self._thread = threading.get_ident()
+    def _is_running(self) -> bool:
+        try:
+            return _leader_hubs.get(None) is self
+        except RuntimeError:  # no event loop runs in this thread
+            return False
 
     def post(self, waiter: Waiter) -> None:
         super().post(waiter)
@@ -178,14 +210,12 @@ class LeaderHub(LoopHub):
                 return
 
 
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioHub] = (
-            weakref.WeakKeyDictionary()
-        )
-
-
-_asyncio_hubs = _OfThread()
+# A loop is run by one thread at a time, so no two threads ever look for the same key. The loop
+# keeps its hub, as a reader of a descriptor, until it is closed. A reference from here would keep
+# whatever a closed loop has left behind: a hub leads to its waiting tasks, and they to their loop.
+_asyncio_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[AsyncioHub]] = (
+    weakref.WeakKeyDictionary()
+)
 _leader_hubs: anyio.lowlevel.RunVar[LeaderHub] = anyio.lowlevel.RunVar("enclavia hub")
 
 
@@ -199,9 +229,11 @@ def loop_hub() -> LoopHub:
         guest = True
     if guest:
         return _leader_hub()
-    hub = _asyncio_hubs.hubs.get(loop)
+    known = _asyncio_hubs.get(loop)
+    hub = None if known is None else known()
     if hub is None:
-        hub = _asyncio_hubs.hubs[loop] = AsyncioHub(loop)
+        hub = AsyncioHub(loop)
+        _asyncio_hubs[loop] = weakref.ref(hub)
     return hub
 
 
@@ -211,5 +243,4 @@ def _leader_hub() -> LeaderHub:
     except LookupError:
         hub = LeaderHub()
         _leader_hubs.set(hub)
-    hub.adopt()
     return hub

@@ -13,7 +13,7 @@ static size_t unread_bytes(const encl_channel *ch) {
 
 /* What one does not read itself holds up its own writing too: that is nobody else's matter. */
 static bool waits(const flow *f) {
-    bool for_data = (f->readers != 0 || f->on_readable.notifier != NULL) && f->ring.len == 0;
+    bool for_data = (f->readers != 0 || watches_armed(&f->on_readable)) && f->ring.len == 0;
 
     return for_data || (f->wants != 0 && !f->over_high_water);
 }
@@ -55,9 +55,15 @@ void backlog_somebody_waits(encl_channel *ch) {
     }
 }
 
+/* For those who look without the lock. Released after the bytes it counts were put there. */
+static void publish(flow *f) {
+    atomic_store_explicit(&f->unread, f->ring.len, memory_order_release);
+}
+
 void backlog_grew(flow *f) {
     encl_channel *ch = f->ch;
 
+    publish(f);
     if (f->ring.len > ENCL_STREAM_HIGH_WATER && !f->over_high_water) {
         f->over_high_water = true;
         if (ch->over_high_water++ == 0) {
@@ -70,6 +76,7 @@ void backlog_grew(flow *f) {
 void backlog_shrank(flow *f) {
     encl_channel *ch = f->ch;
 
+    publish(f);
     if (ch->over_high_water == 0) {
         return;
     }

@@ -92,36 +92,6 @@ bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
     return true;
 }
 
-static void forget_notifier(watch *w) {
-    encl_notifier_release(w->notifier);
-    w->notifier = NULL;
-}
-
-void watch_clear(watch *w) {
-    if (w->notifier != NULL) {
-        encl_notifier_unreserve(w->notifier);
-        forget_notifier(w);
-    }
-}
-
-encl_result watch_set(watch *w, encl_notifier *n, uint64_t token, encl_error *err) {
-    if (n != NULL) {
-        ENCL_TRY(encl_notifier_reserve(n, err));
-        encl_notifier_retain(n);
-    }
-    watch_clear(w);
-    w->notifier = n;
-    w->token = token;
-    return ENCL_OK;
-}
-
-void watch_fire(watch *w) {
-    if (w->notifier != NULL) {
-        encl_notifier_post(w->notifier, w->token);
-        forget_notifier(w);
-    }
-}
-
 /* ---- documents ---- */
 
 const encl_attestation *encl_doc_get(const encl_doc *doc) {
@@ -165,7 +135,7 @@ static void destroy(encl_channel *ch) {
         watch_clear(&ch->attests[i].came);
         encl_doc_release(ch->attests[i].doc);
     }
-    watch_clear(&ch->opened);
+    watches_clear(&ch->opened);
     encl_conn_release(ch->conn);
     pthread_cond_destroy(&ch->changed);
     pthread_mutex_destroy(&ch->lock);
@@ -226,7 +196,7 @@ void ch_fail(encl_channel *ch, const encl_error *why) {
     for (size_t i = 0; i < ch->attest_count; i++) {
         watch_fire(&ch->attests[i].came);
     }
-    watch_fire(&ch->opened);
+    watches_fire(&ch->opened);
     pthread_cond_broadcast(&ch->changed);
 }
 
@@ -288,7 +258,7 @@ void ch_tx_end(encl_channel *ch, uint64_t id, const flow *f) {
     if (bytes != 0) {
         int64_t now = encl_now_ns();
 
-        ch->records_out++;
+        count_up(&ch->records_out);
         encl_pace_sent(&ch->pace, id, bytes, is_alone(ch, f, now), now);
     }
     ch->tx = NULL;
@@ -389,7 +359,6 @@ static void on_opened(void *user, encl_conn *conn) {
     encl_buf_init(&out, ENCL_RECORD_MAX);
     pthread_mutex_lock(&ch->lock);
     if (ch->state == ENCL_CHANNEL_CONNECTING) {
-        ch->conn = conn;
         if (encl_timer_new(ch->loop, pace_elapsed, ch, &ch->pace_timer, &err) != ENCL_OK ||
             encl_timer_new(ch->loop, hold_elapsed, ch, &ch->hold_timer, &err) != ENCL_OK ||
             encl_session_start(ch->session, &out, &err) != ENCL_OK ||
@@ -409,7 +378,7 @@ static encl_result became_open(encl_channel *ch, encl_error *err) {
     memcpy(ch->handshake_hash, encl_session_handshake_hash(ch->session), 32);
     ch->state = ENCL_CHANNEL_OPEN;
     (void)encl_pace_heard(&ch->pace, 0, encl_now_ns());
-    watch_fire(&ch->opened);
+    watches_fire(&ch->opened);
     /* Also for slots asked for earlier: until now no timer would have looked at them again. */
     ch_room(ch);
     return ENCL_OK;
@@ -519,7 +488,7 @@ static encl_result handle(encl_channel *ch, const encl_event *event, encl_error 
 static encl_result charge_idle(encl_channel *ch, encl_error *err) {
     uint64_t came = encl_session_idle_records(ch->session);
     uint64_t n = came - ch->idle_counted;
-    uint64_t free_of_charge = ch->records_out - ch->idle_free;
+    uint64_t free_of_charge = counted(&ch->records_out) - ch->idle_free;
 
     if (n == 0) {
         return ENCL_OK;
@@ -550,7 +519,7 @@ static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf
         ENCL_TRY(send_own(ch, out, err));
         encl_buf_clear(out);
         if (event.type != ENCL_EV_NONE) {
-            ch->records_in++;
+            count_up(&ch->records_in);
             ENCL_TRY(handle(ch, &event, err));
         }
         block += taken;
@@ -680,15 +649,11 @@ fail:
 }
 
 encl_channel_state encl_channel_get_state(encl_channel *ch) {
-    encl_channel_state state;
-
     if (encl_channel_is_forked(ch)) {
         return ENCL_CHANNEL_CLOSED;
     }
-    pthread_mutex_lock(&ch->lock);
-    state = ch->state;
-    pthread_mutex_unlock(&ch->lock);
-    return state;
+    /* Whoever sees "open" or "closed" then takes the lock for what goes with it. */
+    return atomic_load_explicit(&ch->state, memory_order_acquire);
 }
 
 bool encl_channel_why(encl_channel *ch, encl_error *why) {
@@ -744,12 +709,21 @@ encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_
 
     ENCL_TRY(ch_check(ch, err));
     pthread_mutex_lock(&ch->lock);
-    rc = watch_set(&ch->opened, n, token, err);
+    rc = watches_add(&ch->opened, n, token, err);
     if (rc == ENCL_OK && ch->state != ENCL_CHANNEL_CONNECTING) {
-        watch_fire(&ch->opened);
+        watches_fire(&ch->opened);
     }
     pthread_mutex_unlock(&ch->lock);
     return rc;
+}
+
+void encl_channel_withdraw(encl_channel *ch, const encl_notifier *n, uint64_t token) {
+    if (encl_channel_is_forked(ch)) {
+        return;
+    }
+    pthread_mutex_lock(&ch->lock);
+    watches_withdraw(&ch->opened, n, token);
+    pthread_mutex_unlock(&ch->lock);
 }
 
 encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err) {
@@ -786,20 +760,14 @@ void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats) {
     if (encl_channel_is_forked(ch)) {
         return;
     }
-    pthread_mutex_lock(&ch->lock);
-    if (ch->conn != NULL) {
-        stats->bytes_in = encl_conn_bytes_in(ch->conn);
-        stats->bytes_out = encl_conn_bytes_out(ch->conn);
-    }
-    stats->records_in = ch->records_in;
-    stats->records_out = ch->records_out;
-    stats->streams_total = ch->streams_total;
-    for (size_t i = 0; i < ch->flow_count; i++) {
-        stats->streams_open += ch->flows[i]->is_stream && !ch->flows[i]->closed;
-    }
-    stats->slots_in_use = ch->in_use;
-    stats->slots_waiting = ch->waiting;
-    pthread_mutex_unlock(&ch->lock);
+    stats->bytes_in = encl_conn_bytes_in(ch->conn);
+    stats->bytes_out = encl_conn_bytes_out(ch->conn);
+    stats->records_in = counted(&ch->records_in);
+    stats->records_out = counted(&ch->records_out);
+    stats->streams_total = counted(&ch->streams_total);
+    stats->streams_open = counted(&ch->streams_open);
+    stats->slots_in_use = counted(&ch->in_use);
+    stats->slots_waiting = counted(&ch->waiting);
 }
 
 /* ---- fresh documents ---- */

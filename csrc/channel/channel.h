@@ -75,8 +75,11 @@ bool encl_channel_is_forked(const encl_channel *ch);
 bool encl_channel_why(encl_channel *ch, encl_error *why);
 /* ENCL_E_CONNECT_TIMEOUT at the deadline (nothing is closed by that), or why it closed. */
 encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *err);
+/* Token is announced once, to everybody who asked, when it is open or closed. Whoever asks
+ * withdraws, told or not. */
 encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_t token,
                                      encl_error *err);
+void encl_channel_withdraw(encl_channel *ch, const encl_notifier *n, uint64_t token);
 encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err);
 encl_result encl_channel_handshake_hash(encl_channel *ch, uint8_t hash[32], encl_error *err);
 /* Fails what is under way with code ENCL_E_CLOSED (or why, when given), then ends in good order. */
@@ -126,11 +129,16 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
                               encl_error *err);
 encl_result encl_stream_write_eof(encl_stream *st, encl_error *err);
 void encl_stream_close(encl_stream *st);
+/* What is there at once, for a caller that may wait for nothing, not even for a lock. False where
+ * that is nothing, or where only encl_stream_read can tell. */
+bool encl_stream_read_now(encl_stream *st, uint8_t *out, size_t cap, size_t *got);
 #define ENCL_READABLE 1
 #define ENCL_WRITABLE 2
-/* Once each; what 0 takes both back. */
+/* Token is announced once each, to everybody who asked; what 0 takes all of them back. Whoever asks
+ * counts as waiting until it withdraws, which it has to do on every path, told or not. */
 encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint64_t token,
                                encl_error *err);
+void encl_stream_withdraw(encl_stream *st, const encl_notifier *n, uint64_t token);
 
 /* A one-shot request. */
 encl_result encl_request_start(encl_slot *slot, encl_slice payload, encl_request **out,
@@ -143,5 +151,6 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
                                 encl_error *err);
 encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t token,
                                 encl_error *err);
+void encl_request_withdraw(encl_request *rq, const encl_notifier *n, uint64_t token);
 
 #endif

@@ -24,8 +24,8 @@ static void destroy(flow *f) {
 
     encl_ring_free(&f->ring);
     encl_buf_free(&f->answer);
-    watch_clear(&f->on_readable);
-    watch_clear(&f->on_writable);
+    watches_clear(&f->on_readable);
+    watches_clear(&f->on_writable);
     pthread_cond_destroy(&f->readable);
     free(f);
     encl_channel_release(ch);
@@ -33,7 +33,7 @@ static void destroy(flow *f) {
 
 static void wake(flow *f) {
     pthread_cond_broadcast(&f->readable);
-    watch_fire(&f->on_readable);
+    watches_fire(&f->on_readable);
 }
 
 /* Nothing more comes for it: an emptied ring is not kept, which wipes what was read from it. */
@@ -54,6 +54,9 @@ void flow_forget(flow *f) {
     }
     f->done = true;
     forget_what_was_read(f);
+    if (f->is_stream && !f->closed) {
+        count_down(&ch->streams_open);
+    }
     backlog_leave(f);
     flow_expects(f, false);
     flow_wants(f, false);
@@ -81,6 +84,20 @@ void flow_wants(flow *f, bool wants) {
     }
 }
 
+void flow_stopped_waiting(flow *f) {
+    if (f->writers == 0 && f->on_writable.count == 0) {
+        flow_wants(f, false);
+    }
+}
+
+/* Something of it was sent: who still waits to send more is the last in the queue. */
+static void had_its_turn(flow *f) {
+    flow_wants(f, false);
+    if (f->writers != 0 || watches_armed(&f->on_writable)) {
+        flow_wants(f, true);
+    }
+}
+
 void flow_expects(flow *f, bool expects) {
     if (f->expects != expects) {
         f->expects = expects;
@@ -94,7 +111,7 @@ void flow_fail(flow *f, const encl_error *why) {
         f->error = *why;
     }
     wake(f);
-    watch_fire(&f->on_writable);
+    watches_fire(&f->on_writable);
     pthread_cond_broadcast(&f->ch->changed);
 }
 
@@ -128,7 +145,7 @@ void flow_ended(flow *f) {
     /* An end after a gap is no end of what was sent. */
     f->eof = !f->failed;
     wake(f);
-    watch_fire(&f->on_writable);
+    watches_fire(&f->on_writable);
     pthread_cond_broadcast(&f->ch->changed);
 }
 
@@ -181,7 +198,7 @@ static flow *longest_waiting(encl_channel *ch) {
     for (size_t i = 0; i < ch->flow_count; i++) {
         flow *f = ch->flows[i];
 
-        if (f->on_writable.notifier != NULL && (found == NULL || f->wants < found->wants)) {
+        if (watches_armed(&f->on_writable) && (found == NULL || f->wants < found->wants)) {
             found = f;
         }
     }
@@ -198,7 +215,7 @@ void flow_room(encl_channel *ch) {
             ch_arm(ch);
             break;
         }
-        watch_fire(&f->on_writable);
+        watches_fire(&f->on_writable);
         woken++;
     }
 }
@@ -238,7 +255,10 @@ static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_erro
         ch->promised--;
         atomic_fetch_add(&f->refs, 1); /* the channel's, given back in flow_forget */
         ch->flows[ch->flow_count++] = f;
-        ch->streams_total += f->is_stream;
+        if (f->is_stream) {
+            count_up(&ch->streams_total);
+            count_up(&ch->streams_open);
+        }
         flow_expects(f, true);
         slot_grant_more(ch); /* less is promised */
     }
@@ -300,9 +320,12 @@ void flow_begin_close(flow *f) {
 
 /* Lock held. */
 static void close_stream(flow *f) {
+    if (!f->done) {
+        count_down(&f->ch->streams_open);
+    }
     f->closed = true;
     wake(f);
-    watch_fire(&f->on_writable);
+    watches_fire(&f->on_writable);
     pthread_cond_broadcast(&f->ch->changed); /* its writers */
     backlog_drop(f);
     flow_begin_close(f);
@@ -331,54 +354,55 @@ void encl_stream_release(encl_stream *st) {
     }
 }
 
-typedef bool (*flow_test)(const flow *f);
-
-static bool ask(encl_stream *st, flow_test test) {
-    bool answer;
-
-    if (encl_channel_is_forked(st->f.ch)) {
-        return true;
-    }
-    pthread_mutex_lock(&st->f.ch->lock);
-    answer = test(&st->f);
-    pthread_mutex_unlock(&st->f.ch->lock);
-    return answer;
-}
-
-static bool is_closed(const flow *f) {
-    return f->closed;
-}
-
-static bool at_eof(const flow *f) {
-    return f->ring.len == 0 && f->eof;
-}
-
-static bool is_readable(const flow *f) {
-    return f->ring.len != 0 || f->eof || f->failed || f->closed;
-}
+/* These take no lock: they are asked by threads that must not wait for one. In a forked child
+ * nothing more comes. */
 
 bool encl_stream_is_closed(encl_stream *st) {
-    return ask(st, is_closed);
+    return encl_channel_is_forked(st->f.ch) ||
+           atomic_load_explicit(&st->f.closed, memory_order_acquire);
+}
+
+static bool is_readable(flow *f) {
+    return atomic_load_explicit(&f->unread, memory_order_acquire) != 0 ||
+           atomic_load_explicit(&f->eof, memory_order_acquire) ||
+           atomic_load_explicit(&f->failed, memory_order_acquire) ||
+           atomic_load_explicit(&f->closed, memory_order_acquire);
 }
 
 bool encl_stream_at_eof(encl_stream *st) {
-    return ask(st, at_eof);
+    /* The end first: whoever sees it (acquire) sees what came before it as well. */
+    return encl_channel_is_forked(st->f.ch) ||
+           (atomic_load_explicit(&st->f.eof, memory_order_acquire) &&
+            atomic_load_explicit(&st->f.unread, memory_order_acquire) == 0);
 }
 
 bool encl_stream_readable(encl_stream *st) {
-    return ask(st, is_readable);
+    return encl_channel_is_forked(st->f.ch) || is_readable(&st->f);
 }
 
 size_t encl_stream_buffered(encl_stream *st) {
-    size_t n;
+    return encl_channel_is_forked(st->f.ch)
+               ? 0
+               : atomic_load_explicit(&st->f.unread, memory_order_acquire);
+}
 
-    if (encl_channel_is_forked(st->f.ch)) {
-        return 0;
+bool encl_stream_read_now(encl_stream *st, uint8_t *out, size_t cap, size_t *got) {
+    flow *f = &st->f;
+    encl_channel *ch = f->ch;
+
+    *got = 0;
+    if (encl_channel_is_forked(ch) || encl_stream_buffered(st) == 0 ||
+        pthread_mutex_trylock(&ch->lock) != 0) {
+        return false;
     }
-    pthread_mutex_lock(&st->f.ch->lock);
-    n = st->f.ring.len;
-    pthread_mutex_unlock(&st->f.ch->lock);
-    return n;
+    /* While a stream is over its high water, reading may have to wake the connection's thread. */
+    if (!f->closed && ch->over_high_water == 0) {
+        *got = encl_ring_read(&f->ring, out, cap);
+        forget_what_was_read(f);
+        backlog_shrank(f);
+    }
+    pthread_mutex_unlock(&ch->lock);
+    return *got != 0;
 }
 
 /* Lock held. What keeps this stream from going on, for its user. */
@@ -429,7 +453,7 @@ static encl_result send_chunk(flow *f, encl_slice chunk, encl_error *err) {
     ENCL_TRY(ch_tx_begin(ch, &out, err));
     rc = encl_app_stream_data(ch->app, f->id, chunk, out, err);
     ch_tx_end(ch, f->id, f);
-    flow_wants(f, false);
+    had_its_turn(f);
     flow_expects(f, true);
     return rc;
 }
@@ -442,6 +466,21 @@ static encl_result may_write(const flow *f, encl_error *err) {
         return err->code;
     }
     return ENCL_OK;
+}
+
+/* Lock held. False: the deadline. Who does not wait leaves nothing behind. */
+static bool wait_to_send(flow *f, int64_t until) {
+    bool waited;
+
+    if (until == ENCL_POLL) {
+        return false;
+    }
+    f->writers++;
+    flow_wants(f, true);
+    ch_arm(f->ch);
+    waited = ch_wait(f->ch, &f->ch->changed, until);
+    f->writers--;
+    return waited;
 }
 
 encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, size_t *put,
@@ -458,16 +497,18 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
         /* Taken for each record anew, so that the other streams get their turn. */
         pthread_mutex_lock(&ch->lock);
         rc = may_write(f, err);
-        if (rc == ENCL_OK && !ch_may_send(ch, f)) {
-            if (!ch_wait(ch, &ch->changed, until)) {
+        if (rc == ENCL_OK && !ch_has_room(ch, f, 0)) {
+            if (!wait_to_send(f, until)) {
                 rc = encl_fail(err, ENCL_E_WRITE_TIMEOUT,
                                "the connection took %zu of %zu bytes in time", *put, bytes.len);
-                flow_wants(f, until == ENCL_POLL);
             }
             n = 0;
         }
         if (rc == ENCL_OK && n != 0) {
             rc = send_chunk(f, ENCL_SLICE(bytes.data + *put, n), err);
+        }
+        if (rc != ENCL_OK) {
+            flow_stopped_waiting(f);
         }
         pthread_mutex_unlock(&ch->lock);
         if (rc != ENCL_OK) {
@@ -508,26 +549,46 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     ENCL_TRY(ch_check(f->ch, err));
     pthread_mutex_lock(&f->ch->lock);
     if (what == 0) {
-        watch_clear(&f->on_readable);
-        watch_clear(&f->on_writable);
-        flow_wants(f, false);
+        watches_clear(&f->on_readable);
+        watches_clear(&f->on_writable);
+        flow_stopped_waiting(f);
     }
     if ((what & ENCL_READABLE) != 0) {
-        ENCL_TRY_GOTO(watch_set(&f->on_readable, n, token, err), done);
+        ENCL_TRY_GOTO(watches_add(&f->on_readable, n, token, err), done);
         if (is_readable(f)) {
-            watch_fire(&f->on_readable);
+            watches_fire(&f->on_readable);
         }
     }
     if ((what & ENCL_WRITABLE) != 0) {
-        ENCL_TRY_GOTO(watch_set(&f->on_writable, n, token, err), done);
+        ENCL_TRY_GOTO(watches_add(&f->on_writable, n, token, err), done);
         if (f->closed || f->failed || f->eof || ch_may_send(f->ch, f)) {
-            watch_fire(&f->on_writable);
+            watches_fire(&f->on_writable);
         }
     }
 done:
     backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);
     return rc;
+}
+
+static void withdraw(flow *f, const encl_notifier *n, uint64_t token) {
+    if (encl_channel_is_forked(f->ch)) {
+        return;
+    }
+    pthread_mutex_lock(&f->ch->lock);
+    watches_withdraw(&f->on_readable, n, token);
+    watches_withdraw(&f->on_writable, n, token);
+    flow_stopped_waiting(f);
+    backlog_somebody_waits(f->ch);
+    pthread_mutex_unlock(&f->ch->lock);
+}
+
+void encl_stream_withdraw(encl_stream *st, const encl_notifier *n, uint64_t token) {
+    withdraw(&st->f, n, token);
+}
+
+void encl_request_withdraw(encl_request *rq, const encl_notifier *n, uint64_t token) {
+    withdraw(&rq->f, n, token);
 }
 
 /* ---- one-shot requests ---- */
@@ -561,7 +622,6 @@ void encl_request_abandon(encl_request *rq) {
     encl_fail(&why, ENCL_E_INVALID, "this request was abandoned");
     pthread_mutex_lock(&f->ch->lock);
     f->user_gone = true;
-    watch_clear(&f->on_readable);
     flow_fail(f, &why);
     pthread_mutex_unlock(&f->ch->lock);
 }
@@ -605,9 +665,9 @@ encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t tok
 
     ENCL_TRY(ch_check(f->ch, err));
     pthread_mutex_lock(&f->ch->lock);
-    rc = watch_set(&f->on_readable, n, token, err);
+    rc = watches_add(&f->on_readable, n, token, err);
     if (rc == ENCL_OK && is_readable(f)) {
-        watch_fire(&f->on_readable);
+        watches_fire(&f->on_readable);
     }
     backlog_somebody_waits(f->ch);
     pthread_mutex_unlock(&f->ch->lock);

@@ -19,17 +19,31 @@
 
 _Static_assert(ENCL_STREAM_FIRST_MAX == ENCL_STREAM_CHUNK, "one record");
 
-/* Someone in an event loop who wants to be told once. Guarded by the channel's lock. */
+/* Someone in an event loop who wants to be told once. Guarded by the channel's lock. This one is
+ * part of what is waited for (a slot, a question for a document) and ends with it. */
 typedef struct watch {
     encl_notifier *notifier;
     uint64_t token;
 } watch;
 
+/* All who want to be told about one thing. An entry is its owner's, known by notifier and token: it
+ * stays, told or not, until the owner withdraws it. Guarded by the channel's lock. */
+typedef struct watch_entry {
+    encl_notifier *notifier; /* a reference */
+    uint64_t token;
+    bool armed; /* not told yet; a place is reserved with the notifier */
+} watch_entry;
+
+typedef struct watch_list {
+    watch_entry *entries;
+    size_t count, cap;
+} watch_list;
+
 typedef enum slot_state { SLOT_WAITING, SLOT_GRANTED, SLOT_USED, SLOT_GIVEN_UP } slot_state;
 
 struct encl_slot {
-    encl_channel *ch; /* a reference */
-    slot_state state;
+    encl_channel *ch;         /* a reference */
+    _Atomic slot_state state; /* changed with the lock held, read without */
     watch granted;
     pthread_cond_t changed;
     encl_slot *next, *prev; /* ch->waiting_*, while SLOT_WAITING */
@@ -45,11 +59,15 @@ typedef struct flow {
     bool user_gone;
     bool done; /* out of ch->flows; its slot is free */
     pthread_cond_t readable;
-    watch on_readable, on_writable;
+    watch_list on_readable, on_writable;
     encl_ring ring;   /* streams */
     unsigned readers; /* threads that wait for data or the answer */
+    unsigned writers; /* threads that wait to send */
     encl_buf answer;  /* requests */
-    bool eof, failed, closed, over_high_water, write_ended;
+    /* Changed with the lock held, read without: what has come is published before its end. */
+    atomic_size_t unread; /* ring.len */
+    atomic_bool eof, failed, closed;
+    bool over_high_water, write_ended;
     bool expects;     /* something was sent, and nothing has come since */
     uint64_t wants;   /* since when it waits to send, in order; 0 where it does not */
     bool closing;     /* closed by its user; the record that says so waits for its turn */
@@ -75,23 +93,41 @@ typedef struct attest_ask {
     watch came;
 } attest_ask;
 
+/* A number that is changed with the channel's lock held and read without it, by those who must not
+ * wait for it. Nothing else is told from it, so no order with other memory is asked for. */
+typedef atomic_size_t counter;
+
+static inline size_t counted(counter *c) {
+    return atomic_load_explicit(c, memory_order_relaxed);
+}
+
+/* With the lock held there is one writer, so that reading and writing need not be one step. */
+static inline void count_up(counter *c) {
+    atomic_store_explicit(c, counted(c) + 1, memory_order_relaxed);
+}
+
+static inline void count_down(counter *c) {
+    atomic_store_explicit(c, counted(c) - 1, memory_order_relaxed);
+}
+
 struct encl_channel {
     atomic_uint refs;
     uint64_t generation;
-    pthread_mutex_t lock;   /* guards everything below */
-    pthread_cond_t changed; /* state, gone, attests, room to write */
-    encl_channel_state state;
-    bool gone; /* the connection's last callback has been made */
+    pthread_mutex_t lock;             /* guards everything below */
+    pthread_cond_t changed;           /* state, gone, attests, room to write */
+    _Atomic encl_channel_state state; /* changed with the lock held, read without */
+    bool gone;                        /* the connection's last callback has been made */
     encl_error why;
     encl_policy policy;
     encl_session *session;
-    encl_app *app; /* NULL until verified: nothing of the application can be encoded before */
-    encl_conn *conn;
+    encl_app *app;   /* NULL until verified: nothing of the application can be encoded before */
+    encl_conn *conn; /* set before anybody else has the channel, and never after */
     uint8_t handshake_hash[32];
     encl_doc *verified;
-    watch opened;
+    watch_list opened;
 
-    size_t max_in_flight, in_use, waiting;
+    size_t max_in_flight;
+    counter in_use, waiting;
     encl_slot *waiting_head, *waiting_tail;
     flow *flows[ENCL_MAX_OPEN];
     size_t flow_count, over_high_water, expecting, wanting, closing;
@@ -101,7 +137,7 @@ struct encl_channel {
     size_t attest_count;
     uint64_t attest_next;
 
-    uint64_t records_in, records_out, streams_total;
+    counter records_in, records_out, streams_total, streams_open;
     encl_rate idle; /* records that carried nothing */
     uint64_t idle_counted, idle_free;
 
@@ -135,10 +171,16 @@ void ch_arm(encl_channel *ch); /* ch_room will be called, after a while at the l
 void ch_room(encl_channel *ch);
 void cond_init(pthread_cond_t *cond);
 
-/* All that announcing needs is taken here. n may be NULL. */
+/* watch.c. All that announcing needs is taken here. n may be NULL. */
 encl_result watch_set(watch *w, encl_notifier *n, uint64_t token, encl_error *err);
 void watch_fire(watch *w);
 void watch_clear(watch *w);
+/* Adds an entry, or arms the one that is there. */
+encl_result watches_add(watch_list *list, encl_notifier *n, uint64_t token, encl_error *err);
+void watches_fire(watch_list *list);
+void watches_withdraw(watch_list *list, const encl_notifier *n, uint64_t token);
+bool watches_armed(const watch_list *list);
+void watches_clear(watch_list *list);
 
 void slot_free_one(encl_channel *ch); /* somebody's slot is free again */
 void slot_grant_more(encl_channel *ch);
@@ -152,7 +194,8 @@ void flow_answered(flow *f, encl_slice bytes);
 void flow_ended(flow *f);
 void flow_expects(flow *f, bool expects);
 void flow_wants(flow *f, bool wants);
-void flow_begin_close(flow *f); /* says so to the server when its turn comes, frees the slot */
+void flow_stopped_waiting(flow *f); /* somebody who waited to send: was it the last? */
+void flow_begin_close(flow *f);     /* says so to the server when its turn comes, frees the slot */
 /* There is room: closes what waits for that, tells as many writers in event loops as may send. */
 void flow_room(encl_channel *ch);
 

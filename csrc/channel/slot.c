@@ -10,7 +10,7 @@ static void append(encl_channel *ch, encl_slot *slot) {
         ch->waiting_head = slot;
     }
     ch->waiting_tail = slot;
-    ch->waiting++;
+    count_up(&ch->waiting);
 }
 
 static void unlink_slot(encl_channel *ch, encl_slot *slot) {
@@ -25,19 +25,20 @@ static void unlink_slot(encl_channel *ch, encl_slot *slot) {
         ch->waiting_tail = slot->prev;
     }
     slot->next = slot->prev = NULL;
-    ch->waiting--;
+    count_down(&ch->waiting);
 }
 
 static void grant(encl_channel *ch, encl_slot *slot) {
     slot->state = SLOT_GRANTED;
-    ch->in_use++;
+    count_up(&ch->in_use);
     ch->promised++;
     pthread_cond_broadcast(&slot->changed);
     watch_fire(&slot->granted);
 }
 
 void slot_grant_more(encl_channel *ch) {
-    while (ch->waiting_head != NULL && ch->in_use < ch->max_in_flight && ch_may_send(ch, NULL)) {
+    while (ch->waiting_head != NULL && counted(&ch->in_use) < ch->max_in_flight &&
+           ch_may_send(ch, NULL)) {
         encl_slot *slot = ch->waiting_head;
 
         unlink_slot(ch, slot);
@@ -46,7 +47,7 @@ void slot_grant_more(encl_channel *ch) {
 }
 
 void slot_free_one(encl_channel *ch) {
-    ch->in_use--;
+    count_down(&ch->in_use);
     slot_grant_more(ch);
 }
 
@@ -89,15 +90,9 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
 }
 
 bool encl_slot_granted(encl_slot *slot) {
-    bool granted;
-
-    if (encl_channel_is_forked(slot->ch)) {
-        return false;
-    }
-    pthread_mutex_lock(&slot->ch->lock);
-    granted = slot->state == SLOT_GRANTED;
-    pthread_mutex_unlock(&slot->ch->lock);
-    return granted;
+    /* Using it takes the lock, and looks again. */
+    return !encl_channel_is_forked(slot->ch) &&
+           atomic_load_explicit(&slot->state, memory_order_acquire) == SLOT_GRANTED;
 }
 
 encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
@@ -119,7 +114,7 @@ encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
             rc = encl_fail(err, ENCL_E_POOL_TIMEOUT,
                            "no free place for another request in time: %zu of %zu are in flight, "
                            "%zu wait",
-                           ch->in_use, ch->max_in_flight, ch->waiting);
+                           counted(&ch->in_use), ch->max_in_flight, counted(&ch->waiting));
             break;
         }
     }

@@ -1,5 +1,8 @@
 /* python: types over the C API below. The only files that include Python.h. Limited API of 3.11.
- * Every call that may wait, or that works on more than a few KiB, releases the GIL. */
+ * Every call that may wait, or that works on more than a few KiB, releases the GIL. To wait for a
+ * lock is to wait: the service thread holds a channel's lock while it decodes and verifies, and no
+ * other Python thread could go on meanwhile. So what needs a lock is called with the GIL released;
+ * what is called with the GIL held reads atomics, or tries the lock and lets be. */
 #ifndef ENCL_PYTHON_BINDING_H
 #define ENCL_PYTHON_BINDING_H
 
@@ -28,6 +31,12 @@ bool binding_pcr(PyObject *value, encl_pcr *pcr); /* from bytes of 32, 48 or 64 
 
 const encl_policy *binding_policy(PyObject *policy); /* NULL with TypeError */
 encl_notifier *binding_notifier(PyObject *notifier, bool none_allowed, bool *ok);
+/* How a registration is taken back. */
+typedef void (*binding_withdraw)(void *target, const encl_notifier *n, uint64_t token);
+/* A Watch that holds owner, which keeps target alive. It has to be made before the registration is,
+ * so that there is none without one. */
+PyObject *binding_watch(PyObject *owner, void *target, binding_withdraw withdraw, encl_notifier *n,
+                        uint64_t token);
 PyObject *binding_wrap_stream(encl_stream *stream);    /* takes the reference */
 PyObject *binding_wrap_request(encl_request *request); /* takes the reference */
 PyObject *binding_wrap_slot(encl_slot *slot);          /* takes the reference */

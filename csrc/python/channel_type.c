@@ -164,9 +164,14 @@ static PyObject *get_state(PyObject *self, void *unused) {
 static PyObject *get_error(PyObject *self, void *unused) {
     encl_error why;
     PyObject *type, *value, *traceback;
+    encl_channel *channel = channel_of(self);
+    bool closed;
 
     (void)unused;
-    if (!encl_channel_why(channel_of(self), &why)) {
+    Py_BEGIN_ALLOW_THREADS
+        closed = encl_channel_why(channel, &why);
+    Py_END_ALLOW_THREADS
+    if (!closed) {
         Py_RETURN_NONE;
     }
     binding_raise(&why);
@@ -184,10 +189,15 @@ static PyObject *get_forked(PyObject *self, void *unused) {
 
 static PyObject *get_handshake_hash(PyObject *self, void *unused) {
     uint8_t hash[32];
+    encl_channel *channel = channel_of(self);
     encl_error err;
+    encl_code rc;
 
     (void)unused;
-    if (encl_channel_handshake_hash(channel_of(self), hash, &err) != ENCL_OK) {
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_channel_handshake_hash(channel, hash, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
         return binding_raise(&err);
     }
     return PyBytes_FromStringAndSize((const char *)hash, sizeof hash);
@@ -201,11 +211,16 @@ static PyObject *take_doc(encl_doc *doc) {
 }
 
 static PyObject *channel_attestation(PyObject *self, PyObject *unused) {
+    encl_channel *channel = channel_of(self);
     encl_doc *doc;
     encl_error err;
+    encl_code rc;
 
     (void)unused;
-    if (encl_channel_attestation(channel_of(self), &doc, &err) != ENCL_OK) {
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_channel_attestation(channel, &doc, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
         return binding_raise(&err);
     }
     return take_doc(doc);
@@ -235,6 +250,12 @@ static PyObject *get_records_in(PyObject *self, void *unused) {
 
 /* ---- waiting for it ---- */
 
+static void close_channel(encl_channel *channel, const encl_error *why) {
+    Py_BEGIN_ALLOW_THREADS
+        encl_channel_close(channel, why);
+    Py_END_ALLOW_THREADS
+}
+
 static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
     encl_channel *channel = channel_of(self);
     PyObject *timeout;
@@ -255,15 +276,14 @@ static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
             break;
         }
         if (encl_channel_get_state(channel) != ENCL_CHANNEL_CONNECTING) {
-            rc = encl_channel_wait_open(channel, ENCL_POLL, &err); /* it was just decided */
-            break;
+            continue; /* it was just decided */
         }
         if (PyErr_CheckSignals() != 0) {
-            encl_channel_close(channel, NULL);
+            close_channel(channel, NULL);
             return NULL;
         }
         if (slice == until) {
-            encl_channel_close(channel, &err);
+            close_channel(channel, &err);
             break;
         }
     }
@@ -273,12 +293,18 @@ static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static void withdraw_from_channel(void *target, const encl_notifier *n, uint64_t token) {
+    encl_channel_withdraw(target, n, token);
+}
+
 static PyObject *channel_notify_open(PyObject *self, PyObject *args) {
-    PyObject *notifier_arg;
+    encl_channel *channel = channel_of(self);
+    PyObject *notifier_arg, *watch;
     encl_notifier *notifier;
     unsigned long long token;
     bool ok;
     encl_error err;
+    encl_code rc;
 
     if (!PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
         return NULL;
@@ -287,10 +313,18 @@ static PyObject *channel_notify_open(PyObject *self, PyObject *args) {
     if (!ok) {
         return NULL;
     }
-    if (encl_channel_notify_open(channel_of(self), notifier, token, &err) != ENCL_OK) {
+    watch = binding_watch(self, channel, withdraw_from_channel, notifier, token);
+    if (watch == NULL) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_channel_notify_open(channel, notifier, token, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
+        Py_DECREF(watch);
         return binding_raise(&err);
     }
-    Py_RETURN_NONE;
+    return watch;
 }
 
 static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -303,7 +337,7 @@ static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs)
         (timeout != NULL && !binding_deadline(timeout, &until))) {
         return NULL;
     }
-    encl_channel_close(channel, NULL);
+    close_channel(channel, NULL);
     for (;;) {
         int64_t slice = binding_slice(until);
         bool gone;
@@ -323,7 +357,15 @@ static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs)
 
 /* ---- slots, streams, requests ---- */
 
+/* While the GIL is released another thread may close the notifier. */
+static void keep_notifier(encl_notifier *notifier) {
+    if (notifier != NULL) {
+        encl_notifier_retain(notifier);
+    }
+}
+
 static PyObject *channel_reserve(PyObject *self, PyObject *args) {
+    encl_channel *channel = channel_of(self);
     PyObject *notifier_arg;
     encl_notifier *notifier;
     unsigned long long token;
@@ -339,7 +381,11 @@ static PyObject *channel_reserve(PyObject *self, PyObject *args) {
     if (!ok) {
         return NULL;
     }
-    rc = encl_channel_reserve(channel_of(self), notifier, token, &slot, &err);
+    keep_notifier(notifier);
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_channel_reserve(channel, notifier, token, &slot, &err);
+        encl_notifier_release(notifier);
+    Py_END_ALLOW_THREADS
     return rc == ENCL_OK ? binding_wrap_slot(slot) : binding_raise(&err);
 }
 
@@ -428,12 +474,14 @@ static PyObject *channel_start_request(PyObject *self, PyObject *args) {
 }
 
 static PyObject *channel_start_attest(PyObject *self, PyObject *args) {
+    encl_channel *channel = channel_of(self);
     PyObject *notifier_arg;
     encl_notifier *notifier;
     unsigned long long token;
     uint64_t number;
     bool ok;
     encl_error err;
+    encl_code rc;
 
     if (!PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
         return NULL;
@@ -442,7 +490,12 @@ static PyObject *channel_start_attest(PyObject *self, PyObject *args) {
     if (!ok) {
         return NULL;
     }
-    if (encl_channel_start_attest(channel_of(self), notifier, token, &number, &err) != ENCL_OK) {
+    keep_notifier(notifier);
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_channel_start_attest(channel, notifier, token, &number, &err);
+        encl_notifier_release(notifier);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
         return binding_raise(&err);
     }
     return PyLong_FromUnsignedLongLong(number);
@@ -480,12 +533,15 @@ static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
 }
 
 static PyObject *channel_abandon_attest(PyObject *self, PyObject *args) {
+    encl_channel *channel = channel_of(self);
     unsigned long long number;
 
     if (!PyArg_ParseTuple(args, "K", &number)) {
         return NULL;
     }
-    encl_channel_abandon_attest(channel_of(self), number);
+    Py_BEGIN_ALLOW_THREADS
+        encl_channel_abandon_attest(channel, number);
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 

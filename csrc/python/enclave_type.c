@@ -349,11 +349,13 @@ static PyObject *enclave_port(PyObject *object, void *unused) {
     int port = -1;
 
     (void)unused;
-    hold(self);
-    if (self->enclave != NULL) {
-        port = encl_enclave_port(self->enclave);
-    }
-    let_go(self);
+    Py_BEGIN_ALLOW_THREADS
+        hold(self);
+        if (self->enclave != NULL) {
+            port = encl_enclave_port(self->enclave);
+        }
+        let_go(self);
+    Py_END_ALLOW_THREADS
     return port < 0 ? raise_stopped() : PyLong_FromLong(port);
 }
 
@@ -372,10 +374,12 @@ static PyObject *enclave_set_faults(PyObject *object, PyObject *args, PyObject *
         !faults_read(&parsed, &faults)) {
         return NULL;
     }
-    hold(self);
-    rc = self->enclave == NULL ? encl_fail(&err, ENCL_E_STATE, "this enclave is stopped")
-                               : encl_enclave_set_faults(self->enclave, &faults, &err);
-    let_go(self);
+    Py_BEGIN_ALLOW_THREADS
+        hold(self);
+        rc = self->enclave == NULL ? encl_fail(&err, ENCL_E_STATE, "this enclave is stopped")
+                                   : encl_enclave_set_faults(self->enclave, &faults, &err);
+        let_go(self);
+    Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
         return binding_raise(&err);
     }
@@ -424,12 +428,14 @@ static PyObject *enclave_stats(PyObject *object, PyObject *unused) {
     encl_enclave_stats s;
 
     (void)unused;
-    hold(self);
-    s = self->last;
-    if (self->enclave != NULL) {
-        encl_enclave_get_stats(self->enclave, &s);
-    }
-    let_go(self);
+    Py_BEGIN_ALLOW_THREADS
+        hold(self);
+        s = self->last;
+        if (self->enclave != NULL) {
+            encl_enclave_get_stats(self->enclave, &s);
+        }
+        let_go(self);
+    Py_END_ALLOW_THREADS
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "connections_total",
                          s.connections_total, "connections_open", s.connections_open, "slots_open",
                          s.slots_open, "streams_total", s.streams_total, "requests_total",

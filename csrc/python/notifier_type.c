@@ -77,7 +77,11 @@ static PyObject *notifier_drain(PyObject *self, PyObject *unused) {
     if (notifier == NULL) {
         return NULL;
     }
-    n = encl_notifier_drain(notifier, tokens, sizeof tokens / sizeof *tokens);
+    encl_notifier_retain(notifier); /* another thread may close it meanwhile */
+    Py_BEGIN_ALLOW_THREADS
+        n = encl_notifier_drain(notifier, tokens, sizeof tokens / sizeof *tokens);
+        encl_notifier_release(notifier);
+    Py_END_ALLOW_THREADS
     list = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; list != NULL && i < n; i++) {
         PyObject *token = PyLong_FromUnsignedLongLong(tokens[i]);
@@ -126,7 +130,82 @@ encl_notifier *binding_notifier(PyObject *notifier, bool none_allowed, bool *ok)
     return open_notifier(notifier);
 }
 
+/* ---- registrations ---- */
+
+typedef struct watch_object {
+    PyObject_HEAD
+    PyObject *owner;         /* a reference; NULL once ended */
+    encl_notifier *notifier; /* a reference */
+    void *target;
+    binding_withdraw withdraw;
+    uint64_t token;
+} watch_object;
+
+/* Set while the module is being made and never after. */
+static PyTypeObject *watch_type;
+
+PyObject *binding_watch(PyObject *owner, void *target, binding_withdraw withdraw, encl_notifier *n,
+                        uint64_t token) {
+    allocfunc make = (allocfunc)PyType_GetSlot(watch_type, Py_tp_alloc);
+    watch_object *self = (watch_object *)make(watch_type, 0);
+
+    if (self != NULL) {
+        encl_notifier_retain(n);
+        self->owner = Py_NewRef(owner);
+        self->notifier = n;
+        self->target = target;
+        self->withdraw = withdraw;
+        self->token = token;
+    }
+    return (PyObject *)self;
+}
+
+static void end_watch(watch_object *self) {
+    PyObject *owner = self->owner;
+
+    if (owner == NULL) {
+        return;
+    }
+    self->owner = NULL;
+    Py_BEGIN_ALLOW_THREADS
+        self->withdraw(self->target, self->notifier, self->token);
+        encl_notifier_release(self->notifier);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(owner);
+}
+
+static PyObject *watch_end(PyObject *self, PyObject *unused) {
+    (void)unused;
+    end_watch((watch_object *)self);
+    Py_RETURN_NONE;
+}
+
+static void watch_dealloc(PyObject *self) {
+    end_watch((watch_object *)self);
+    binding_free(self);
+}
+
+static PyMethodDef watch_methods[] = {
+    {"end", watch_end, METH_NOARGS, "Withdraws; what was announced before may still come."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot watch_slots[] = {
+    {Py_tp_dealloc, watch_dealloc},
+    {Py_tp_methods, watch_methods},
+    {Py_tp_doc, "That somebody waits. Withdrawn by end(), or when nobody has this object."},
+    {0, NULL},
+};
+
+static PyType_Spec watch_spec = {
+    .name = "enclavia._core.Watch",
+    .basicsize = sizeof(watch_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = watch_slots,
+};
+
 int binding_add_notifier(PyObject *module) {
     notifier_type = binding_add_type(module, &notifier_spec);
-    return notifier_type == NULL ? -1 : 0;
+    watch_type = binding_add_type(module, &watch_spec);
+    return notifier_type == NULL || watch_type == NULL ? -1 : 0;
 }

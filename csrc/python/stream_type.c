@@ -7,8 +7,8 @@
 /* What one read gives at most. */
 #define READ_MAX ((Py_ssize_t)1024 * 1024)
 
-/* What is copied or sent at once with the GIL held. Where many threads run, giving it up means to
- * queue for it again, which takes longer than the work. */
+/* What is copied at once with the GIL held, where that needs no waiting for a lock. Where many
+ * threads run, giving the GIL up means to queue for it again, which takes longer than the work. */
 #define HELD_MAX 4096
 
 typedef struct stream_object {
@@ -83,29 +83,19 @@ static int read_into(encl_stream *stream, uint8_t *block, size_t cap, int64_t un
     return -1;
 }
 
-/* What is there, where it is little. 1: *result is set; 0: nothing, or more than that; -1: raised.
- */
-static int read_held(encl_stream *stream, size_t n, PyObject **result) {
+/* What is there, where it is little. False: nothing, or more than that, or that cannot be told
+ * without waiting. */
+static bool read_held(encl_stream *stream, size_t n, PyObject **result) {
     uint8_t block[HELD_MAX];
     size_t got;
-    encl_error err;
-    encl_code rc;
 
-    if (n > sizeof block && encl_stream_buffered(stream) > sizeof block) {
-        return 0;
-    }
-    rc =
-        encl_stream_read(stream, block, n < sizeof block ? n : sizeof block, ENCL_POLL, &got, &err);
-    if (rc == ENCL_E_READ_TIMEOUT) {
-        return 0;
-    }
-    if (rc != ENCL_OK) {
-        binding_raise(&err);
-        return -1;
+    if ((n > sizeof block && encl_stream_buffered(stream) > sizeof block) ||
+        !encl_stream_read_now(stream, block, n < sizeof block ? n : sizeof block, &got)) {
+        return false;
     }
     *result = PyBytes_FromStringAndSize((const char *)block, (Py_ssize_t)got);
     encl_wipe(block, got);
-    return *result != NULL ? 1 : -1;
+    return true;
 }
 
 static PyObject *read_waiting(encl_stream *stream, size_t n, int64_t until) {
@@ -137,7 +127,6 @@ static PyObject *stream_read(PyObject *self, PyObject *args) {
     PyObject *timeout, *result = NULL;
     Py_ssize_t n;
     int64_t until;
-    int rc;
 
     if (!PyArg_ParseTuple(args, "nO", &n, &timeout) || !binding_deadline(timeout, &until)) {
         return NULL;
@@ -146,8 +135,7 @@ static PyObject *stream_read(PyObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "read: expected at least 0 bytes, came %zd", n);
     }
     n = n > READ_MAX ? READ_MAX : n;
-    rc = read_held(stream, (size_t)n, &result);
-    if (rc != 0) {
+    if (read_held(stream, (size_t)n, &result)) {
         return result;
     }
     return read_waiting(stream, (size_t)n, until);
@@ -209,9 +197,9 @@ static PyObject *stream_write(PyObject *self, PyObject *args) {
     PyObject *timeout;
     int64_t until;
     size_t done = 0;
-    bool handled = true;
+    bool handled;
     encl_error err;
-    encl_code rc = ENCL_E_WRITE_TIMEOUT;
+    encl_code rc;
 
     if (!PyArg_ParseTuple(args, "y*O", &data, &timeout)) {
         return NULL;
@@ -220,13 +208,7 @@ static PyObject *stream_write(PyObject *self, PyObject *args) {
         PyBuffer_Release(&data);
         return NULL;
     }
-    if (data.len <= HELD_MAX) {
-        rc = encl_stream_write(stream, ENCL_SLICE(data.buf, (size_t)data.len), ENCL_POLL, &done,
-                               &err);
-    }
-    if (rc == ENCL_E_WRITE_TIMEOUT && (until != ENCL_POLL || data.len > HELD_MAX)) {
-        handled = write_waiting(stream, &data, until, &done, &rc, &err);
-    }
+    handled = write_waiting(stream, &data, until, &done, &rc, &err);
     PyBuffer_Release(&data);
     if (!handled) {
         return NULL;
@@ -262,8 +244,13 @@ static PyObject *stream_close(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static void withdraw_from_stream(void *target, const encl_notifier *n, uint64_t token) {
+    encl_stream_withdraw(target, n, token);
+}
+
 static PyObject *stream_notify(PyObject *self, PyObject *args) {
-    PyObject *notifier_arg;
+    encl_stream *stream = stream_of(self);
+    PyObject *notifier_arg, *watch;
     encl_notifier *notifier;
     unsigned long long token;
     int what;
@@ -278,11 +265,18 @@ static PyObject *stream_notify(PyObject *self, PyObject *args) {
     if (!ok) {
         return NULL;
     }
-    rc = encl_stream_notify(stream_of(self), what, notifier, token, &err);
+    watch = binding_watch(self, stream, withdraw_from_stream, notifier, token);
+    if (watch == NULL) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_stream_notify(stream, what, notifier, token, &err);
+    Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
+        Py_DECREF(watch);
         return binding_raise(&err);
     }
-    Py_RETURN_NONE;
+    return watch;
 }
 
 static PyObject *get_id(PyObject *self, void *unused) {
@@ -311,7 +305,7 @@ static PyMethodDef stream_methods[] = {
     {"write", stream_write, METH_VARARGS, "Writes all of a buffer."},
     {"write_eof", stream_write_eof, METH_NOARGS, "Shuts down our direction."},
     {"close", stream_close, METH_NOARGS, "Ends the stream and frees its slot."},
-    {"notify", stream_notify, METH_VARARGS, "Asks to be told once."},
+    {"notify", stream_notify, METH_VARARGS, "Asks to be told once; gives a Watch."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -418,13 +412,18 @@ static PyObject *request_result(PyObject *self, PyObject *args) {
     return PyBytes_FromStringAndSize((const char *)answer.data, (Py_ssize_t)answer.len);
 }
 
+static void withdraw_from_request(void *target, const encl_notifier *n, uint64_t token) {
+    encl_request_withdraw(target, n, token);
+}
+
 static PyObject *request_notify(PyObject *self, PyObject *args) {
     encl_request *request = live_request(self);
-    PyObject *notifier_arg;
+    PyObject *notifier_arg, *watch;
     encl_notifier *notifier;
     unsigned long long token;
     bool ok;
     encl_error err;
+    encl_code rc;
 
     if (request == NULL || !PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
         return NULL;
@@ -433,15 +432,23 @@ static PyObject *request_notify(PyObject *self, PyObject *args) {
     if (!ok) {
         return NULL;
     }
-    if (encl_request_notify(request, notifier, token, &err) != ENCL_OK) {
+    watch = binding_watch(self, request, withdraw_from_request, notifier, token);
+    if (watch == NULL) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+        rc = encl_request_notify(request, notifier, token, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != ENCL_OK) {
+        Py_DECREF(watch);
         return binding_raise(&err);
     }
-    Py_RETURN_NONE;
+    return watch;
 }
 
 static PyMethodDef request_methods[] = {
     {"result", request_result, METH_VARARGS, "The answer; None where it would wait."},
-    {"notify", request_notify, METH_VARARGS, "Asks to be told once."},
+    {"notify", request_notify, METH_VARARGS, "Asks to be told once; gives a Watch."},
     {"abandon", request_abandon, METH_NOARGS, "Gives the answer up."},
     {NULL, NULL, 0, NULL},
 };

@@ -317,6 +317,173 @@ static void tokens_are_announced(void **state) {
     done_with(ch);
 }
 
+/* What of a stream's registrations the core still counts as waiting. */
+typedef struct waits {
+    bool reads, wants;
+    size_t wanting;
+} waits;
+
+static waits waits_of(encl_stream *st) {
+    waits now;
+
+    pthread_mutex_lock(&st->f.ch->lock);
+    now.reads = watches_armed(&st->f.on_readable) || st->f.readers != 0;
+    now.wants = st->f.wants != 0;
+    now.wanting = st->f.ch->wanting;
+    pthread_mutex_unlock(&st->f.ch->lock);
+    return now;
+}
+
+/* More than the connection takes at once. */
+static void fill_up(encl_stream *st) {
+    static uint8_t block[1024 * 1024];
+    encl_error err;
+    size_t put;
+
+    while (encl_stream_write(st, ENCL_SLICE(block, sizeof block), ENCL_POLL, &put, &err) ==
+           ENCL_OK) {
+    }
+    assert_int_equal(err.code, ENCL_E_WRITE_TIMEOUT);
+}
+
+static void who_stops_waiting_leaves_nothing_behind(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "");
+    encl_notifier *n;
+    encl_error err;
+    uint64_t tokens[8];
+    struct pollfd pfd;
+    uint8_t byte;
+    size_t got;
+
+    (void)state;
+    assert_int_equal(encl_notifier_new(&n, &err), ENCL_OK);
+    pfd = (struct pollfd){.fd = encl_notifier_fd(n), .events = POLLIN};
+
+    /* A look that takes no time, and a wait that ran out. */
+    do {
+        fill_up(st);
+        assert_false(waits_of(st).wants);
+    } while (encl_stream_write(st, ENCL_SLICE("x", 1), 1, &got, &err) == ENCL_OK);
+    assert_int_equal(err.code, ENCL_E_WRITE_TIMEOUT);
+    assert_false(waits_of(st).wants);
+    assert_int_equal(waits_of(st).wanting, 0);
+
+    /* One that was withdrawn before it was told. */
+    fill_up(st);
+    assert_int_equal(encl_stream_notify(st, ENCL_READABLE | ENCL_WRITABLE, n, 1, &err), ENCL_OK);
+    encl_stream_withdraw(st, n, 2); /* somebody else's */
+    encl_stream_withdraw(st, n, 1);
+    assert_false(waits_of(st).reads);
+    assert_false(waits_of(st).wants);
+    assert_int_equal(waits_of(st).wanting, 0);
+
+    (void)encl_notifier_drain(n, tokens, 8); /* there may have been room at once */
+
+    /* One that was told and never came to write. */
+    assert_int_equal(encl_stream_notify(st, ENCL_WRITABLE, n, 3, &err), ENCL_OK);
+    assert_int_equal(poll(&pfd, 1, 10000), 1);
+    assert_int_equal(encl_notifier_drain(n, tokens, 8), 1);
+    assert_int_equal(tokens[0], 3);
+    encl_stream_withdraw(st, n, 3);
+    assert_false(waits_of(st).wants);
+    assert_int_equal(waits_of(st).wanting, 0);
+    encl_stream_release(st);
+
+    /* One whose stream ended meanwhile. */
+    st = open_stream(ch, "");
+    fill_up(st);
+    assert_int_equal(encl_stream_notify(st, ENCL_WRITABLE, n, 4, &err), ENCL_OK);
+    encl_stream_close(st);
+    assert_int_equal(poll(&pfd, 1, 10000), 1);
+    assert_int_equal(waits_of(st).wanting, 0);
+    encl_stream_withdraw(st, n, 4);
+    assert_int_equal(waits_of(st).wanting, 0);
+    assert_int_equal(encl_stream_read(st, &byte, 1, ENCL_POLL, &got, &err), ENCL_E_INVALID);
+    encl_stream_release(st);
+    encl_notifier_release(n);
+    done_with(ch);
+}
+
+static void everybody_who_waits_is_told(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "");
+    encl_notifier *mine, *other;
+    encl_error err;
+    uint64_t tokens[8];
+    struct pollfd pfd[2];
+    size_t put;
+
+    (void)state;
+    assert_int_equal(encl_notifier_new(&mine, &err), ENCL_OK);
+    assert_int_equal(encl_notifier_new(&other, &err), ENCL_OK);
+    pfd[0] = (struct pollfd){.fd = encl_notifier_fd(mine), .events = POLLIN};
+    pfd[1] = (struct pollfd){.fd = encl_notifier_fd(other), .events = POLLIN};
+    for (uint64_t token = 1; token <= 5; token++) {
+        assert_int_equal(encl_stream_notify(st, ENCL_READABLE, mine, token, &err), ENCL_OK);
+        assert_int_equal(encl_stream_notify(st, ENCL_READABLE, mine, token, &err), ENCL_OK);
+    }
+    assert_int_equal(encl_stream_notify(st, ENCL_READABLE, other, 1, &err), ENCL_OK);
+    encl_stream_withdraw(st, mine, 2);
+    assert_int_equal(encl_stream_write(st, ENCL_SLICE("y", 1), ENCL_POLL, &put, &err), ENCL_OK);
+    assert_int_equal(poll(&pfd[0], 1, 10000), 1);
+    assert_int_equal(poll(&pfd[1], 1, 10000), 1);
+    pthread_mutex_lock(&ch->lock); /* whoever tells them does so with it held */
+    pthread_mutex_unlock(&ch->lock);
+    assert_int_equal(encl_notifier_drain(mine, tokens, 8), 4);
+    assert_int_equal(encl_notifier_drain(other, tokens, 8), 1);
+    /* Told once; and once more to whoever asks again. */
+    assert_int_equal(encl_stream_notify(st, ENCL_READABLE, mine, 5, &err), ENCL_OK);
+    assert_int_equal(encl_notifier_drain(mine, tokens, 8), 1);
+    assert_int_equal(tokens[0], 5);
+    encl_stream_release(st);
+    encl_notifier_release(mine);
+    encl_notifier_release(other);
+    done_with(ch);
+}
+
+/* The thread that has the lock, as the service thread has it while it verifies. */
+static void looking_waits_for_no_lock(void **state) {
+    encl_channel *ch = open_channel(64);
+    encl_stream *st = open_stream(ch, "hello");
+    encl_channel_stats stats;
+    encl_slot *slot;
+    encl_error err;
+    uint8_t got[5];
+    size_t n;
+
+    (void)state;
+    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
+    assert_int_equal(encl_slot_wait(slot, encl_now_ns() + 10 * SECOND, &err), ENCL_OK);
+    while (encl_stream_buffered(st) != 5) {
+        usleep(1000);
+    }
+    pthread_mutex_lock(&ch->lock);
+    assert_int_equal(encl_channel_get_state(ch), ENCL_CHANNEL_OPEN);
+    assert_true(encl_slot_granted(slot));
+    assert_true(encl_stream_readable(st));
+    assert_false(encl_stream_at_eof(st));
+    assert_false(encl_stream_is_closed(st));
+    assert_int_equal(encl_stream_buffered(st), 5);
+    encl_channel_get_stats(ch, &stats);
+    assert_int_equal(stats.streams_open, 1);
+    assert_int_equal(stats.streams_total, 1);
+    assert_int_equal(stats.slots_in_use, 2);
+    assert_false(encl_stream_read_now(st, got, sizeof got, &n));
+    pthread_mutex_unlock(&ch->lock);
+    while (!encl_stream_read_now(st, got, sizeof got, &n)) {
+        usleep(1000); /* the service thread may have it */
+    }
+    assert_int_equal(n, 5);
+    assert_memory_equal(got, "hello", 5);
+    assert_false(encl_stream_read_now(st, got, sizeof got, &n));
+    encl_slot_release(slot);
+    encl_stream_release(st);
+    encl_channel_get_stats(ch, &stats);
+    assert_int_equal(stats.streams_open, 0);
+    done_with(ch);
+}
+
 static void a_slow_reader_holds_no_more_than_its_bound(void **state) {
     encl_channel *ch = open_channel(64);
     encl_stream *st = open_stream(ch, "");
@@ -608,6 +775,9 @@ int main(void) {
         cmocka_unit_test(abandoning_wakes_whoever_waits_for_the_answer),
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
+        cmocka_unit_test(who_stops_waiting_leaves_nothing_behind),
+        cmocka_unit_test(everybody_who_waits_is_told),
+        cmocka_unit_test(looking_waits_for_no_lock),
         cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),
         cmocka_unit_test(a_slow_reader_does_not_stop_the_others),
         cmocka_unit_test(what_a_slow_reader_was_sent_is_there_when_it_comes),
