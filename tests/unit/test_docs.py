@@ -25,12 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
+from doc_numbers import CLAIMS, NO_QUANTITY, WHOLLY_CLAIMED, Claim, evaluate, quantity
 from docs_app import app
 
 import enclavia
 import enclavia.testing
-from enclavia.testing import LocalEnclave
+from enclavia._flow import Stats
+from enclavia._retry import IDEMPOTENT
+from enclavia.testing import Fault, LocalEnclave
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -274,8 +278,30 @@ def test_reference_signatures(dotted: str, arguments: str) -> None:
     assert ours == [parameter.name for parameter in real]
     keyword_only = [p.name for p in real if p.kind is inspect.Parameter.KEYWORD_ONLY]
     assert [argument.arg for argument in where.kwonlyargs] == keyword_only
+    positional = [argument.arg for argument in (*where.posonlyargs, *where.args)]
+    defaults = dict(
+        zip(positional[len(positional) - len(where.defaults) :], where.defaults, strict=True)
+    )
+    defaults |= {
+        argument.arg: value
+        for argument, value in zip(where.kwonlyargs, where.kw_defaults, strict=True)
+        if value is not None
+    }
+    for name, value in defaults.items():
+        text = ast.unparse(value)
+        if text != "...":  # which stands for one that says "not given"
+            said = eval(text, vars(enclavia.testing))
+            really = inspect.signature(thing).parameters[name].default
+            assert alike(said, really), f"{dotted}({name}=…): {really!r}, not {text}"
     optional = len(where.defaults) + sum(value is not None for value in where.kw_defaults)
     assert optional == sum(p.default is not inspect.Parameter.empty for p in real)
+
+
+def alike(said: Any, real: Any) -> bool:
+    """A number stands for a timeout of that many seconds."""
+    if isinstance(real, httpx2.Timeout):
+        return bool(real == httpx2.Timeout(said))
+    return type(said) is type(real) and said == real
 
 
 def test_reference_has_signatures() -> None:
@@ -292,6 +318,91 @@ def functions_in(path: str) -> set[str]:
         return set(re.findall(r"cmocka_unit_test\((\w+)\)", text))
     functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
     return {node.name for node in functions if node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.page}: {claim.text}")
+def test_a_number_is_the_codes(claim: Claim) -> None:
+    page = ROOT / claim.page if claim.page == "README.md" else ROOT / "docs" / claim.page
+    found = claim.found(page.read_text())
+    assert found, f"{claim.page} does not say this any more; change it in doc_numbers.py too"
+    expected = [source() for source in claim.sources]
+    for numbers in found:
+        for said, value in zip(numbers, expected, strict=True):
+            assert quantity(said) == pytest.approx(value), f"{said} is {value} in the code"
+
+
+def numbers_without_source(page: str, section: str) -> list[str]:
+    """What stands in a section's text, and is neither claimed nor known to be something else."""
+    left = section
+    for claim in CLAIMS:
+        if claim.page == page:
+            left = claim.left_out(left)
+    for known in NO_QUANTITY:
+        left = re.sub(known, " ", left, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in left.splitlines() if re.search(r"\d", line)]
+
+
+@pytest.mark.parametrize(("page", "begin", "end"), WHOLLY_CLAIMED)
+def test_no_number_is_left_out(page: str, begin: str, end: str) -> None:
+    """A number that is added to these sections needs a claim in doc_numbers.py."""
+    section = (ROOT / "docs" / page).read_text().partition(begin)[2].partition(end)[0]
+    assert section
+    assert numbers_without_source(page, section) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("15 MiB", 15 * 2**20),
+        ("10 ms", 0.01),
+        ("65 519 bytes", 65519),
+        ("65 535", 65535),
+        ("twice", 2),
+        ("a third", 1 / 3),
+        ("0.1 ms", 1e-4),
+        ("48-byte", 48),
+        ("two", 2),
+    ],
+)
+def test_quantities_are_read(said: str, value: float) -> None:
+    assert quantity(said.replace("-byte", " bytes")) == pytest.approx(value)
+
+
+def test_constants_are_read() -> None:
+    names = {"A": "((size_t)128 * 1024)", "B": "(A + 2 * (size_t)C)", "C": "0x10u"}
+    assert evaluate("B", names) == 128 * 1024 + 32
+    with pytest.raises(ValueError, match="no arithmetic"):
+        evaluate("f(1)", names)
+
+
+def test_lists_of_the_reference_are_whole() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    faults = text.partition("* `Fault`")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in Fault}
+    stats = text.partition("| `client.stats` |")[2].partition("\n")[0]
+    assert set(re.findall(r"`(\w+)`", stats)) == set(Stats.__annotations__)
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    methods = re.search(r"its method is idempotent \(([A-Z,\s]+)\)", guide)
+    assert methods is not None
+    assert set(re.split(r",\s+", methods[1])) == IDEMPOTENT
+
+
+def test_the_table_of_mutants_adds_up() -> None:
+    """Figures of a run; that they belong to one run can be seen in the page."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    table = text.partition("## Mutation")[2].partition("\n## ")[0]
+    rows = re.findall(
+        r"^\| [^|]*\|(?: \**([\d ]+)\** \|)(?: \**([\d ]+)\** \|)"
+        r"(?: \**([\d ]+)\** \|)(?: \**([\d ]+)\** \|)$",
+        table,
+        re.MULTILINE,
+    )
+    counts = [[int(cell.replace(" ", "")) for cell in row] for row in rows]
+    assert len(counts) > 3
+    for made, killed, equivalent, survived in counts:
+        assert made == killed + equivalent + survived
+    *parts, total = counts
+    assert [sum(column) for column in zip(*parts, strict=True)] == total
 
 
 def test_comparison_names_tests_that_exist() -> None:
