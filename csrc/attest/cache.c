@@ -1,3 +1,5 @@
+/* Decides which verified links of certificate chains are remembered, and for how long. Calls
+ * libsodium's SHA-256. Takes no lock: whoever owns a cache holds one around each call. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,7 +25,7 @@ encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_
 
     *out = NULL;
     ENCL_ENSURE(max_entries >= 1 && max_entries <= ENTRIES_LIMIT, err, ENCL_E_INVALID,
-                "link cache: expected 1 to %d entries, came %zu", ENTRIES_LIMIT, max_entries);
+                "link cache: expected 1 to %d entries, got %zu", ENTRIES_LIMIT, max_entries);
     cache = calloc(1, sizeof *cache);
     ENCL_ENSURE(cache != NULL, err, ENCL_E_NOMEM, "out of memory for a link cache");
     cache->entries = calloc(max_entries, sizeof *cache->entries);

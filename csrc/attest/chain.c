@@ -1,6 +1,7 @@
-/* The X.509 chain (RFC 5280), link by link from the pinned root down to the leaf. Explicit rather
- * than X509_verify_cert, so that a verified link can be remembered and every refusal has a name.
- * The pinned root is trusted by its bytes: its own signature would prove nothing. */
+/* Decides whether a chain of X.509 certificates (RFC 5280) is valid, link by link from the pinned
+ * root down to the leaf. Explicit rather than X509_verify_cert, so that a verified link can be
+ * remembered and every refusal has a name. The pinned root is trusted by its bytes: its own
+ * signature would prove nothing. Calls OpenSSL and cache.c. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <openssl/x509v3.h>
 
 #include "attest/internal.h"
+#include "base/slice.h"
 #include "base/utf8.h"
 
 #define CHAIN_MAX   (ENCL_CABUNDLE_MAX + 2)
@@ -54,7 +56,7 @@ static encl_result parse(chain_cert *l, encl_error *err) {
     const uint8_t *at = l->der.data;
 
     ENCL_ENSURE(l->der.len <= ENCL_CERT_MAX_BYTES, err, ENCL_E_CERTIFICATE,
-                "%s: expected at most %d bytes, came %zu", l->label, ENCL_CERT_MAX_BYTES,
+                "%s: expected at most %d bytes, got %zu", l->label, ENCL_CERT_MAX_BYTES,
                 l->der.len);
     l->cert = d2i_X509(NULL, &at, (long)l->der.len);
     ENCL_ENSURE(l->cert != NULL, err, ENCL_E_CERTIFICATE, "%s is not an X.509 certificate",
@@ -73,7 +75,7 @@ static encl_result check_form(const chain_cert *l, encl_error *err) {
     ENCL_ENSURE((flags & EXFLAG_INVALID) == 0, err, ENCL_E_CERTIFICATE,
                 "%s has malformed extensions", l->label);
     ENCL_ENSURE(X509_get_signature_nid(l->cert) == NID_ecdsa_with_SHA384, err, ENCL_E_CERTIFICATE,
-                "%s: expected the signature algorithm ecdsa-with-SHA384, came %s", l->label,
+                "%s: expected the signature algorithm ecdsa-with-SHA384, got %s", l->label,
                 OBJ_nid2ln(X509_get_signature_nid(l->cert)));
     return ENCL_OK;
 }
@@ -109,9 +111,9 @@ static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error 
         curve = parameter;
     }
     ENCL_ENSURE(OBJ_obj2nid(curve) == NID_secp384r1, err, ENCL_E_CERTIFICATE,
-                "%s: expected an ECDSA P-384 key, came another kind", l->label);
+                "%s: expected an ECDSA P-384 key, got another kind", l->label);
     ENCL_ENSURE(len == ENCL_ES384_POINT_BYTES && bytes[0] == 0x04, err, ENCL_E_CERTIFICATE,
-                "%s: expected an uncompressed P-384 point of %d bytes, came %d", l->label,
+                "%s: expected an uncompressed P-384 point of %d bytes, got %d", l->label,
                 ENCL_ES384_POINT_BYTES, len);
     ENCL_ENSURE(X509_get0_pubkey(l->cert) != NULL, err, ENCL_E_CERTIFICATE,
                 "%s: its public key is not a point of P-384", l->label);
@@ -202,15 +204,15 @@ static encl_result check_ca(const chain_cert *l, encl_error *err) {
     ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) != 0, err, ENCL_E_CERTIFICATE,
                 "%s: expected a CA, but its basicConstraints do not make it one", l->label);
     ENCL_ENSURE(may(l, KU_KEY_CERT_SIGN), err, ENCL_E_CERTIFICATE,
-                "%s: expected keyUsage keyCertSign of a CA, came none", l->label);
+                "%s: expected keyUsage keyCertSign of a CA, got none", l->label);
     return ENCL_OK;
 }
 
 static encl_result check_leaf(const chain_cert *l, encl_error *err) {
     ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) == 0, err, ENCL_E_CERTIFICATE,
-                "%s: expected a leaf, came a CA", l->label);
+                "%s: expected a leaf, got a CA", l->label);
     ENCL_ENSURE(may(l, KU_DIGITAL_SIGNATURE), err, ENCL_E_CERTIFICATE,
-                "%s: expected keyUsage digitalSignature of the leaf, came none", l->label);
+                "%s: expected keyUsage digitalSignature of the leaf, got none", l->label);
     return ENCL_OK;
 }
 
@@ -220,7 +222,7 @@ static encl_result check_path_length(const chain *c, size_t i, encl_error *err) 
     size_t below = c->count - 2 - i;
 
     ENCL_ENSURE(allowed < 0 || below <= (size_t)allowed, err, ENCL_E_CERTIFICATE,
-                "%s: its pathLen allows %ld CAs below it, came %zu", c->links[i].label, allowed,
+                "%s: its pathLen allows %ld CAs below it, got %zu", c->links[i].label, allowed,
                 below);
     return ENCL_OK;
 }
@@ -269,13 +271,9 @@ static encl_result check_link(const chain_cert *child, const chain_cert *issuer,
     return ENCL_OK;
 }
 
-static bool same_bytes(encl_slice a, encl_slice b) {
-    return a.len == b.len && memcmp(a.data, b.data, a.len) == 0;
-}
-
 /* The bundle may repeat the pinned root; anything else in it must be issued from there. */
 static void gather(chain *c, const encl_attestation *a, encl_slice root) {
-    size_t first = same_bytes(a->cabundle[0], root) ? 1 : 0;
+    size_t first = encl_slice_equal(a->cabundle[0], root) ? 1 : 0;
 
     c->links[c->count++].der = root;
     for (size_t i = first; i < a->cabundle_len; i++) {

@@ -1,4 +1,5 @@
-/* ECDSA with P-384 and SHA-384 in COSE's form (RFC 9053 section 2.1). */
+/* ECDSA with P-384 and SHA-384 in COSE's form (RFC 9053 section 2.1): decides whether a signature
+ * is one of a key over a message. Calls OpenSSL. */
 #include <limits.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -98,10 +99,10 @@ encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
     bool good;
 
     ENCL_ENSURE(public_key.len == ENCL_ES384_POINT_BYTES && public_key.data[0] == 0x04, err,
-                ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, came %zu",
+                ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, got %zu",
                 ENCL_ES384_POINT_BYTES, public_key.len);
     ENCL_ENSURE(signature.len == ENCL_ES384_SIGNATURE_BYTES, err, ENCL_E_SIGNATURE,
-                "ES384: expected a signature of %d bytes, came %zu", ENCL_ES384_SIGNATURE_BYTES,
+                "ES384: expected a signature of %d bytes, got %zu", ENCL_ES384_SIGNATURE_BYTES,
                 signature.len);
     ENCL_TRY(digest_of(message, digest, err));
     der_len = der_from_raw(signature.data, der);

@@ -1,3 +1,5 @@
+/* Decides what a caller may pin and trust, and whether a document's PCRs are pinned ones. Calls
+ * chain.c for the root, OpenSSL for PEM, and secmem.c for the comparison in constant time. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +10,7 @@
 
 #include "attest/internal.h"
 #include "base/secmem.h"
+#include "base/slice.h"
 
 #define PINS_MAX       1024
 #define ROOT_PEM_BYTES 16384
@@ -32,9 +35,9 @@ static encl_result check_pins(const encl_pins *pins, bool debug, encl_error *err
         const encl_pcr *pcr = &pins->pcr[i];
 
         ENCL_ENSURE(pcr->len == 32 || pcr->len == 48 || pcr->len == 64, err, ENCL_E_INVALID,
-                    "pinned PCR%zu: expected 32, 48 or 64 bytes, came %d", i, pcr->len);
+                    "pinned PCR%zu: expected 32, 48 or 64 bytes, got %d", i, pcr->len);
         ENCL_ENSURE(pcr->len == pins->pcr[0].len, err, ENCL_E_INVALID,
-                    "pinned PCR%zu: expected %d bytes like PCR0, came %d", i, pins->pcr[0].len,
+                    "pinned PCR%zu: expected %d bytes like PCR0, got %d", i, pins->pcr[0].len,
                     pcr->len);
         ENCL_ENSURE(debug || !is_zero(pcr), err, ENCL_E_INVALID,
                     "pinned PCR%zu is all zero: these are the PCRs of a debug enclave, which "
@@ -94,11 +97,11 @@ static encl_result copy_pem_root(encl_policy *policy, BIO *text, encl_error *err
     encl_code rc;
 
     ENCL_ENSURE(next_pem(text, &certificate, &der, &len), err, ENCL_E_INVALID,
-                "the root: expected a certificate, DER or PEM, came neither");
+                "the root: expected a certificate, DER or PEM, got neither");
     ENCL_ENSURE_GOTO(certificate, done, err, ENCL_E_INVALID,
-                     "the root: expected a PEM CERTIFICATE, came another kind of PEM block");
+                     "the root: expected a PEM CERTIFICATE, got another kind of PEM block");
     ENCL_ENSURE_GOTO(!next_pem(text, &ignored, &second, &second_len), done, err, ENCL_E_INVALID,
-                     "the root: expected one PEM block, came more");
+                     "the root: expected one PEM block, got more");
     rc = copy_root(policy, ENCL_SLICE(der, (size_t)len), err);
 done:
     OPENSSL_free(der);
@@ -111,7 +114,7 @@ static encl_result parse_pem_root(encl_policy *policy, encl_slice pem, encl_erro
     encl_code rc;
 
     ENCL_ENSURE(pem.len <= ROOT_PEM_BYTES, err, ENCL_E_INVALID,
-                "the root: expected at most %d bytes, came %zu", ROOT_PEM_BYTES, pem.len);
+                "the root: expected at most %d bytes, got %zu", ROOT_PEM_BYTES, pem.len);
     text = BIO_new_mem_buf(pem.data, (int)pem.len);
     ENCL_ENSURE(text != NULL, err, ENCL_E_NOMEM, "out of memory for a root certificate");
     rc = copy_pem_root(policy, text, err);
@@ -185,12 +188,7 @@ void encl_policy_free(encl_policy *policy) {
 }
 
 static void hex(const encl_pcr *pcr, char out[HEX_BYTES]) {
-    static const char digits[] = "0123456789abcdef";
-
-    for (size_t i = 0; i < pcr->len; i++) {
-        out[2 * i] = digits[pcr->value[i] >> 4];
-        out[2 * i + 1] = digits[pcr->value[i] & 15];
-    }
+    encl_slice_hex(pcr_bytes(pcr), out);
     (void)snprintf(out + (size_t)2 * pcr->len, 8, "%s", pcr->len == 0 ? "nothing" : "");
 }
 
@@ -210,15 +208,15 @@ static const char *pcr_advice(size_t index, const encl_pcr *actual) {
 
 static encl_result pcr_failure(size_t index, const encl_pcr *expected, const encl_pcr *actual,
                                encl_error *err) {
-    char came[HEX_BYTES], wanted[HEX_BYTES];
+    char got[HEX_BYTES], wanted[HEX_BYTES];
     encl_code rc;
 
-    hex(actual, came);
+    hex(actual, got);
     if (expected != NULL) {
         hex(expected, wanted);
     }
-    rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, came %s (%s)", index,
-                   expected == NULL ? "a measurement" : wanted, came, pcr_advice(index, actual));
+    rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, got %s (%s)", index,
+                   expected == NULL ? "a measurement" : wanted, got, pcr_advice(index, actual));
     err->detail.pcr.index = (int)index;
     err->detail.pcr.actual_len = actual->len;
     memcpy(err->detail.pcr.actual, actual->value, actual->len);

@@ -1,3 +1,4 @@
+/* The root that is trusted where the caller gives none. Decides and calls nothing. */
 #include "attest/attest.h"
 
 /* The "AWS Nitro Enclaves root certificate G1", as AWS publishes it in the Nitro Enclaves user

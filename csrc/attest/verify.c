@@ -1,4 +1,5 @@
-/* Steers the verification of one document; every check itself is elsewhere. */
+/* Decides in which order a document is checked, and binds it to the nonce; the other checks are in
+ * document.c, chain.c, es384.c and policy.c, which it calls. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,7 +45,7 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
     ENCL_ENSURE(
         encl_equal_ct(a->nonce, nonce), err, ENCL_E_NONCE,
         "the document's nonce is not this channel's handshake hash: it was made for another "
-        "channel, or someone sits in between (expected %zu bytes, came %zu)",
+        "channel, or someone sits in between (expected %zu bytes, got %zu)",
         nonce.len, a->nonce.len);
     return ENCL_OK;
 }
@@ -56,7 +57,7 @@ static encl_result verify_nitro(encl_slice document, const encl_policy *policy, 
     encl_cose cose;
 
     ENCL_ENSURE(document.len != STUB_BYTES, err, ENCL_E_DOCUMENT,
-                "expected a COSE_Sign1 document, came %d bare bytes: this looks like a debug "
+                "expected a COSE_Sign1 document, got %d bare bytes: this looks like a debug "
                 "enclave, which only debug mode accepts",
                 STUB_BYTES);
     a->form = ENCL_DOC_NITRO;

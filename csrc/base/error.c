@@ -1,3 +1,5 @@
+/* Decides which errors may be retried by default, and that no message holds a character which could
+ * steer a terminal or forge a line of a log. Calls utf8.c and the C library's formatting. */
 #include "base/error.h"
 
 #include <stdarg.h>

@@ -33,7 +33,7 @@ typedef enum encl_code {
     ENCL_E_SERVER,      /* the enclave answered with Error */
     ENCL_E_FORKED,      /* a forked child must not use its parent's keys */
     ENCL_E_INTERNAL,    /* a library refused what it must not refuse */
-    ENCL_E_SLOW_READER, /* what came for it was dropped, to let others go on */
+    ENCL_E_SLOW_READER, /* its unread bytes were dropped so that other streams could go on */
     ENCL_E_COUNT_
 } encl_code;
 

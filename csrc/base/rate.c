@@ -1,3 +1,5 @@
+/* Decides whether something happens too often: a budget that fills with time (a token bucket), kept
+ * as the moment up to which it is paid for. Calls nothing. */
 #include "base/rate.h"
 
 #define SECOND_NS ((int64_t)1000000000)

@@ -1,3 +1,5 @@
+/* Decides where secrets lie and how they are wiped and compared, and notices a fork. Calls
+ * libsodium; pthread_once and pthread_atfork are the only threading, and nothing here waits. */
 #include "base/secmem.h"
 
 #include <pthread.h>

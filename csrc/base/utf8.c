@@ -1,3 +1,5 @@
+/* Decides what is well-formed UTF-8, where text may be cut, and how text from outside is shown.
+ * Calls nothing. */
 #include "base/utf8.h"
 
 #include <string.h>

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/slice.h"
 #include "enclave/internal.h"
 
 /* What was read but not decoded when reading stopped: blocks that were on their way by then. */
@@ -141,14 +142,10 @@ encl_client *encl_client_next(const encl_client *c) {
 /* ---- answers: one record each, made in the connection's own buffer */
 
 static encl_result write_hex(encl_buf *tx, encl_slice piece, encl_error *err) {
-    static const char digits[] = "0123456789abcdef";
     uint8_t *room;
 
     ENCL_TRY(encl_buf_reserve(tx, 2 * piece.len, &room, err));
-    for (size_t i = 0; i < piece.len; i++) {
-        room[2 * i] = (uint8_t)digits[piece.data[i] >> 4];
-        room[2 * i + 1] = (uint8_t)digits[piece.data[i] & 15];
-    }
+    encl_slice_hex(piece, (char *)room);
     return encl_buf_commit(tx, 2 * piece.len, err);
 }
 

@@ -1,4 +1,7 @@
-/* Names follow the specification: h the handshake hash, ck the chaining key, k the cipher key.
+/* Noise_NN_25519_ChaChaPoly_BLAKE2s (the Noise specification, revision 34): decides the order of
+ * the handshake's steps, and that no nonce is used twice. Calls primitives.c and secmem.c.
+ *
+ * Names follow the specification: h the handshake hash, ck the chaining key, k the cipher key.
  *
  *   NN:  -> e, payload in the clear      (step 0)
  *        <- e, ee, payload under k       (step 1)
@@ -103,7 +106,7 @@ encl_result encl_noise_handshake_new(encl_role role, encl_slice prologue,
 
     *out = NULL;
     ENCL_ENSURE(role == ENCL_INITIATOR || role == ENCL_RESPONDER, err, ENCL_E_INVALID,
-                "expected the role of an initiator or a responder, came %d", (int)role);
+                "expected the role of an initiator or a responder, got %d", (int)role);
     ENCL_TRY(encl_noise_init(err));
     hs = encl_secret_alloc(sizeof *hs);
     ENCL_ENSURE(hs != NULL, err, ENCL_E_NOMEM, "out of guarded memory for a handshake");
@@ -175,7 +178,7 @@ encl_result encl_noise_handshake_write(encl_noise_handshake *hs, encl_slice payl
 
     ENCL_TRY(check_turn(hs, true, err));
     ENCL_ENSURE(payload.len <= ENCL_NOISE_MAX_MESSAGE - overhead(hs), err, ENCL_E_INVALID,
-                "expected a handshake payload of at most %zu bytes, came %zu",
+                "expected a handshake payload of at most %zu bytes, got %zu",
                 ENCL_NOISE_MAX_MESSAGE - overhead(hs), payload.len);
     size = payload.len + overhead(hs);
     ENCL_TRY(encl_buf_reserve(out, size, &room, err));
@@ -188,8 +191,9 @@ fail:
     return rc;
 }
 
-/* hash of the ciphertext comes after decryption with h as it was before (DecryptAndHash), but the
- * ciphertext is gone by then: it is decrypted in out's room, and message stays as it came. */
+/* DecryptAndHash decrypts under h as it was before, and mixes the ciphertext into h afterwards. The
+ * ciphertext must still be there by then: it is decrypted in out's room, and message is not
+ * changed. */
 static encl_result read_message(encl_noise_handshake *hs, encl_slice message, uint8_t *room,
                                 encl_error *err) {
     encl_slice body =
@@ -216,7 +220,7 @@ encl_result encl_noise_handshake_read(encl_noise_handshake *hs, encl_slice messa
     ENCL_TRY(check_turn(hs, false, err));
     least = overhead(hs);
     ENCL_ENSURE_GOTO(message.len >= least && message.len <= ENCL_NOISE_MAX_MESSAGE, fail, err,
-                     ENCL_E_PROTOCOL, "expected a handshake message of %zu to %d bytes, came %zu",
+                     ENCL_E_PROTOCOL, "expected a handshake message of %zu to %d bytes, got %zu",
                      least, ENCL_NOISE_MAX_MESSAGE, message.len);
     ENCL_TRY_GOTO(encl_buf_reserve(payload, message.len - ENCL_NOISE_KEY_BYTES, &room, err), fail);
     ENCL_TRY_GOTO(read_message(hs, message, room, err), fail);
@@ -254,8 +258,8 @@ encl_result encl_noise_handshake_split(encl_noise_handshake *hs, encl_noise_tran
     *out = NULL;
     ENCL_TRY(refuse_in_forked_child(hs->fork_generation, err));
     ENCL_ENSURE(encl_noise_handshake_complete(hs), err, ENCL_E_STATE,
-                "expected a complete handshake, came one after %u of %u messages%s", hs->step,
-                STEPS, hs->failed ? " that failed or was split before" : "");
+                "expected a complete handshake, got one after %u of %u messages%s", hs->step, STEPS,
+                hs->failed ? " that failed or was split before" : "");
     ENCL_TRY_GOTO(encl_noise_hkdf2(hs->ck, ENCL_SLICE_NONE, k1, k2, err), out);
     ENCL_TRY_GOTO(transport_new(hs->role, k1, k2, out, err), out);
     memcpy(hash, hs->h, sizeof hs->h);
@@ -302,10 +306,10 @@ encl_result encl_noise_seal(encl_noise_transport *t, uint8_t *block, size_t plai
 
     ENCL_TRY(check_direction(t, &t->send, "encrypt", err));
     ENCL_ENSURE(plain_len <= ENCL_NOISE_MAX_PLAIN, err, ENCL_E_INVALID,
-                "expected at most %d bytes for one record, came %zu", ENCL_NOISE_MAX_PLAIN,
+                "expected at most %d bytes for one record, got %zu", ENCL_NOISE_MAX_PLAIN,
                 plain_len);
     ENCL_ENSURE(cap >= plain_len + ENCL_NOISE_TAG_BYTES, err, ENCL_E_INVALID,
-                "expected a block of %zu bytes for a record and its tag, came %zu",
+                "expected a block of %zu bytes for a record and its tag, got %zu",
                 plain_len + ENCL_NOISE_TAG_BYTES, cap);
     make_nonce(nonce, t->send.n);
     t->send.n++;
@@ -322,13 +326,13 @@ static encl_result open_record(encl_noise_transport *t, uint8_t *block, size_t s
     uint8_t nonce[ENCL_AEAD_NONCE_BYTES];
 
     ENCL_ENSURE(sealed_len >= ENCL_NOISE_TAG_BYTES && sealed_len <= ENCL_NOISE_MAX_MESSAGE, err,
-                ENCL_E_PROTOCOL, "expected an encrypted record of %d to %d bytes, came %zu",
+                ENCL_E_PROTOCOL, "expected an encrypted record of %d to %d bytes, got %zu",
                 ENCL_NOISE_TAG_BYTES, ENCL_NOISE_MAX_MESSAGE, sealed_len);
     make_nonce(nonce, t->receive.n);
     ENCL_ENSURE(encl_aead_open(t->receive.aead, nonce, ENCL_SLICE_NONE, block,
                                sealed_len - ENCL_NOISE_TAG_BYTES),
                 err, ENCL_E_PROTOCOL,
-                "record %llu of %zu bytes does not decrypt: expected the peer's next record, came "
+                "record %llu of %zu bytes does not decrypt: expected the peer's next record, got "
                 "something altered, lost or out of order",
                 (unsigned long long)t->receive.n, sealed_len);
     return ENCL_OK;

@@ -1,3 +1,5 @@
+/* The primitives of Noise_NN_25519_ChaChaPoly_BLAKE2s: hash, HMAC and HKDF, X25519, AEAD. Decides
+ * nothing but what is refused as a length or as a key of low order. Calls OpenSSL and libsodium. */
 #include "noise/primitives.h"
 
 #include <limits.h>
@@ -17,7 +19,7 @@ static EVP_MD *_Atomic blake2s;
 static EVP_MAC *_Atomic hmac;
 static EVP_CIPHER *_Atomic chacha20_poly1305;
 
-/* In each: another thread may have been first. */
+/* In each of these: if another thread was first, its value is kept and ours is freed. */
 static void fetch_blake2s(void) {
     EVP_MD *made = EVP_MD_fetch(NULL, "BLAKE2S-256", NULL), *none = NULL;
 
@@ -50,7 +52,7 @@ static void fetch_algorithms(void) {
     fetch_blake2s();
     fetch_hmac();
     fetch_chacha20_poly1305();
-    /* What stays in the thread's error queue would be taken for a later TLS error. */
+    /* An error left in this thread's queue would be taken for one of a later TLS call. */
     ERR_clear_error();
 }
 
@@ -122,7 +124,7 @@ encl_result encl_noise_x25519(const uint8_t secret[32], const uint8_t public_key
     if (crypto_scalarmult_curve25519(shared, secret, public_key) != 0) {
         encl_wipe(shared, 32);
         return encl_fail(err, ENCL_E_PROTOCOL,
-                         "expected an X25519 key, came one of low order: the shared secret would "
+                         "expected an X25519 key, got one of low order: the shared secret would "
                          "be all zero");
     }
     return ENCL_OK;
@@ -227,7 +229,7 @@ out:
 encl_result encl_noise_aead_seal(const uint8_t key[32], const uint8_t nonce[12], encl_slice aad,
                                  encl_slice plain, encl_buf *sealed, encl_error *err) {
     ENCL_ENSURE(plain.len <= INT_MAX - ENCL_NOISE_TAG_BYTES, err, ENCL_E_INVALID,
-                "expected at most %d bytes to encrypt, came %zu", INT_MAX - ENCL_NOISE_TAG_BYTES,
+                "expected at most %d bytes to encrypt, got %zu", INT_MAX - ENCL_NOISE_TAG_BYTES,
                 plain.len);
     return aead_once(key, true, nonce, aad, plain, sealed, err);
 }
@@ -235,7 +237,7 @@ encl_result encl_noise_aead_seal(const uint8_t key[32], const uint8_t nonce[12],
 encl_result encl_noise_aead_open(const uint8_t key[32], const uint8_t nonce[12], encl_slice aad,
                                  encl_slice sealed, encl_buf *plain, encl_error *err) {
     ENCL_ENSURE(sealed.len >= ENCL_NOISE_TAG_BYTES && sealed.len <= INT_MAX, err, ENCL_E_PROTOCOL,
-                "expected at least the %d bytes of a tag, came %zu", ENCL_NOISE_TAG_BYTES,
+                "expected at least the %d bytes of a tag, got %zu", ENCL_NOISE_TAG_BYTES,
                 sealed.len);
     return aead_once(key, false, nonce, aad, sealed, plain, err);
 }

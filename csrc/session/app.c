@@ -1,3 +1,5 @@
+/* What an open session may send: decides whether a message fits the role, the state and the open
+ * ids, then has it encoded and sealed. Calls record.c, table.c and wire. */
 #include "session/app.h"
 
 #include <stdlib.h>
@@ -35,7 +37,7 @@ void encl_app_free(encl_app *app) {
 
 static encl_result check_armed(const encl_app *app, encl_error *err) {
     ENCL_ENSURE(app != NULL, err, ENCL_E_STATE,
-                "expected an open session, came one whose peer is not verified or that is closed");
+                "expected an open session, got one whose peer is not verified or that is closed");
     ENCL_ENSURE(app->sealer != NULL, err, ENCL_E_CLOSED, "the session is closed");
     return ENCL_OK;
 }
@@ -43,7 +45,7 @@ static encl_result check_armed(const encl_app *app, encl_error *err) {
 static encl_result check_role(const encl_app *app, encl_role role, const char *what,
                               encl_error *err) {
     ENCL_TRY(check_armed(app, err));
-    ENCL_ENSURE(app->role == role, err, ENCL_E_STATE, "expected the %s to %s, came the %s",
+    ENCL_ENSURE(app->role == role, err, ENCL_E_STATE, "expected the %s to %s, got the %s",
                 role == ENCL_INITIATOR ? "initiator" : "responder", what,
                 role == ENCL_INITIATOR ? "responder" : "initiator");
     return ENCL_OK;
@@ -91,10 +93,10 @@ static encl_result find_kind(encl_app *app, uint64_t id, encl_id_kind kind, encl
     const char *expected = kind == ENCL_ID_STREAM ? "stream" : "one-shot request";
 
     *entry = encl_table_find(&app->table, id);
-    ENCL_ENSURE(*entry != NULL, err, ENCL_E_STATE, "expected an open %s, came id %llu, not open",
+    ENCL_ENSURE(*entry != NULL, err, ENCL_E_STATE, "expected an open %s, got id %llu, not open",
                 expected, (unsigned long long)id);
     ENCL_ENSURE((*entry)->kind == kind, err, ENCL_E_STATE,
-                "expected an open %s, came id %llu of another kind", expected,
+                "expected an open %s, got id %llu of another kind", expected,
                 (unsigned long long)id);
     return ENCL_OK;
 }
@@ -150,7 +152,7 @@ encl_result encl_app_stream_close(encl_app *app, uint64_t id, encl_half half, en
         return close_writing(app, &m, out, err);
     }
     ENCL_ENSURE(half == ENCL_HALF_WRITE || half == ENCL_HALF_BOTH, err, ENCL_E_INVALID,
-                "expected to close the half Write or Both, came %d", (int)half);
+                "expected to close the half Write or Both, got %d", (int)half);
     return half == ENCL_HALF_WRITE ? close_writing(app, &m, out, err)
                                    : close_both(app, &m, out, err);
 }

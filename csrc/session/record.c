@@ -1,3 +1,5 @@
+/* Decides where a record begins and ends, and which lengths it may have. Calls noise to seal and
+ * wire to encode; what a record means is session.c's to decide. */
 #include "session/record.h"
 
 #include <string.h>
@@ -70,7 +72,7 @@ static encl_result parse_length(const uint8_t head[ENCL_RECORD_HEAD], size_t *ci
                  (uint32_t)head[3];
 
     ENCL_ENSURE(n >= ENCL_RECORD_MIN_CIPHERTEXT && n <= ENCL_NOISE_MAX_MESSAGE, err,
-                ENCL_E_PROTOCOL, "record length: expected %d to %d bytes, came %lu",
+                ENCL_E_PROTOCOL, "record length: expected %d to %d bytes, got %lu",
                 ENCL_RECORD_MIN_CIPHERTEXT, ENCL_NOISE_MAX_MESSAGE, (unsigned long)n);
     *ciphertext_len = n;
     return ENCL_OK;
@@ -160,7 +162,7 @@ encl_result encl_record_seal_raw(encl_noise_transport *transport, encl_slice pla
     encl_code rc;
 
     ENCL_ENSURE(plaintext.len <= ENCL_NOISE_MAX_PLAIN, err, ENCL_E_INVALID,
-                "expected a plaintext of at most %d bytes, came %zu", ENCL_NOISE_MAX_PLAIN,
+                "expected a plaintext of at most %d bytes, got %zu", ENCL_NOISE_MAX_PLAIN,
                 plaintext.len);
     ENCL_TRY(
         encl_buf_reserve(out, ENCL_RECORD_HEAD + plaintext.len + ENCL_NOISE_TAG_BYTES, &room, err));

@@ -1,6 +1,6 @@
-/* Steering only: which state, which handler. Splitting bytes into records is record.c's, decoding
- * is wire's, application sending is app.c's. This file seals one message itself: the first
- * RequestAttestation. */
+/* Decides which message may be received in which state, and who handles it. Splitting bytes into
+ * records is record.c's, decoding is wire's, application sending is app.c's. This file seals one
+ * message itself: the first RequestAttestation. */
 #include "session/session.h"
 
 #include <stdio.h>
@@ -58,12 +58,12 @@ const char *encl_session_state_name(encl_session_state state) {
 
 static encl_result check_config(const encl_session_config *config, encl_error *err) {
     ENCL_ENSURE(config->role == ENCL_INITIATOR || config->role == ENCL_RESPONDER, err,
-                ENCL_E_INVALID, "expected the role of an initiator or a responder, came %d",
+                ENCL_E_INVALID, "expected the role of an initiator or a responder, got %d",
                 (int)config->role);
     ENCL_ENSURE(config->role == ENCL_RESPONDER || config->policy != NULL, err, ENCL_E_INVALID,
-                "expected a policy to verify the peer by, came none");
+                "expected a policy to verify the peer by, got none");
     ENCL_ENSURE(config->max_open <= ENCL_MAX_OPEN, err, ENCL_E_INVALID,
-                "expected at most %d ids open, came %zu", ENCL_MAX_OPEN, config->max_open);
+                "expected at most %d ids open, got %zu", ENCL_MAX_OPEN, config->max_open);
     return ENCL_OK;
 }
 
@@ -164,7 +164,7 @@ encl_result encl_session_start(encl_session *s, encl_buf *out, encl_error *err) 
     encl_code rc;
 
     ENCL_ENSURE(s->state == ENCL_SESSION_NEW, err, ENCL_E_STATE,
-                "expected a session in state %s to start, came one in %s",
+                "expected a session in state %s to start, got one in %s",
                 encl_session_state_name(ENCL_SESSION_NEW), encl_session_state_name(s->state));
     rc = encl_noise_handshake_write(s->handshake, ENCL_SLICE_NONE, out, err);
     if (rc != ENCL_OK) {
@@ -250,7 +250,7 @@ static encl_code on_first_document(encl_session *s, const encl_msg *m, input *in
 
 static encl_code on_fresh_document(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
     ENCL_ENSURE(s->app->attestations_due != 0, err, ENCL_E_PROTOCOL,
-                "expected an Attestation only where it was asked for, came one more");
+                "expected an Attestation only where it was asked for, got one more");
     s->app->attestations_due--;
     ENCL_TRY(verify_document(s, m, in, err));
     in->event->type = ENCL_EV_ATTESTED;
@@ -268,7 +268,7 @@ static encl_result find_issued(encl_session *s, const encl_msg *m, encl_id_entry
     int shown = has_text ? (int)(m->payload.len < TEXT_SHOWN ? m->payload.len : TEXT_SHOWN) : 0;
 
     ENCL_ENSURE(m->id != 0 && m->id < s->app->next_id, err, ENCL_E_PROTOCOL,
-                "expected an id between 1 and %llu, came %s for id %llu%s%.*s",
+                "expected an id between 1 and %llu, got %s for id %llu%s%.*s",
                 (unsigned long long)(s->app->next_id - 1), encl_msg_type_name(m->type),
                 (unsigned long long)m->id, has_text ? ": " : "", shown,
                 shown == 0 ? "" : (const char *)m->payload.data);
@@ -281,7 +281,7 @@ static encl_result find_issued(encl_session *s, const encl_msg *m, encl_id_entry
 
 static encl_result check_kind(const encl_msg *m, const encl_id_entry *entry, encl_id_kind kind,
                               encl_error *err) {
-    ENCL_ENSURE(entry->kind == kind, err, ENCL_E_PROTOCOL, "expected %s for id %llu, a %s; came %s",
+    ENCL_ENSURE(entry->kind == kind, err, ENCL_E_PROTOCOL, "expected %s for id %llu, a %s; got %s",
                 kind == ENCL_ID_STREAM ? "Data or Error" : "StreamData, StreamClose or Error",
                 (unsigned long long)m->id, kind == ENCL_ID_STREAM ? "one-shot request" : "stream",
                 encl_msg_type_name(m->type));
@@ -311,7 +311,7 @@ static encl_result find_readable(encl_session *s, const encl_msg *m, encl_id_ent
     if (*entry != NULL) {
         ENCL_TRY(check_kind(m, *entry, ENCL_ID_STREAM, err));
         ENCL_ENSURE(!(*entry)->peer_closed, err, ENCL_E_PROTOCOL,
-                    "expected nothing more for stream %llu after its StreamClose, came %s",
+                    "expected nothing more for stream %llu after its StreamClose, got %s",
                     (unsigned long long)m->id, encl_msg_type_name(m->type));
     }
     return ENCL_OK;
@@ -371,13 +371,13 @@ static encl_result accept_id(encl_session *s, const encl_msg *m, encl_id_kind ki
                              encl_error *err) {
     encl_table *table = &s->app->table;
 
-    ENCL_ENSURE(m->id != 0, err, ENCL_E_PROTOCOL, "expected ids from 1 on, came %s for id 0",
+    ENCL_ENSURE(m->id != 0, err, ENCL_E_PROTOCOL, "expected ids from 1 on, got %s for id 0",
                 encl_msg_type_name(m->type));
     ENCL_ENSURE(encl_table_find(table, m->id) == NULL, err, ENCL_E_PROTOCOL,
-                "expected a new id, came %s for id %llu, open already", encl_msg_type_name(m->type),
+                "expected a new id, got %s for id %llu, open already", encl_msg_type_name(m->type),
                 (unsigned long long)m->id);
     ENCL_ENSURE(!encl_table_full(table), err, ENCL_E_PROTOCOL,
-                "expected at most %zu requests and streams open, came one more", table->capacity);
+                "expected at most %zu requests and streams open, got one more", table->capacity);
     return encl_table_add(table, m->id, kind, err);
 }
 
@@ -397,10 +397,9 @@ static encl_code on_open_stream(encl_session *s, const encl_msg *m, input *in, e
 static encl_code on_client_data(encl_session *s, const encl_msg *m, input *in, encl_error *err) {
     const encl_id_entry *entry = encl_table_find(&s->app->table, m->id);
 
-    ENCL_ENSURE(
-        entry == NULL || !entry->peer_closed, err, ENCL_E_PROTOCOL,
-        "expected nothing more for stream %llu after its StreamClose Write, came StreamData",
-        (unsigned long long)m->id);
+    ENCL_ENSURE(entry == NULL || !entry->peer_closed, err, ENCL_E_PROTOCOL,
+                "expected nothing more for stream %llu after its StreamClose Write, got StreamData",
+                (unsigned long long)m->id);
     report(in, ENCL_EV_STREAM_DATA, m);
     return ENCL_OK;
 }
@@ -451,7 +450,7 @@ static encl_code refuse_message(const encl_session *s, const encl_msg *m, encl_e
     bool has_text = m->type == ENCL_MSG_ERROR || m->type == ENCL_MSG_CONTROL_RESULT;
     int shown = has_text ? (int)(m->payload.len < TEXT_SHOWN ? m->payload.len : TEXT_SHOWN) : 0;
 
-    return encl_fail(err, ENCL_E_PROTOCOL, "in state %s: expected %s, came %s%s%.*s",
+    return encl_fail(err, ENCL_E_PROTOCOL, "in state %s: expected %s, got %s%s%.*s",
                      encl_session_state_name(s->state),
                      s->state == ENCL_SESSION_ATTESTING ? "Attestation"
                                                         : "a message about a request or stream",

@@ -78,7 +78,8 @@ encl_result encl_session_start(encl_session *s, encl_buf *out, encl_error *err);
 encl_result encl_session_recv(encl_session *s, uint8_t *block, size_t len, size_t *consumed,
                               int64_t now, encl_buf *out, encl_event *event, encl_error *err);
 
-/* The peer closed: what is half received is lost. Says in err what was being waited for. */
+/* The peer closed the connection: a record received in part is lost. err says what was waited for.
+ */
 void encl_session_eof(encl_session *s, encl_error *err);
 void encl_session_close(encl_session *s);
 
@@ -88,10 +89,11 @@ encl_attestation *encl_session_take_attestation(encl_session *s);
 /* 32 bytes; all zero before the handshake is complete. */
 const uint8_t *encl_session_handshake_hash(const encl_session *s);
 size_t encl_session_open_ids(const encl_session *s);
-/* How many records came that carried nothing: empty ones, and ends of what had ended. */
+/* How many records were received that carried nothing: empty ones, and ends of what had ended
+ * before. */
 uint64_t encl_session_idle_records(const encl_session *s);
-/* Responder, test enclaves only: forgets the received part of a record, as the server of
- * protocol trap 10 does. Returns whether there was one. */
+/* Responder, test enclaves only: forgets the received part of a record, as a server does that
+ * drops what it read when it stops waiting for the rest. Returns whether there was one. */
 bool encl_session_forget_partial_record(encl_session *s);
 /* Whether a record has been received in part. */
 bool encl_session_has_partial_record(const encl_session *s);

@@ -1,3 +1,5 @@
+/* Decides which ids are open, up to a fixed number: few enough to be searched from end to end.
+ * Calls nothing. */
 #include "session/table.h"
 
 #include <string.h>
@@ -26,7 +28,7 @@ encl_id_entry *encl_table_find(encl_table *t, uint64_t id) {
 
 encl_result encl_table_add(encl_table *t, uint64_t id, encl_id_kind kind, encl_error *err) {
     ENCL_ENSURE(!encl_table_full(t), err, ENCL_E_STATE,
-                "expected at most %zu requests and streams open, came one more", t->capacity);
+                "expected at most %zu requests and streams open, got one more", t->capacity);
     ENCL_ENSURE(index_of(t, id) == NOT_FOUND, err, ENCL_E_STATE, "id %llu is open already",
                 (unsigned long long)id);
     t->ids[t->open] = id;

@@ -1,3 +1,5 @@
+/* Decides which messages there are, which way each may go, and of which fields it consists. Tables
+ * alone: calls nothing. */
 #include "wire/schema.h"
 
 #define TEXT(literal)                                                                              \

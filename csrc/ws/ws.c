@@ -1,3 +1,5 @@
+/* RFC 6455's frames. Decides what a peer may send and with which close code a violation ends the
+ * connection. Calls base alone; reading and writing are its callers'. */
 #include "ws/ws.h"
 
 #include <string.h>
@@ -16,7 +18,7 @@
 #define IDLE_TEXT       1024u /* bytes of text that count like one frame that carries nothing */
 
 #define CLOSE_PROTOCOL  1002
-#define CLOSE_NO_CODE   1005 /* only ever said about a close frame, never in one */
+#define CLOSE_NO_CODE   1005 /* reported where a close frame has no code; never sent in one */
 #define CLOSE_BAD_TEXT  1007
 #define CLOSE_TOO_LARGE 1009
 
@@ -73,36 +75,36 @@ static encl_result check_opcode(encl_ws_decoder *d, uint8_t opcode, bool fin, ui
     switch (opcode) {
     case ENCL_WS_CONTINUATION:
         WS_ENSURE(d->message_opcode != 0, d, CLOSE_PROTOCOL, err,
-                  "expected a new message, came a continuation frame");
+                  "expected a new message, got a continuation frame");
         return ENCL_OK;
     case ENCL_WS_TEXT:
     case ENCL_WS_BINARY:
         WS_ENSURE(d->message_opcode == 0, d, CLOSE_PROTOCOL, err,
-                  "expected a continuation frame, came a new message (opcode 0x%x)", opcode);
+                  "expected a continuation frame, got a new message (opcode 0x%x)", opcode);
         return ENCL_OK;
     case ENCL_WS_CLOSE:
     case ENCL_WS_PING:
     case ENCL_WS_PONG:
         WS_ENSURE(fin, d, CLOSE_PROTOCOL, err,
-                  "expected an unfragmented control frame, came opcode 0x%x without FIN", opcode);
+                  "expected an unfragmented control frame, got opcode 0x%x without FIN", opcode);
         WS_ENSURE((second & LENGTH) <= ENCL_WS_MAX_CONTROL, d, CLOSE_PROTOCOL, err,
-                  "expected a control frame of at most %d bytes, came opcode 0x%x with an "
+                  "expected a control frame of at most %d bytes, got opcode 0x%x with an "
                   "extended length",
                   ENCL_WS_MAX_CONTROL, opcode);
         return ENCL_OK;
     default:
-        WS_ENSURE(false, d, CLOSE_PROTOCOL, err, "expected a known opcode, came 0x%x", opcode);
+        WS_ENSURE(false, d, CLOSE_PROTOCOL, err, "expected a known opcode, got 0x%x", opcode);
     }
 }
 
-/* What the first two bytes tell is checked before the rest is waited for. */
+/* The first two bytes are checked at once: a bad frame is refused before the rest of it arrives. */
 static encl_result check_start(encl_ws_decoder *d, encl_error *err) {
     uint8_t first = d->header[0], second = d->header[1];
 
     WS_ENSURE((first & RESERVED) == 0, d, CLOSE_PROTOCOL, err,
-              "expected reserved bits of zero (no extension was agreed on), came 0x%02x", first);
+              "expected reserved bits of zero (no extension was agreed on), got 0x%02x", first);
     WS_ENSURE(((second & MASKED) != 0) == (d->side == ENCL_WS_SERVER), d, CLOSE_PROTOCOL, err,
-              "expected %s, came the opposite", side_rule(d));
+              "expected %s, got the opposite", side_rule(d));
     return check_opcode(d, first & OPCODE, (first & FIN) != 0, second, err);
 }
 
@@ -116,13 +118,13 @@ static encl_result parse_length(encl_ws_decoder *d, uint64_t *length, encl_error
             value = value << 8 | d->header[2 + i];
         }
         WS_ENSURE(value >> 63 == 0, d, CLOSE_PROTOCOL, err,
-                  "expected a length below 2^63, came 0x%llx", (unsigned long long)value);
+                  "expected a length below 2^63, got 0x%llx", (unsigned long long)value);
         WS_ENSURE(value > (width == 8 ? 0xffffu : LENGTH_16 - 1), d, CLOSE_PROTOCOL, err,
-                  "expected the shortest form of a length, came %llu in %zu bytes",
+                  "expected the shortest form of a length, got %llu in %zu bytes",
                   (unsigned long long)value, width);
     }
     WS_ENSURE(value <= d->max_frame, d, CLOSE_TOO_LARGE, err,
-              "expected a frame of at most %llu bytes, came %llu", (unsigned long long)d->max_frame,
+              "expected a frame of at most %llu bytes, got %llu", (unsigned long long)d->max_frame,
               (unsigned long long)value);
     *length = value;
     return ENCL_OK;
@@ -185,15 +187,15 @@ static encl_result close_event(encl_ws_decoder *d, encl_ws_event *event, encl_er
         return ENCL_OK;
     }
     WS_ENSURE(d->control_len >= 2, d, CLOSE_PROTOCOL, err,
-              "expected a close frame with a code of 2 bytes, came 1 byte");
+              "expected a close frame with a code of 2 bytes, got 1 byte");
     event->code = (uint16_t)(d->control[0] << 8 | d->control[1]);
     WS_ENSURE(close_code_valid(event->code), d, CLOSE_PROTOCOL, err,
-              "expected a close code that may be sent, came %u", event->code);
+              "expected a close code that may be sent, got %u", event->code);
     event->payload = d->control + 2;
     event->len = d->control_len - 2;
     reason = ENCL_SLICE(event->payload, event->len);
     WS_ENSURE(encl_utf8_valid(reason), d, CLOSE_BAD_TEXT, err,
-              "expected a close reason in UTF-8, came other bytes (code %u)", event->code);
+              "expected a close reason in UTF-8, got other bytes (code %u)", event->code);
     return ENCL_OK;
 }
 
@@ -226,7 +228,7 @@ static encl_result take_payload(encl_ws_decoder *d, uint8_t *payload, size_t n,
         return d->in_frame ? ENCL_OK : control_event(d, event, err);
     }
     if (d->opcode == ENCL_WS_TEXT) {
-        /* By what has come in all: the pieces that it is read in are for the peer to choose. */
+        /* Counted over all text so far: how it is split into pieces is the peer's choice. */
         d->idle += (d->text_skipped + n) / IDLE_TEXT - d->text_skipped / IDLE_TEXT;
         d->text_skipped += n;
     } else if (n != 0) {
@@ -259,7 +261,7 @@ encl_result encl_ws_decode(encl_ws_decoder *d, uint8_t *block, size_t len, size_
     *event = (encl_ws_event){.type = ENCL_WS_EV_NONE};
     *consumed = 0;
     ENCL_ENSURE(d->fail_code == 0, err, ENCL_E_PROTOCOL,
-                "WebSocket: expected no more bytes after a violation (close code %u), came %zu",
+                "WebSocket: expected no more bytes after a violation (close code %u), got %zu",
                 d->fail_code, len);
     if (d->closed) {
         *consumed = len;
@@ -300,10 +302,9 @@ encl_result encl_ws_control(encl_ws_opcode opcode, encl_slice payload, const uin
     size_t n;
 
     ENCL_ENSURE(opcode == ENCL_WS_CLOSE || opcode == ENCL_WS_PING || opcode == ENCL_WS_PONG, err,
-                ENCL_E_INVALID, "WebSocket: expected a control opcode, came 0x%x",
-                (unsigned)opcode);
+                ENCL_E_INVALID, "WebSocket: expected a control opcode, got 0x%x", (unsigned)opcode);
     ENCL_ENSURE(payload.len <= ENCL_WS_MAX_CONTROL, err, ENCL_E_INVALID,
-                "WebSocket: expected at most %d bytes in a control frame, came %zu",
+                "WebSocket: expected at most %d bytes in a control frame, got %zu",
                 ENCL_WS_MAX_CONTROL, payload.len);
     n = encl_ws_header(header, opcode, payload.len, mask);
     ENCL_TRY(encl_buf_reserve(out, n + payload.len, &room, err));

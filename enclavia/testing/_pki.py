@@ -89,7 +89,7 @@ def specs(
 ) -> list[CertificateSpec]:
     """The AWS shape: a root, one to three CAs that allow ever fewer below them, a leaf."""
     if not 1 <= intermediates <= len(_CA_LIFETIMES):
-        raise ValueError(f"intermediates: expected 1 to {len(_CA_LIFETIMES)}, came {intermediates}")
+        raise ValueError(f"intermediates: expected 1 to {len(_CA_LIFETIMES)}, got {intermediates}")
     made = (now or datetime.now(UTC)).replace(microsecond=0)
     start = made - _CA_AGE
     ca_usage = frozenset({"digital_signature", "key_cert_sign", "crl_sign"})

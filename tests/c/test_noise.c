@@ -298,7 +298,7 @@ static void a_record_beyond_noises_limit_is_refused_for_its_length(void **state)
     (void)state;
     connect(&a, &b);
     assert_int_equal(encl_noise_open(b, block, sizeof block, &len, &err), ENCL_E_PROTOCOL);
-    assert_non_null(strstr(err.message, "16 to 65535 bytes, came 65536"));
+    assert_non_null(strstr(err.message, "16 to 65535 bytes, got 65536"));
     encl_noise_transport_free(a);
     encl_noise_transport_free(b);
 }
@@ -393,7 +393,7 @@ static void repeated_cut_or_reflected_records_are_refused(void **state) {
             sealed = 15;
         }
         assert_int_equal(encl_noise_open(b, block, sealed, &len, &err), ENCL_E_PROTOCOL);
-        assert_true(i != 4 || strstr(err.message, "of 16 to 65535 bytes, came 15") != NULL);
+        assert_true(i != 4 || strstr(err.message, "of 16 to 65535 bytes, got 15") != NULL);
         memset(copy, 0, sizeof copy);
         assert_memory_equal(block, copy, sealed);
         encl_noise_transport_free(a);

@@ -945,7 +945,7 @@ static void lengths_out_of_bounds_are_refused(void **state) {
         uint32_t n = lengths[i / 2];
         uint8_t record[32] = {(uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8),
                               (uint8_t)n};
-        char came[32];
+        char got[32];
         side x;
         peer p;
 
@@ -959,9 +959,9 @@ static void lengths_out_of_bounds_are_refused(void **state) {
             }
             assert_int_equal(feed(&x, ENCL_SLICE(record + 3, 1)), ENCL_E_PROTOCOL);
         }
-        (void)snprintf(came, sizeof came, "came %lu", (unsigned long)n);
+        (void)snprintf(got, sizeof got, "got %lu", (unsigned long)n);
         assert_non_null(strstr(x.err.message, "17 to 65535"));
-        assert_non_null(strstr(x.err.message, came));
+        assert_non_null(strstr(x.err.message, got));
         assert_false(encl_session_has_partial_record(x.s));
         end(&x, &p);
     }

@@ -738,7 +738,7 @@ def test_a_root_repeated_in_the_bundle_issues_itself() -> None:
 @pytest.mark.parametrize(("index", "allows"), [(ROOT, 2), (CA1, 1), (CA2, 0)])
 def test_path_length(index: int, allows: int) -> None:
     p = chain_with(index, path_length=allows)
-    refuse_chain(p, f"its pathLen allows {allows} CAs below it, came {allows + 1}")
+    refuse_chain(p, f"its pathLen allows {allows} CAs below it, got {allows + 1}")
     p = chain_with(index, path_length=allows + 1)
     verify(document_of(p).encode(), p)
 
@@ -759,7 +759,7 @@ def test_cas_must_be_cas(index: int) -> None:
 def test_the_leaf_must_be_a_leaf() -> None:
     label = "certificate 5 of 5"
     ca = chain_with(LEAF, ca=True)
-    assert label in refuse_chain(ca, "expected a leaf, came a CA").message
+    assert label in refuse_chain(ca, "expected a leaf, got a CA").message
     no_sign = chain_with(LEAF, key_usage=frozenset({"content_commitment"}))
     assert label in refuse_chain(no_sign, "expected keyUsage digitalSignature").message
     no_usage = chain_with(LEAF, key_usage=frozenset())
@@ -786,7 +786,7 @@ def test_only_sha384_signatures(index: int) -> None:
     for digest in (hashes.SHA256(), hashes.SHA512()):
         error = refuse_chain(
             chain_with(index, signature_hash=digest),
-            "expected the signature algorithm ecdsa-with-SHA384, came ecdsa-with-SHA",
+            "expected the signature algorithm ecdsa-with-SHA384, got ecdsa-with-SHA",
         )
         assert f"certificate {index + 1} of 5" in error.message
 
@@ -934,7 +934,7 @@ def test_compressed_points() -> None:
         algorithm = bytes.fromhex("301006072a8648ce3d020106052b81040022")
         return tbs.replace(spki_of(tbs), der(0x30, algorithm + der(3, b"\0" + short)))
 
-    refuse_chain(edited_leaf(compress), "expected an uncompressed P-384 point of 97 bytes, came 49")
+    refuse_chain(edited_leaf(compress), "expected an uncompressed P-384 point of 97 bytes, got 49")
 
 
 def test_points_with_a_byte_more() -> None:
@@ -944,7 +944,7 @@ def test_points_with_a_byte_more() -> None:
             spki_of(tbs), der(0x30, algorithm + der(3, b"\0" + leaf_point(tbs) + b"\0"))
         )
 
-    refuse_chain(edited_leaf(lengthen), "expected an uncompressed P-384 point of 97 bytes, came 98")
+    refuse_chain(edited_leaf(lengthen), "expected an uncompressed P-384 point of 97 bytes, got 98")
 
 
 def test_hybrid_points() -> None:
@@ -985,7 +985,7 @@ def test_curves_must_be_named_not_spelled_out() -> None:
     spelled = edited_leaf(spell_out)
     x509_key = x509.load_der_x509_certificate(spelled.leaf_der).public_key()
     assert isinstance(x509_key, ec.EllipticCurvePublicKey)  # the encoding itself is sound
-    refuse_chain(spelled, "expected an ECDSA P-384 key, came another kind")
+    refuse_chain(spelled, "expected an ECDSA P-384 key, got another kind")
 
 
 def test_inner_and_outer_signature_algorithm_must_agree() -> None:
@@ -1042,10 +1042,10 @@ def test_leeway_does_not_make_one_valid_that_ends_before_it_begins() -> None:
 
 def test_names_in_messages_are_printable() -> None:
     p = chain_with(LEAF, common_name="i\x1b[31m\u202e\n\x7f" + "x" * 40, ca=True)
-    message = refuse_chain(p, "expected a leaf, came a CA").message
+    message = refuse_chain(p, "expected a leaf, got a CA").message
     assert message.isascii() and message.isprintable()
     p = chain_with(LEAF, common_name="a ~ b", ca=True)
-    refuse_chain(p, "(CN=a ~ b): expected a leaf, came a CA")
+    refuse_chain(p, "(CN=a ~ b): expected a leaf, got a CA")
 
 
 def test_keys_of_another_kind_on_the_same_curve() -> None:
@@ -1054,7 +1054,7 @@ def test_keys_of_another_kind_on_the_same_curve() -> None:
     def for_agreement(tbs: bytes) -> bytes:
         return tbs.replace(spki_of(tbs), der(0x30, ecdh + der(3, b"\0" + leaf_point(tbs))))
 
-    refuse_chain(edited_leaf(for_agreement), "expected an ECDSA P-384 key, came another kind")
+    refuse_chain(edited_leaf(for_agreement), "expected an ECDSA P-384 key, got another kind")
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -1077,7 +1077,7 @@ def test_the_largest_root() -> None:
             roots.update({len(root): root} if len(root) in (1024, 1025) else {})
     with attest.policy(root=roots[1024]):
         pass
-    bad_policy("expected at most 1024 bytes, came 1025", root=roots[1025])
+    bad_policy("expected at most 1024 bytes, got 1025", root=roots[1025])
 
 
 # 3. The document's own signature.
@@ -1120,13 +1120,13 @@ def test_signed_by_another_key() -> None:
 def test_nonce() -> None:
     raw = good().encode()
     refuse("nonce mismatch", "handshake hash", raw, nonce=NONCE[:-1] + b"\0")
-    refuse("nonce mismatch", "expected 31 bytes, came 32", raw, nonce=NONCE[:31])
-    refuse("nonce mismatch", "expected 33 bytes, came 32", raw, nonce=NONCE + b"\0")
+    refuse("nonce mismatch", "expected 31 bytes, got 32", raw, nonce=NONCE[:31])
+    refuse("nonce mismatch", "expected 33 bytes, got 32", raw, nonce=NONCE + b"\0")
     verify(raw, nonce=None)
     for absent in (good(nonce=NULL), without("nonce")):
         refuse("nonce mismatch", "the document has no nonce", absent.encode())
         verify(absent.encode(), nonce=None)
-    refuse("nonce mismatch", "came 0", good(nonce=bstr(b"")).encode())
+    refuse("nonce mismatch", "got 0", good(nonce=bstr(b"")).encode())
 
 
 def test_an_empty_nonce_is_no_nonce() -> None:
@@ -1147,13 +1147,13 @@ def test_each_pinned_pcr(index: int) -> None:
     ):
         error = refuse(
             "PCR mismatch",
-            f"PCR{index}: expected {PCRS[index].hex()}, came {wrong.hex()}",
+            f"PCR{index}: expected {PCRS[index].hex()}, got {wrong.hex()}",
             good(pcrs=pcr_map({**PCRS, index: wrong})).encode(),
         )
         assert (error.pcr_index, error.expected, error.actual) == (index, PCRS[index], wrong)
         assert ("per enclave" in error.message) == (index == 2)
     missing = {i: v for i, v in PCRS.items() if i != index}
-    error = refuse("PCR mismatch", "came nothing", good(pcrs=pcr_map(missing)).encode())
+    error = refuse("PCR mismatch", "got nothing", good(pcrs=pcr_map(missing)).encode())
     assert (error.pcr_index, error.expected, error.actual) == (index, PCRS[index], b"")
 
 
@@ -1357,7 +1357,7 @@ def test_pins_are_checked(index: int) -> None:
         return [PINS, changed]
 
     for n in (0, 1, 31, 33, 47, 63):
-        bad_policy(f"PCR{index}: expected 32, 48 or 64 bytes, came {n}", pins(b"\1" * n))
+        bad_policy(f"PCR{index}: expected 32, 48 or 64 bytes, got {n}", pins(b"\1" * n))
     bad_policy("bytes like PCR0" if index else "expected 32 bytes like PCR0", pins(b"\1" * 32))
     bad_policy(f"PCR{index} is all zero", pins(bytes(48)))
     bad_policy("debug enclave", pins(bytes(48)))
@@ -1372,16 +1372,16 @@ def test_roots_are_checked() -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    bad_policy("DER or PEM, came neither", root=b"hello")
-    bad_policy("DER or PEM, came neither", root=b"0")
+    bad_policy("DER or PEM, got neither", root=b"hello")
+    bad_policy("DER or PEM, got neither", root=b"0")
     bad_policy("is not an X.509 certificate", root=p.root_der[:-1])
     bad_policy("1 bytes after its end", root=p.root_der + b"\0")
-    bad_policy("expected one PEM block, came more", root=p.root_pem + p.root_pem)
-    bad_policy("expected one PEM block, came more", root=p.root_pem + key_pem)
+    bad_policy("expected one PEM block, got more", root=p.root_pem + p.root_pem)
+    bad_policy("expected one PEM block, got more", root=p.root_pem + key_pem)
     bad_policy("another kind of PEM block", root=key_pem)
     filler = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.2"), bytes(600))
     large = chain_with(ROOT, extensions=((filler, False),))
-    bad_policy("expected at most 1024 bytes, came", root=large.root_der)
+    bad_policy("expected at most 1024 bytes, got", root=large.root_der)
     bad_policy("at most 16384 bytes", root=b"\n" * 16385 + p.root_pem)
     bad_policy("expected a CA", root=p.leaf_der)
     for changes, fragment in (
@@ -1454,7 +1454,7 @@ def test_a_cached_link_says_nothing_about_roles() -> None:
             serialization.NoEncryption(),
         ),
     )
-    refuse_chain(as_leaf, "expected a leaf, came a CA", cache=cache)
+    refuse_chain(as_leaf, "expected a leaf, got a CA", cache=cache)
     one_more = dataclasses.replace(p, cabundle=[*p.cabundle, p.leaf_der])
     refuse_chain(one_more, "pathLen", cache=cache)
 
@@ -1698,7 +1698,7 @@ def test_minted_certificates_have_awss_shape() -> None:
     assert max(map(len, ders)) <= 1024
     leaf = x509.load_der_x509_certificate(p.leaf_der)
     assert leaf.not_valid_after_utc - NOW == timedelta(hours=3)
-    with pytest.raises(ValueError, match="expected 1 to 3, came 4"):
+    with pytest.raises(ValueError, match="expected 1 to 3, got 4"):
         pki.mint(NOW, intermediates=4)
     long = pki.mint(NOW, timedelta(hours=5))
     refuse_chain(long, "has expired", now=AT + 5 * 3600 + 1)

@@ -250,7 +250,7 @@ def test_violations(name: str) -> None:
         refusal = refusal_of(decoder, pieces)
         assert refusal is not None
         assert refusal.code == c.PROTOCOL
-        assert re.fullmatch("WebSocket: expected .* came .*", refusal.message)
+        assert re.fullmatch("WebSocket: expected .* got .*", refusal.message)
         assert decoder.fail_code == code
         assert [seen for seen in decoder.seen if seen.event is not Event.DATA] == [
             Seen(Event.PING, b"before")

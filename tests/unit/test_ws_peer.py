@@ -283,7 +283,7 @@ def test_a_handshake_answer_of_49_bytes() -> None:
         enclave.send_bytes(enclave.attestation())
 
     error = refused(script, asked=True)
-    check(error, enclavia.ProtocolError, "record length: expected 17 to 65535 bytes, came 167")
+    check(error, enclavia.ProtocolError, "record length: expected 17 to 65535 bytes, got 167")
     assert not error.retryable
 
 
@@ -351,7 +351,7 @@ def test_a_record_length_out_of_bounds(length: int, verified: bool) -> None:
             enclave.send_bytes(head)
 
         error = refused(script, asked=True)
-    check(error, enclavia.ProtocolError, f"expected 17 to 65535 bytes, came {length}")
+    check(error, enclavia.ProtocolError, f"expected 17 to 65535 bytes, got {length}")
     assert not error.retryable
 
 
@@ -668,14 +668,14 @@ def test_one_shot_answers_for_a_stream_and_the_other_way_round() -> None:
         enclave.receive()
         enclave.send("Data", id=1, payload=b"x")
 
-    check(failure_of(data), enclavia.ProtocolError, "for id 1, a stream; came Data")
+    check(failure_of(data), enclavia.ProtocolError, "for id 1, a stream; got Data")
 
     def stream_data(enclave: EnclavePeer) -> None:
         enclave.receive()
         enclave.send("StreamData", id=1, payload=b"x")
 
     server, channel = opened(stream_data)
-    with server, channel, pytest.raises(enclavia.ProtocolError, match="came StreamData"):
+    with server, channel, pytest.raises(enclavia.ProtocolError, match="got StreamData"):
         channel.request(b"x")
 
 
