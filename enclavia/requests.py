@@ -49,9 +49,10 @@ try:
     import requests.exceptions as theirs
     import urllib3
     import urllib3.exceptions as urllib3_errors
+    from requests.auth import _basic_auth_str
     from requests.cookies import extract_cookies_to_jar
     from requests.structures import CaseInsensitiveDict
-    from requests.utils import get_encoding_from_headers, requote_uri
+    from requests.utils import get_auth_from_url, get_encoding_from_headers, requote_uri
 except ImportError as error:
     raise ImportError(
         "enclavia.requests needs requests, which is not installed: "
@@ -100,7 +101,8 @@ def _before_answer(
             cls = theirs.ConnectTimeout
             inner = connecting(urllib3_errors.ConnectTimeoutError(text))
         case ReadTimeout():
-            cls, inner = theirs.ReadTimeout, urllib3_errors.ReadTimeoutError(pool, url, text)
+            cls = theirs.ReadTimeout
+            inner = urllib3_errors.ReadTimeoutError(pool, url, f"Read timed out. ({text})")
         case WriteTimeout():
             cls, inner = _WriteTimeout, aborted(TimeoutError(text))
         case AttestationError() | UpgradeChainError():
@@ -203,7 +205,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
                 "cert: the client stays anonymous to an enclave; authenticate inside the channel "
                 "(auth, headers)"
             )
-        outgoing = self._outgoing(request, timeout)
+        outgoing = self._outgoing(request, timeout, proxies or {})
         try:
             incoming = self._enclave.handle_request(outgoing)
         except EnclaviaError as error:
@@ -247,7 +249,9 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         if self._names(requote_uri(text)):
             headers[name] = location._replace(scheme=asked.scheme, netloc=netloc).geturl()
 
-    def _outgoing(self, request: requests.PreparedRequest, timeout: object) -> httpx2.Request:
+    def _outgoing(
+        self, request: requests.PreparedRequest, timeout: object, proxies: Mapping[str, str]
+    ) -> httpx2.Request:
         extensions: dict[str, Any] = {"target": _bytes(request.path_url)}
         allowed = _timeouts(timeout)
         if allowed is not None:
@@ -255,13 +259,15 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         url = request.url or ""
         if self._names(url):
             url = self.base_url.removesuffix("/") + request.path_url
+        for_proxies = [_credentials(proxy) for proxy in proxies.values()]
         return httpx2.Request(
             request.method or "GET",
             url,
             headers=[
                 (_bytes(name), _bytes(value))
                 for name, value in request.headers.items()
-                if name.lower() != "proxy-authorization"
+                # A session adds this where it follows a redirect and has a proxy for http://.
+                if not (name.lower() == "proxy-authorization" and value in for_proxies)
             ],
             content=_content(request.body),
             extensions=extensions,
@@ -327,6 +333,12 @@ class EnclaveSession(requests.Session):
 def session(url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> EnclaveSession:
     """A session that can reach this enclave and nothing else, redirects included."""
     return EnclaveSession(EnclaveAdapter(url, **options))
+
+
+def _credentials(proxy: str) -> str | None:
+    """What a session says for a proxy in Proxy-Authorization."""
+    user, password = get_auth_from_url(proxy)
+    return _basic_auth_str(user, password) if user and password else None
 
 
 def _bytes(text: str | bytes) -> bytes:
