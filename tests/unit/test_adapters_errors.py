@@ -514,3 +514,23 @@ def test_answers_of_a_good_workload_are_equal(beside: tuple[Beside, list[bytes]]
     for answer[0] in (ok(b"fine"), *ANSWERS.values()):
         theirs, ours = (whole(*side) for side in both.sides)
         assert ours == theirs
+
+
+def test_requests_answers_end_with_their_session() -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        connection.wait_closed()
+
+    with byte_enclave(script) as (enclave, _):
+        with over_requests.session(enclave.url, **keywords(enclave)) as session:
+            got = session.get(session.base_url, stream=True)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            got.content  # noqa: B018 - reads
+
+
+def test_requests_adapter_has_no_pool() -> None:
+    adapter = over_requests.EnclaveAdapter("wss://enclave.example", pcrs=WRONG)
+    assert not isinstance(adapter, requests.adapters.HTTPAdapter)
+    assert not hasattr(adapter, "build_response")
+    assert not hasattr(adapter, "proxy_manager")
