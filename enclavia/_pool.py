@@ -261,6 +261,8 @@ class Pool(Generic[C, L]):
             if not self._serve_at_once(ticket, now):
                 self._queue[ticket.order] = weakref.ref(ticket)
                 self._decide(now)
+                if ticket.state is State.WAITING:
+                    self._probe_connectors()
         return ticket
 
     @_carried_out
@@ -526,6 +528,16 @@ class Pool(Generic[C, L]):
             self._members.remove(member)
             self._failures = 0
             self._fail_all(error)
+
+    def _probe_connectors(self) -> None:
+        """Waking one for nothing does no harm, and shows whether it can be woken: a connector in
+        an event loop that was closed would be waited for in vain."""
+        for member in self._members:
+            if not member.open and member.connector is not None:
+                reference = self._queue.get(member.connector)
+                connector = None if reference is None else reference()
+                if connector is not None:
+                    self._wake(connector)
 
     def _is_over(self) -> bool:
         """There was a channel, and there may be no other."""

@@ -193,6 +193,9 @@ static void task_resolved(void *arg) {
         if (r->count == 0) {
             encl_fail(&why, ENCL_E_CONNECT, "no address for the host name '%s': %s", r->name,
                       r->rc == 0 ? "none found" : gai_strerror(r->rc));
+            /* A name server that does not answer may do so later; one that knows of no such name
+               will not. */
+            why.retryable = r->rc != EAI_NONAME;
             net_conn_finish(conn, &why);
         } else {
             memcpy(conn->target->addresses, r->addresses, sizeof r->addresses);

@@ -250,6 +250,28 @@ def test_what_is_final_ends_at_once(kind: str, fault: Fault, error: type[Excepti
 
 
 @kinds
+def test_a_name_that_does_not_exist_is_final(kind: str, enclave: LocalEnclave) -> None:
+    try:
+        socket.getaddrinfo("no-such-host.invalid", 443)
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_NONAME:
+            pytest.skip(f"the resolver of this machine does not know either: {error}")
+
+    async def run() -> None:
+        client = face(
+            kind, "wss://no-such-host.invalid", **keywords(enclave, patience=600, timeout=600)
+        )
+        with pytest.raises(enclavia.ConnectError, match="no address") as caught:
+            await client.get("/")
+        assert not caught.value.retryable
+        await client.close()
+
+    with failures() as seen:
+        drive(kind, run)
+    assert len(seen.levels) == 1
+
+
+@kinds
 def test_an_attempt_without_an_answer_is_given_up_for_another(kind: str) -> None:
     """The first two are never answered; a third one, where patience lasts longer, is."""
     with byte_enclave(answering(ok(b"third"))) as (enclave, _), taken_port() as port:

@@ -117,6 +117,38 @@ def test_forked_in_the_middle_of_a_request() -> None:
         client.close()
 
 
+def test_threads_of_a_child_begin_together() -> None:
+    """At the moment of the fork another thread of the parent is inside of the client."""
+    with (
+        byte_enclave(answering(ok())) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+    ):
+        client.get("/")
+        parents = client._enclave._current
+
+        def work() -> None:
+            begin = threading.Barrier(6)
+            used: list[object] = []
+
+            def request() -> None:
+                begin.wait()
+                used.append(client._enclave._engine)
+                assert client.get("/").status_code == 200
+
+            threads = [threading.Thread(target=request, daemon=True) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+                assert not thread.is_alive()
+            assert len(used) == 6 and len(set(map(id, used))) == 1
+            assert used[0] is not parents
+
+        with parents.pool._lock:
+            child = in_child(work)
+        assert child == 0
+
+
 def test_child_that_only_exits() -> None:
     """Collecting the parent's objects in the child says nothing to the enclave."""
     with (
