@@ -115,6 +115,10 @@ class _Known(NamedTuple):
 _NO_BODY = httpx2.ByteStream(b"")
 # Options that change neither URL nor headers nor body.
 _NO_PART_OF_IT: Final = frozenset(("timeout", "extensions"))
+# Options that change nothing where they are None. Of any other name httpx2 says what is wrong.
+_MAY_BE_NONE: Final = frozenset(
+    ("content", "data", "files", "json", "params", "headers", "cookies")
+)
 
 
 class _KnownRequests:
@@ -143,7 +147,7 @@ class _KnownRequests:
             self._of = (client.base_url, all_known)
         plain = not client.params and not client.cookies
         for name, value in options.items():
-            if value is not None and name not in _NO_PART_OF_IT:
+            if name not in _NO_PART_OF_IT and (value is not None or name not in _MAY_BE_NONE):
                 plain = False
         known = all_known.get((method, url))
         if known is None or (plain and known.defaults != client.headers.raw):

@@ -262,3 +262,11 @@ def test_what_empty_params_did_to_a_url_is_not_remembered(cls: Any, empty: Any) 
             )
             assert ours.url == theirs.url
     assert client.build_request("DELETE", "/rows?id=7").url.query == b"id=7"
+
+
+def test_an_option_of_another_name_is_refused_each_time() -> None:
+    client = enclavia.Client("wss://enclave.example", debug_mode=True)
+    for _ in range(2):
+        client.build_request("GET", "/")
+        with pytest.raises(TypeError, match="parms"):
+            client.build_request("GET", "/", parms=None)

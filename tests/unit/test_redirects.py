@@ -244,3 +244,17 @@ def test_hostile_locations_over_the_wire() -> None:
         assert client.get("/").status_code == 302
         with pytest.raises(enclavia.ProtocolError, match="redirect"):
             client.get("/", follow_redirects=True)
+
+
+def test_a_transport_mounted_for_every_scheme_keeps_redirects_inside() -> None:
+    requests: list[tuple[bytes, bytes]] = []
+    port: list[int] = []
+    with byte_enclave(redirecting("http://{own}/items/", requests, port)) as (enclave, _):
+        port.append(enclave.port)
+        transport = enclavia.EnclaveTransport(enclave.url, **keywords(enclave))
+        authority = f"{transport.base_url.host}:{transport.base_url.port}"
+        mounts = {f"all://{authority}": transport}
+        with httpx2.Client(mounts=mounts, follow_redirects=True, trust_env=False) as client:
+            response = client.post(f"https://{authority}/items", content=b"body")
+    assert response.content == b"arrived"
+    assert [body for _, body in requests] == [b"body", b"body"]
