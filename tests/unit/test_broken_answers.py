@@ -83,7 +83,7 @@ def test_a_deadline_is_retryable(kind: str) -> None:
 
         async def case(client: Face) -> None:
             with pytest.raises(enclavia.ReadTimeout) as caught:
-                await client.get("/", timeout=0.1)
+                await client.get("/", timeout=httpx2.Timeout(10, read=0.1))
             assert caught.value.retryable
 
         with_client(kind, enclave, case)
