@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support import Connection, answering, byte_enclave, eventually, keywords, ok
+from support import HANG, Connection, answering, byte_enclave, eventually, keywords, ok
 
 import enclavia
 from enclavia.testing import Fault, LocalEnclave
@@ -273,6 +273,7 @@ def broken(connection: Connection) -> None:
 def test_requests_read_timeout(timeout: Any) -> None:
     with byte_enclave(silent) as (enclave, _):
         session, base = mounted(enclave)
+        session.get_adapter(base).connect(HANG)  # which is not to be timed here
         with session, pytest.raises(requests.exceptions.ReadTimeout) as caught:
             session.get(base, timeout=timeout)
         assert isinstance(caught.value.__cause__, enclavia.ReadTimeout)
@@ -292,6 +293,7 @@ def test_requests_connect_timeout(timeout: Any) -> None:
 def test_requests_default_timeout_is_the_adapters() -> None:
     with byte_enclave(silent) as (enclave, _):
         session, base = mounted(enclave, timeout=0.1)
+        session.get_adapter(base).connect(HANG)
         with session, pytest.raises(requests.exceptions.ReadTimeout):
             session.get(base)
 
@@ -310,7 +312,7 @@ def test_requests_errors_within_a_body() -> None:
         session, base = mounted(enclave)
         with session:
             with pytest.raises(requests.exceptions.ConnectionError) as caught:
-                session.get(base, timeout=0.1)
+                session.get(base, timeout=(HANG, 0.1))
             assert isinstance(caught.value, requests.exceptions.Timeout)
             assert isinstance(caught.value.__cause__, enclavia.ReadTimeout)
         eventually(lambda: enclave.stats()["slots_open"] == 0)
