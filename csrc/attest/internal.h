@@ -35,6 +35,9 @@ bool encl_link_cache_has(encl_link_cache *cache, encl_slice child, encl_slice is
 void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer,
                          int64_t expires);
 
+/* hint.c: says in a refusal's message what it looks like, where that is known. */
+void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *err);
+
 /* policy.c: the PCRs against the pins, or without pins only against zero. */
 encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
                                    encl_error *err);

@@ -192,22 +192,36 @@ static void hex(const encl_pcr *pcr, char out[HEX_BYTES]) {
     (void)snprintf(out + (size_t)2 * pcr->len, 8, "%s", pcr->len == 0 ? "nothing" : "");
 }
 
-static const char *pcr_advice(size_t index, const encl_pcr *actual) {
+static bool same_pcr(const encl_pins *pins, const encl_attestation *a, size_t i) {
+    return encl_equal_ct(pcr_bytes(&pins->pcr[i]), pcr_bytes(&a->pcrs[i]));
+}
+
+/* Enclavia stamps an enclave's UUID into its image, which PCR0 and PCR2 measure and PCR1, the
+ * kernel and what it boots with, does not. */
+static const char *pcr_advice(size_t index, const encl_pins *pins, const encl_attestation *a) {
+    const encl_pcr *actual = &a->pcrs[index];
+
     if (actual->len == 0) {
         return "the document does not have it";
     }
     if (is_zero(actual)) {
         return "all zero: this is a debug enclave, which proves nothing about its code";
     }
-    if (index == 2) {
-        return "PCR2 is per enclave: two enclaves of one image differ, and a re-created one has "
-               "a new value";
+    if (pins != NULL && same_pcr(pins, a, 1)) {
+        return "PCR1 agrees: the same boot parts, but another enclave or version. PCR0 and PCR2 "
+               "are per enclave: two of one image differ, and a re-created one has new values";
+    }
+    if (pins != NULL && same_pcr(pins, a, 0) && same_pcr(pins, a, 2)) {
+        return "only PCR1 differs: the same enclave with other boot parts (kernel, init)";
     }
     return "the enclave runs another image than the pinned one";
 }
 
-static encl_result pcr_failure(size_t index, const encl_pcr *expected, const encl_pcr *actual,
+/* pins: the nearest ones, NULL where there are none. */
+static encl_result pcr_failure(size_t index, const encl_pins *pins, const encl_attestation *a,
                                encl_error *err) {
+    const encl_pcr *actual = &a->pcrs[index];
+    const encl_pcr *expected = pins == NULL ? NULL : &pins->pcr[index];
     char got[HEX_BYTES], wanted[HEX_BYTES];
     encl_code rc;
 
@@ -216,7 +230,7 @@ static encl_result pcr_failure(size_t index, const encl_pcr *expected, const enc
         hex(expected, wanted);
     }
     rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, got %s (%s)", index,
-                   expected == NULL ? "a measurement" : wanted, got, pcr_advice(index, actual));
+                   expected == NULL ? "a measurement" : wanted, got, pcr_advice(index, pins, a));
     err->detail.pcr.index = (int)index;
     err->detail.pcr.actual_len = actual->len;
     memcpy(err->detail.pcr.actual, actual->value, actual->len);
@@ -231,18 +245,26 @@ static encl_result pcr_failure(size_t index, const encl_pcr *expected, const enc
 static size_t first_difference(const encl_pins *pins, const encl_attestation *a, bool debug) {
     size_t i = 0;
 
-    while (i < ENCL_PINNED_PCRS &&
-           ((debug && a->pcrs[i].len == 0) ||
-            encl_equal_ct(pcr_bytes(&pins->pcr[i]), pcr_bytes(&a->pcrs[i])))) {
+    while (i < ENCL_PINNED_PCRS && ((debug && a->pcrs[i].len == 0) || same_pcr(pins, a, i))) {
         i++;
     }
     return i;
 }
 
+/* How many PCRs agree: the set with the most is the one a message is about. */
+static size_t agreeing(const encl_pins *pins, const encl_attestation *a) {
+    size_t count = 0;
+
+    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+        count += same_pcr(pins, a, i) ? 1 : 0;
+    }
+    return count;
+}
+
 static encl_result check_unpinned(const encl_attestation *a, encl_error *err) {
     for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
         if (is_zero(&a->pcrs[i])) {
-            return pcr_failure(i, NULL, &a->pcrs[i], err);
+            return pcr_failure(i, NULL, a, err);
         }
     }
     return ENCL_OK;
@@ -250,21 +272,22 @@ static encl_result check_unpinned(const encl_attestation *a, encl_error *err) {
 
 encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
                                    encl_error *err) {
-    size_t best = 0, best_index = 0;
+    size_t nearest = 0, most = 0;
 
     if (policy->pin_count == 0) {
         return policy->debug ? ENCL_OK : check_unpinned(a, err);
     }
     for (size_t i = 0; i < policy->pin_count; i++) {
-        size_t index = first_difference(&policy->pins[i], a, policy->debug);
+        size_t same = agreeing(&policy->pins[i], a);
 
-        if (index == ENCL_PINNED_PCRS) {
+        if (first_difference(&policy->pins[i], a, policy->debug) == ENCL_PINNED_PCRS) {
             return ENCL_OK;
         }
-        if (index > best_index) {
-            best = i;
-            best_index = index;
+        if (same > most) {
+            nearest = i;
+            most = same;
         }
     }
-    return pcr_failure(best_index, &policy->pins[best].pcr[best_index], &a->pcrs[best_index], err);
+    return pcr_failure(first_difference(&policy->pins[nearest], a, policy->debug),
+                       &policy->pins[nearest], a, err);
 }

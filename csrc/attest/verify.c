@@ -110,6 +110,9 @@ encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, e
     ERR_set_mark();
     rc = policy->debug ? verify_debug(document, policy, nonce, a, err)
                        : verify_nitro(document, policy, nonce, now, cache, a, err);
+    if (rc != ENCL_OK && !policy->debug) {
+        encl_hint_add(document, policy, err);
+    }
     ERR_pop_to_mark();
     if (rc != ENCL_OK) {
         encl_attestation_free(a);

@@ -86,3 +86,9 @@ void encl_error_prefix(encl_error *err, const char *context) {
     memcpy(err->message, joined, sizeof err->message - 1);
     err->message[sizeof err->message - 1] = '\0';
 }
+
+void encl_error_suffix(encl_error *err, const char *text) {
+    size_t used = strnlen(err->message, sizeof err->message - 1);
+
+    (void)snprintf(err->message + used, sizeof err->message - used, "%s", text);
+}

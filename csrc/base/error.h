@@ -73,6 +73,9 @@ encl_code encl_fail(encl_error *err, encl_code code, const char *fmt, ...) ENCL_
 /* Puts "context: " before the message of an error that a lower layer filled in. */
 void encl_error_prefix(encl_error *err, const char *context);
 
+/* Puts text behind the message, as far as there is room. */
+void encl_error_suffix(encl_error *err, const char *text);
+
 const char *encl_code_name(encl_code code);
 
 /* Straight-line checks: the happy path reads downwards, every failure leaves at once. The _GOTO

@@ -546,6 +546,15 @@ def test_text_must_be_utf8(text: bytes) -> None:
     refuse("document error", "expected UTF-8, got other bytes", good(module_id=bad).encode())
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_timestamp_ends_with_the_year_9999(debug: bool) -> None:
+    last = 253_402_300_799_999
+    kw = {"debug": debug}
+    assert verify(good(timestamp=uint(last)).encode(), **kw).timestamp_ms == last
+    for beyond in (last + 1, 2**64 - 1):
+        refuse("document error", "the year 9999", good(timestamp=uint(beyond)).encode(), **kw)
+
+
 def test_a_character_does_not_end_in_the_next_item() -> None:
     across = altered(extra_fields=[(tstr("x"), b"\x82\x61\xc3\x80")])
     refuse("document error", "expected UTF-8, got other bytes", across.encode())
@@ -1151,7 +1160,7 @@ def test_each_pinned_pcr(index: int) -> None:
             good(pcrs=pcr_map({**PCRS, index: wrong})).encode(),
         )
         assert (error.pcr_index, error.expected, error.actual) == (index, PCRS[index], wrong)
-        assert ("per enclave" in error.message) == (index == 2)
+        assert ("per enclave" in error.message) == (index != 1)
     missing = {i: v for i, v in PCRS.items() if i != index}
     error = refuse("PCR mismatch", "got nothing", good(pcrs=pcr_map(missing)).encode())
     assert (error.pcr_index, error.expected, error.actual) == (index, PCRS[index], b"")
@@ -1174,6 +1183,78 @@ def test_several_pins() -> None:
     # Never a mixture: each register is in some set, but no set has them all.
     mixed = [[PINS[0], PINS[1], stranger[2]], [stranger[0], PINS[1], PINS[2]]]
     refuse("PCR mismatch", "PCR2", raw, pins=mixed)
+
+
+@pytest.mark.parametrize(
+    ("differing", "words"),
+    [
+        ((0, 2), "PCR1 agrees: the same boot parts, but another enclave or version"),
+        ((0,), "PCR1 agrees"),
+        ((2,), "PCR1 agrees"),
+        ((1,), "only PCR1 differs"),
+        ((0, 1, 2), "another image than the pinned one"),
+        ((0, 1), "another image than the pinned one"),
+    ],
+)
+def test_the_hint_is_by_what_differs(differing: tuple[int, ...], words: str) -> None:
+    pins = [b"\x55" * 48 if index in differing else PINS[index] for index in range(3)]
+    error = refuse("PCR mismatch", words, good().encode(), pins=[pins])
+    assert error.pcr_index == differing[0]
+    # Of several it is about the nearest, wherever it stands.
+    stranger = [b"\x66" * 48] * 3
+    for sets in ([stranger, pins], [pins, stranger]):
+        if differing != (0, 1, 2):
+            error = refuse("PCR mismatch", words, good().encode(), pins=sets)
+            assert (error.pcr_index, error.expected) == (differing[0], pins[differing[0]])
+
+
+DEBUG_HINT = "looks like the self-signed document of a debug enclave"
+ROOT_HINT = "leads to another root than the pinned one"
+
+
+def test_a_debug_enclaves_document_is_recognised() -> None:
+    """Its PCRs are real, its certificates and its signature mean nothing."""
+    nothing, p = bytes(64), good_pki()
+    itself = pki.mint(chain=[pki.specs(NOW)[0], dataclasses.replace(pki.specs(NOW)[0])])
+    for leaf, bundle in ((nothing, [nothing]), (itself.root_der, [itself.root_der])):
+        fields = {"certificate": bstr(leaf), "cabundle": array([bstr(c) for c in bundle])}
+        refuse("certificate error", DEBUG_HINT, good(**fields).encode())
+        crude = good(**fields, timestamp=uint(0)).encode()
+        refuse("document error", DEBUG_HINT, crude)
+        assert verify(crude, debug=True).form == Form.DEBUG
+    # Whatever else is wrong is what it is.
+    late = chain_with(LEAF, not_before=NOW - timedelta(hours=9), not_after=NOW - timedelta(hours=6))
+    for error in (
+        refuse_chain(late, "has expired"),
+        refuse("document error", "", good().encode()[:-1]),
+        refuse("nonce mismatch", "", good(nonce=bstr(b"x")).encode()),
+        refuse("certificate error", "", document_of(other_pki()).encode(), p=p),
+    ):
+        assert DEBUG_HINT not in error.message
+
+
+def test_a_forgotten_root_is_recognised() -> None:
+    raw = good().encode()
+    error = refuse("certificate error", ROOT_HINT, raw, root=None)
+    assert "is not issued by certificate 1" in error.message
+    assert "root=" in error.message and "from whoever runs it" in error.message
+    refuse("certificate error", ROOT_HINT, raw, root=other_pki().root_der)
+    late = chain_with(CA1, not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=6))
+    for error in (
+        refuse_chain(late, "has expired"),
+        refuse("PCR mismatch", "", raw, pins=[[b"\x55" * 48] * 3]),
+    ):
+        assert ROOT_HINT not in error.message
+
+
+def test_the_longest_hint_fits_its_message() -> None:
+    names = ["n" * 63 + str(index) for index in range(5)]
+    chain = [
+        dataclasses.replace(spec, common_name=name)
+        for spec, name in zip(pki.specs(NOW), names, strict=True)
+    ]
+    error = refuse_chain(pki.mint(chain=chain), ROOT_HINT, root=other_pki().root_der)
+    assert error.message.endswith("from whoever runs it")
 
 
 def test_zero_pcrs_are_a_debug_enclave() -> None:
