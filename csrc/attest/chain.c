@@ -189,7 +189,7 @@ static encl_result check_leaf_validity(const chain_cert *l, encl_clock clock, en
         return check_validity(l, l->not_before, err);
     }
     rc = check_validity(l, clock.now, err);
-    if (rc != ENCL_OK && clock.now < l->not_before) {
+    if (clock.now < l->not_before) {
         err->retryable = clock.now >= l->not_before - ENCL_CLOCK_LEEWAY_MAX;
     }
     return rc;

@@ -1047,6 +1047,9 @@ def test_leeway_does_not_make_one_valid_that_ends_before_it_begins() -> None:
     verify(document_of(p).encode(), p, clock_leeway=LEEWAY)
     p = edited_leaf(retime(b"270314150946Z", b"270314150936Z"))
     refuse_chain(p, "has expired", clock_leeway=LEEWAY)
+    # Nor is one worth another try that has begun and ended.
+    p = edited_leaf(retime(b"270314150926Z", b"270314150925Z"))
+    refuse_chain(p, "has expired")
 
 
 def test_names_in_messages_are_printable() -> None:
