@@ -25,7 +25,7 @@ from enclavia import verify_attestation
 from enclavia.testing._identity import Authority
 from tests.interop.harness import Peer, ReferenceClient, build_programs, trusting
 
-from .figures import CPU, CPU_MB, GROWN, P50, P99, RATE, SPEED, Bench
+from .figures import CPU, CPU_MB, GROWN, P50, P99, P999, RATE, SPEED, Bench
 from .parties import (
     CONNECTIONS,
     IDLE_SECONDS,
@@ -47,7 +47,7 @@ from .report import for_terminal, plot, write
 from .targets import DOCUMENT, LOCAL, PEER, PRODUCTION, targets
 
 MIB = 2**20
-ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "memory")
+ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "pauses", "memory")
 GROUPS = (*ON_SERVERS, "production", "document", "import")
 AWS_DOCUMENT = ROOT.parent / "shared/vectors/nitro/production-2022-10-13.cose"
 AWS_DOCUMENT_TIME = 1_665_651_482
@@ -178,6 +178,24 @@ def bytes_as_bodies_grow(bench: Bench, server: str, made: Contenders, plan: Plan
         )
 
 
+def pauses(bench: Bench, server: str, made: Contenders) -> None:
+    """How much later than asked a thread that sleeps for half a millisecond goes on, beside another
+    that downloads, and beside one that computes in C without the GIL: what the machine itself does
+    to it."""
+    bench.compare(
+        server,
+        "a thread goes on late, beside",
+        {
+            "SHA-256": partial(made["client"], beside="sha256"),
+            "a download, `Client`": partial(made["client"], beside="download"),
+        },
+        {"p50": P50, "p99": P99, "p99.9": P999},
+        base="SHA-256",
+        do="pauses",
+        count=6000,
+    )
+
+
 def peak_memory(bench: Bench, server: str, facts: Facts, plan: Plan) -> None:
     idle = {"do": "get", "count": 10}
     for way in ("download", "upload"):
@@ -208,6 +226,8 @@ def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, pla
             transfers(bench, server, made, plan)
         if plan.wants("flat"):
             requests_as_callers_grow(bench, server, made)
+        if plan.wants("pauses") and server == LOCAL:
+            pauses(bench, server, made)
         if plan.wants("flat") and server == LOCAL:
             bytes_as_bodies_grow(bench, server, made, plan)
     if plan.wants("memory") and server == LOCAL:

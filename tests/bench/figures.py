@@ -14,6 +14,7 @@ Figure = tuple[str, Callable[[Report], float]]
 
 P50: Figure = ("us", lambda r: r["p50_us"])
 P99: Figure = ("us", lambda r: r["p99_us"])
+P999: Figure = ("us", lambda r: r["p999_us"])
 CPU: Figure = ("us", lambda r: r["cpu_s"] / r["ok"] * 1e6)
 RATE: Figure = ("/s", lambda r: r["ok"] / r["wall_s"])
 SPEED: Figure = ("MB/s", lambda r: r["bytes"] / r["wall_s"] / 1e6)

@@ -163,6 +163,14 @@ def targets(large: str, larger: str) -> list[Target]:
             unit="MiB",
         ),
     ]
+    late = "a thread goes on late, beside, p99"
+    found.append(
+        Target(
+            f"pause of a thread beside a download, p99, `Client`, {LOCAL}: to that beside SHA-256",
+            against(LOCAL, late, "a download, `Client`", "SHA-256"),
+            1,
+        )
+    )
     for way in ("download", "upload"):
         key = f"{way}, `Client`, CPU per MB"
         found.append(

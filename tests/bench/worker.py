@@ -12,6 +12,7 @@ import gc
 import hashlib
 import itertools
 import json
+import math
 import os
 import resource
 import socket
@@ -81,9 +82,23 @@ class Body:
             yield bytes(piece)
 
 
-def percentile(ordered: list[float], percent: int) -> float:
+def percentile(ordered: list[float], percent: float) -> float:
     """Nearest rank."""
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+NAP = 0.0005
+
+
+def naps(seconds: float) -> list[float]:
+    """How much later than it asked a thread went on, each time that it slept a little: what other
+    threads and the machine made it wait."""
+    late: list[float] = []
+    until = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < until:
+        time.sleep(NAP)
+        late.append(time.perf_counter() - begun - NAP)
+    return late
 
 
 class Driver:
@@ -228,6 +243,51 @@ class Sync(Driver):
             "POST", "/sha256", content=body.content(), headers=body.headers()
         ) as response:
             assert response.read() == body.digest
+
+    def measure(self, command: dict[str, Any]) -> dict[str, Any]:
+        return self.pauses(command) if command["do"] == "pauses" else super().measure(command)
+
+    def pauses(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Of one thread, beside another that downloads, or that computes in C without the GIL."""
+        block = bytes(2**20)
+        work: Callable[[], object] = (
+            (lambda: self.download(8 * 2**20))
+            if command["beside"] == "download"
+            else (lambda: hashlib.sha256(block).digest())
+        )
+        work()
+        stop = threading.Event()
+        failed: list[BaseException] = []
+
+        def beside() -> None:
+            try:
+                while not stop.is_set():
+                    work()
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=beside)
+        thread.start()
+        gc.collect()
+        cpu, begun = cpu_time(), time.perf_counter()
+        try:
+            late = sorted(naps(command["count"] * NAP))
+        finally:
+            stop.set()
+            thread.join()
+        if failed:
+            raise failed[0]
+        return {
+            "ok": len(late),
+            "bytes": 0,
+            "wall_s": time.perf_counter() - begun,
+            "cpu_s": cpu_time() - cpu,
+            "p50_us": percentile(late, 50) * 1e6,
+            "p99_us": percentile(late, 99) * 1e6,
+            "p999_us": percentile(late, 99.9) * 1e6,
+            "grown": 0,
+            "reconnects": 0,
+        }
 
 
 class Direct(Sync):
