@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 __all__ = ["EnclaveAdapter", "EnclaveSession", "session"]
 
 _READ_SIZE = 65_536
+# Of these nobody expects a body, so that none need not be said (RFC 9110, section 8.6).
+_WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS", "CONNECT"))
 
 
 class _BodyTimeout(theirs.ReadTimeout, theirs.ConnectionError):
@@ -260,15 +262,21 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         if self._names(url):
             url = self.base_url.removesuffix("/") + request.path_url
         for_proxies = [_credentials(proxy) for proxy in proxies.values()]
+        headers = [
+            (_bytes(name), _bytes(value))
+            for name, value in request.headers.items()
+            # A session adds this where it follows a redirect and has a proxy for http://.
+            if not (name.lower() == "proxy-authorization" and value in for_proxies)
+        ]
+        method = request.method or "GET"
+        framed = "Content-Length" in request.headers or "Transfer-Encoding" in request.headers
+        if request.body is None and not framed and method.upper() not in _WITHOUT_BODY:
+            # A redirect takes the length away with the body; urllib3 says it again.
+            headers.insert(0, (b"Content-Length", b"0"))
         return httpx2.Request(
-            request.method or "GET",
+            method,
             url,
-            headers=[
-                (_bytes(name), _bytes(value))
-                for name, value in request.headers.items()
-                # A session adds this where it follows a redirect and has a proxy for http://.
-                if not (name.lower() == "proxy-authorization" and value in for_proxies)
-            ],
+            headers=headers,
             content=_content(request.body),
             extensions=extensions,
         )
