@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.cookiejar
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
@@ -175,8 +177,32 @@ class _KnownRequests:
         return request
 
 
+class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
+    """Keeps no cookie that no request could carry: httpx2 writes headers in ASCII, so one such
+    cookie from the workload would make every later request fail."""
+
+    def set_ok(self, cookie: http.cookiejar.Cookie, request: urllib.request.Request) -> bool:
+        return (
+            f"{cookie.name}{cookie.value}{cookie.path}{cookie.domain}".isascii()
+            and super().set_ok(cookie, request)
+        )
+
+
 class _OwnClient(BaseClient):
     """What both clients do differently from httpx2's."""
+
+    @property
+    def cookies(self) -> httpx2.Cookies:
+        """Of the workload and of the caller. What takes cookies from an answer comes by here."""
+        jar = self._cookies.jar
+        # A jar of the caller's with a policy of its own stays what it is.
+        if type(getattr(jar, "_policy", None)) is http.cookiejar.DefaultCookiePolicy:
+            jar.set_policy(_CookiesOfASCII())
+        return self._cookies
+
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None:
+        self._cookies = httpx2.Cookies(cookies)
 
     def _redirect_url(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.URL:
         """Where a redirect leads. The workload behind the tunnel knows its authority, from the

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import cbor2
@@ -39,9 +40,13 @@ def root() -> bytes:
 
 
 def signed_document(
-    nonce: bytes, pcrs: Pcrs = PCRS, made: EnclavePki | None = None, **fields: Any
+    nonce: bytes,
+    pcrs: Pcrs = PCRS,
+    made: EnclavePki | None = None,
+    replaced: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> bytes:
-    """A COSE_Sign1 of AWS's shape; ``fields`` replace those of the payload."""
+    """A COSE_Sign1 of AWS's shape; ``fields`` and ``replaced`` replace those of the payload."""
     made = made or pki()
     protected = cbor2.dumps({1: -35})
     measured = dict(enumerate(pcrs.as_tuple()))
@@ -57,6 +62,7 @@ def signed_document(
             "user_data": bytes(32),
             "nonce": nonce,
             **fields,
+            **(replaced or {}),
         }
     )
     key = load_der_private_key(made.leaf_key_der, None)
