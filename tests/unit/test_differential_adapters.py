@@ -3,7 +3,8 @@ what comes back and what is raised must be the same, call by call.
 
 Each sequence of calls, and of changes to the session between them, is drawn from its number. It
 runs through a session of requests that reaches the recording server directly, and through one of
-ours that reaches it through an enclave. The short form runs the same sequences each time. For others:
+ours that reaches it through an enclave. The short form runs the same sequences each time.
+For others:
 
     ENCLAVIA_DIFFERENTIAL=500 ENCLAVIA_SEED=1000 python -m pytest \
         tests/unit/test_differential_adapters.py
