@@ -14,7 +14,7 @@ import httpx2
 from . import _core
 from ._attestation import Attestation
 from ._channel import first_piece
-from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
 from ._connecting import Connecting
 from ._errors import (
     ConnectTimeout,
@@ -128,6 +128,7 @@ class AsyncChannel:
         proxy: str | httpx2.URL | None = None,
         timeout: float | None = 30.0,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
     ) -> Connecting[Self]:
         """Connects and verifies; to be awaited, or entered with ``async with``."""
         config = ChannelConfig.build(
@@ -140,6 +141,7 @@ class AsyncChannel:
             verify=verify,
             proxy=proxy,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
         )
         config.warn_debug(stacklevel=2)
         return Connecting(lambda: cls._open(config, timeout))

@@ -11,7 +11,7 @@ import httpx2
 
 from . import _core
 from ._async_channel import read_stream, reserve_slot
-from ._config import UpgradeHeaders, Verify
+from ._config import KEEPALIVE, UpgradeHeaders, Verify
 from ._errors import WriteTimeout
 from ._flow import Exchange
 from ._hub import Waiter, loop_hub
@@ -45,6 +45,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
         limits: httpx2.Limits | None = None,
     ) -> None:
         settings = Settings.build(
@@ -62,6 +63,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
             auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)

@@ -11,7 +11,7 @@ import httpx2
 
 from . import _core
 from ._attestation import Attestation
-from ._config import ChannelConfig, UpgradeHeaders, Verify, logger
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
 from ._errors import ReadTimeout, StateError
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._text import shown
@@ -59,6 +59,7 @@ class Channel:
         proxy: str | httpx2.URL | None = None,
         timeout: float | None = 30.0,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
     ) -> Self:
         """Connects and verifies; raises where either fails. ``timeout`` bounds all of it, and is
         what the channel's other calls wait at most where they are given none."""
@@ -72,6 +73,7 @@ class Channel:
             verify=verify,
             proxy=proxy,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
         )
         config.warn_debug(stacklevel=2)
         core = config.open()

@@ -12,7 +12,7 @@ import httpx2
 from httpx2._client import BaseClient, ClientState
 
 from ._attestation import Attestation
-from ._config import UpgradeHeaders, Verify
+from ._config import KEEPALIVE, UpgradeHeaders, Verify
 from ._connecting import Connecting
 from ._errors import ForeignURL, ProtocolError, StateError
 from ._flow import Stats
@@ -54,6 +54,7 @@ class ClientOptions(TypedDict, total=False):
     auto_reconnect: bool
     max_channels: int
     max_in_flight: int
+    keepalive: float | None
     limits: httpx2.Limits | None
     auth: AuthTypes | None
     params: QueryParamTypes | None
@@ -264,6 +265,9 @@ class Client(_OwnClient, httpx2.Client):
         lost raises :class:`ReconnectDisabled`.
     max_channels, max_in_flight: connections to the enclave, and requests at once on each. Of
         several one carries nothing but bodies above 256 KiB, and is opened when it is needed.
+    keepalive: seconds (more than 0, at most a day) without a byte from the peer after which it is
+        sent a WebSocket ping, and after which the connection is given up where still none came
+        (:class:`ConnectionClosed`, retryable). None: never.
     """
 
     def __init__(
@@ -283,6 +287,7 @@ class Client(_OwnClient, httpx2.Client):
         auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
         limits: httpx2.Limits | None = None,
         auth: AuthTypes | None = None,
         params: QueryParamTypes | None = None,
@@ -311,6 +316,7 @@ class Client(_OwnClient, httpx2.Client):
             auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)
@@ -430,6 +436,7 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
         auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
         limits: httpx2.Limits | None = None,
         auth: AuthTypes | None = None,
         params: QueryParamTypes | None = None,
@@ -460,6 +467,7 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
             auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)

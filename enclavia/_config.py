@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import re
 import ssl
@@ -28,12 +29,17 @@ from ._pins import (
 )
 from ._url import EnclaveURL
 
-__all__ = ["ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
+__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
 
 UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
 Verify = bool | str | os.PathLike[str]
 
 logger = logging.getLogger("enclavia")
+
+KEEPALIVE = 20.0
+"""Seconds without a byte from the peer after which it is asked for one, and after which it is given
+up where none came."""
+_KEEPALIVE_MAX = 86_400
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
@@ -65,6 +71,7 @@ class ChannelConfig(NamedTuple):
     ca_file: str | None
     proxy: tuple[str, int, str | None] | None
     max_in_flight: int
+    keepalive_ms: int
 
     def __repr__(self) -> str:
         return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
@@ -82,6 +89,7 @@ class ChannelConfig(NamedTuple):
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
     ) -> ChannelConfig:
         if not isinstance(debug_mode, bool):
             raise TypeError(f"debug_mode: expected True or False, got {debug_mode!r}")
@@ -100,6 +108,7 @@ class ChannelConfig(NamedTuple):
             ca_file=ca_file,
             proxy=_proxy(proxy),
             max_in_flight=_in_flight(max_in_flight),
+            keepalive_ms=_keepalive_ms(keepalive),
         )
         config.policy()  # refuses an unusable root or pin here, not at the first request
         return config
@@ -126,6 +135,7 @@ class ChannelConfig(NamedTuple):
             verify=self.verify,
             ca_file=self.ca_file,
             proxy=self.proxy,
+            keepalive_ms=self.keepalive_ms,
         )
 
     def warn_debug(self, stacklevel: int) -> None:
@@ -214,6 +224,22 @@ def _proxy(proxy: str | httpx2.URL | None) -> tuple[str, int, str | None] | None
         raise ValueError("proxy: expected http://[user:password@]host:port without a path")
     credentials = f"{url.username}:{url.password}" if url.userinfo else None
     return url.raw_host.decode("ascii"), url.port or 80, credentials
+
+
+def _keepalive_ms(seconds: float | None) -> int:
+    """0: none."""
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            f"keepalive: expected a number of seconds or None, got {type(seconds).__name__}"
+        )
+    if not 0 < seconds <= _KEEPALIVE_MAX:
+        raise ValueError(
+            f"keepalive: expected more than 0 and at most {_KEEPALIVE_MAX} seconds, or None for "
+            f"no keep-alive, got {seconds}"
+        )
+    return math.ceil(seconds * 1000)
 
 
 def _in_flight(value: int) -> int:

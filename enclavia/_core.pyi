@@ -73,6 +73,7 @@ class Channel:
         verify: bool,
         ca_file: str | None,
         proxy: tuple[str, int, str | None] | None,
+        keepalive_ms: int = 0,
     ) -> None: ...
     @property
     def state(self) -> str:

@@ -15,7 +15,7 @@ import httpx2
 from . import _core
 from ._attestation import Attestation
 from ._blocking import thread_hub
-from ._config import ChannelConfig, UpgradeHeaders, Verify
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify
 from ._flow import Engine, Exchange, Stats, Timeouts, run
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._pool import PoolLimits
@@ -53,6 +53,7 @@ class TransportOptions(TypedDict, total=False):
     auto_reconnect: bool
     max_channels: int
     max_in_flight: int
+    keepalive: float | None
     limits: httpx2.Limits | None
 
 
@@ -82,6 +83,7 @@ class Settings(NamedTuple):
         auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
         limits: httpx2.Limits | None = None,
     ) -> Settings:
         config = ChannelConfig.build(
@@ -94,6 +96,7 @@ class Settings(NamedTuple):
             verify=verify,
             proxy=proxy,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
         )
         if isinstance(max_channels, bool) or not isinstance(max_channels, int):
             raise TypeError(f"max_channels: expected a number, got {type(max_channels).__name__}")
@@ -330,6 +333,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         auto_reconnect: bool = True,
         max_channels: int = 2,
         max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
         limits: httpx2.Limits | None = None,
     ) -> None:
         settings = Settings.build(
@@ -347,6 +351,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
             auto_reconnect=auto_reconnect,
             max_channels=max_channels,
             max_in_flight=max_in_flight,
+            keepalive=keepalive,
             limits=limits,
         )
         settings.config.warn_debug(stacklevel=2)

@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "net/peer.h"
+
 /* Reads of one readiness, before other connections get their turn. */
 #define READ_ROUNDS 8
 /* A data frame of 126..65535 bytes: 4 bytes of head and, from a client, 4 of mask. */
@@ -28,6 +30,7 @@ enum net_ask {
 
 static void run_asked(void *arg);
 static void close_timer_fired(void *arg);
+static void keep_timer_fired(void *arg);
 
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
                          const encl_conn_events *events, void *user, encl_conn **out,
@@ -43,6 +46,7 @@ encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,
     conn->fd = conn->lws_fd = -1;
     conn->job = (encl_job){.run = run_asked, .arg = conn};
     net_timer_init(&conn->close_timer, loop, close_timer_fired, conn);
+    net_timer_init(&conn->keep_timer, loop, keep_timer_fired, conn);
     pthread_mutex_init(&conn->io, NULL);
     encl_buf_init(&conn->txq, NET_TX_LIMIT);
     encl_buf_init(&conn->early, NET_EARLY_MAX);
@@ -448,6 +452,21 @@ encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *
     return net_conn_adopt_fd(conn, fd, err);
 }
 
+static void set_keep_timer(encl_conn *conn, int64_t now) {
+    int64_t wait = encl_keepalive_next(&conn->keep) - now;
+
+    encl_timer_set(&conn->keep_timer, wait <= 0 ? 1 : (uint64_t)(wait / 1000000 + 1));
+}
+
+static void start_keepalive(encl_conn *conn) {
+    int64_t now = net_now_ns();
+
+    if (conn->framed && conn->target != NULL && conn->target->keepalive_ms != 0) {
+        encl_keepalive_start(&conn->keep, (int64_t)conn->target->keepalive_ms * 1000000, now);
+        set_keep_timer(conn, now);
+    }
+}
+
 void net_conn_opened(encl_conn *conn) {
     bool unwanted;
 
@@ -465,6 +484,7 @@ void net_conn_opened(encl_conn *conn) {
         net_conn_finish(conn, &why);
         return;
     }
+    start_keepalive(conn);
     if (conn->events.opened != NULL) {
         conn->events.opened(conn->user, conn);
     }
@@ -515,6 +535,7 @@ void net_conn_finish(encl_conn *conn, const encl_error *why) {
         net_unlink_conn(conn);
     }
     encl_timer_stop(&conn->close_timer);
+    encl_timer_stop(&conn->keep_timer);
     kill_wsi(conn->raw_wsi);
     kill_wsi(conn->ws_wsi);
     if (events.closed != NULL) {
@@ -579,6 +600,60 @@ void net_conn_raw_closed(encl_conn *conn) {
     conn->fd = -1;
     conn->ssl = NULL;
     pthread_mutex_unlock(&conn->io);
+    encl_conn_release(conn);
+}
+
+static void give_up(encl_conn *conn, int64_t now) {
+    double interval = (double)conn->keep.interval / 1e9;
+    encl_error why;
+
+    encl_fail(&why, ENCL_E_CLOSED,
+              "the connection leads nowhere any more: expected a sign of life within %g s of a "
+              "WebSocket ping (keepalive), got not one byte for %.3g s; connect again",
+              interval, (double)(now - conn->keep.quiet_since) / 1e9);
+    net_conn_finish(conn, &why);
+}
+
+static void ping(encl_conn *conn) {
+    pthread_mutex_lock(&conn->io);
+    if (!conn->close_sent) {
+        queue_control(conn, ENCL_WS_PING, ENCL_SLICE_NONE);
+    }
+    pthread_mutex_unlock(&conn->io);
+}
+
+/* What we do not read cannot be asked for, and what the peer takes of ours shows that it is there:
+ * a ping waits behind all that was sent before it. */
+static bool is_excused(encl_conn *conn) {
+    bool takes;
+
+    pthread_mutex_lock(&conn->io);
+    takes = net_peer_takes(conn->fd, &conn->peer);
+    pthread_mutex_unlock(&conn->io);
+    return takes || atomic_load(&conn->paused);
+}
+
+static void keep_timer_fired(void *arg) {
+    encl_conn *conn = arg;
+    int64_t now;
+
+    encl_conn_retain(conn);
+    net_conn_readable(conn); /* where this thread was held up, the sign may wait in the socket */
+    if (conn->state == NET_OPEN) {
+        now = net_now_ns();
+        switch (encl_keepalive_look(&conn->keep, conn->heard_at, is_excused(conn), now)) {
+        case ENCL_KEEPALIVE_DEAD:
+            give_up(conn, now);
+            break;
+        case ENCL_KEEPALIVE_PING:
+            ping(conn);
+            set_keep_timer(conn, now);
+            break;
+        case ENCL_KEEPALIVE_WAIT:
+            set_keep_timer(conn, now);
+            break;
+        }
+    }
     encl_conn_release(conn);
 }
 
@@ -675,6 +750,7 @@ static void unframe(encl_conn *conn, uint8_t *block, size_t len) {
 }
 
 static void deliver(encl_conn *conn, uint8_t *block, size_t len) {
+    conn->heard_at = net_now_ns();
     atomic_fetch_add_explicit(&conn->bytes_in, len, memory_order_relaxed);
     if (conn->framed) {
         unframe(conn, block, len);

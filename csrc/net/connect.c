@@ -128,6 +128,7 @@ static encl_result copy_target(const encl_ws_target *t, net_target **out, encl_e
     made->proxy_auth = copy(t->proxy_auth, &ok);
     made->port = t->port;
     made->proxy_port = t->proxy_port;
+    made->keepalive_ms = t->keepalive_ms;
     made->tls = t->tls;
     made->verify = t->verify;
     made->headers = calloc(t->header_count + 1, sizeof *made->headers);

@@ -78,6 +78,7 @@ typedef struct encl_ws_target {
     const char *proxy_host; /* HTTP CONNECT; NULL: none */
     uint16_t proxy_port;
     const char *proxy_auth; /* "user:password" or NULL */
+    uint64_t keepalive_ms;  /* net/keepalive.h; 0: none */
 } encl_ws_target;
 
 /* Both copy what they are given, return at once, and give the caller one reference. */

@@ -8,7 +8,9 @@
 
 #include "base/rate.h"
 #include "base/secmem.h"
+#include "net/keepalive.h"
 #include "net/net.h"
+#include "net/peer.h"
 #include "ws/ws.h"
 
 #define NET_PROTOCOL      "enclavia"
@@ -121,6 +123,10 @@ struct encl_conn {
     uint64_t idle_counted;
     bool eof_received, rx_stopped, in_writable, in_read;
     encl_timer close_timer;
+    encl_timer keep_timer; /* runs while it is open, where it has a keep-alive */
+    encl_keepalive keep;
+    int64_t heard_at;             /* when the last byte came */
+    net_peer_view peer;           /* when it was looked at last; guarded by io */
     encl_conn *next, **prev_next; /* loop->conns */
     encl_conn *rearm_next;
     bool in_rearm;
@@ -140,6 +146,7 @@ typedef struct net_target {
     size_t header_count;
     uint16_t port, proxy_port;
     bool tls, verify;
+    uint64_t keepalive_ms;
     char addresses[NET_ADDRESSES_MAX][NET_ADDRESS_TEXT];
     size_t address_count, next_address;
     char last_failure[256];

@@ -103,25 +103,34 @@ static PyObject *start_channel(PyTypeObject *type, const encl_channel_config *co
     return (PyObject *)self;
 }
 
+#define KEEPALIVE_MAX_MS (24 * 60 * 60 * 1000)
+
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"host",   "port",          "tls",    "path",    "authority", "headers",
-                            "policy", "max_in_flight", "verify", "ca_file", "proxy",     NULL};
+    static char *names[] = {
+        "host",          "port",   "tls",     "path",  "authority",    "headers", "policy",
+        "max_in_flight", "verify", "ca_file", "proxy", "keepalive_ms", NULL};
     encl_channel_config config;
     PyObject *headers_arg, *policy_arg, *proxy_arg, *pairs, *made = NULL;
     encl_header *headers = NULL;
     int port, tls, verify;
     Py_ssize_t max_in_flight;
+    long long keepalive_ms = 0;
 
     memset(&config, 0, sizeof config);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO", names, &config.target.host, &port,
-                                     &tls, &config.target.path, &config.target.authority,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO|L", names, &config.target.host,
+                                     &port, &tls, &config.target.path, &config.target.authority,
                                      &headers_arg, &policy_arg, &max_in_flight, &verify,
-                                     &config.target.ca_file, &proxy_arg)) {
+                                     &config.target.ca_file, &proxy_arg, &keepalive_ms)) {
         return NULL;
     }
     if (port < 1 || port > 65535) {
         return PyErr_Format(PyExc_ValueError, "port: expected 1 to 65535, came %d", port);
     }
+    if (keepalive_ms < 0 || keepalive_ms > KEEPALIVE_MAX_MS) {
+        return PyErr_Format(PyExc_ValueError, "keepalive_ms: expected 0 to %d, got %lld",
+                            KEEPALIVE_MAX_MS, keepalive_ms);
+    }
+    config.target.keepalive_ms = (uint64_t)keepalive_ms;
     config.policy = binding_policy(policy_arg);
     if (config.policy == NULL || !read_proxy(proxy_arg, &config.target)) {
         return NULL;
