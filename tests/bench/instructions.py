@@ -38,7 +38,7 @@ ALLOWED = 1.05
 ATTEMPTS = 3
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 PAYLOAD = 16_320
-LAYERS = ("base", "noise", "wire")
+LAYERS = ("base", "noise", "cbor", "wire")
 
 Program = Callable[[int], tuple[list[str], str]]
 """A command that does so much, and what it is told."""
