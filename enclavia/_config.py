@@ -181,6 +181,8 @@ def _tls(verify: object) -> tuple[bool, str | None]:
         raise TypeError(
             f"verify: expected True, False or the path of a CA file, got {type(verify).__name__}"
         )
+    if not os.fspath(verify):
+        raise ValueError("verify: expected the path of a PEM file with CAs, got an empty text")
     path = Path(verify)
     if not path.is_file():
         raise ValueError(f"verify: expected the path of a PEM file with CAs, got {path}: no file")
@@ -190,6 +192,11 @@ def _tls(verify: object) -> tuple[bool, str | None]:
 def _headers(headers: UpgradeHeaders) -> tuple[tuple[str, str], ...]:
     if headers is None:
         return ()
+    if isinstance(headers, str | bytes):
+        raise TypeError(
+            "upgrade_headers: expected a mapping or pairs of names and values, got "
+            f"{type(headers).__name__}"
+        )
     if isinstance(headers, httpx2.Headers):
         pairs = list(headers.multi_items())
     else:
