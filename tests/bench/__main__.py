@@ -117,6 +117,27 @@ def per_second(bench: Bench, server: str, made: Contenders) -> None:
         )
 
 
+BODIES = (8 * MIB, 32 * MIB)
+
+
+def bodies_of_bytes(
+    bench: Bench, server: str, made: Contenders, sizes: list[int], plan: Plan
+) -> None:
+    """Uploads of a body that is there at once, between the small ones and the large one."""
+    for size in sizes:
+        bench.compare(
+            server,
+            f"upload {size_name(size)}",
+            pick(made, "reference client stream"),
+            {"": SPEED, "CPU": CPU_MB},
+            rounds=plan.large_rounds,
+            do="upload",
+            size=size,
+            count=2,
+            warmup=1,
+        )
+
+
 def transfers(bench: Bench, server: str, made: Contenders, plan: Plan) -> None:
     names = "reference client async stream plain direct"
     for size in (64 * 1024, MIB):
@@ -131,6 +152,7 @@ def transfers(bench: Bench, server: str, made: Contenders, plan: Plan) -> None:
                 count=min(50, 16 * MIB // size),
                 warmup=2,
             )
+    bodies_of_bytes(bench, server, made, [size for size in BODIES if size < plan.large], plan)
     for way in ("download", "upload"):
         for kind in ("client", "async", "stream", "plain", "direct"):
             made[kind](do=way, size=MIB, count=1)  # whatever is done once, where only this is run

@@ -86,6 +86,15 @@ def targets(large: str, larger: str) -> list[Target]:
                 1 / 30,
             )
         )
+    found += [
+        Target(
+            f"upload of {size}, `Client`, {PEER}: CPU per MB to the reference's",
+            against(PEER, f"upload {size}, CPU", "client"),
+            1 / 25,
+        )
+        for size in ("8 MiB", "32 MiB")
+        if size != large
+    ]
     for way in ("download", "upload"):
         found.append(
             Target(
