@@ -198,6 +198,10 @@ def refuse(code: str, fragment: str, document: bytes, **kw: Any) -> AttestError:
 # The good case, in the forms it is seen in.
 
 
+def test_a_timestamp_may_be_the_last_of_the_year_9999() -> None:
+    assert verify(good(timestamp=uint(253402300799999)).encode()).timestamp_ms == 253402300799999
+
+
 def test_a_good_document_is_parsed_and_verified() -> None:
     raw = good(public_key=bstr(b"k"), user_data=bstr(b"")).encode()
     a = verify(raw)
@@ -479,6 +483,11 @@ STRUCTURE: list[tuple[str, Document, str]] = [
     ("digest SHA256", good(digest=tstr("SHA256")), "digest: expected SHA384"),
     ("digest longer", good(digest=tstr("SHA3842")), "digest: expected SHA384"),
     ("timestamp 0", good(timestamp=uint(0)), "timestamp: expected milliseconds above 0"),
+    (
+        "timestamp in the year 10000",
+        good(timestamp=uint(253402300800000)),
+        "timestamp: expected milliseconds up to the end of the year 9999, got 253402300800000",
+    ),
     ("no PCRs", good(pcrs=cmap([])), "pcrs: expected 1 to 32 entries, got none"),
     ("PCR32", good(pcrs=pcr_map({**PCRS, 32: bytes(48)})), "expected an index from 0 to 31"),
     ("PCR text", good(pcrs=cmap([(tstr("0"), bstr(bytes(48)))])), "expected an index from 0"),
