@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from enclavia import Pcrs
+from enclavia._pins import pin_tuples
 
 HEX = ["4f" * 48, "7e" * 48, "6b" * 48]
 PINS = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2])
@@ -250,3 +251,15 @@ def test_zero() -> None:
         values = [b"\0" * 48] * 3
         values[index] = b"\0" * 47 + b"\1"
         assert not Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2]).is_zero
+
+
+@pytest.mark.parametrize("pins", [[], (), iter(())], ids=["list", "tuple", "iterator"])
+def test_no_pins_at_all_are_refused(pins: Any) -> None:
+    with pytest.raises(ValueError, match="got an empty list, which no enclave can match"):
+        pin_tuples(pins)
+
+
+@pytest.mark.parametrize("pins", ["", b"", 5, True, ["x"], [None]], ids=repr)
+def test_what_holds_no_pins_is_refused(pins: Any) -> None:
+    with pytest.raises(TypeError, match="expected Pcrs"):
+        pin_tuples(pins)
