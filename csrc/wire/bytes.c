@@ -12,7 +12,11 @@
 #include "wire/bytes.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+#include <stdatomic.h>
 #include <tmmintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__AARCH64EL__)
+#include <arm_neon.h>
 #endif
 
 #define WIDE 0x18u /* head of an unsigned integer whose value is in the next byte */
@@ -97,7 +101,104 @@ typedef struct run {
     bool value_due;
 } run;
 
+/* ---- blocks of 16: what differs between processors ---- */
+
 #if defined(__x86_64__)
+
+#define HAVE_BLOCKS "ssse3"
+#define IN_BLOCKS   __attribute__((target("ssse3,popcnt")))
+
+typedef __m128i block16;
+
+IN_BLOCKS static inline block16 load_block(const uint8_t *in) {
+    return _mm_loadu_si128((const void *)in);
+}
+
+/* One bit for each byte of the block. */
+IN_BLOCKS static inline uint32_t which_equal(block16 block, uint8_t value) {
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(block, _mm_set1_epi8((char)value)));
+}
+
+IN_BLOCKS static inline uint32_t which_above(block16 block, uint8_t value) {
+    const block16 next = _mm_set1_epi8((char)(value + 1));
+
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(block, next), block));
+}
+
+/* The low or high eight bytes of the block, in the order that the eight indexes say. */
+IN_BLOCKS static inline void store_low(uint8_t *out, block16 block, const uint64_t *indexes) {
+    _mm_storel_epi64((void *)out, _mm_shuffle_epi8(block, _mm_loadl_epi64((const void *)indexes)));
+}
+
+IN_BLOCKS static inline void store_high(uint8_t *out, block16 block, const uint64_t *indexes) {
+    store_low(out, _mm_srli_si128(block, 8), indexes);
+}
+
+enum { NOT_ASKED, HAS_BLOCKS, HAS_NONE };
+
+/* The processor is asked itself: __builtin_cpu_supports needs the compiler's start-up code, which
+ * does not run in a library that was linked without it, and then answers "no". Asking is slow where
+ * a hypervisor answers, so the answer is kept. No lock: every thread finds the same answer. */
+static bool have_blocks(void) {
+    static atomic_int answer = NOT_ASKED;
+    int known = atomic_load_explicit(&answer, memory_order_relaxed);
+
+    if (known == NOT_ASKED) {
+        unsigned a, b, c = 0, d;
+        const unsigned wanted = bit_SSSE3 | bit_POPCNT;
+
+        known = __get_cpuid(1, &a, &b, &c, &d) && (c & wanted) == wanted ? HAS_BLOCKS : HAS_NONE;
+        atomic_store_explicit(&answer, known, memory_order_relaxed);
+    }
+    return known == HAS_BLOCKS;
+}
+
+#elif defined(__aarch64__) && defined(__ARM_NEON) && defined(__AARCH64EL__)
+
+#define HAVE_BLOCKS "neon"
+#define IN_BLOCKS
+
+typedef uint8x16_t block16;
+
+static inline block16 load_block(const uint8_t *in) {
+    return vld1q_u8(in);
+}
+
+/* Lanes that are all ones or all zeros, as one bit each: every lane keeps its own bit of eight, and
+ * the sum of eight lanes is their mask. */
+static inline uint32_t mask_of(uint8x16_t lanes) {
+    static const uint8_t bits[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t kept = vandq_u8(lanes, vld1q_u8(bits));
+
+    return (uint32_t)vaddv_u8(vget_low_u8(kept)) | (uint32_t)vaddv_u8(vget_high_u8(kept)) << 8;
+}
+
+static inline uint32_t which_equal(block16 block, uint8_t value) {
+    return mask_of(vceqq_u8(block, vdupq_n_u8(value)));
+}
+
+static inline uint32_t which_above(block16 block, uint8_t value) {
+    return mask_of(vcgtq_u8(block, vdupq_n_u8(value)));
+}
+
+static inline void store_low(uint8_t *out, block16 block, const uint64_t *indexes) {
+    vst1_u8(out, vtbl1_u8(vget_low_u8(block), vcreate_u8(*indexes)));
+}
+
+static inline void store_high(uint8_t *out, block16 block, const uint64_t *indexes) {
+    vst1_u8(out, vtbl1_u8(vget_high_u8(block), vcreate_u8(*indexes)));
+}
+
+/* Every processor of this architecture has these instructions. */
+static bool have_blocks(void) {
+    return true;
+}
+
+#endif
+
+/* ---- blocks of 16: what does not ---- */
+
+#if defined(HAVE_BLOCKS)
 
 /* For each mask of markers among eight bytes: the indexes of the other bytes, in order. */
 #define KEEP(m, j)       (1u - ((m) >> (j)&1u))
@@ -121,29 +222,25 @@ static inline uint32_t find_markers(uint32_t wide, uint32_t value_due) {
 
 /* Decodes whole blocks while they hold nothing but canonical elements. Stores run ahead of the
  * output by up to 16 bytes, which is why 16 elements must be wanted, but never beyond the block
- * just read. */
-__attribute__((target("ssse3,popcnt"))) static void run_blocks(run *r) {
-    const __m128i marker = _mm_set1_epi8((char)WIDE), above = _mm_set1_epi8((char)(WIDE + 1));
+ * just read. A block can end in a marker whose value comes after it, so one more byte must be
+ * there: otherwise the marker would be taken without its value, and could not be given back,
+ * because decoding in place may have overwritten it. (Such a block holds 15 elements at most, so
+ * its value is always wanted.) */
+IN_BLOCKS static void run_blocks(run *r) {
     uint32_t due = r->value_due;
     size_t i = r->i, o = r->o;
 
-    while (r->max - o >= 16 && r->in_len - i >= 16) {
-        __m128i block = _mm_loadu_si128((const void *)(r->in + i));
-        uint32_t wide = (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(block, marker));
-        uint32_t big =
-            (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(block, above), block));
-        uint32_t markers = find_markers(wide, due);
+    while (r->max - o >= 16 && r->in_len - i > 16) {
+        block16 block = load_block(r->in + i);
+        uint32_t markers = find_markers(which_equal(block, WIDE), due);
         uint32_t values = markers << 1 | due;
-        __m128i low, high;
 
-        if ((big & ~values) != 0) {
+        if ((which_above(block, WIDE) & ~values) != 0) {
             break;
         }
-        low = _mm_loadl_epi64((const void *)&squeeze[markers & 0xff]);
-        high = _mm_loadl_epi64((const void *)&squeeze[markers >> 8 & 0xff]);
-        _mm_storel_epi64((void *)(r->out + o), _mm_shuffle_epi8(block, low));
+        store_low(r->out + o, block, &squeeze[markers & 0xff]);
         o += 8 - (size_t)__builtin_popcount(markers & 0xff);
-        _mm_storel_epi64((void *)(r->out + o), _mm_shuffle_epi8(_mm_srli_si128(block, 8), high));
+        store_high(r->out + o, block, &squeeze[markers >> 8 & 0xff]);
         o += 8 - (size_t)__builtin_popcount(markers >> 8 & 0xff);
         due = markers >> 15 & 1;
         i += 16;
@@ -153,8 +250,8 @@ __attribute__((target("ssse3,popcnt"))) static void run_blocks(run *r) {
     r->value_due = due != 0;
 }
 
-static bool have_blocks(void) {
-    return __builtin_cpu_supports("ssse3") != 0 && __builtin_cpu_supports("popcnt") != 0;
+const char *encl_bytes_codec(void) {
+    return have_blocks() ? HAVE_BLOCKS : "plain";
 }
 
 #else
@@ -165,6 +262,10 @@ static void run_blocks(run *r) {
 
 static bool have_blocks(void) {
     return false;
+}
+
+const char *encl_bytes_codec(void) {
+    return "plain";
 }
 
 #endif

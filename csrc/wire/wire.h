@@ -59,4 +59,7 @@ encl_result encl_wire_encode(const encl_msg *m, encl_direction direction, encl_b
 encl_result encl_wire_decode(uint8_t *block, size_t len, encl_direction direction, encl_msg *m,
                              encl_error *err);
 
+/* Which of the loops decodes payloads on this processor: "ssse3", "neon" or "plain". */
+const char *encl_bytes_codec(void);
+
 #endif
