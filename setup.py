@@ -60,6 +60,7 @@ def extension() -> Extension:
             ("Py_LIMITED_API", hex(MINIMUM_PYTHON)),
             ("_GNU_SOURCE", None),
             ("ENCL_VERSION", f'"{version()}"'),
+            ("ENCL_PLATFORM", f'"{os.environ.get("ENCLAVIA_PLATFORM", "source")}"'),
         ],
         extra_compile_args=[*flags.split(), *pkg_config("--cflags"), *extra],
         extra_link_args=[*pkg_config("--libs"), *extra],

@@ -19,6 +19,7 @@ except ImportError as error:
     raise explained(error) from error
 
 from ._attestation import Attestation, verify_attestation
+from ._build_info import build_info
 from ._channel import Channel, Stream
 from ._client import AsyncClient, Client
 from ._errors import (
@@ -97,6 +98,7 @@ __all__ = [
     "UpgradeRejected",
     "WriteTimeout",
     "__version__",
+    "build_info",
     "verify_attestation",
 ]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import httpx2
 
-from . import _core
+from . import _core, _trust_store
 from ._errors import DebugModeWarning
 from ._pcrs import Pcrs
 from ._pins import (
@@ -133,10 +133,16 @@ class ChannelConfig(NamedTuple):
             policy=self.policy(),
             max_in_flight=self.max_in_flight,
             verify=self.verify,
-            ca_file=self.ca_file,
+            ca_file=self._ca_file(),
             proxy=self.proxy,
             keepalive_ms=self.keepalive_ms,
         )
+
+    def _ca_file(self) -> str | None:
+        """Looked for where the connection is made: a pickled client may be elsewhere by now."""
+        if self.ca_file is None and self.url.tls and self.verify:
+            return _trust_store.ca_file()
+        return self.ca_file
 
     def warn_debug(self, stacklevel: int) -> None:
         if not self.debug_mode:

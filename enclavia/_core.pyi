@@ -13,6 +13,11 @@ READABLE: Final[int]
 WRITABLE: Final[int]
 AWS_ROOT_G1: Final[bytes]
 
+def default_ca_paths() -> tuple[str, str]:
+    """The file and the folder in which OpenSSL looks for certificate authorities."""
+
+def build_info() -> dict[str, str]: ...
+
 RawAttestation = dict[str, object]
 """``form`` ("nitro", "debug" or "stub"), ``module_id`` str, ``timestamp`` int (ms), ``pcrs``
 dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key``, ``user_data``,

@@ -48,6 +48,7 @@ int binding_add_notifier(PyObject *module);
 int binding_add_channel(PyObject *module);
 int binding_add_stream(PyObject *module);
 int binding_add_enclave(PyObject *module);
+int binding_add_library(PyObject *module);
 
 /* PyType_FromModuleAndSpec and PyModule_AddObjectRef; the new reference, or NULL. */
 PyTypeObject *binding_add_type(PyObject *module, PyType_Spec *spec);

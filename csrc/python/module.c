@@ -18,7 +18,7 @@ static int fill(PyObject *module) {
     if (PyModule_AddStringConstant(module, "VERSION", ENCL_VERSION) != 0 ||
         binding_add_policy(module) != 0 || binding_add_notifier(module) != 0 ||
         binding_add_stream(module) != 0 || binding_add_channel(module) != 0 ||
-        binding_add_enclave(module) != 0) {
+        binding_add_enclave(module) != 0 || binding_add_library(module) != 0) {
         return -1;
     }
     return 0;

@@ -24,6 +24,8 @@ C_LAYERS = {
     "enclave": {"base", "attest", "session", "net"},
     "python": {"base", "attest", "session", "channel", "enclave"},
 }
+# Beside the picture: the binding also reports which libraries and loops a build has.
+C_REPORTS = {"cbor/library.h", "net/library.h", "wire/wire.h"}
 
 # Who may touch the outside: sockets, threads that wait, clocks, the libraries of one layer.
 C_OUTSIDE = {
@@ -70,6 +72,8 @@ def test_includes_go_down_only(path: Path) -> None:
     layer = path.parent.name
     for name in includes(path):
         folder = name.split("/")[0]
+        if (layer, path.name) == ("python", "library.c") and name in C_REPORTS:
+            continue
         if folder in C_LAYERS and (ROOT / "csrc" / name).exists():
             assert folder == layer or folder in C_LAYERS[layer], f"{path} includes {name}"
         if name in C_OUTSIDE:

@@ -27,6 +27,7 @@ from resources import Held
 from support import ByteServer, Connection
 
 import enclavia
+from enclavia import _core, _trust_store
 from enclavia.testing import LocalEnclave
 
 SECRET = "a-bearer-token-only-for-the-real-router"
@@ -179,6 +180,17 @@ def test_a_path_object_and_a_file_of_many_cas(
 def test_self_signed_and_pinned_as_its_own_ca(mint: Mint) -> None:
     pinned = mint.issue(["localhost"], ca=True)
     check_works(pinned, "localhost", verify=pinned.path)
+
+
+def test_a_ca_of_a_system_whose_layout_is_not_debians(
+    good: Issued, ca: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL's own places are empty there; the system's bundle is found and used."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setattr(_core, "default_ca_paths", lambda: ("/nowhere/cert.pem", "/nowhere/certs"))
+    monkeypatch.setattr(_trust_store, "BUNDLES", ("/nowhere/bundle.pem", str(ca.path)))
+    check_works(good, "localhost")
 
 
 def test_an_address_in_the_certificate(mint: Mint, ca: Issued) -> None:
