@@ -5,6 +5,8 @@
 # make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
+# make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
+# make test-wheels     installs them in Debian releases of their own and tests them there (as root)
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
 PYTHON ?= python3
@@ -15,7 +17,7 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants torture clean
+.PHONY: wheels test-wheels demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -47,8 +49,8 @@ lint: build/installed-test
 	clang-format --dry-run --Werror csrc/*/*.[ch] $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch] tests/proof/*.[ch] tests/torture/*.[ch])
 	ls csrc/*/*.c | xargs -P 2 -n 8 .ci/clang-tidy
 	$(MAKE) -C tests/c --silent portable
-	$(BIN)/ruff format --check enclavia tests docs setup.py
-	$(BIN)/ruff check enclavia tests docs setup.py
+	$(BIN)/ruff format --check enclavia tests docs packaging setup.py
+	$(BIN)/ruff check enclavia tests docs packaging setup.py
 	$(BIN)/mypy
 
 # The C tests: plain, under AddressSanitizer and UndefinedBehaviorSanitizer, and those that have
@@ -86,6 +88,18 @@ soak: build/installed-test
 # Fails where the client executes over 5 % more instructions than the last kept (OPTIONS=--keep).
 instructions: build/installed-test
 	$(BIN)/python -m tests.bench.instructions $(OPTIONS)
+
+build/installed-wheels: $(BIN)/pip pyproject.toml
+	.ci/system-packages wheels
+	$(BIN)/pip install --quiet --group wheels
+	@mkdir -p build && touch $@
+
+wheels: build/installed-wheels
+	$(BIN)/python packaging/wheels.py $(OPTIONS)
+
+test-wheels: wheels
+	.ci/system-packages roots
+	$(BIN)/python packaging/roots.py
 
 clean:
 	rm -rf build dist $(VENV) enclavia/*.so *.egg-info
