@@ -31,8 +31,15 @@ def names_enclave(enclave: EnclaveURL, scheme: str, host: str, port: int | None)
 
 def _canonical(host: str) -> str:
     """One spelling of a host: no percent-encoding, IDNA (RFC 5891, mapped by UTS 46), lower case,
-    no final dot; addresses as ``ipaddress`` and the system's resolver read them."""
-    host = urllib.parse.unquote(host.removeprefix("[").removesuffix("]"))
+    no final dot; addresses as ``ipaddress`` and the system's resolver read them.
+
+    The zone of an IPv6 address (RFC 6874) is left out: an enclave's URL has none, and the resolver
+    takes any number as one for an address that needs none, so ``[2001:db8::1%251]`` is reached as
+    well as ``[2001:db8::1]``."""
+    host = host.removeprefix("[").removesuffix("]")
+    if ":" in host:
+        host = host.partition("%")[0]
+    host = urllib.parse.unquote(host)
     if not host.isascii():
         host = _idna(host)
     host = host.lower().rstrip(".")

@@ -65,7 +65,11 @@ class _About:
         return self._enclave._settings.config.url
 
     def _names(self, url: httpx.URL) -> bool:
-        return names_enclave(self._url, url.scheme, url.raw_host.decode("ascii"), url.port)
+        try:
+            host = url.raw_host.decode("ascii")
+        except UnicodeError:  # of an IPv6 zone, which httpx lets pass
+            return False
+        return names_enclave(self._url, url.scheme, host, url.port)
 
     @property
     def attestation(self) -> Attestation:
@@ -130,8 +134,9 @@ class _About:
             if not location.host:
                 return
             location = location.copy_with(scheme=asked.scheme)
-        same = (location.scheme, location.netloc) == (asked.scheme, asked.netloc)
-        if not same and self._names(location):
+        if not self._names(location):
+            return
+        if (location.scheme, location.netloc) != (asked.scheme, asked.netloc):
             headers["location"] = str(
                 location.copy_with(
                     scheme=asked.scheme, host=asked.host, port=asked.port, userinfo=b""

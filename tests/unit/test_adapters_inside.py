@@ -42,7 +42,13 @@ OWN: dict[str, tuple[str, ...]] = {
     "wss://enclave.example:8443": ("enclave.example:8443", "me@Enclave.Example:8443"),
     "ws://enclave.example:443": ("enclave.example:443",),
     "wss://xn--bcher-kva.example": ("bücher.example", "BÜCHER.example", "XN--BCHER-KVA.example."),
-    "wss://[2001:db8::1]": ("[2001:db8::1]", "[2001:DB8:0:0:0:0:0:1]", "[2001:db8::1]:443"),
+    "wss://[2001:db8::1]": (
+        "[2001:db8::1]",
+        "[2001:DB8:0:0:0:0:0:1]",
+        "[2001:db8::1]:443",
+        "[2001:db8::1%251]",
+        "[2001:db8::1%25eth0]",
+    ),
     "ws://127.0.0.1:9000": ("127.0.0.1:9000", "[::ffff:127.0.0.1]:9000"),
 }
 ANY_SCHEME = [
@@ -273,6 +279,17 @@ def test_httpx_follows_into_the_tunnel(
     assert got == "inside"
     expect_inside(enclave, inside, 2)
     assert inside.requests[1].headers["authorization"] == "Bearer t"
+
+
+@pytest.mark.parametrize("location", ["http://[fe80::1%é]/", "//[fe80::1%25é]/x", "http://[::1]x/"])
+def test_httpx_takes_an_answer_whose_location_names_nothing(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = over_httpx.EnclaveTransport("wss://enclave.example", pcrs=PCRS)
+    monkeypatch.setattr(transport._enclave, "handle_request", Inside(location).answer)
+    got = transport.handle_request(httpx.Request("GET", transport.base_url))
+    assert got.status_code == 307
+    assert got.headers.raw[0] == (b"Location", location.encode())
 
 
 @pytest.mark.parametrize(("enclave", "url"), ANY_SCHEME)
