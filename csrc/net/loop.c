@@ -242,6 +242,11 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
     info.retry_and_idle_policy = &no_idle_policy;
     /* "" and not NULL: NULL would make libwebsockets take the environment's http_proxy. */
     info.http_proxy_address = "";
+#ifdef LWS_SERVER_OPTION_DISABLE_TLS_SESSION_CACHE
+    /* From 4.2 on it resumes sessions, and a resumed one shows no certificate: what is trusted now
+     * (verify, a CA file that was changed) would not be asked. */
+    info.options |= LWS_SERVER_OPTION_DISABLE_TLS_SESSION_CACHE;
+#endif
     if (target != NULL && target->tls) {
         info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
         info.ssl_client_options_set = SSL_OP_NO_SSLv3 | SSL_OP_NO_TLSv1 | SSL_OP_NO_TLSv1_1;
@@ -266,11 +271,14 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
     return vhost;
 }
 
+/* The parts that may hold any character come last or with their lengths, so that no two targets
+ * have one key. */
 static encl_result vhost_key(const net_target *target, char **key, encl_error *err) {
-    int n =
-        asprintf(key, "%d|%s|%s|%u|%s", target->tls, target->ca_file == NULL ? "" : target->ca_file,
-                 target->proxy_host == NULL ? "" : target->proxy_host, target->proxy_port,
-                 target->proxy_auth == NULL ? "" : target->proxy_auth);
+    const char *ca = target->ca_file == NULL ? "" : target->ca_file;
+    const char *host = target->proxy_host == NULL ? "" : target->proxy_host;
+    int n = asprintf(key, "%d|%d|%u|%zu|%zu|%s|%s|%s", target->tls, target->verify,
+                     target->proxy_port, strlen(ca), strlen(host), ca, host,
+                     target->proxy_auth == NULL ? "" : target->proxy_auth);
 
     ENCL_ENSURE(n >= 0, err, ENCL_E_NOMEM, "out of memory");
     return ENCL_OK;
