@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 __all__ = ["EnclaveAdapter", "EnclaveSession", "session"]
 
 _READ_SIZE = 65_536
+# An attribute of every cookie that came out of the tunnel, in the jar of its session.
+_OF_THE_TUNNEL = "enclavia-tunnel"
 # Of these nobody expects a body, so that none need not be said (RFC 9110, section 8.6).
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "DELETE", "TRACE", "OPTIONS", "CONNECT"))
 
@@ -156,8 +158,10 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
 
         The adapters that the session has by now are kept for other hosts. What they are asked to
         send to the enclave's authority goes into the tunnel: by ``http://`` too, with a user name,
-        an explicit default port, a final dot, or in any other spelling. Call it after the session's
-        other adapters are mounted: one that is mounted later is not held back.
+        an explicit default port, a final dot, or in any other spelling. A cookie that the enclave
+        has set stays in the tunnel too: the other adapters do not send it, not even to another port
+        of its host. Call it after the session's other adapters are mounted: one that is mounted
+        later is not held back.
         """
         for prefix, other in list(session.adapters.items()):
             if not isinstance(other, EnclaveAdapter) and not (
@@ -302,8 +306,10 @@ class _Beside(requests.adapters.BaseAdapter):
         *args: Any,  # noqa: ANN401
         **options: Any,  # noqa: ANN401
     ) -> requests.Response:
-        inside = self.enclave._names(request.url)
-        return (self.enclave if inside else self.other).send(request, *args, **options)
+        if self.enclave._names(request.url):
+            return self.enclave.send(request, *args, **options)
+        _keep_cookies_inside(request)
+        return self.other.send(request, *args, **options)
 
     def close(self) -> None:
         self.other.close()
@@ -312,6 +318,26 @@ class _Beside(requests.adapters.BaseAdapter):
         if name == "other" or name.startswith("__"):  # pickle looks for these, on half an object
             raise AttributeError(name)
         return getattr(self.other, name)
+
+
+def _keep_cookies_inside(request: requests.PreparedRequest) -> None:
+    """Takes out what an answer inside the tunnel has set. A jar knows hosts and no ports (RFC 6265,
+    section 8.5), so it adds the enclave's cookies to what goes to any port of the same host, and by
+    ``http://`` as well: a redirect from anywhere could have them read on the way."""
+    sent = request.headers.get("Cookie")
+    inside = {
+        cookie.name if cookie.value is None else f"{cookie.name}={cookie.value}"
+        for cookie in getattr(request, "_cookies", None) or ()
+        if cookie.has_nonstandard_attr(_OF_THE_TUNNEL)
+    }
+    if not sent or not inside:
+        return
+    text = sent if isinstance(sent, str) else bytes(sent).decode("latin-1")
+    kept = [pair for pair in text.split("; ") if pair not in inside]
+    if kept:
+        request.headers["Cookie"] = "; ".join(kept)
+    else:
+        del request.headers["Cookie"]
 
 
 class EnclaveSession(requests.Session):
@@ -457,6 +483,8 @@ class _Original:
     def __init__(self, headers: Iterable[tuple[str, str]], body: _Body) -> None:
         self.msg = http.client.HTTPMessage()
         for name, value in headers:
+            if name.lower() == "set-cookie":
+                value = f"{value}; {_OF_THE_TUNNEL}"
             self.msg.add_header(name, value)
         self._body = body
 

@@ -201,6 +201,67 @@ def test_requests_leaves_others_alone(
         over_requests.session(enclave, pcrs=PCRS).get(url)
 
 
+@pytest.mark.parametrize(
+    "outside_url",
+    [
+        "http://enclave.example:8080/",  # cookies know no ports
+        "https://enclave.example:80/",
+        "https://other.enclave.example/",  # the domain of the second cookie
+    ],
+)
+@pytest.mark.parametrize("how", ["asked", "redirected", "pickled"])
+def test_cookies_of_the_enclave_stay_in_the_tunnel(
+    outside_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [
+        httpx2.Response(
+            200,
+            headers=[
+                (b"Set-Cookie", b"sid=secret; Path=/"),
+                (b"set-cookie", b'wide="a secret"; Domain=enclave.example; Path=/; HttpOnly'),
+                (b"Set-Cookie", b"odd"),
+                (b"Set-Cookie", b""),
+            ],
+            content=b"inside",
+        ),
+        httpx2.Response(307, headers=[(b"Location", outside_url.encode())], content=b""),
+        httpx2.Response(200, content=b"inside"),
+    ]
+    if how != "redirected":
+        del answers[1]
+    asked: list[httpx2.Request] = []
+
+    def answer(_: Any, request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return answers.pop(0)
+
+    left: list[Any] = []
+
+    def send(self: Outside, request: Any, *args: Any, **options: Any) -> Any:
+        left.append(request)
+        return plain_send(self, request, *args, **options)
+
+    plain_send = Outside.send
+    monkeypatch.setattr(Outside, "send", send)
+    monkeypatch.setattr(enclavia.EnclaveTransport, "handle_request", answer)
+    adapter = over_requests.EnclaveAdapter("wss://enclave.example", pcrs=PCRS)
+    session = session_with_others(Outside())
+    adapter.mount_on(session)
+    session.cookies.set("own", "mine", domain="")
+    session.get(adapter.base_url)
+    assert session.cookies["sid"] == "secret"
+    if how == "pickled":
+        session = pickle.loads(pickle.dumps(session))
+    url = adapter.base_url if how == "redirected" else outside_url
+    assert session.get(url, cookies={"more": "1"}).text == "outside"
+    assert [request.url for request in left] == [outside_url]
+    sent = left[0].headers.get("Cookie", "")
+    assert sorted(sent.split("; ")) == ["more=1", "own=mine"]
+    session.get(adapter.base_url)
+    assert "sid=secret" in asked[-1].headers["cookie"]
+    assert 'wide="a secret"' in asked[-1].headers["cookie"]
+
+
 def test_requests_mounting_survives_pickling(monkeypatch: pytest.MonkeyPatch) -> None:
     session = session_with_others(Outside())
     over_requests.EnclaveAdapter("wss://enclave.example", pcrs=PCRS).mount_on(session)
