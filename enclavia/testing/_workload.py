@@ -19,7 +19,21 @@ Interface = Literal["auto", "wsgi", "asgi"]
 Address = tuple[str, int]
 App: TypeAlias = Callable[..., Any]
 
-_WSGI_THREADS = 32
+# How the servers are set up, without where they listen.
+WSGI_SETTINGS: dict[str, Any] = {
+    "threads": 32,
+    "connection_limit": 4096,
+    "clear_untrusted_proxy_headers": True,
+    "ident": None,
+}
+ASGI_SETTINGS: dict[str, Any] = {
+    "interface": "asgi3",
+    "lifespan": "auto",
+    "log_config": None,
+    "log_level": "warning",
+    "access_log": False,
+    "timeout_graceful_shutdown": 1,
+}
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 
@@ -48,14 +62,7 @@ class _WsgiServer:
         waitress = require("waitress.server", "serving a WSGI app")
         self._sockets: dict[int, Any] = {}
         self._server: Any = waitress.create_server(
-            app,
-            map=self._sockets,
-            host="127.0.0.1",
-            port=0,
-            threads=_WSGI_THREADS,
-            connection_limit=4096,
-            clear_untrusted_proxy_headers=True,
-            ident=None,
+            app, map=self._sockets, host="127.0.0.1", port=0, **WSGI_SETTINGS
         )
         self.address: Address = ("127.0.0.1", int(self._server.effective_port))
         self._thread = threading.Thread(target=self._server.run, name="enclavia-wsgi", daemon=True)
@@ -98,16 +105,7 @@ class _AsgiServer:
         uvicorn = require("uvicorn", "serving an ASGI app")
         self._socket = _listen()
         self.address: Address = self._socket.getsockname()[:2]
-        config = uvicorn.Config(
-            app,
-            interface="asgi3",
-            lifespan="auto",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-        )
-        self._server: Any = uvicorn.Server(config)
+        self._server: Any = uvicorn.Server(uvicorn.Config(app, **ASGI_SETTINGS))
         self._failure: BaseException | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="enclavia-asgi", daemon=True)

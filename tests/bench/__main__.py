@@ -44,11 +44,11 @@ from .parties import (
     workers,
 )
 from .report import for_terminal, plot, write
-from .targets import DOCUMENT, LOCAL, PEER, PRODUCTION, targets
+from .targets import DOCUMENT, IN_PROCESS, LOCAL, PEER, PRODUCTION, targets
 
 MIB = 2**20
 ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "pauses", "memory")
-GROUPS = (*ON_SERVERS, "production", "document", "import")
+GROUPS = (*ON_SERVERS, "apps", "production", "document", "import")
 AWS_DOCUMENT = ROOT.parent / "shared/vectors/nitro/production-2022-10-13.cose"
 AWS_DOCUMENT_TIME = 1_665_651_482
 FAKETIME = Path("/usr/lib") / f"{platform.machine()}-linux-gnu/faketime/libfaketimeMT.so.1"
@@ -354,6 +354,28 @@ def importing(bench: Bench) -> None:
     )
 
 
+def serving_apps(bench: Bench) -> None:
+    """What a test suite has: LocalEnclave with an app and the client in one process; beside it the
+    same app, served with the same settings, and httpx2's client in one."""
+    for name in ("asgi", "wsgi"):
+        facts: Facts = {"url": "", "workload": name, "keywords": {}}
+        with workers(facts, "app-direct", "app-httpx2", "app-client") as made:
+            bench.compare(
+                IN_PROCESS,
+                f"GET, {name.upper()} app",
+                {
+                    "direct": made["app-direct"],
+                    "httpx2, `EnclaveTransport`": made["app-httpx2"],
+                    "client": made["app-client"],
+                },
+                {"p50": P50, "p99": P99, "CPU": CPU},
+                base="direct",
+                do="get",
+                count=1000,
+                warmup=100,
+            )
+
+
 @contextlib.contextmanager
 def rust_peer(programs: Path, address: str) -> Iterator[Facts]:
     with Peer(programs, address, idle_seconds=IDLE_SECONDS, max_connections=CONNECTIONS) as peer:
@@ -367,7 +389,7 @@ def local(address: str) -> Iterator[Facts]:
         yield facts_of(enclave, address)
 
 
-def run_all(bench: Bench, plan: Plan) -> None:
+def beside_the_reference(bench: Bench, plan: Plan) -> None:
     programs = build_programs()
     program = ReferenceClient(programs, timeout=REFERENCE_SECONDS)
     with Workload() as workload:
@@ -381,6 +403,13 @@ def run_all(bench: Bench, plan: Plan) -> None:
             connecting_in_production(bench, programs, address)
     if plan.wants("document"):
         verifying(bench, programs)
+
+
+def run_all(bench: Bench, plan: Plan) -> None:
+    if plan.wants(*ON_SERVERS, "production", "document"):
+        beside_the_reference(bench, plan)
+    if plan.wants("apps"):
+        serving_apps(bench)
     if plan.wants("import"):
         importing(bench)
 

@@ -38,6 +38,10 @@ NOTES = """\
   the test root's, and nothing else differs. It verifies every link each time. `new chain`: before
   each connect the enclave gets certificates that the client has not seen, below the same root;
   `again`: the links are known. The first of a process is what comes after its start and imports.
+- *LocalEnclave in the client's process*: what a test suite has, an ASGI app (uvicorn on asyncio's
+  own loop) or a WSGI app (waitress) in a LocalEnclave, and the client, all in one process; `direct`
+  is httpx2's client in one process with the same app on the same server with the same settings.
+  The CPU is that of client and server together.
 - *A document of AWS's*: the same document verified by both with no connection around it, as of its
   own time and against AWS's root: by the unchanged program, through the function that its
   connecting calls, with a clock that libfaketime sets back; by `enclavia.verify_attestation`, which

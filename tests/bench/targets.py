@@ -10,6 +10,7 @@ from .figures import Bench, significant, spread
 
 PEER = "Rust peer"
 LOCAL = "LocalEnclave"
+IN_PROCESS = "LocalEnclave in the client's process"
 PRODUCTION = "LocalEnclave, production"
 DOCUMENT = "a document of AWS's"
 REFERENCE = "reference"
@@ -172,6 +173,16 @@ def targets(large: str, larger: str) -> list[Target]:
             unit="MiB",
         ),
     ]
+    for name in ("ASGI", "WSGI"):
+        for contender in ("httpx2, `EnclaveTransport`", "client"):
+            found.append(
+                Target(
+                    f"GET, p50, {contender}, LocalEnclave with {name} app: to httpx2's and a "
+                    "server with no tunnel",
+                    against(IN_PROCESS, f"GET, {name} app, p50", contender, "direct"),
+                    1.5,
+                )
+            )
     late = "a thread goes on late, beside, p99"
     found.append(
         Target(

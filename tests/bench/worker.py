@@ -605,6 +605,56 @@ class Verifying(Driver):
         return self.verify
 
 
+class AppInEnclave(Sync):
+    """``enclavia.Client`` to a LocalEnclave that serves an app in this process: what a test suite
+    has."""
+
+    def open(self) -> None:
+        from enclavia.testing import LocalEnclave
+
+        self.enclave = LocalEnclave(getattr(apps(), self.workload)).start()
+        self.keywords = {"pcrs": self.enclave.pcrs, "root": self.enclave.root}
+        self.url = self.enclave.url
+        super().open()
+
+    def close(self) -> None:
+        super().close()
+        self.enclave.stop()
+
+
+class AppInEnclaveByHttpx2(AppInEnclave):
+    """The same through httpx2's own client, so that nothing but the transport differs."""
+
+    def make(self) -> Any:
+        import httpx2
+
+        import enclavia
+
+        transport = enclavia.EnclaveTransport(self.url, **self.keywords)
+        return httpx2.Client(transport=transport, base_url=transport.base_url, trust_env=False)
+
+
+class AppDirect(Direct):
+    """httpx2 to a server in this process that serves the same app with the same settings. It binds
+    its socket by itself, so that nothing of LocalEnclave's is measured on both sides."""
+
+    def open(self) -> None:
+        address, self.stop = apps().served(self.workload)
+        self.workload = f"{address[0]}:{address[1]}"
+        super().open()
+
+    def close(self) -> None:
+        super().close()
+        self.stop()
+
+
+def apps() -> Any:
+    """Imported by those alone that serve an app: it decides which event loop uvicorn takes."""
+    from tests.bench import apps as found
+
+    return found
+
+
 class Importing(Driver):
     """How long an import takes, in a fresh interpreter: this one."""
 
@@ -623,6 +673,9 @@ KINDS: dict[str, type[Driver]] = {
     "direct-async": DirectAsync,
     "sockets": Sockets,
     "sockets-each": SocketsEach,
+    "app-client": AppInEnclave,
+    "app-httpx2": AppInEnclaveByHttpx2,
+    "app-direct": AppDirect,
     "verify": Verifying,
     "import": Importing,
 }

@@ -40,6 +40,8 @@ impl Workload {
         loop {
             let error = match TcpStream::connect(&self.address).await {
                 Ok(tcp) => {
+                    // What a client sends in small pieces reaches the workload as it comes.
+                    tcp.set_nodelay(true)?;
                     self.seen_up.store(true, Ordering::Relaxed);
                     return Ok(tcp);
                 }
