@@ -8,7 +8,7 @@ import uuid
 from cyclonedx.builder.this import this_component
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
-from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.component import Component, ComponentType, Pedigree
 from cyclonedx.model.license import LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
@@ -17,6 +17,12 @@ from sources import Source
 OWN_LICENCE = "MIT OR Apache-2.0"
 # Any fixed name will do: the document's serial number must follow from what it says.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:enclavia:sbom")
+
+
+def pedigree(source: Source) -> Pedigree | None:
+    """What was changed of a released source."""
+    notes = "; ".join(f"{e.file}: {e.old} became {e.new}" for e in source.edits)
+    return Pedigree(notes=notes) if notes else None
 
 
 def component(source: Source) -> Component:
@@ -30,6 +36,7 @@ def component(source: Source) -> Component:
         bom_ref=f"{source.name}@{source.version}",
         licenses=[LicenseExpression(source.spdx)],
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=source.sha256)],
+        pedigree=pedigree(source),
     )
 
 

@@ -20,6 +20,14 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 
 
+class Edit(NamedTuple):
+    """A change to a released source, for a fault that no release has mended yet."""
+
+    file: str
+    old: str
+    new: str
+
+
 class Source(NamedTuple):
     name: str
     version: str
@@ -32,6 +40,7 @@ class Source(NamedTuple):
     client: str
     package: str
     suites: tuple[str, ...]
+    edits: tuple[Edit, ...]
 
 
 def pinned() -> list[Source]:
@@ -39,12 +48,14 @@ def pinned() -> list[Source]:
     found = []
     for name, entry in table.items():
         fetch = entry.pop("fetch")
+        edits = tuple(Edit(**edit) for edit in entry.pop("edits", ()))
         found.append(
             Source(
                 name=name,
                 client=fetch["client"],
                 package=fetch["package"],
                 suites=tuple(fetch.get("suites", ())),
+                edits=edits,
                 **entry,
             )
         )
@@ -135,7 +146,17 @@ def unpack(source: Source, archive: Path, into: Path) -> Path:
     if not folder.is_dir():
         with tarfile.open(archive) as tar:
             tar.extractall(into, filter="data")
+        for each in source.edits:
+            edit(folder, each)
     return folder
+
+
+def edit(folder: Path, change: Edit) -> None:
+    path = folder / change.file
+    text = path.read_text()
+    if text.count(change.old) != 1:
+        raise SystemExit(f"{path}: expected {change.old!r} once; is the edit still needed?")
+    path.write_text(text.replace(change.old, change.new))
 
 
 def all_unpacked(into: Path) -> dict[str, Path]:
