@@ -17,7 +17,7 @@ from ._flow import Exchange
 from ._hub import Waiter, loop_hub
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._retry import Retries
-from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase, response_of
+from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase
 
 if TYPE_CHECKING:
     from ._flow import Body
@@ -71,13 +71,14 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
 
     @classmethod
     def _of(cls, settings: Settings) -> Self:
+        """For a client or an adapter of ours, which sees to redirects itself."""
         transport = cls.__new__(cls)
-        TransportBase.__init__(transport, settings, LoopIo)
+        TransportBase.__init__(transport, settings, LoopIo, mountable=False)
         return transport
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state["settings"].config.warn_debug(stacklevel=2)
-        TransportBase.__init__(self, state["settings"], LoopIo)
+        TransportBase.__init__(self, state["settings"], LoopIo, state["mountable"])
 
     async def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
@@ -89,7 +90,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
         exchange = await self._engine.handle(request)
-        return response_of(exchange, AsyncResponseBody(exchange), _network_stream, self._fields_of)
+        return self._response(request, exchange, AsyncResponseBody(exchange), _network_stream)
 
     async def aclose(self) -> None:
         tunnels = self._engine.close()

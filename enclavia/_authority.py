@@ -1,5 +1,5 @@
-"""Whether a URL names the enclave, however it spells it: what the adapters of other libraries need,
-whose clients choose by a URL's text who carries a request."""
+"""Whether a URL names the enclave, however it spells it: what transports and adapters need that are
+mounted on a client of another's making, which chooses by a URL's text who carries a request."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import ipaddress
 import re
 import socket
 import urllib.parse
+from typing import Any
 
 from ._url import EnclaveURL
 
-__all__ = ["names_enclave"]
+__all__ = ["keep_inside", "names_enclave", "url_names_enclave"]
 
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
@@ -27,6 +28,48 @@ def names_enclave(enclave: EnclaveURL, scheme: str, host: str, port: int | None)
         return False
     usual = enclave.port == _DEFAULT_PORTS[enclave.scheme]
     return (port or default) == enclave.port or (usual and port in (None, default))
+
+
+def url_names_enclave(enclave: EnclaveURL, url: Any) -> bool:  # noqa: ANN401
+    """The same of a URL of httpx or httpx2."""
+    try:
+        host = url.raw_host.decode("ascii")
+    except UnicodeError:  # of an IPv6 zone, which both let pass
+        return False
+    return names_enclave(enclave, url.scheme, host, url.port)
+
+
+def keep_inside(
+    enclave: EnclaveURL,
+    headers: Any,  # noqa: ANN401
+    asked: Any,  # noqa: ANN401
+    invalid_url: type[Exception],
+) -> None:
+    """Writes a Location that names the enclave as the URL that was asked for names it.
+
+    A workload often writes ``http://`` before the authority of the Host header. A client with
+    ``mounts`` goes by scheme and host, and would send what follows outside the tunnel.
+
+    ``headers``, ``asked``, ``invalid_url``: an answer's ``Headers``, its request's ``URL`` and the
+    class ``InvalidURL``, all three of httpx or of httpx2. A Location is read as those do that
+    follow it.
+    """
+    try:
+        location = type(asked)(headers["location"])
+        if location.scheme and not location.host:
+            location = location.copy_with(host=asked.host)
+    except (invalid_url, ValueError):
+        return  # who follows it refuses it
+    if not location.scheme:
+        if not location.host:
+            return
+        location = location.copy_with(scheme=asked.scheme)
+    if not url_names_enclave(enclave, location):
+        return
+    if (location.scheme, location.netloc) != (asked.scheme, asked.netloc):
+        headers["location"] = str(
+            location.copy_with(scheme=asked.scheme, host=asked.host, port=asked.port, userinfo=b"")
+        )
 
 
 def _canonical(host: str) -> str:

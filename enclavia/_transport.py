@@ -162,9 +162,13 @@ os.register_at_fork(after_in_child=_renew_fork_lock)
 class TransportBase:
     """Keeps one engine per process: a forked child starts with nothing of its parent's."""
 
-    def __init__(self, settings: Settings, make_io: Callable[[], Io[Any]]) -> None:
+    def __init__(
+        self, settings: Settings, make_io: Callable[[], Io[Any]], mountable: bool = True
+    ) -> None:
+        """``mountable``: it may be one of several transports of a client that is not ours."""
         self._settings = settings
         self._make_io = make_io
+        self._mountable = mountable
         self._inherited: list[Engine] = []
         self._current = self._new_engine()
         # Answers are alike. Here, so that nothing of them outlives the client.
@@ -213,8 +217,22 @@ class TransportBase:
     def stats(self) -> Stats:
         return self._engine.stats()
 
+    def _response(
+        self,
+        request: httpx2.Request,
+        exchange: Exchange,
+        stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
+        network_stream: Callable[[Exchange], object],
+    ) -> Response:
+        response = response_of(exchange, stream, network_stream, self._fields_of)
+        if self._mountable and "location" in response.headers:
+            from ._authority import keep_inside
+
+            keep_inside(self._settings.config.url, response.headers, request.url, httpx2.InvalidURL)
+        return response
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self._settings}
+        return {"settings": self._settings, "mountable": self._mountable}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._settings.config.url}>"
@@ -359,13 +377,14 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
 
     @classmethod
     def _of(cls, settings: Settings) -> Self:
+        """For a client or an adapter of ours, which sees to redirects itself."""
         transport = cls.__new__(cls)
-        TransportBase.__init__(transport, settings, ThreadIo)
+        TransportBase.__init__(transport, settings, ThreadIo, mountable=False)
         return transport
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state["settings"].config.warn_debug(stacklevel=2)
-        TransportBase.__init__(self, state["settings"], ThreadIo)
+        TransportBase.__init__(self, state["settings"], ThreadIo, state["mountable"])
 
     def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
@@ -377,7 +396,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
 
     def handle_request(self, request: httpx2.Request) -> Response:
         exchange = run(self._engine.handle(request))
-        return response_of(exchange, ResponseBody(exchange), _network_stream, self._fields_of)
+        return self._response(request, exchange, ResponseBody(exchange), _network_stream)
 
     def close(self) -> None:
         engine = self._engine

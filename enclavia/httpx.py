@@ -18,7 +18,7 @@ import httpx2
 
 from ._async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
 from ._attestation import Attestation
-from ._authority import names_enclave
+from ._authority import keep_inside, url_names_enclave
 from ._errors import EnclaviaError, IncompleteResponse
 from ._flow import Stats
 from ._transport import EnclaveTransport as _EnclaveTransport
@@ -65,11 +65,7 @@ class _About:
         return self._enclave._settings.config.url
 
     def _names(self, url: httpx.URL) -> bool:
-        try:
-            host = url.raw_host.decode("ascii")
-        except UnicodeError:  # of an IPv6 zone, which httpx lets pass
-            return False
-        return names_enclave(self._url, url.scheme, host, url.port)
+        return url_names_enclave(self._url, url)
 
     @property
     def attestation(self) -> Attestation:
@@ -115,33 +111,8 @@ class _About:
             extensions=extensions,
         )
         if "location" in incoming.headers:
-            self._keep_inside(incoming.headers, request.url)
+            keep_inside(self._url, incoming.headers, request.url, httpx.InvalidURL)
         return incoming
-
-    def _keep_inside(self, headers: httpx.Headers, asked: httpx.URL) -> None:
-        """Writes a Location that names this enclave as the request's URL does.
-
-        A workload often writes ``http://`` before the authority of the Host header. A client with
-        ``mounts`` goes by scheme and host, and would send what follows outside the tunnel.
-        """
-        try:
-            location = httpx.URL(headers["location"])
-            if location.scheme and not location.host:
-                location = location.copy_with(host=asked.host)
-        except (httpx.InvalidURL, ValueError):
-            return  # httpx refuses it
-        if not location.scheme:
-            if not location.host:
-                return
-            location = location.copy_with(scheme=asked.scheme)
-        if not self._names(location):
-            return
-        if (location.scheme, location.netloc) != (asked.scheme, asked.netloc):
-            headers["location"] = str(
-                location.copy_with(
-                    scheme=asked.scheme, host=asked.host, port=asked.port, userinfo=b""
-                )
-            )
 
 
 class EnclaveTransport(_About, httpx.BaseTransport):

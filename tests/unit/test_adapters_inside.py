@@ -17,6 +17,7 @@ import pytest
 from support import Connection, byte_enclave, keywords, ok
 
 import enclavia
+from enclavia._authority import keep_inside
 from enclavia._url import EnclaveURL
 
 requests = pytest.importorskip("requests")
@@ -451,6 +452,94 @@ def test_the_router_reads_nothing_of_a_redirected_request() -> None:
     assert b"Upgrade: websocket" in seen
     assert b"SECRET" not in seen
     assert b"/items" not in seen
+
+
+@pytest.mark.parametrize("scheme", ["https", "http", "all"])
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_the_router_reads_nothing_where_a_transport_is_mounted(kind: str, scheme: str) -> None:
+    """Ours, on a client of httpx2's that has another transport for all else. Mounted for one
+    scheme, for which the enclave is asked, or for all; and after pickling."""
+    with byte_enclave(redirecting_by_http) as (enclave, _), watched(enclave.port) as (port, seen):
+        url, authority = f"ws://127.0.0.1:{port}", f"127.0.0.1:{port}"
+        asked = f"{'https' if scheme == 'all' else scheme}://{authority}/items"
+        sent: dict[str, Any] = {"content": b"SECRET", "headers": {"X-Key": "SECRET"}}
+        cookies = {"c": "SECRET"}
+        options: dict[str, Any] = {"follow_redirects": True, "trust_env": False, "cookies": cookies}
+
+        def check(got: httpx2.Response) -> None:
+            assert (got.text, len(got.history)) == ("SECRET", 1)
+            assert str(got.url) == asked + "/"
+
+        def synchronously(transport: enclavia.EnclaveTransport) -> None:
+            mounts = {f"{scheme}://{authority}": transport}
+            with httpx2.Client(mounts=mounts, **options) as client:
+                check(client.post(asked, **sent))
+
+        async def asynchronously(transport: enclavia.AsyncEnclaveTransport) -> None:
+            mounts = {f"{scheme}://{authority}": transport}
+            async with httpx2.AsyncClient(mounts=mounts, **options) as client:
+                check(await client.post(asked, **sent))
+
+        if kind == "sync":
+            transport = enclavia.EnclaveTransport(url, **keywords(enclave))
+            synchronously(pickle.loads(pickle.dumps(transport)))
+            synchronously(transport)
+        else:
+            awaited = enclavia.AsyncEnclaveTransport(url, **keywords(enclave))
+            anyio.run(asynchronously, pickle.loads(pickle.dumps(awaited)))
+            anyio.run(asynchronously, awaited)
+    assert b"Upgrade: websocket" in seen
+    assert b"SECRET" not in seen
+    assert b"/items" not in seen
+
+
+LIBRARIES = pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+
+
+@LIBRARIES
+@pytest.mark.parametrize("scheme", ["https", "http"])
+@pytest.mark.parametrize(("enclave", "url"), ANY_SCHEME)
+def test_a_location_is_written_as_what_was_asked_for(
+    enclave: str, url: str, scheme: str, library: Any
+) -> None:
+    if "%65" in url:
+        pytest.skip("httpx takes no percent-encoded host")
+    own = EnclaveURL.parse(enclave)
+    asked = library.URL(f"{scheme}://{own.authority}/first")
+    headers = library.Headers([(b"Location", url.encode())])
+    keep_inside(own, headers, asked, library.InvalidURL)
+    found = library.URL(headers["location"])
+    assert (found.scheme, found.host, found.port) == (scheme, asked.host, asked.port)
+    assert found.raw_path == b"/next?q=1"
+
+
+@LIBRARIES
+@pytest.mark.parametrize(
+    ("enclave", "location"),
+    [
+        *FOREIGN,
+        *(("wss://enclave.example", text) for text in ("/a", "b?c", "", "http://[", "javascript:1",
+          "https://enclave.example/e", "//enclave.example/d", "ftp://enclave.example/")),
+    ],
+)  # fmt: skip
+def test_another_location_stays_as_it_is(enclave: str, location: str, library: Any) -> None:
+    own = EnclaveURL.parse(enclave)
+    headers = library.Headers({"Location": location})
+    keep_inside(own, headers, library.URL(f"https://{own.authority}/first"), library.InvalidURL)
+    assert headers["location"] == location
+
+
+def test_a_client_of_ours_shows_a_location_as_it_was_sent() -> None:
+    """It follows it inside the tunnel by itself, and has no other transport."""
+    with byte_enclave(redirecting_by_http) as (enclave, _):
+        with enclavia.Client(enclave.url, **keywords(enclave)) as client:
+            got = client.get("/items")
+            assert got.headers["location"] == f"http://127.0.0.1:{enclave.port}/items/"
+            assert got.next_request is not None
+            assert got.next_request.url.scheme == client.base_url.scheme
+        copy = pickle.loads(pickle.dumps(enclavia.Client(enclave.url, **keywords(enclave))))
+        with copy:
+            assert copy.get("/items").headers["location"].startswith("http://")
 
 
 # ---------------------------------------------------------------------------------------------
