@@ -67,7 +67,8 @@ def keep_inside(
     if not url_names_enclave(enclave, location):
         return
     if (location.scheme, location.netloc) != (asked.scheme, asked.netloc):
-        headers["location"] = str(
+        name = next(name for name, _ in headers.raw if name.lower() == b"location")
+        headers[name.decode("ascii")] = str(
             location.copy_with(scheme=asked.scheme, host=asked.host, port=asked.port, userinfo=b"")
         )
 
