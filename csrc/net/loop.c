@@ -242,6 +242,9 @@ static struct lws_vhost *make_vhost(encl_loop *loop, const char *name, const net
     info.retry_and_idle_policy = &no_idle_policy;
     /* "" and not NULL: NULL would make libwebsockets take the environment's http_proxy. */
     info.http_proxy_address = "";
+#ifdef LWS_WITH_SOCKS5
+    info.socks_proxy_address = ""; /* likewise: of the environment's socks_proxy */
+#endif
 #ifdef LWS_SERVER_OPTION_DISABLE_TLS_SESSION_CACHE
     /* From 4.2 on it resumes sessions, and a resumed one shows no certificate: what is trusted now
      * (verify, a CA file that was changed) would not be asked. */

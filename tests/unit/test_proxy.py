@@ -278,7 +278,14 @@ def test_what_cannot_be_a_proxy(proxy: str) -> None:
 def test_the_environment_does_not_choose_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is for programs that fetch pages; here it would only add someone who can listen."""
     with Proxy() as trap, RawServer(serve) as server:
-        for name in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "wss_proxy"):
+        for name in (
+            "http_proxy",
+            "https_proxy",
+            "all_proxy",
+            "ws_proxy",
+            "wss_proxy",
+            "socks_proxy",
+        ):
             monkeypatch.setenv(name, trap.proxy_url)
             monkeypatch.setenv(name.upper(), trap.proxy_url)
         with connect(server.url) as channel:
