@@ -156,7 +156,7 @@ class Traffic:
     forgotten client's connection open until the garbage collector comes by."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a destructor may come by in between
         self._bytes_in = 0
         self._bytes_out = 0
 
@@ -243,7 +243,7 @@ class Engine:
         self.timeouts = timeouts
         self._patience = limits.patience
         self._raw_attestation: dict[str, object] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as above
         self._requests = 0
         self._retries = 0
         self._past = Traffic()

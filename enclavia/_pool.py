@@ -28,7 +28,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from ._errors import ReconnectDisabled, StateError
 
@@ -195,45 +195,101 @@ class Ticket(Generic[C, L]):
             self._pool.lost_ticket(self.order)
 
 
-def _carried_out(method: F) -> F:
-    """For every method of the pool that takes its lock: what was decided, by it or meanwhile by a
-    destructor that found the lock taken, is carried out before the method ends. That holds too
-    where the handler of a signal raises in between; the pool is then put in order first.
+def _carried_out(interrupting: Callable[..., Any] | None) -> Callable[[F], F]:
+    """For every method of the pool that others call. It runs under the lock, and what was decided,
+    by it or meanwhile by a destructor that found the lock taken, is carried out before it ends.
+    That holds too where the handler of a signal raises in between; the pool is then put in order
+    first.
+
+    ``interrupting`` is called instead where this thread is inside of the pool already. The garbage
+    collector and the handlers of signals run in the middle of any function, and may end a request
+    or close the client there: waiting for the lock would be waiting for oneself, and deciding on
+    what is half decided is no better. None: the method only reads, and does so there too.
 
     Not a context manager, because a signal's handler could raise inside of one that is written in
     Python, after the lock was taken and before the block that gives it back was entered.
     """
 
-    @functools.wraps(method)
-    def whole(self: Pool[Any, Any], *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-        try:
-            result = method(self, *args, **keywords)
-            if self._to_wake or self._to_close or self._lost:
-                self._carry_out()
-        except BaseException:
-            self._mend()
-            raise
-        return result
+    def decorate(method: F) -> F:
+        instead = interrupting or method
 
-    return cast(F, whole)
+        @functools.wraps(method)
+        def whole(self: Pool[Any, Any], *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
+            try:
+                with self._lock:
+                    if self._inside:
+                        return instead(self, *args, **keywords)
+                    self._inside = True
+                    try:
+                        result = method(self, *args, **keywords)
+                    finally:
+                        self._inside = False
+                if self._to_wake or self._to_close or self._lost:
+                    self._carry_out()
+            except BaseException:
+                self._mend()
+                raise
+            return result
+
+        return cast(F, whole)
+
+    return decorate
+
+
+def _refused(*_: object, **__: object) -> NoReturn:
+    raise StateError(
+        "expected a request from ordinary code, got one from a signal's handler or a destructor "
+        "that interrupted another request of this client: a client can be closed there, but make "
+        "no request; note there what to do, and do it afterwards"
+    )
+
+
+# What may be asked for in the middle of something else is done by whoever was interrupted.
+
+
+def _withdraw_later(pool: Pool[C, L], ticket: Ticket[C, L], now: float) -> None:
+    why = StateError("the request was withdrawn")
+    pool._lost.append(functools.partial(pool._give_up, ticket, why, now))
+
+
+def _release_later(pool: Pool[C, L], *args: Any, **keywords: Any) -> None:  # noqa: ANN401
+    pool._lost.append(functools.partial(pool._give_back, *args, **keywords))
+
+
+def _settle_later(pool: Pool[C, L], now: float) -> None:
+    pool._lost.append(None)
+
+
+def _close_later(pool: Pool[C, L], error: Exception) -> list[C]:
+    """The channels there are now are the caller's to close; the pool closes those, and any that is
+    being added to them just now."""
+    pool._lost.append(functools.partial(pool._close_all, error))
+    return [member.handle for member in pool._members if member.handle is not None]
 
 
 class Pool(Generic[C, L]):
     def __init__(self, limits: PoolLimits, jitter: Callable[[], float] = random.random) -> None:
         self._limits = limits
         self._jitter = jitter
-        self._lock = threading.Lock()
+        # Reentrant, so that a thread that interrupts itself learns of it by _inside, which the lock
+        # guards: whether the pool's state is being changed.
+        self._lock = threading.RLock()
+        self._inside = False
         self._members: list[Member[C, L]] = []
         # Weak: a ticket whose caller was interrupted between two lines must not keep a slot.
         self._queue: collections.OrderedDict[int, weakref.ref[Ticket[C, L]]] = (
             collections.OrderedDict()
         )
-        # A lease's member, a ticket's order, or None: a destructor was interrupted.
-        self._lost: collections.deque[Member[C, L] | int | None] = collections.deque()
+        # A lease's member, a ticket's order, what is to be done later because it was asked for in
+        # the middle of something else, or None: a destructor was interrupted.
+        self._lost: collections.deque[Member[C, L] | int | functools.partial[None] | None] = (
+            collections.deque()
+        )
         # Taken away only after it was done, so that an interruption in between loses nothing:
         # doing it twice does no harm. Dictionaries, because two threads may be at it.
         self._to_wake: dict[Wakeable, Ticket[C, L]] = {}
         self._to_close: dict[C | L, None] = {}
+        self._flushing: dict[int, None] = {}
         self._orders = 0
         self._failures = 0
         self._grow_after = 0.0
@@ -253,67 +309,61 @@ class Pool(Generic[C, L]):
     def closed(self) -> bool:
         return self._closed is not None
 
-    @_carried_out
+    @_carried_out(interrupting=_refused)
     def request(self, job: Job, now: float) -> Ticket[C, L]:
-        with self._lock:
-            self._orders += 1
-            ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
-            if not self._serve_at_once(ticket, now):
-                self._queue[ticket.order] = weakref.ref(ticket)
-                self._decide(now)
-                if ticket.state is State.WAITING:
-                    self._probe_connectors()
+        self._orders += 1
+        ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
+        if not self._serve_at_once(ticket, now):
+            self._queue[ticket.order] = weakref.ref(ticket)
+            self._decide(now)
+            if ticket.state is State.WAITING:
+                self._probe_connectors()
         return ticket
 
-    @_carried_out
+    @_carried_out(interrupting=_refused)
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
         """The waiter is set when the ticket changed; look at the ticket after this, then wait."""
-        with self._lock:
-            ticket.waiter = waiter
+        ticket.waiter = waiter
 
-    @_carried_out
+    @_carried_out(interrupting=_withdraw_later)
     def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
         """The caller gave up."""
-        with self._lock:
-            self._withdraw(ticket, StateError("the request was withdrawn"), now)
+        self._withdraw(ticket, StateError("the request was withdrawn"), now)
 
-    @_carried_out
+    @_carried_out(interrupting=_refused)
     def starting(self, ticket: Ticket[C, L], handle: C) -> None:
         """The connector has begun; whoever takes its place goes on with this one. Look at the
         ticket after this: where the pool was closed meanwhile, so is the handle."""
-        with self._lock:
-            if ticket.state is State.CONNECT and ticket.member is not None:
-                ticket.member.handle = handle
-            else:
-                self._to_close[handle] = None
+        if ticket.state is State.CONNECT and ticket.member is not None:
+            ticket.member.handle = handle
+        else:
+            self._to_close[handle] = None
 
-    @_carried_out
+    @_carried_out(interrupting=_refused)
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
-        with self._lock:
-            member = ticket.member
-            # Otherwise closed meanwhile.
-            if ticket.state is State.CONNECT and member is not None and member.handle is not None:
-                alone = not any(other.open for other in self._members)
-                self._reconnects += alone and self._connects > 0
-                self._connects += 1
-                self._failures = 0
-                self.last_error = None
-                member.open = True
-                member.used = now
-                member.connector = None
-                self._wait_again(ticket)
-            self._decide(now)
+        member = ticket.member
+        # Otherwise closed meanwhile.
+        if ticket.state is State.CONNECT and member is not None and member.handle is not None:
+            alone = not any(other.open for other in self._members)
+            self._reconnects += alone and self._connects > 0
+            self._connects += 1
+            self._failures = 0
+            self.last_error = None
+            member.open = True
+            member.used = now
+            member.connector = None
+            self._wait_again(ticket)
+        self._decide(now)
 
-    @_carried_out
+    @_carried_out(interrupting=_refused)
     def connect_failed(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
         """Either everybody who waits is told, or the same ticket tries again after a while."""
-        with self._lock:
-            # Otherwise closed meanwhile.
-            if ticket.state is State.CONNECT and ticket.member is not None:
-                self._after_failure(ticket, ticket.member, error, now)
-            self._decide(now)
+        # Otherwise closed meanwhile.
+        if ticket.state is State.CONNECT and ticket.member is not None:
+            self._after_failure(ticket, ticket.member, error, now)
+        self._decide(now)
 
-    @_carried_out
+    @_carried_out(interrupting=_release_later)
     def release(
         self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
     ) -> None:
@@ -321,10 +371,9 @@ class Pool(Generic[C, L]):
         otherwise. ``answered``: when its last answer began to come; its server may have sent all
         of that at once and counts its idle time from then, however long the reading took. Giving
         back twice does nothing."""
-        with self._lock:
-            self._give_back(lease, link, now, answered)
-            if self._queue or link is None or not lease.member.alive:
-                self._decide(now)
+        self._give_back(lease, link, now, answered)
+        if self._queue or link is None or not lease.member.alive:
+            self._decide(now)
 
     def lost_lease(self, member: Member[C, L]) -> None:
         self._lose(member)
@@ -342,46 +391,38 @@ class Pool(Generic[C, L]):
             self._reap()
             raise
 
-    @_carried_out
+    @_carried_out(interrupting=None)
     def alone(self, ticket: Ticket[C, L]) -> bool:
         """Whether nobody else waits for what this ticket waits for."""
-        with self._lock:
-            return all(order == ticket.order for order in self._queue)
+        return all(order == ticket.order for order in self._queue)
 
-    @_carried_out
+    @_carried_out(interrupting=_settle_later)
     def settle(self, now: float) -> None:
         """Looks at everything once more: expiry, channels that went away."""
-        with self._lock:
-            self._decide(now)
+        self._decide(now)
 
-    @_carried_out
+    @_carried_out(interrupting=_close_later)
     def close(self, error: Exception) -> list[C]:
         """Fails who waits and whoever asks from now on. The channels are the caller's to close;
         another call returns those of them that are still there."""
-        with self._lock:
-            self._closing += [
-                weakref.ref(member.handle) for member in self._members if member.handle is not None
-            ]
-            self._closed = error
-            self._decide(self._last_now)
-            return [handle for each in self._closing if (handle := each()) is not None]
+        self._begin_close(error)
+        self._decide(self._last_now)
+        return self._left()
 
-    @_carried_out
+    @_carried_out(interrupting=None)
     def handles(self) -> list[C]:
-        with self._lock:
-            return [member.handle for member in self._members if member.handle is not None]
+        return [member.handle for member in self._members if member.handle is not None]
 
-    @_carried_out
+    @_carried_out(interrupting=None)
     def stats(self) -> PoolStats:
-        with self._lock:
-            return PoolStats(
-                channels=sum(member.open for member in self._members),
-                streams_active=sum(member.in_use for member in self._members),
-                streams_idle=sum(len(member.idle) for member in self._members),
-                waiting=len(self._queue),
-                connects=self._connects,
-                reconnects=self._reconnects,
-            )
+        return PoolStats(
+            channels=sum(member.open for member in self._members),
+            streams_active=sum(member.in_use for member in self._members),
+            streams_idle=sum(len(member.idle) for member in self._members),
+            waiting=len(self._queue),
+            connects=self._connects,
+            reconnects=self._reconnects,
+        )
 
     # -- deciding ---------------------------------------------------------------------------
 
@@ -576,6 +617,20 @@ class Pool(Generic[C, L]):
                 break  # whoever comes later waits behind
         self._tell_phase(now)
 
+    def _begin_close(self, error: Exception) -> None:
+        self._closing += [
+            weakref.ref(member.handle) for member in self._members if member.handle is not None
+        ]
+        self._closed = error
+
+    def _close_all(self, error: Exception) -> None:
+        self._begin_close(error)
+        self._to_close.update((handle, None) for handle in self._left())
+
+    def _left(self) -> list[C]:
+        """Channels that the client had when it was closed, and that are still there."""
+        return [handle for each in self._closing if (handle := each()) is not None]
+
     def _shut(self, error: Exception) -> None:
         for member in self._members:
             member.open = False
@@ -588,8 +643,15 @@ class Pool(Generic[C, L]):
         """After an exception anywhere in here, which was most likely a signal's: nobody is left
         asleep who was served, and no channel is left to a connector that does not know of it."""
         with self._lock:
-            self._repair()
-            self._decide(self._last_now)
+            if self._inside:
+                self._lost.append(None)  # left to whoever was interrupted by this
+                return
+            self._inside = True
+            try:
+                self._repair()
+                self._decide(self._last_now)
+            finally:
+                self._inside = False
         self._carry_out()
 
     def _repair(self) -> None:
@@ -601,9 +663,7 @@ class Pool(Generic[C, L]):
             elif not member.open and not self._has_connector(member):
                 self._hand_over(member)
         if self._closed is not None:
-            self._to_close.update(
-                (handle, None) for each in self._closing if (handle := each()) is not None
-            )
+            self._to_close.update((handle, None) for handle in self._left())
 
     def _has_connector(self, member: Member[C, L]) -> bool:
         return any(
@@ -711,6 +771,10 @@ class Pool(Generic[C, L]):
             self._to_close[link] = None
 
     def _withdraw(self, ticket: Ticket[C, L], why: Exception, now: float) -> None:
+        self._give_up(ticket, why, now)
+        self._decide(now)
+
+    def _give_up(self, ticket: Ticket[C, L], why: Exception, now: float) -> None:
         self._queue.pop(ticket.order, None)
         member = ticket.member
         if ticket.state is State.CONNECT and member is not None and not member.open:
@@ -720,7 +784,6 @@ class Pool(Generic[C, L]):
         lease, ticket.lease = ticket.lease, None
         if lease is not None:
             self._give_back(lease, lease.link, now)
-        self._decide(now)
 
     def _close_if_unused(self, member: Member[C, L]) -> None:
         """Not before: who still reads from a channel that went away must learn why it did."""
@@ -774,7 +837,13 @@ class Pool(Generic[C, L]):
             # after the call and before the ``try``. In a ``for`` there is no such place.
             for _ in iter(functools.partial(self._lock.acquire, False), False):
                 try:
-                    self._decide(self._last_now)
+                    if self._inside:
+                        return
+                    self._inside = True
+                    try:
+                        self._decide(self._last_now)
+                    finally:
+                        self._inside = False
                 finally:
                     self._lock.release()
                 break
@@ -787,6 +856,10 @@ class Pool(Generic[C, L]):
             item = self._lost[0]
             if item is None:
                 self._repair()
+                del self._lost[0]
+                continue
+            if isinstance(item, functools.partial):
+                item()
                 del self._lost[0]
                 continue
             if isinstance(item, Member):
@@ -807,6 +880,18 @@ class Pool(Generic[C, L]):
         self._reap()
 
     def _flush(self) -> None:
+        # A destructor or a signal's handler may come by here while this thread sets an event, and
+        # would wait for ever for the lock of that event. What it adds is carried out here too.
+        thread = threading.get_ident()
+        if thread in self._flushing:
+            return
+        self._flushing[thread] = None
+        try:
+            self._flush_all()
+        finally:
+            del self._flushing[thread]
+
+    def _flush_all(self) -> None:
         while self._to_wake or self._to_close:
             for waiter, ticket in list(self._to_wake.items()):
                 try:
@@ -823,10 +908,14 @@ class Pool(Generic[C, L]):
         """Nobody can be told of what the ticket got, because its event loop was closed. So the
         next in line gets it."""
         with self._lock:
-            if ticket.waiter is waiter:
-                error = StateError(f"nothing is left to wake this request: {why}")
-                self._withdraw(ticket, error, self._last_now)
-                ticket.waiter = None
+            self._inside = True
+            try:
+                if ticket.waiter is waiter:
+                    error = StateError(f"nothing is left to wake this request: {why}")
+                    self._withdraw(ticket, error, self._last_now)
+                    ticket.waiter = None
+            finally:
+                self._inside = False
 
 
 def _lost_for_good() -> ReconnectDisabled:

@@ -147,13 +147,14 @@ def _patience(seconds: float | None) -> float | None:
 
 
 # Held while a forked child makes an engine of its own. The child begins with a new one, because a
-# thread of its parent may have held the old one at that moment.
-_fork_lock = threading.Lock()
+# thread of its parent may have held the old one at that moment. Reentrant, because a destructor or
+# the handler of a signal may use the client meanwhile.
+_fork_lock = threading.RLock()
 
 
 def _renew_fork_lock() -> None:
     global _fork_lock
-    _fork_lock = threading.Lock()
+    _fork_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_fork_lock)
@@ -200,8 +201,9 @@ class TransportBase:
             own = self._new_engine()
             if engine.pool.closed:
                 own.close()
-            self._current = own
-            return own
+            if self._current is engine:
+                self._current = own
+            return self._current
 
     @property
     def base_url(self) -> httpx2.URL:

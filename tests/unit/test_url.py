@@ -132,6 +132,7 @@ def test_what_may_be_requested(enclave: str, request_url: str, allowed: bool) ->
         ({"verify": ssl.create_default_context()}, TypeError, "which cannot hand it over"),
         ({"verify": "/does/not/exist.pem"}, ValueError, "no file"),
         ({"verify": 5}, TypeError, "verify"),
+        ({"verify": ""}, ValueError, "got an empty text"),
         ({"proxy": "socks5://127.0.0.1:9"}, ValueError, "CONNECT"),
         ({"proxy": "https://127.0.0.1:9"}, ValueError, "CONNECT"),
         ({"proxy": "http://"}, ValueError, "proxy"),
