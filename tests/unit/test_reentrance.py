@@ -21,7 +21,7 @@ from enclavia import _pool
 from enclavia._errors import StateError
 from enclavia._pool import Job, Lease, Pool, PoolLimits, State, Ticket
 
-ENDS_WITHIN = 60  # seconds until a run counts as one that never ends
+ENDS_WITHIN = 60  # seconds after which a run is taken for one that never ends
 FILES = {_pool.__file__, threading.__file__}
 
 
