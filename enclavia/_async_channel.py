@@ -14,7 +14,14 @@ import httpx2
 from . import _core
 from ._attestation import Attestation
 from ._channel import first_piece
-from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
+from ._config import (
+    KEEPALIVE,
+    ChannelConfig,
+    UpgradeHeaders,
+    Verify,
+    checked_seconds,
+    logger,
+)
 from ._connecting import Connecting
 from ._errors import (
     ConnectTimeout,
@@ -143,6 +150,7 @@ class AsyncChannel:
             max_in_flight=max_in_flight,
             keepalive=keepalive,
         )
+        timeout = checked_seconds("timeout", timeout)
         config.warn_debug(stacklevel=2)
         return Connecting(lambda: cls._open(config, timeout))
 
@@ -158,7 +166,10 @@ class AsyncChannel:
             core.wait_open(0)
             channel = cls(config, core, timeout)
             logger.info(
-                "verified %s: %s", config.url.authority, shown(channel.attestation.module_id) or "-"
+                "verified %s: form %s, module %s",
+                config.url.authority,
+                channel.attestation.form,
+                shown(channel.attestation.module_id) or "-",
             )
         except BaseException:
             core.close(0)
@@ -258,7 +269,7 @@ class AsyncChannel:
             raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is _UNSET else timeout
+        return self._timeout if timeout is _UNSET else checked_seconds("timeout", timeout)
 
     async def __aenter__(self) -> Self:
         return self

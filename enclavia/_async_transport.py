@@ -11,13 +11,13 @@ import httpx2
 
 from . import _core
 from ._async_channel import read_stream, reserve_slot
-from ._config import KEEPALIVE, UpgradeHeaders, Verify
+from ._config import KEEPALIVE, UpgradeHeaders, Verify, checked_seconds
 from ._errors import WriteTimeout
 from ._flow import Exchange
 from ._hub import Waiter, loop_hub
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._retry import Retries
-from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase
+from ._transport import DEFAULT_TIMEOUT, Response, Settings, Timed, TransportBase, expected_body
 
 if TYPE_CHECKING:
     from ._flow import Body
@@ -85,7 +85,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = timeouts._replace(connect=timeout)
+            timeouts = timeouts._replace(connect=checked_seconds("timeout", timeout))
         await engine.open(timeouts)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
@@ -159,7 +159,7 @@ class LoopIo:
 
     def body(self, request: httpx2.Request) -> Body:
         if not isinstance(request.stream, httpx2.AsyncByteStream):
-            raise TypeError("expected a request with an async body, got a sync one")
+            raise TypeError(expected_body(request, "async"))
         return _IteratedBody(request.stream)
 
 

@@ -11,7 +11,14 @@ import httpx2
 
 from . import _core
 from ._attestation import Attestation
-from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
+from ._config import (
+    KEEPALIVE,
+    ChannelConfig,
+    UpgradeHeaders,
+    Verify,
+    checked_seconds,
+    logger,
+)
 from ._errors import ReadTimeout, StateError
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._text import shown
@@ -75,13 +82,17 @@ class Channel:
             max_in_flight=max_in_flight,
             keepalive=keepalive,
         )
+        timeout = checked_seconds("timeout", timeout)
         config.warn_debug(stacklevel=2)
         core = config.open()
         try:
             core.wait_open(timeout)
             channel = cls(config, core, timeout)
             logger.info(
-                "verified %s: %s", config.url.authority, shown(channel.attestation.module_id) or "-"
+                "verified %s: form %s, module %s",
+                config.url.authority,
+                channel.attestation.form,
+                shown(channel.attestation.module_id) or "-",
             )
         except BaseException:
             core.close(0)
@@ -173,7 +184,7 @@ class Channel:
             raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is _UNSET else timeout
+        return self._timeout if timeout is _UNSET else checked_seconds("timeout", timeout)
 
     def __enter__(self) -> Self:
         return self

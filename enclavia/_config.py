@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import numbers
 import os
 import re
 import ssl
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +31,7 @@ from ._pins import (
 )
 from ._url import EnclaveURL
 
-__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
+__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "checked_seconds", "logger"]
 
 UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
 Verify = bool | str | os.PathLike[str]
@@ -253,6 +255,20 @@ def _keepalive_ms(seconds: float | None) -> int:
             f"no keep-alive, got {seconds}"
         )
     return math.ceil(seconds * 1000)
+
+
+def checked_seconds(name: str, seconds: float | None) -> float | None:
+    """A timeout as callers give it. None, for no limit, also where it is more than a lock can wait
+    for (``float("inf")``)."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
+        raise TypeError(
+            f"{name}: expected a number of seconds or None, got {type(seconds).__name__}"
+        )
+    if not seconds >= 0:  # nor is it a NaN
+        raise ValueError(f"{name}: expected 0 or more seconds, or None for no limit, got {seconds}")
+    return seconds if seconds <= threading.TIMEOUT_MAX else None
 
 
 def _in_flight(value: int) -> int:

@@ -251,6 +251,10 @@ class InternalError(EnclaviaError, RuntimeError):
     """A library refused what it must not refuse: a bug here, or a broken installation."""
 
 
+# Tracebacks, reprs and pickles name the module that they are imported from.
+for _name in __all__:
+    globals()[_name].__module__ = __name__.partition(".")[0]
+
 # The numbers of csrc/base/error.h.
 _NOMEM, _INVALID = 1, 2
 _CLASSES: dict[int, type[EnclaviaError]] = {

@@ -22,7 +22,7 @@ import httpx2
 from . import _core
 from ._attestation import Attestation
 from ._channel import first_piece
-from ._config import ChannelConfig
+from ._config import ChannelConfig, checked_seconds
 from ._errors import (
     ConnectionClosed,
     ConnectTimeout,
@@ -127,12 +127,22 @@ class Timeouts(NamedTuple):
         given: Mapping[str, float | None] | None = request.extensions.get("timeout")
         if given is None:
             return default
-        get = given.get
-        return cls(*map(_positive, (get("connect"), get("read"), get("write"), get("pool"))))
+        return cls(*map(_deadline, cls._fields, map(given.get, cls._fields)))
+
+    @classmethod
+    def checked(cls, timeout: httpx2.Timeout | float | None) -> Timeouts:
+        """What a client is made with; what is no timeout is refused here."""
+        given = httpx2.Timeout(timeout)
+        values = (given.connect, given.read, given.write, given.pool)
+        names = (f"timeout ({field})" for field in cls._fields)
+        return cls(*map(checked_seconds, names, values))
 
 
-def _positive(seconds: float | None) -> float | None:
+def _deadline(name: str, seconds: float | None) -> float | None:
     """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
+    if type(seconds) is float and _SHORTEST < seconds <= threading.TIMEOUT_MAX:
+        return seconds  # nearly always
+    seconds = checked_seconds(f"timeout ({name})", seconds)
     return seconds if seconds is None or seconds > _SHORTEST else _SHORTEST
 
 

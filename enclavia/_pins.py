@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ def pin_tuples(pcrs: Pins) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
         return None
     if isinstance(pcrs, Pcrs):
         return (pcrs.as_tuple(),)
-    if isinstance(pcrs, str | bytes) or not hasattr(pcrs, "__iter__"):
+    if isinstance(pcrs, str | bytes | Mapping) or not hasattr(pcrs, "__iter__"):
         raise TypeError(_expected_pcrs(pcrs))
     sets = list(pcrs)
     for item in sets:
@@ -51,7 +51,7 @@ def pin_tuples(pcrs: Pins) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
 def _expected_pcrs(got: object) -> str:
     return (
         f"pcrs: expected Pcrs or several of them, got {type(got).__name__}; "
-        "Pcrs.load(path) and Pcrs.parse(text) make one"
+        "Pcrs(pcr0=…, pcr1=…, pcr2=…), Pcrs.load(path) and Pcrs.parse(text) make one"
     )
 
 

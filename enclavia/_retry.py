@@ -55,6 +55,10 @@ class RetryPolicy:
             self._decide = retries
         elif isinstance(retries, str):
             raise TypeError(f"retries: expected several methods, e.g. {{{retries!r}}}, got one str")
+        elif not isinstance(retries, Iterable):
+            raise TypeError(
+                f"retries: expected a number, methods or a callable, got {type(retries).__name__}"
+            )
         else:
             self._methods = IDEMPOTENT | {str(method).upper() for method in retries}
 

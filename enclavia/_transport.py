@@ -15,7 +15,8 @@ import httpx2
 from . import _core
 from ._attestation import Attestation
 from ._blocking import thread_hub
-from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, checked_seconds
+from ._errors import ReadTimeout
 from ._flow import Engine, Exchange, Stats, Timeouts, run
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._pool import PoolLimits
@@ -31,6 +32,7 @@ __all__ = [
     "Settings",
     "TransportBase",
     "TransportOptions",
+    "expected_body",
     "response_of",
 ]
 
@@ -102,6 +104,8 @@ class Settings(NamedTuple):
             raise TypeError(f"max_channels: expected a number, got {type(max_channels).__name__}")
         if max_channels < 1:
             raise ValueError(f"max_channels: expected 1 or more, got {max_channels}")
+        if limits is not None and not isinstance(limits, httpx2.Limits):
+            raise TypeError(f"limits: expected httpx2.Limits, got {type(limits).__name__}")
         if limits is not None and limits.max_connections is not None and limits.max_connections < 1:
             raise ValueError(
                 f"limits: expected max_connections of 1 or more, got {limits.max_connections}"
@@ -123,13 +127,24 @@ class Settings(NamedTuple):
                 max_idle=limits.max_keepalive_connections,
                 keepalive_expiry=limits.keepalive_expiry,
             )
-        allowed = httpx2.Timeout(timeout)
         return cls(
             config=config,
             limits=pool,
             retries=retries,
-            timeouts=Timeouts(allowed.connect, allowed.read, allowed.write, allowed.pool),
+            timeouts=Timeouts.checked(timeout),
         )
+
+
+def expected_body(request: object, kind: str) -> str:
+    """Says that the request's body is not of this kind, which also a request of httpx's has not."""
+    if type(request).__module__.partition(".")[0] == "httpx":
+        return (
+            "expected a request of httpx2, got one of httpx: the transports for clients of httpx "
+            "are in enclavia.httpx"
+        )
+    if kind == "sync":
+        return "expected a request with a sync body, got an async one: AsyncClient sends those"
+    return "expected a request with an async body, got a sync one: Client sends those"
 
 
 def _patience(seconds: float | None) -> float | None:
@@ -141,7 +156,7 @@ def _patience(seconds: float | None) -> float | None:
         )
     if not 0 <= seconds <= threading.TIMEOUT_MAX:  # nor is it a NaN
         raise ValueError(
-            f"patience: expected 0 to {threading.TIMEOUT_MAX:g} seconds, got {seconds}"
+            f"patience: expected 0 to {threading.TIMEOUT_MAX:.0f} seconds, got {seconds}"
         )
     return float(seconds)
 
@@ -393,7 +408,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = timeouts._replace(connect=timeout)
+            timeouts = timeouts._replace(connect=checked_seconds("timeout", timeout))
         run(engine.open(timeouts))
 
     def handle_request(self, request: httpx2.Request) -> Response:
@@ -479,7 +494,12 @@ class ThreadIo:
         return slot
 
     async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
-        return cast(bytes, stream.read(n, timeout))
+        try:
+            return cast(bytes, stream.read(n, timeout))
+        except ReadTimeout:
+            raise ReadTimeout(
+                f"expected bytes from the workload within {timeout} s, got none"
+            ) from None
 
     async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
         return thread_hub().wait(
@@ -488,7 +508,7 @@ class ThreadIo:
 
     def body(self, request: httpx2.Request) -> Body:
         if not isinstance(request.stream, httpx2.SyncByteStream):
-            raise TypeError("expected a request with a sync body, got an async one")
+            raise TypeError(expected_body(request, "sync"))
         return _IteratedBody(request.stream)
 
 

@@ -115,6 +115,15 @@ class _About:
         return incoming
 
 
+def _expected_body(request: object, kind: str, other: str) -> str:
+    if isinstance(request, httpx2.Request):
+        return (
+            "expected a request of httpx, got one of httpx2: the transports for clients of httpx2 "
+            "are enclavia.EnclaveTransport and AsyncEnclaveTransport"
+        )
+    return f"expected a request with {kind} body, got {other} one"
+
+
 class EnclaveTransport(_About, httpx.BaseTransport):
     """Carries the requests of an :class:`httpx.Client` to one enclave, and to nothing else.
 
@@ -137,7 +146,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         content = request.stream
         if not isinstance(content, httpx.SyncByteStream):
-            raise TypeError("expected a request with a sync body, got an async one")
+            raise TypeError(_expected_body(request, "a sync", "an async"))
         outgoing = self._outgoing(request, _whole(content) or _RequestBody(content))
         with _errors_of_httpx():
             incoming = self._enclave.handle_request(outgoing)
@@ -182,7 +191,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         content = request.stream
         if not isinstance(content, httpx.AsyncByteStream):
-            raise TypeError("expected a request with an async body, got a sync one")
+            raise TypeError(_expected_body(request, "an async", "a sync"))
         outgoing = self._outgoing(request, _whole(content) or _AsyncRequestBody(content))
         with _errors_of_httpx():
             incoming = await self._enclave.handle_async_request(outgoing)

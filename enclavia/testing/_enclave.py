@@ -88,7 +88,9 @@ class LocalEnclave:
             idle_timeout=idle_timeout,
             workload_grace=workload_grace,
             one_shot_timeout=one_shot_timeout,
-            max_connections=max_connections or _default_connections(),
+            max_connections=(
+                _default_connections() if max_connections is None else max_connections
+            ),
             faults=Faults(
                 int(faults), split, record_length, instead_of_attestation, after_attestation
             ),
