@@ -359,6 +359,16 @@ class EnclaveSession(requests.Session):
         """What the URLs of requests begin with. See :attr:`EnclaveAdapter.base_url`."""
         return self._adapter.base_url
 
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified last; StateError before the first connection."""
+        return self._adapter.attestation
+
+    @property
+    def stats(self) -> Stats:
+        """See :attr:`EnclaveAdapter.stats`."""
+        return self._adapter.stats
+
     def get_adapter(self, url: str) -> requests.adapters.BaseAdapter:
         adapter = self._adapter
         return adapter if adapter._names(url) else super().get_adapter(url)

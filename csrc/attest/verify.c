@@ -44,8 +44,8 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
                 "the document has no nonce: it was not made for this channel");
     ENCL_ENSURE(
         encl_equal_ct(a->nonce, nonce), err, ENCL_E_NONCE,
-        "the document's nonce is not this channel's handshake hash: it was made for another "
-        "channel, or someone sits in between (expected %zu bytes, got %zu)",
+        "expected the nonce asked for (%zu bytes; a channel's is its handshake hash), got another "
+        "one of %zu bytes: the document was made for another channel, or somebody sits in between",
         nonce.len, a->nonce.len);
     return ENCL_OK;
 }

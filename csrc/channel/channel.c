@@ -501,7 +501,7 @@ static encl_result charge_idle(encl_channel *ch, encl_error *err) {
     n -= free_of_charge;
     ENCL_ENSURE(encl_rate_take(&ch->idle, n, encl_now_ns()), err, ENCL_E_PROTOCOL,
                 "expected at most %d records a second that carry nothing (empty ones, and ends of "
-                "what had ended), came more",
+                "what had ended), got more",
                 ENCL_IDLE_PER_SECOND);
     return ENCL_OK;
 }
@@ -619,7 +619,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
 
     *out = NULL;
     ENCL_ENSURE(config->max_in_flight >= 1 && config->max_in_flight <= ENCL_MAX_OPEN, err,
-                ENCL_E_INVALID, "max_in_flight: expected 1 to %d, came %zu", ENCL_MAX_OPEN,
+                ENCL_E_INVALID, "max_in_flight: expected 1 to %d, got %zu", ENCL_MAX_OPEN,
                 config->max_in_flight);
     ENCL_TRY(shared_get(&loop, &links, err));
     ch = calloc(1, sizeof *ch);
@@ -826,7 +826,8 @@ encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_
             break;
         }
         if (!ch_wait(ch, &ch->changed, until)) {
-            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "no attestation document came in time");
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT,
+                           "expected an attestation document in time, got none");
             break;
         }
     }

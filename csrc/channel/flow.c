@@ -275,7 +275,7 @@ encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **
     *out = NULL;
     ENCL_TRY(ch_check(slot->ch, err));
     ENCL_ENSURE(payload.len <= ENCL_STREAM_FIRST_MAX, err, ENCL_E_INVALID,
-                "first bytes of a stream: expected at most %d, came %zu", ENCL_STREAM_FIRST_MAX,
+                "first bytes of a stream: expected at most %d, got %zu", ENCL_STREAM_FIRST_MAX,
                 payload.len);
     st = (encl_stream *)flow_new(slot->ch, sizeof *st, true);
     ENCL_ENSURE(st != NULL, err, ENCL_E_NOMEM, "out of memory");
@@ -431,7 +431,8 @@ encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t 
         }
         ENCL_TRY_GOTO(blocked(f, err), done);
         if (!wait_for_data(f, until)) {
-            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "nothing came from the workload in time");
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT,
+                           "expected bytes from the workload in time, got none");
             goto done;
         }
     }
@@ -648,7 +649,7 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
     while (rc == ENCL_OK && !f->eof) {
         rc = blocked(f, err);
         if (rc == ENCL_OK && !wait_for_data(f, until)) {
-            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "no answer came in time");
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "expected an answer in time, got none");
         }
     }
     if (rc == ENCL_OK) {

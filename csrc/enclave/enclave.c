@@ -28,15 +28,15 @@ uint64_t encl_monotonic_ms(void) {
 
 static encl_result check(const encl_enclave_config *config, encl_error *err) {
     ENCL_ENSURE(config->mode <= ENCL_ENCLAVE_STUB, err, ENCL_E_INVALID,
-                "expected production, debug or stub mode, came %d", (int)config->mode);
+                "expected production, debug or stub mode, got %d", (int)config->mode);
     ENCL_ENSURE(config->workload_host != NULL && config->workload_host[0] != '\0', err,
-                ENCL_E_INVALID, "expected the workload's address, came none");
+                ENCL_E_INVALID, "expected the workload's address, got none");
     ENCL_ENSURE(config->workload_port != 0, err, ENCL_E_INVALID,
-                "expected the workload's port, came 0");
+                "expected the workload's port, got 0");
     ENCL_ENSURE(config->max_connections != 0, err, ENCL_E_INVALID,
-                "max_connections: expected at least 1, came 0");
+                "max_connections: expected at least 1, got 0");
     ENCL_ENSURE((config->tls_cert_file == NULL) == (config->tls_key_file == NULL), err,
-                ENCL_E_INVALID, "TLS: expected a certificate and its key, came one of them");
+                ENCL_E_INVALID, "TLS: expected a certificate and its key, got one of them");
     return ENCL_OK;
 }
 

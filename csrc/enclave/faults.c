@@ -25,7 +25,7 @@ encl_result encl_faults_copy(const encl_enclave_faults *faults, encl_enclave_fau
     *out = *faults;
     out->instead_of_attestation = out->after_attestation = ENCL_SLICE_NONE;
     ENCL_ENSURE((faults->mask & ENCL_FAULT_SPLIT) == 0 || faults->split != 0, err, ENCL_E_INVALID,
-                "split: expected at least 1 byte, came 0");
+                "split: expected at least 1 byte, got 0");
     ENCL_ENSURE(faults->instead_of_attestation.len <= ENCL_NOISE_MAX_PLAIN &&
                     faults->after_attestation.len <= ENCL_NOISE_MAX_PLAIN,
                 err, ENCL_E_INVALID, "a record's plaintext holds at most %d bytes",

@@ -69,12 +69,12 @@ encl_result encl_identity_copy(const encl_doc_template *document, encl_slice lea
 
     memset(out, 0, sizeof *out);
     ENCL_ENSURE(document->cabundle_len <= ENCL_CABUNDLE_MAX, err, ENCL_E_INVALID,
-                "cabundle: expected at most %d certificates, came %zu", ENCL_CABUNDLE_MAX,
+                "cabundle: expected at most %d certificates, got %zu", ENCL_CABUNDLE_MAX,
                 document->cabundle_len);
     ENCL_ENSURE(document->module_id.len != 0, err, ENCL_E_INVALID,
                 "module_id: expected a text, came an empty one");
     ENCL_ENSURE(mode != ENCL_ENCLAVE_PRODUCTION || leaf_key.len != 0, err, ENCL_E_INVALID,
-                "production mode: expected the leaf's private key, came none");
+                "production mode: expected the leaf's private key, got none");
     out->block_len = total_len(document, leaf_key);
     out->block = malloc(out->block_len + 1);
     ENCL_ENSURE(out->block != NULL, err, ENCL_E_NOMEM, "out of memory for an enclave's identity");

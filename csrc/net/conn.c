@@ -377,7 +377,7 @@ static void queue_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice pay
         encl_ws_control(opcode, payload, masked ? mask : NULL, &conn->txq, &err) != ENCL_OK) {
         if (err.code == ENCL_E_INVALID) {
             (void)encl_fail(&err, ENCL_E_PROTOCOL,
-                            "expected a peer that reads what it is sent, came pings while %zu "
+                            "expected a peer that reads what it is sent, got pings while %zu "
                             "bytes wait for it",
                             encl_buf_readable(&conn->txq));
         }
@@ -706,7 +706,7 @@ static encl_result charge_idle(encl_conn *conn, encl_error *err) {
         conn->decoder.fail_code = CLOSE_POLICY;
         return encl_fail(err, ENCL_E_PROTOCOL,
                          "WebSocket: expected at most %d frames a second that carry nothing "
-                         "(pings, pongs, text, empty ones), came more",
+                         "(pings, pongs, text, empty ones), got more",
                          ENCL_IDLE_PER_SECOND);
     }
     return ENCL_OK;

@@ -103,7 +103,7 @@ static encl_result check_target(const encl_ws_target *t, encl_error *err) {
         total += strlen(t->headers[i].name) + strlen(t->headers[i].value) + 4;
     }
     ENCL_ENSURE(total <= HEADERS_MAX, err, ENCL_E_INVALID,
-                "upgrade headers: expected at most %zu bytes, came %zu", HEADERS_MAX, total);
+                "upgrade headers: expected at most %zu bytes, got %zu", HEADERS_MAX, total);
     return ENCL_OK;
 }
 
@@ -282,12 +282,17 @@ static struct lws *begin_connect(encl_conn *conn, struct lws_vhost *vhost, const
 
 static void no_address_left(encl_conn *conn) {
     net_target *t = conn->target;
+    const char *failure = t->last_failure[0] == '\0' ? "libwebsockets refused" : t->last_failure;
     encl_error why;
 
-    encl_fail(&why, ENCL_E_CONNECT, "no connection to %s port %u: %s",
-              t->proxy_host != NULL ? t->proxy_host : t->host,
-              t->proxy_host != NULL ? t->proxy_port : t->port,
-              t->last_failure[0] == '\0' ? "libwebsockets refused" : t->last_failure);
+    if (t->proxy_host == NULL) {
+        encl_fail(&why, ENCL_E_CONNECT, "no connection to %s port %u: %s", t->host, t->port,
+                  failure);
+    } else {
+        encl_fail(&why, ENCL_E_CONNECT,
+                  "no connection to %s port %u through the proxy %s port %u: %s", t->host, t->port,
+                  t->proxy_host, t->proxy_port, failure);
+    }
     net_conn_finish(conn, &why);
 }
 
@@ -375,7 +380,7 @@ static void rebuild_head(struct lws *wsi, int status, encl_error *err) {
 static void remember_rejection(encl_conn *conn, struct lws *wsi, int status) {
     conn->status = status;
     encl_fail(&conn->rejected, ENCL_E_UPGRADE_REJECTED,
-              "the WebSocket upgrade was refused: expected HTTP status 101, came %d", status);
+              "the WebSocket upgrade was refused: expected HTTP status 101, got %d", status);
     conn->rejected.retryable = worth_a_retry(status);
     conn->rejected.detail.upgrade.status = status;
     rebuild_head(wsi, status, &conn->rejected);
@@ -424,7 +429,7 @@ static int reply_came(encl_conn *conn, struct lws *wsi) {
     if (!upgrades_connection(wsi)) {
         return reject(conn, ENCL_E_PROTOCOL,
                       "the WebSocket upgrade was answered 101: expected the header 'Connection: "
-                      "Upgrade', came none or another");
+                      "Upgrade', got none or another");
     }
     return drain_early(conn, wsi);
 }
@@ -447,7 +452,7 @@ static encl_result check_certificate(const encl_conn *conn, SSL *ssl, encl_error
     X509_free(certificate);
     if (!matches) {
         (void)encl_fail(err, ENCL_E_CONNECT,
-                        "TLS: expected a trusted certificate for '%s', came another", t->host);
+                        "TLS: expected a trusted certificate for '%s', got another", t->host);
         err->retryable = false;
         return err->code;
     }
@@ -472,9 +477,10 @@ static void established(encl_conn *conn, struct lws *wsi) {
 static const char *explain(const char *reason) {
     static const char *const words[][2] = {
         {"read failed",
-         "expected a whole HTTP answer to the WebSocket upgrade, came the end of the connection"},
+         "expected a whole HTTP answer to the WebSocket upgrade, got the end of the connection"},
         {"Peer hung up",
-         "expected a whole HTTP answer to the WebSocket upgrade, came the end of the connection"},
+         "expected a whole HTTP answer to the WebSocket upgrade, got the end of the connection"},
+        {"Unable to connect", "no server listens there, or none can be reached"},
         {"proxy conn dead", "expected an answer of the proxy to CONNECT, it hung up"},
         {"proxy read err", "expected an answer of the proxy to CONNECT, it hung up"},
     };
@@ -490,24 +496,33 @@ static const char *explain(const char *reason) {
 /* Failures that another address of the same name would not mend. */
 static bool is_final(const char *reason, encl_error *why) {
     if (strncmp(reason, "HS: ", 4) == 0) {
-        encl_fail(
-            why, ENCL_E_PROTOCOL,
-            "the WebSocket upgrade: expected an answer 101 of RFC 6455, came one with a wrong "
-            "header (%.100s)",
-            reason + 4);
+        encl_fail(why, ENCL_E_PROTOCOL,
+                  "the WebSocket upgrade: expected an answer 101 of RFC 6455, got one with a wrong "
+                  "header (%.100s)",
+                  reason + 4);
     } else if (strcmp(reason, "problems parsing header") == 0) {
         encl_fail(
             why, ENCL_E_PROTOCOL,
             "the WebSocket upgrade: expected an HTTP answer with a head of a few KiB at most, "
-            "came something else");
+            "got something else");
     } else if (strcmp(reason, "proxy not h1") == 0) {
         encl_fail(why, ENCL_E_CONNECT,
-                  "the proxy refused: expected HTTP status 200 to CONNECT, came another answer");
+                  "the proxy refused: expected HTTP status 200 to CONNECT, got another answer");
         why->retryable = false;
     } else {
         return false;
     }
     return true;
+}
+
+static void note_failure(net_target *t, const char *reason) {
+    bool in_tls = strncmp(reason, "connect SSL err", strlen("connect SSL err")) == 0;
+
+    (void)snprintf(t->last_failure, sizeof t->last_failure, "%s%s",
+                   in_tls ? "the TLS handshake failed; expected a server with TLS, as wss:// says "
+                            "(a local enclave without tls=True is ws://): "
+                          : "",
+                   explain(reason));
 }
 
 static void connect_failed(encl_conn *conn, struct lws *wsi, const char *text, size_t len) {
@@ -535,8 +550,7 @@ static void connect_failed(encl_conn *conn, struct lws *wsi, const char *text, s
         net_conn_finish(conn, &why);
         return;
     }
-    (void)snprintf(conn->target->last_failure, sizeof conn->target->last_failure, "%s",
-                   explain(reason));
+    note_failure(conn->target, reason);
     conn->ws_wsi = NULL; /* on its way out; its destruction gives the reference back */
     net_conn_note_socket(conn, -1);
     net_connect_next(conn);
@@ -677,7 +691,7 @@ static encl_result start_tcp(encl_conn *conn, encl_error *err) {
     hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
     (void)snprintf(port, sizeof port, "%u", conn->target->port);
     rc = getaddrinfo(conn->target->host, port, &hints, &found);
-    ENCL_ENSURE(rc == 0, err, ENCL_E_INVALID, "expected a numeric address, came '%s'",
+    ENCL_ENSURE(rc == 0, err, ENCL_E_INVALID, "expected a numeric address, got '%s'",
                 conn->target->host);
     fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {

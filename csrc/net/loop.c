@@ -322,11 +322,10 @@ static encl_result load_store(const char *path, X509_STORE **out, encl_error *er
     if (X509_STORE_load_locations(*out, path, NULL) != 1) {
         ERR_clear_error();
         X509_STORE_free(*out);
-        (void)encl_fail(
-            err, ENCL_E_CONNECT,
-            "TLS: expected a PEM file of CA certificates, came '%.300s', which has none "
-            "that can be read",
-            path);
+        (void)encl_fail(err, ENCL_E_CONNECT,
+                        "TLS: expected a PEM file of CA certificates, got '%.300s', which has none "
+                        "that can be read",
+                        path);
         err->retryable = false;
         return err->code;
     }

@@ -149,7 +149,7 @@ typedef struct net_target {
     uint64_t keepalive_ms;
     char addresses[NET_ADDRESSES_MAX][NET_ADDRESS_TEXT];
     size_t address_count, next_address;
-    char last_failure[256];
+    char last_failure[384];
 } net_target;
 
 /* loop.c */

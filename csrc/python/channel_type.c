@@ -77,7 +77,7 @@ static bool read_proxy(PyObject *proxy, encl_ws_target *target) {
         return false;
     }
     if (port < 1 || port > 65535) {
-        PyErr_Format(PyExc_ValueError, "proxy: expected a port of 1 to 65535, came %d", port);
+        PyErr_Format(PyExc_ValueError, "proxy: expected a port of 1 to 65535, got %d", port);
         return false;
     }
     target->proxy_port = (uint16_t)port;
@@ -103,7 +103,7 @@ static PyObject *start_channel(PyTypeObject *type, const encl_channel_config *co
     return (PyObject *)self;
 }
 
-#define KEEPALIVE_MAX_MS (24 * 60 * 60 * 1000)
+#define KEEPALIVE_MAX_MS (24LL * 60 * 60 * 1000)
 
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
@@ -124,10 +124,10 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     }
     if (port < 1 || port > 65535) {
-        return PyErr_Format(PyExc_ValueError, "port: expected 1 to 65535, came %d", port);
+        return PyErr_Format(PyExc_ValueError, "port: expected 1 to 65535, got %d", port);
     }
     if (keepalive_ms < 0 || keepalive_ms > KEEPALIVE_MAX_MS) {
-        return PyErr_Format(PyExc_ValueError, "keepalive_ms: expected 0 to %d, got %lld",
+        return PyErr_Format(PyExc_ValueError, "keepalive_ms: expected 0 to %lld, got %lld",
                             KEEPALIVE_MAX_MS, keepalive_ms);
     }
     config.target.keepalive_ms = (uint64_t)keepalive_ms;

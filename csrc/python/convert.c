@@ -53,7 +53,8 @@ bool binding_deadline(PyObject *timeout, int64_t *until) {
         return false;
     }
     if (!(seconds >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "timeout: expected None or at least 0 seconds");
+        PyErr_SetString(PyExc_ValueError,
+                        "timeout: expected 0 or more seconds, or None for no limit");
         return false;
     }
     if (seconds == 0) {
@@ -91,7 +92,7 @@ bool binding_pcr(PyObject *value, encl_pcr *pcr) {
         return false;
     }
     if (len != 32 && len != 48 && len != 64) {
-        PyErr_Format(PyExc_ValueError, "a PCR: expected 32, 48 or 64 bytes, came %zd", len);
+        PyErr_Format(PyExc_ValueError, "a PCR: expected 32, 48 or 64 bytes, got %zd", len);
         return false;
     }
     memset(pcr, 0, sizeof *pcr);

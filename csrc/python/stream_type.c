@@ -132,7 +132,7 @@ static PyObject *stream_read(PyObject *self, PyObject *args) {
         return NULL;
     }
     if (n < 0) {
-        return PyErr_Format(PyExc_ValueError, "read: expected at least 0 bytes, came %zd", n);
+        return PyErr_Format(PyExc_ValueError, "read: expected at least 0 bytes, got %zd", n);
     }
     n = n > READ_MAX ? READ_MAX : n;
     if (read_held(stream, (size_t)n, &result)) {

@@ -3,9 +3,11 @@ listens already."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -134,11 +136,23 @@ class _AsgiServer:
             ) from self._failure
 
     def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(_STOP_SECONDS)
-        if self._thread.is_alive():
-            self._server.force_exit = True
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(self._is_news)
+        try:
+            self._server.should_exit = True
             self._thread.join(_STOP_SECONDS)
+            if self._thread.is_alive():
+                self._server.force_exit = True
+                self._thread.join(_STOP_SECONDS)
+        finally:
+            log.removeFilter(self._is_news)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Not that stopping cancels what the app still does for clients that no longer wait:
+        uvicorn shows each with its traceback, as if the app had failed."""
+        failed = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError
+        cancels = str(record.msg).startswith("Cancel %s running task(s)")
+        return record.thread != self._thread.ident or not (failed or cancels)
 
 
 def _unwrap(app: object) -> object:

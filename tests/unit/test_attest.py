@@ -1141,13 +1141,23 @@ def test_signed_by_another_key() -> None:
 def test_nonce() -> None:
     raw = good().encode()
     refuse("nonce mismatch", "handshake hash", raw, nonce=NONCE[:-1] + b"\0")
-    refuse("nonce mismatch", "expected 31 bytes, got 32", raw, nonce=NONCE[:31])
-    refuse("nonce mismatch", "expected 33 bytes, got 32", raw, nonce=NONCE + b"\0")
+    refuse(
+        "nonce mismatch",
+        "(31 bytes; a channel's is its handshake hash), got another one of 32",
+        raw,
+        nonce=NONCE[:31],
+    )
+    refuse(
+        "nonce mismatch",
+        "(33 bytes; a channel's is its handshake hash), got another one of 32",
+        raw,
+        nonce=NONCE + b"\0",
+    )
     verify(raw, nonce=None)
     for absent in (good(nonce=NULL), without("nonce")):
         refuse("nonce mismatch", "the document has no nonce", absent.encode())
         verify(absent.encode(), nonce=None)
-    refuse("nonce mismatch", "got 0", good(nonce=bstr(b"")).encode())
+    refuse("nonce mismatch", "another one of 0 bytes", good(nonce=bstr(b"")).encode())
 
 
 def test_an_empty_nonce_is_no_nonce() -> None:

@@ -92,7 +92,7 @@ def test_a_refusal_is_typed_and_says_whether_to_try_again(status: int, retryable
     assert isinstance(error, enclavia.ConnectError)
     assert error.status == status
     assert error.retryable is retryable
-    assert f"expected HTTP status 101, came {status}" in str(error)
+    assert f"expected HTTP status 101, got {status}" in str(error)
     assert header(error.head, b"retry-after") == b"7"
     assert header(error.head, b"content-type") == b"text/plain"
     assert error.head.startswith(b"HTTP/1.1 %d" % status)
@@ -158,7 +158,7 @@ def test_closed_in_the_middle_of_the_head(data: bytes) -> None:
     assert type(error) is enclavia.ConnectError
     assert error.retryable
     assert "expected a whole HTTP answer" in str(error)
-    assert "came the end of the connection" in str(error)
+    assert "got the end of the connection" in str(error)
 
 
 @pytest.mark.parametrize(
