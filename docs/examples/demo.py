@@ -36,7 +36,7 @@ def main() -> None:
 
         with enclavia.Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client:
             print("verified before any request was sent:")
-            print(client.attestation, "\n")
+            print(f"{client.attestation}\n")
 
             response = client.get("/health")
             print(f"GET /health    {response.status_code}  {response.text.strip()}")
