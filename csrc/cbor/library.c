@@ -7,5 +7,5 @@
 #define TEXT_(x) #x
 
 const char *encl_cbor_compiled(void) {
-    return TEXT(CBOR_MAJOR_VERSION) "." TEXT(CBOR_MINOR_VERSION) "." TEXT(CBOR_PATCH_VERSION);
+    return TEXT(CBOR_MAJOR_VERSION.CBOR_MINOR_VERSION.CBOR_PATCH_VERSION);
 }
