@@ -12,16 +12,11 @@ import anyio.to_thread
 import httpx2
 
 from . import _core
+from ._arguments import byte_view
+from ._arguments import timeout as checked_timeout
 from ._attestation import Attestation
-from ._channel import first_piece
-from ._config import (
-    KEEPALIVE,
-    ChannelConfig,
-    UpgradeHeaders,
-    Verify,
-    checked_seconds,
-    logger,
-)
+from ._channel import first_piece, read_size
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
 from ._connecting import Connecting
 from ._errors import (
     ConnectTimeout,
@@ -68,7 +63,7 @@ async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> by
 
 
 async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
-    view = memoryview(data).cast("B")
+    view = byte_view("data", data)
     total = len(view)
     view = view[stream.write(view, 0) :]
     deadline = _deadline(timeout)
@@ -150,7 +145,7 @@ class AsyncChannel:
             max_in_flight=max_in_flight,
             keepalive=keepalive,
         )
-        timeout = checked_seconds("timeout", timeout)
+        timeout = checked_timeout("timeout", timeout)
         config.warn_debug(stacklevel=2)
         return Connecting(lambda: cls._open(config, timeout))
 
@@ -215,9 +210,10 @@ class AsyncChannel:
         """One shot; see :meth:`enclavia.Channel.request`."""
         self._expect_not_ended()
         timeout = self._or_default(timeout)
+        view = byte_view("data", data)
         slot = await reserve_slot(self._core, timeout)
         try:
-            under_way = self._core.start_request(slot, data)
+            under_way = self._core.start_request(slot, view)
         except BaseException:
             slot.release()
             raise
@@ -269,7 +265,7 @@ class AsyncChannel:
             raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is _UNSET else checked_seconds("timeout", timeout)
+        return self._timeout if timeout is _UNSET else checked_timeout("timeout", timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -298,18 +294,36 @@ class AsyncStream:
     def __init__(self, core: _core.Stream, timeout: float | None, channel: AsyncChannel) -> None:
         self._core = core
         self._channel = channel  # which closes when nobody has it
-        self.read_timeout = timeout
-        self.write_timeout = timeout
+        self._read_timeout = timeout
+        self._write_timeout = timeout
         self._closed = False
+
+    @property
+    def read_timeout(self) -> float | None:
+        """Seconds that a read waits at most; None: for ever."""
+        return self._read_timeout
+
+    @read_timeout.setter
+    def read_timeout(self, value: float | None) -> None:
+        self._read_timeout = checked_timeout("read_timeout", value)
+
+    @property
+    def write_timeout(self) -> float | None:
+        """Seconds that a write waits at most until something can be sent; None: for ever."""
+        return self._write_timeout
+
+    @write_timeout.setter
+    def write_timeout(self, value: float | None) -> None:
+        self._write_timeout = checked_timeout("write_timeout", value)
 
     @property
     def timeout(self) -> float | None:
         """Both timeouts; setting it sets both."""
-        return self.read_timeout
+        return self._read_timeout
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        self.read_timeout = self.write_timeout = value
+        self._read_timeout = self._write_timeout = checked_timeout("timeout", value)
 
     @property
     def id(self) -> int:
@@ -324,20 +338,21 @@ class AsyncStream:
         """The workload closed and everything was read."""
         return self._core.at_eof
 
-    async def read(self, n: int = -1) -> bytes:
+    async def read(self, n: int | None = -1) -> bytes:
         """1 to n bytes; ``b""`` at the end. Without n: everything up to the end."""
         self._check_open()
+        n = -1 if n is None else read_size(n)
         if n >= 0:
-            return await read_stream(self._core, n, self.read_timeout) if n else b""
+            return await read_stream(self._core, n, self._read_timeout) if n else b""
         pieces: list[bytes] = []
-        while piece := await read_stream(self._core, _READ_SIZE, self.read_timeout):
+        while piece := await read_stream(self._core, _READ_SIZE, self._read_timeout):
             pieces.append(piece)
         return b"".join(pieces)
 
     async def readinto(self, buffer: Buffer) -> int:
         self._check_open()
-        view = memoryview(buffer).cast("B")
-        deadline = _deadline(self.read_timeout)
+        view = byte_view("buffer", buffer, writable=True)
+        deadline = _deadline(self._read_timeout)
         while (count := self._core.readinto(view, 0)) is None:
             if not await loop_hub().wait(
                 lambda notifier, token: self._core.notify(_core.READABLE, notifier, token),
@@ -351,7 +366,7 @@ class AsyncStream:
     async def write(self, data: Buffer) -> int:
         """All of data, or an error."""
         self._check_open()
-        return await write_stream(self._core, data, self.write_timeout)
+        return await write_stream(self._core, data, self._write_timeout)
 
     async def write_eof(self) -> None:
         """Shuts down our writing side. Some HTTP servers hang up when they see that."""

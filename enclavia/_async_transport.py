@@ -10,10 +10,11 @@ import anyio.to_thread
 import httpx2
 
 from . import _core
+from ._arguments import timeout as checked_timeout
 from ._async_channel import read_stream, reserve_slot
-from ._config import KEEPALIVE, UpgradeHeaders, Verify, checked_seconds
+from ._config import KEEPALIVE, UpgradeHeaders, Verify
 from ._errors import WriteTimeout
-from ._flow import Exchange
+from ._flow import Exchange, positive
 from ._hub import Waiter, loop_hub
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._retry import Retries
@@ -85,7 +86,7 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = timeouts._replace(connect=checked_seconds("timeout", timeout))
+            timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
         await engine.open(timeouts)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:

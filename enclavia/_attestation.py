@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from ._arguments import byte_view, real, value_shown
 from ._pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
 from ._text import shown
 
@@ -140,7 +141,8 @@ def verify_attestation(
     policy = _core.Policy(
         pin_tuples(pcrs), read_root(root), False, False, checked_leeway(clock_leeway)
     )
-    return Attestation._from_raw(_core.verify(document, policy, _nonce(nonce), _seconds(at)))
+    view = byte_view("document", document)
+    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), _seconds(at)))
 
 
 def _nonce(nonce: object) -> bytes | None:
@@ -148,7 +150,7 @@ def _nonce(nonce: object) -> bytes | None:
         return None
     if not isinstance(nonce, bytes | bytearray | memoryview):
         raise TypeError(f"nonce: expected bytes or None, got {type(nonce).__name__}")
-    value = bytes(nonce)
+    value = bytes(byte_view("nonce", nonce))
     if not value:
         raise ValueError("nonce: expected bytes or None, got no bytes, which bind to nothing")
     return value
@@ -158,14 +160,17 @@ def _seconds(at: datetime | float | None) -> int:
     if at is None:
         return int(time.time())
     if isinstance(at, datetime):
-        if at.tzinfo is None:
+        if at.utcoffset() is None:
             raise ValueError("at: expected an aware datetime (with tzinfo), got a naive one")
         at = at.timestamp()
-    if isinstance(at, bool) or not isinstance(at, int | float):
+    number = real(at)
+    if number is None:
         raise TypeError(f"at: expected an aware datetime or Unix seconds, got {type(at).__name__}")
-    if not _FIRST_SECOND <= at <= _LAST_SECOND:  # also where it is no number
-        raise ValueError(f"at: expected a moment of the years 1 to 9999 (Unix seconds), got {at}")
-    return int(at)
+    if not _FIRST_SECOND <= number <= _LAST_SECOND:  # also where it is no number
+        raise ValueError(
+            "at: expected a moment of the years 1 to 9999 (Unix seconds), got " + value_shown(at)
+        )
+    return int(number)
 
 
 _FIRST_SECOND = -62_135_596_800

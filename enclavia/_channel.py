@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import httpx2
 
 from . import _core
+from ._arguments import byte_view, check_buffer, whole
+from ._arguments import timeout as checked_timeout
 from ._attestation import Attestation
-from ._config import (
-    KEEPALIVE,
-    ChannelConfig,
-    UpgradeHeaders,
-    Verify,
-    checked_seconds,
-    logger,
-)
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
 from ._errors import ReadTimeout, StateError
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._text import shown
@@ -26,17 +21,23 @@ from ._text import shown
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Channel", "Stream", "first_piece"]
+__all__ = ["Channel", "Stream", "first_piece", "read_size"]
 
 FIRST_PAYLOAD = 16_320
 _READ_SIZE = 65_536
+_READ_MAX = 1 << 30  # above what one read gives, and no number that C cannot hold
 _UNSET: Any = object()
 
 
 def first_piece(data: Buffer) -> tuple[memoryview, memoryview]:
     """What may travel with the opening of a stream, and the rest."""
-    view = memoryview(data).cast("B")
+    view = byte_view("payload", data)
     return view[:FIRST_PAYLOAD], view[FIRST_PAYLOAD:]
+
+
+def read_size(n: object) -> int:
+    """Any number may be asked for, and any negative one means everything."""
+    return n if type(n) is int and n <= _READ_MAX else min(whole("n", n, None), _READ_MAX)
 
 
 class Channel:
@@ -82,7 +83,7 @@ class Channel:
             max_in_flight=max_in_flight,
             keepalive=keepalive,
         )
-        timeout = checked_seconds("timeout", timeout)
+        timeout = checked_timeout("timeout", timeout)
         config.warn_debug(stacklevel=2)
         core = config.open()
         try:
@@ -140,12 +141,13 @@ class Channel:
         :class:`enclavia.Client` for more. An HTTP request needs ``Connection: close``."""
         self._expect_not_ended()
         timeout = self._or_default(timeout)
+        view = byte_view("data", data)
         deadline = None if timeout is None else time.monotonic() + timeout
         slot = self._core.reserve(None, 0)
         try:
             if not slot.granted:
                 slot.wait(timeout)
-            under_way = self._core.start_request(slot, data)
+            under_way = self._core.start_request(slot, view)
         except BaseException:
             slot.release()
             raise
@@ -184,7 +186,7 @@ class Channel:
             raise StateError("expected an open channel, got one that its user has closed")
 
     def _or_default(self, timeout: float | None) -> float | None:
-        return self._timeout if timeout is _UNSET else checked_seconds("timeout", timeout)
+        return self._timeout if timeout is _UNSET else checked_timeout("timeout", timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -216,17 +218,35 @@ class Stream(io.RawIOBase):
         super().__init__()
         self._core = core
         self._channel = channel  # which closes when nobody has it
-        self.read_timeout = timeout
-        self.write_timeout = timeout
+        self._read_timeout = timeout
+        self._write_timeout = timeout
+
+    @property
+    def read_timeout(self) -> float | None:
+        """Seconds that a read waits at most; None: for ever."""
+        return self._read_timeout
+
+    @read_timeout.setter
+    def read_timeout(self, value: float | None) -> None:
+        self._read_timeout = checked_timeout("read_timeout", value)
+
+    @property
+    def write_timeout(self) -> float | None:
+        """Seconds that a write waits at most until something can be sent; None: for ever."""
+        return self._write_timeout
+
+    @write_timeout.setter
+    def write_timeout(self, value: float | None) -> None:
+        self._write_timeout = checked_timeout("write_timeout", value)
 
     @property
     def timeout(self) -> float | None:
         """Both timeouts; setting it sets both."""
-        return self.read_timeout
+        return self._read_timeout
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        self.read_timeout = self.write_timeout = value
+        self._read_timeout = self._write_timeout = checked_timeout("timeout", value)
 
     @property
     def id(self) -> int:
@@ -248,24 +268,33 @@ class Stream(io.RawIOBase):
     def read(self, n: int | None = -1, /) -> bytes | None:
         """1 to n bytes; ``b""`` at the end. Without n: everything up to the end."""
         self._check_open()
-        if n is None or n < 0:
+        n = -1 if n is None else read_size(n)
+        if n < 0:
             return self.readall()
-        return self._core.read(n, self.read_timeout) if n else b""
+        return self._core.read(n, self._read_timeout) if n else b""
 
     def readall(self) -> bytes:
         pieces: list[bytes] = []
-        while piece := self._core.read(_READ_SIZE, self.read_timeout):
+        while piece := self._core.read(_READ_SIZE, self._read_timeout):
             pieces.append(piece)
         return b"".join(pieces)
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         self._check_open()
-        return self._core.readinto(buffer, self.read_timeout)
+        try:
+            return self._core.readinto(buffer, self._read_timeout)
+        except (TypeError, ValueError, BufferError):
+            check_buffer("buffer", buffer, writable=True)
+            raise
 
     def write(self, data: Buffer, /) -> int:
         """All of data, or an error; with ``write_timeout`` 0 as much as can be taken now."""
         self._check_open()
-        return self._core.write(data, self.write_timeout)
+        try:
+            return self._core.write(data, self._write_timeout)
+        except (TypeError, ValueError, BufferError):
+            check_buffer("data", data)
+            raise
 
     def write_eof(self) -> None:
         """Shuts down our writing side. Some HTTP servers hang up when they see that."""

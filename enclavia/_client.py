@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpac
 import httpx2
 from httpx2._client import BaseClient, ClientState
 
+from ._arguments import timeout_members, value_shown
 from ._attestation import Attestation
 from ._config import KEEPALIVE, UpgradeHeaders, Verify
 from ._connecting import Connecting
-from ._errors import ForeignURL, ProtocolError, StateError
+from ._errors import ForeignURL, InvalidURL, ProtocolError, StateError
 from ._flow import Stats
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._plain import dress, is_plain
@@ -94,11 +95,24 @@ def _refuse(cls: type, unsupported: Mapping[str, object]) -> None:
         raise TypeError(f"{cls.__name__}() does not take {name!r}: {reason}")
 
 
+def _timeout(value: object) -> httpx2.Timeout:
+    connect, read, write, pool = timeout_members("timeout", value)
+    return httpx2.Timeout(connect=connect, read=read, write=write, pool=pool)
+
+
 def _base_url(settings: Settings, base_url: httpx2.URL | str) -> httpx2.URL:
     own = settings.config.url.base_url
-    if not base_url:
+    if base_url is None or base_url == "":
         return own
-    url = own.join(base_url)
+    if not isinstance(base_url, str | httpx2.URL):
+        raise TypeError(f"base_url: expected text or httpx2.URL, got {type(base_url).__name__}")
+    try:
+        url = own.join(base_url)
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise InvalidURL(
+            f"base_url: expected a path or a URL of this enclave, got {value_shown(base_url)}: "
+            f"{error}"
+        ) from None
     refusal = settings.config.url.refusal(url)
     if refusal is not None:
         raise ForeignURL(f"base_url: {refusal}")
@@ -142,6 +156,9 @@ class _KnownRequests:
         url: httpx2.URL | str,
         options: dict[str, Any],
     ) -> httpx2.Request:
+        timeout = options.get("timeout")
+        if timeout is not None and timeout is not httpx2.USE_CLIENT_DEFAULT:
+            options["timeout"] = _timeout(timeout)
         if not isinstance(url, str) or len(url) > self._LONGEST:
             return build(method, url, **options)
         base, all_known = self._of
@@ -191,6 +208,15 @@ class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
 
 class _OwnClient(BaseClient):
     """What both clients do differently from httpx2's."""
+
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """What a request has that is given none of its own."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: TimeoutTypes) -> None:
+        self._timeout = _timeout(timeout)
 
     @property
     def cookies(self) -> httpx2.Cookies:
@@ -310,7 +336,7 @@ class Client(_OwnClient, httpx2.Client):
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,
-            timeout=httpx2.Timeout(timeout),
+            timeout=timeout,
             retries=retries,
             patience=patience,
             auto_reconnect=auto_reconnect,
@@ -328,7 +354,7 @@ class Client(_OwnClient, httpx2.Client):
             params=params,
             headers=headers,
             cookies=cookies,
-            timeout=timeout,
+            timeout=_timeout(timeout),
             follow_redirects=follow_redirects,
             max_redirects=max_redirects,
             event_hooks=event_hooks,
@@ -461,7 +487,7 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
             upgrade_headers=upgrade_headers,
             verify=verify,
             proxy=proxy,
-            timeout=httpx2.Timeout(timeout),
+            timeout=timeout,
             retries=retries,
             patience=patience,
             auto_reconnect=auto_reconnect,
@@ -479,7 +505,7 @@ class AsyncClient(_OwnClient, httpx2.AsyncClient):
             params=params,
             headers=headers,
             cookies=cookies,
-            timeout=timeout,
+            timeout=_timeout(timeout),
             follow_redirects=follow_redirects,
             max_redirects=max_redirects,
             event_hooks=event_hooks,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import numbers
 import os
 import re
 import ssl
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import NamedTuple
 import httpx2
 
 from . import _core, _trust_store
+from ._arguments import flag, path_text, seconds, value_shown, whole
 from ._errors import DebugModeWarning
 from ._pcrs import Pcrs
 from ._pins import (
@@ -31,7 +30,7 @@ from ._pins import (
 )
 from ._url import EnclaveURL
 
-__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "checked_seconds", "logger"]
+__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
 
 UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
 Verify = bool | str | os.PathLike[str]
@@ -93,8 +92,7 @@ class ChannelConfig(NamedTuple):
         max_in_flight: int = 64,
         keepalive: float | None = KEEPALIVE,
     ) -> ChannelConfig:
-        if not isinstance(debug_mode, bool):
-            raise TypeError(f"debug_mode: expected True or False, got {debug_mode!r}")
+        flag("debug_mode", debug_mode)
         parsed = EnclaveURL.parse(url)
         pins = pin_tuples(pcrs)
         _check_pins(pins, debug_mode)
@@ -185,98 +183,120 @@ def _tls(verify: object) -> tuple[bool, str | None]:
             "verify: expected True, False or the path of a CA file, got an ssl.SSLContext: the "
             "TLS connection is made outside of Python's ssl module, which cannot hand it over"
         )
-    if not isinstance(verify, str | os.PathLike):
-        raise TypeError(
-            f"verify: expected True, False or the path of a CA file, got {type(verify).__name__}"
-        )
-    if not os.fspath(verify):
-        raise ValueError("verify: expected the path of a PEM file with CAs, got an empty text")
-    path = Path(verify)
-    if not path.is_file():
-        raise ValueError(f"verify: expected the path of a PEM file with CAs, got {path}: no file")
-    return True, str(path)
+    path = path_text("verify", verify, "True, False or the path of a PEM file with CAs")
+    try:
+        path.encode()  # C has its paths in UTF-8
+    except UnicodeEncodeError:
+        raise ValueError(
+            "verify: expected the path of a PEM file with CAs, got one that is not UTF-8: "
+            f"{value_shown(path)}"
+        ) from None
+    if not Path(path).is_file():
+        raise ValueError(f"verify: expected the path of a PEM file with CAs, got {path!r}: no file")
+    return True, path
 
 
 def _headers(headers: UpgradeHeaders) -> tuple[tuple[str, str], ...]:
     if headers is None:
         return ()
-    if isinstance(headers, str | bytes):
+    if isinstance(headers, str | bytes) or not hasattr(headers, "__iter__"):
         raise TypeError(
             "upgrade_headers: expected a mapping or pairs of names and values, got "
             f"{type(headers).__name__}"
         )
+    given: list[object]
     if isinstance(headers, httpx2.Headers):
-        pairs = list(headers.multi_items())
+        given = list(headers.multi_items())
     else:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-    for name, value in pairs:
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError("upgrade_headers: expected names and values as text")
-        if not re.fullmatch(_NAME, name):
-            raise ValueError(f"upgrade_headers: {name!r} is not a header name")
-        if not re.fullmatch(_CONTENT, value):
-            raise ValueError(f"upgrade_headers: the value of {name} has characters not allowed")
-        if name.lower() in _OURS:
-            raise ValueError(f"upgrade_headers: {name} is set by the WebSocket upgrade itself")
-    return tuple((name, value) for name, value in pairs)
+        given = list(headers.items() if isinstance(headers, Mapping) else headers)
+    return tuple(_header(pair) for pair in given)
+
+
+def _header(pair: object) -> tuple[str, str]:
+    """No message has the value: it may be a credential."""
+    if not isinstance(pair, tuple | list):
+        raise TypeError(
+            f"upgrade_headers: expected pairs of names and values, got {type(pair).__name__}"
+        )
+    if len(pair) != 2:
+        raise ValueError(
+            f"upgrade_headers: expected pairs of names and values, got {len(pair)} members"
+        )
+    name, value = pair
+    for each in (name, value):
+        if not isinstance(each, str):
+            raise TypeError(
+                f"upgrade_headers: expected names and values as text, got {type(each).__name__}"
+            )
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(
+            "upgrade_headers: expected the name of a header (letters, digits, some signs), got "
+            f"{value_shown(name)}, which is not a header name"
+        )
+    if not re.fullmatch(_CONTENT, value):
+        raise ValueError(
+            "upgrade_headers: expected a value of printable characters up to U+00FF, got "
+            f"characters not allowed in that of {name}"
+        )
+    if name.lower() in _OURS:
+        raise ValueError(
+            f"upgrade_headers: expected other headers than the WebSocket's, got {name}, which is "
+            "set by the WebSocket upgrade itself"
+        )
+    return name, value
 
 
 def _proxy(proxy: str | httpx2.URL | None) -> tuple[str, int, str | None] | None:
     if proxy is None:
         return None
-    if isinstance(proxy, httpx2.Proxy):
-        raise TypeError("proxy: expected http://[user:password@]host:port, got httpx2.Proxy")
+    if not isinstance(proxy, str | httpx2.URL):
+        got = "httpx2.Proxy" if isinstance(proxy, httpx2.Proxy) else type(proxy).__name__
+        raise TypeError(
+            f"proxy: expected http://[user:password@]host:port as text or httpx2.URL, got {got}"
+        )
     try:
         url = httpx2.URL(proxy)
-    except (httpx2.InvalidURL, ValueError, TypeError) as error:
-        raise ValueError(f"proxy: expected http://[user:password@]host:port: {error}") from None
+        host = url.raw_host.decode("ascii")
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise ValueError(
+            "proxy: expected http://[user:password@]host:port, got what is no URL: "
+            f"{_without_text(error)}"
+        ) from None
     if url.scheme != "http" or not url.host:
         raise ValueError(
             "proxy: expected http://[user:password@]host:port (a proxy that understands CONNECT), "
             f"got the scheme {url.scheme!r}"
         )
     if url.raw_path != b"/" or url.fragment:
-        raise ValueError("proxy: expected http://[user:password@]host:port without a path")
-    credentials = f"{url.username}:{url.password}" if url.userinfo else None
-    return url.raw_host.decode("ascii"), url.port or 80, credentials
-
-
-def _keepalive_ms(seconds: float | None) -> int:
-    """0: none."""
-    if seconds is None:
-        return 0
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(
-            f"keepalive: expected a number of seconds or None, got {type(seconds).__name__}"
-        )
-    if not 0 < seconds <= _KEEPALIVE_MAX:
         raise ValueError(
-            f"keepalive: expected more than 0 and at most {_KEEPALIVE_MAX} seconds, or None for "
-            f"no keep-alive, got {seconds}"
+            "proxy: expected http://[user:password@]host:port without a path, got one with a path, "
+            "a query or a fragment"
         )
-    return math.ceil(seconds * 1000)
+    port = 80 if url.port is None else url.port
+    if not 1 <= port <= 65535:
+        raise ValueError(f"proxy: expected a port of 1 to 65535, got {port}")
+    credentials = f"{url.username}:{url.password}" if url.userinfo else None
+    if credentials is not None and "\0" in credentials:
+        raise ValueError("proxy: expected a user name and a password, got a NUL in one of them")
+    return host, port, credentials
 
 
-def checked_seconds(name: str, seconds: float | None) -> float | None:
-    """A timeout as callers give it. None, for no limit, also where it is more than a lock can wait
-    for (``float("inf")``)."""
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-        raise TypeError(
-            f"{name}: expected a number of seconds or None, got {type(seconds).__name__}"
-        )
-    if not seconds >= 0:  # nor is it a NaN
-        raise ValueError(f"{name}: expected 0 or more seconds, or None for no limit, got {seconds}")
-    return seconds if seconds <= threading.TIMEOUT_MAX else None
+def _without_text(error: Exception) -> str:
+    """A codec's error has the whole text in it, password included."""
+    return (
+        error.reason if isinstance(error, UnicodeError) and hasattr(error, "reason") else str(error)
+    )
+
+
+def _keepalive_ms(value: float | None) -> int:
+    """0: none."""
+    if value is None:
+        return 0
+    checked = seconds("keepalive", value, most=_KEEPALIVE_MAX, above_zero=True, otherwise="None")
+    return math.ceil(checked * 1000)
 
 
 def _in_flight(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_in_flight: expected a number, got {type(value).__name__}")
-    if not 1 <= value <= _core.MAX_IN_FLIGHT:
-        raise ValueError(
-            f"max_in_flight: expected 1 to {_core.MAX_IN_FLIGHT} (what the server allows), "
-            f"got {value}"
-        )
-    return value
+    return whole(
+        "max_in_flight", value, 1, _core.MAX_IN_FLIGHT, because=" (what the server allows)"
+    )

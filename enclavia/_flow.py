@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 import httpx2
 
 from . import _core
+from ._arguments import TIMEOUT_MAX, timeout
 from ._attestation import Attestation
 from ._channel import first_piece
-from ._config import ChannelConfig, checked_seconds
+from ._config import ChannelConfig
 from ._errors import (
     ConnectionClosed,
     ConnectTimeout,
@@ -55,7 +56,7 @@ from ._pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
 from ._retry import IDEMPOTENT, Attempt, RetryPolicy
 from ._text import shown
 
-__all__ = ["Engine", "Exchange", "Stats", "Timeouts", "Tunnel", "run"]
+__all__ = ["Engine", "Exchange", "Stats", "Timeouts", "Tunnel", "positive", "run"]
 
 logger = logging.getLogger("enclavia")
 
@@ -67,6 +68,7 @@ SPARE_WAIT = 3.0
 # From when on a deadline that passed without a record from the enclave is held against the channel.
 SILENCE = 5.0
 _SHORTEST = 1e-6
+_NUMBERS = (float, int)
 # Goes on while the machine sleeps, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -127,22 +129,24 @@ class Timeouts(NamedTuple):
         given: Mapping[str, float | None] | None = request.extensions.get("timeout")
         if given is None:
             return default
-        return cls(*map(_deadline, cls._fields, map(given.get, cls._fields)))
+        if type(given) is not dict and not isinstance(given, Mapping):
+            raise TypeError(
+                "timeout: expected a mapping of connect, read, write and pool to seconds, got "
+                f"{type(given).__name__}"
+            )
+        get = given.get
+        members = (get("connect"), get("read"), get("write"), get("pool"))
+        return cls(*map(_allowed, cls._fields, members))
 
-    @classmethod
-    def checked(cls, timeout: httpx2.Timeout | float | None) -> Timeouts:
-        """What a client is made with; what is no timeout is refused here."""
-        given = httpx2.Timeout(timeout)
-        values = (given.connect, given.read, given.write, given.pool)
-        names = (f"timeout ({field})" for field in cls._fields)
-        return cls(*map(checked_seconds, names, values))
 
-
-def _deadline(name: str, seconds: float | None) -> float | None:
-    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
-    if type(seconds) is float and _SHORTEST < seconds <= threading.TIMEOUT_MAX:
+def _allowed(name: str, seconds: float | None) -> float | None:
+    if seconds is None or (type(seconds) in _NUMBERS and _SHORTEST < seconds <= TIMEOUT_MAX):
         return seconds  # nearly always
-    seconds = checked_seconds(f"timeout ({name})", seconds)
+    return positive(timeout(f"timeout ({name})", seconds))
+
+
+def positive(seconds: float | None) -> float | None:
+    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
     return seconds if seconds is None or seconds > _SHORTEST else _SHORTEST
 
 

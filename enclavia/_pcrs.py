@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ._arguments import byte_view, path_text
+from ._text import shown
+
 __all__ = ["Pcrs"]
 
 PcrValue = str | bytes | bytearray | memoryview
@@ -43,7 +46,7 @@ def _value(name: str, value: object) -> bytes:
             )
         return raw
     if isinstance(value, bytes | bytearray | memoryview):
-        raw = bytes(value)
+        raw = bytes(byte_view(name, value))
         if len(raw) not in _LENGTHS:
             raise ValueError(f"{name}: expected 32, 48 or 64 bytes, got {len(raw)}")
         return raw
@@ -93,14 +96,13 @@ class Pcrs:
     def load(cls, path: str | os.PathLike[str]) -> Pcrs:
         """Reads a file with any of the texts that :meth:`parse` takes, of at most 1 MiB. Raises
         ValueError, and OSError where the file cannot be read."""
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"path: expected text or a path, got {type(path).__name__}")
+        path = path_text("path", path, "text or a path")
         with Path(path).open("rb") as file:
             raw = file.read(_MAX_TEXT + 1)
         try:
             return cls.parse(raw)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
+            raise ValueError(f"{shown(path)}: {error}") from None
 
     @classmethod
     def parse(cls, text: str | bytes) -> Pcrs:
@@ -113,12 +115,14 @@ class Pcrs:
         if not isinstance(text, str | bytes | bytearray):
             raise TypeError(f"text: expected str or bytes, got {type(text).__name__}")
         if len(text) > _MAX_TEXT:
-            raise ValueError(f"expected at most {_MAX_TEXT} characters of text, got more")
+            raise ValueError(f"expected at most {_MAX_TEXT} characters of text, got {len(text)}")
         if not isinstance(text, str):
             try:
                 text = text.decode("utf-8-sig")
             except UnicodeDecodeError:
-                raise ValueError("expected UTF-8 text with PCR0, PCR1 and PCR2 in it") from None
+                raise ValueError(
+                    "expected UTF-8 text with PCR0, PCR1 and PCR2 in it, got what is not UTF-8"
+                ) from None
         values, rest = _take_json(text)
         found = [block for value in values for block in _blocks_of(value)]
         if any(name in rest for name in _NOT_OURS):

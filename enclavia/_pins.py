@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ._arguments import path_text, seconds
 from ._pcrs import Pcrs
 
 __all__ = [
@@ -63,13 +63,7 @@ def read_root(root: RootCertificate) -> bytes | None:
         return _not_empty(bytes(root), "no bytes")
     if isinstance(root, str) and "-----BEGIN" in root:
         return root.encode("ascii", "replace")
-    if not isinstance(root, str | os.PathLike):
-        raise TypeError(
-            f"root: expected PEM or DER bytes, PEM text or a path, got {type(root).__name__}"
-        )
-    path = os.fspath(root)
-    if not path:
-        raise ValueError("root: expected PEM or DER bytes, PEM text or a path, got an empty text")
+    path = path_text("root", root, "PEM or DER bytes, PEM text or a path")
     if os.path.isdir(path):
         raise ValueError(f"root: expected the path of a file, got the directory {path!r}")
     with Path(path).open("rb") as file:
@@ -88,10 +82,6 @@ def _not_empty(content: bytes, got: str) -> bytes:
     return content
 
 
-def checked_leeway(seconds: float) -> int:
+def checked_leeway(value: float) -> int:
     """Whole seconds, as certificates have them."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"clock_leeway: expected a number of seconds, got {type(seconds).__name__}")
-    if math.isnan(seconds) or not 0 <= seconds <= _LEEWAY_MAX:
-        raise ValueError(f"clock_leeway: expected 0 to {_LEEWAY_MAX} seconds, got {seconds}")
-    return int(seconds)
+    return int(seconds("clock_leeway", value, most=_LEEWAY_MAX))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import httpx2
 
+from ._arguments import value_shown, whole
 from ._errors import ConnectionClosed, ServerError
 
-__all__ = ["IDEMPOTENT", "Attempt", "Retries", "RetryPolicy"]
+__all__ = ["IDEMPOTENT", "Attempt", "Retries", "RetryPolicy", "checked_retries"]
 
 # RFC 9110, section 9.2.2; QUERY: RFC 10008.
 IDEMPOTENT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"))
@@ -22,6 +25,58 @@ RetryDecision = Callable[[httpx2.Request, Exception], bool]
 Retries = int | Iterable[str] | RetryDecision
 """How often at most; or which methods, beside the idempotent ones, may be sent again; or a
 function of request and error that says so."""
+
+
+_METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def checked_retries(retries: Retries) -> int | frozenset[str] | RetryDecision:
+    """In a form that can be kept: an iterator of methods would be used up."""
+    if callable(retries):
+        _check_decision(retries)
+        return retries
+    if hasattr(type(retries), "__index__") and not isinstance(retries, bool):
+        return whole("retries", retries, 0)
+    if isinstance(retries, str):
+        raise TypeError(
+            f"retries: expected several methods, e.g. {{{value_shown(retries)}}}, got one str"
+        )
+    if isinstance(retries, bytes | bool) or not hasattr(retries, "__iter__"):
+        raise TypeError(
+            f"retries: expected a number, methods or a callable, got {_a(type(retries).__name__)}"
+        )
+    return frozenset(_method(method) for method in cast(Iterable[object], retries))
+
+
+def _a(name: str) -> str:
+    return f"a {name}" if name == "bool" else name
+
+
+def _method(method: object) -> str:
+    if not isinstance(method, str):
+        raise TypeError(f"retries: expected methods as text, got {type(method).__name__}")
+    if not _METHOD.fullmatch(method):
+        raise ValueError(f"retries: expected methods such as 'POST', got {value_shown(method)}")
+    return method.upper()
+
+
+def _check_decision(decide: Callable[..., object]) -> None:
+    """Of an async function the answer would be a coroutine, which is true: a request that must not
+    be repeated would be."""
+    if inspect.iscoroutinefunction(decide) or inspect.iscoroutinefunction(
+        getattr(decide, "__call__", None)  # noqa: B004 - the method itself is looked at
+    ):
+        raise TypeError("retries: expected f(request, error) -> bool, got an async function")
+    try:
+        signature = inspect.signature(decide)
+    except (TypeError, ValueError):  # of some written in C nothing is known
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"retries: expected f(request, error) -> bool, got one that takes {signature}"
+        ) from None
 
 
 class Attempt(NamedTuple):
@@ -45,22 +100,13 @@ class RetryPolicy:
         self._decide: RetryDecision | None = None
         self._methods = IDEMPOTENT
         self.limit = 2
-        if isinstance(retries, bool):
-            raise TypeError("retries: expected a number, methods or a callable, got a bool")
+        retries = checked_retries(retries)
         if isinstance(retries, int):
-            if retries < 0:
-                raise ValueError(f"retries: expected 0 or more, got {retries}")
             self.limit = retries
         elif callable(retries):
             self._decide = retries
-        elif isinstance(retries, str):
-            raise TypeError(f"retries: expected several methods, e.g. {{{retries!r}}}, got one str")
-        elif not isinstance(retries, Iterable):
-            raise TypeError(
-                f"retries: expected a number, methods or a callable, got {type(retries).__name__}"
-            )
         else:
-            self._methods = IDEMPOTENT | {str(method).upper() for method in retries}
+            self._methods = IDEMPOTENT | frozenset(retries)
 
     def again(self, attempt: Attempt, resent: int, unsent: int) -> bool:
         """``resent``: how often it was already sent again; ``unsent``: how often it started over
@@ -76,7 +122,17 @@ class RetryPolicy:
     def _may_repeat(self, attempt: Attempt) -> bool:
         if attempt.request.method in self._methods:
             return True
-        return self._decide is not None and bool(self._decide(attempt.request, attempt.error))
+        if self._decide is None:
+            return False
+        decision: object = self._decide(attempt.request, attempt.error)
+        if inspect.isawaitable(decision):  # which is true, whatever its result would be
+            if inspect.iscoroutine(decision):
+                decision.close()
+            raise TypeError(
+                "retries: expected f(request, error) -> bool, got one that returned an awaitable "
+                f"({type(decision).__name__})"
+            )
+        return bool(decision)
 
 
 def _lost(error: Exception) -> bool:

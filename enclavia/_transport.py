@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict, cast
 import httpx2
 
 from . import _core
+from ._arguments import flag, seconds, timeout_members, whole
+from ._arguments import timeout as checked_timeout
 from ._attestation import Attestation
 from ._blocking import thread_hub
-from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, checked_seconds
+from ._config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify
 from ._errors import ReadTimeout
-from ._flow import Engine, Exchange, Stats, Timeouts, run
+from ._flow import Engine, Exchange, Stats, Timeouts, positive, run
 from ._pins import CLOCK_LEEWAY, Pins, RootCertificate
 from ._pool import PoolLimits
-from ._retry import Retries, RetryPolicy
+from ._retry import Retries, RetryPolicy, checked_retries
 
 if TYPE_CHECKING:
+    from httpx2._types import TimeoutTypes
+
     from ._flow import Body, Io
 
 __all__ = [
@@ -79,7 +83,7 @@ class Settings(NamedTuple):
         upgrade_headers: UpgradeHeaders = None,
         verify: Verify = True,
         proxy: str | httpx2.URL | None = None,
-        timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
+        timeout: TimeoutTypes = DEFAULT_TIMEOUT,
         retries: Retries = 2,
         patience: float | None = None,
         auto_reconnect: bool = True,
@@ -100,39 +104,39 @@ class Settings(NamedTuple):
             max_in_flight=max_in_flight,
             keepalive=keepalive,
         )
-        if isinstance(max_channels, bool) or not isinstance(max_channels, int):
-            raise TypeError(f"max_channels: expected a number, got {type(max_channels).__name__}")
-        if max_channels < 1:
-            raise ValueError(f"max_channels: expected 1 or more, got {max_channels}")
-        if limits is not None and not isinstance(limits, httpx2.Limits):
-            raise TypeError(f"limits: expected httpx2.Limits, got {type(limits).__name__}")
-        if limits is not None and limits.max_connections is not None and limits.max_connections < 1:
-            raise ValueError(
-                f"limits: expected max_connections of 1 or more, got {limits.max_connections}"
-            )
-        RetryPolicy(retries)  # refuses here what it would refuse at the first request
-        if not isinstance(retries, int) and not callable(retries):
-            retries = frozenset(retries)  # an iterator would be used up
-        if not isinstance(auto_reconnect, bool):
-            raise TypeError(f"auto_reconnect: expected True or False, got {auto_reconnect!r}")
         pool = PoolLimits(
-            max_channels=max_channels,
-            max_in_flight=max_in_flight,
-            patience=_patience(patience),
-            reconnect=auto_reconnect,
+            max_channels=whole("max_channels", max_channels, 1),
+            max_in_flight=config.max_in_flight,
+            patience=(
+                None if patience is None else seconds("patience", patience, otherwise="None")
+            ),
+            reconnect=flag("auto_reconnect", auto_reconnect),
         )
-        if limits is not None:
-            pool = pool._replace(
-                max_connections=limits.max_connections,
-                max_idle=limits.max_keepalive_connections,
-                keepalive_expiry=limits.keepalive_expiry,
-            )
         return cls(
             config=config,
-            limits=pool,
-            retries=retries,
-            timeouts=Timeouts.checked(timeout),
+            limits=_limited(pool, limits),
+            retries=checked_retries(retries),
+            timeouts=Timeouts(*map(positive, timeout_members("timeout", timeout))),
         )
+
+
+_LIMITS = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
+
+
+def _limited(pool: PoolLimits, limits: object) -> PoolLimits:
+    """An object of the first httpx has the same members and will do."""
+    if limits is None:
+        return pool
+    if isinstance(limits, type) or not all(hasattr(limits, name) for name in _LIMITS):
+        raise TypeError(f"limits: expected httpx2.Limits or None, got {type(limits).__name__}")
+    connections, idle, expiry = (getattr(limits, name) for name in _LIMITS)
+    return pool._replace(
+        max_connections=(
+            None if connections is None else whole("limits (max_connections)", connections, 1)
+        ),
+        max_idle=None if idle is None else whole("limits (max_keepalive_connections)", idle, 0),
+        keepalive_expiry=checked_timeout("limits (keepalive_expiry)", expiry),
+    )
 
 
 def expected_body(request: object, kind: str) -> str:
@@ -145,20 +149,6 @@ def expected_body(request: object, kind: str) -> str:
     if kind == "sync":
         return "expected a request with a sync body, got an async one: AsyncClient sends those"
     return "expected a request with an async body, got a sync one: Client sends those"
-
-
-def _patience(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(
-            f"patience: expected a number of seconds or None, got {type(seconds).__name__}"
-        )
-    if not 0 <= seconds <= threading.TIMEOUT_MAX:  # nor is it a NaN
-        raise ValueError(
-            f"patience: expected 0 to {threading.TIMEOUT_MAX:.0f} seconds, got {seconds}"
-        )
-    return float(seconds)
 
 
 # Held while a forked child makes an engine of its own. The child begins with a new one, because a
@@ -408,7 +398,7 @@ class EnclaveTransport(httpx2.BaseTransport, TransportBase):
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
-            timeouts = timeouts._replace(connect=checked_seconds("timeout", timeout))
+            timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
         run(engine.open(timeouts))
 
     def handle_request(self, request: httpx2.Request) -> Response:

@@ -34,8 +34,8 @@ class EnclaveURL(NamedTuple):
             raise InvalidURL(f"expected wss://<host>, got {_shown(text)}: {error}") from None
         if parsed.userinfo:
             raise InvalidURL(
-                "expected a URL without user name and password: an enclave's URL has none "
-                "(upgrade_headers can carry an Authorization header)"
+                "expected a URL without user name and password, got one with them: an enclave's "
+                "URL has none (upgrade_headers can carry an Authorization header)"
             )
         if parsed.scheme == "http":
             raise InvalidURL(

@@ -13,6 +13,7 @@ Needs ``pip install 'enclavia[requests]'``.
 
 from __future__ import annotations
 
+import enum
 import http.client
 import io
 import re
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import httpx2
 
+from ._arguments import timeout as checked_timeout
+from ._arguments import value_shown
 from ._attestation import Attestation
 from ._authority import names_enclave
 from ._errors import (
@@ -163,6 +166,8 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
         of its host. Call it after the session's other adapters are mounted: one that is mounted
         later is not held back.
         """
+        if not isinstance(session, requests.Session):
+            raise TypeError(f"session: expected a requests.Session, got {type(session).__name__}")
         for prefix, other in list(session.adapters.items()):
             if not isinstance(other, EnclaveAdapter) and not (
                 isinstance(other, _Beside) and other.enclave is self
@@ -208,8 +213,8 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
     ) -> requests.Response:
         if cert is not None:
             raise ValueError(
-                "cert: the client stays anonymous to an enclave; authenticate inside the channel "
-                "(auth, headers)"
+                "cert: expected None, got a certificate: the client stays anonymous to an enclave; "
+                "authenticate inside the channel (auth, headers)"
             )
         outgoing = self._outgoing(request, timeout, proxies or {})
         try:
@@ -345,6 +350,11 @@ class EnclaveSession(requests.Session):
     the environment (``~/.netrc``, ``NETRC``, ``HTTPS_PROXY``, ``REQUESTS_CA_BUNDLE``)."""
 
     def __init__(self, adapter: EnclaveAdapter) -> None:
+        if not isinstance(adapter, EnclaveAdapter):
+            raise TypeError(
+                f"adapter: expected an EnclaveAdapter, got {type(adapter).__name__}; "
+                "enclavia.requests.session(url) makes both"
+            )
         super().__init__()
         self.trust_env = False
         self.adapters.clear()
@@ -397,16 +407,28 @@ def _timeouts(timeout: object) -> dict[str, float | None] | None:
             raise ValueError(
                 f"timeout: expected a number or (connect, read), got {len(timeout)} numbers"
             )
-        timeout = urllib3.Timeout(connect=timeout[0], read=timeout[1])
+        timeout = _of_urllib3(*timeout)
     elif not isinstance(timeout, urllib3.Timeout):
-        timeout = urllib3.Timeout(connect=cast(Any, timeout), read=cast(Any, timeout))
-    connect, read = _seconds(timeout.connect_timeout), _seconds(timeout.read_timeout)
+        timeout = _of_urllib3(timeout, timeout)
+    connect = _seconds("connect", timeout.connect_timeout)
+    read = _seconds("read", timeout.read_timeout)
     return {"connect": connect, "pool": connect, "read": read, "write": read}
 
 
-def _seconds(value: object) -> float | None:
+def _of_urllib3(connect: object, read: object) -> urllib3.Timeout:
+    """Refuses what requests refuses, with a ValueError as there."""
+    try:
+        return urllib3.Timeout(connect=cast(Any, connect), read=cast(Any, read))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "timeout: expected seconds above 0, None, or (connect, read), got "
+            f"{value_shown((connect, read))}: {error}"
+        ) from None
+
+
+def _seconds(name: str, value: object) -> float | None:
     """urllib3's mark for "the default of sockets" is an enumeration's member."""
-    return float(value) if isinstance(value, int | float) and not hasattr(value, "name") else None
+    return None if isinstance(value, enum.Enum) else checked_timeout(f"timeout ({name})", value)
 
 
 def _content(body: object) -> bytes | str | Iterable[bytes] | None:

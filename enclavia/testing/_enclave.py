@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
+from .._arguments import (
+    address,
+    byte_view,
+    flag,
+    one_of,
+    path_text,
+    seconds,
+    value_shown,
+    whole,
+)
 from .._pcrs import Pcrs
 from ._child import ChildRunner
 from ._fault import Fault
 from ._identity import DEFAULT_MODULE_ID, Mode, default_pcrs
 from ._runner import Facts, Faults, Options, Runner
-from ._workload import Interface
+from ._workload import Interface, named_address
 
 if TYPE_CHECKING:
     from ._pki import EnclavePki
@@ -22,11 +33,108 @@ if TYPE_CHECKING:
 __all__ = ["LocalEnclave"]
 
 _NONE = Fault(0)
+_ALL = sum(Fault)
+_LONGEST = 1e9
+_MOST_CONNECTIONS = 65_536
+_RECORD_LENGTH_MAX = 2**32 - 1
+_PLAINTEXT_MAX = 65_535 - 16
+_MODULE_ID_MAX = 1024
 
 
 def _default_connections() -> int:
     """The real server's: two per CPU core."""
     return max(4, 2 * (os.cpu_count() or 2))
+
+
+def _app(app: object) -> Callable[..., Any] | str | tuple[str, int]:
+    if isinstance(app, str):
+        if not named_address(app) and not all(app.partition(":")):
+            raise ValueError(
+                f"app: expected 'host:port', 'module:attribute', a WSGI or an ASGI app, got "
+                f"{value_shown(app)}"
+            )
+        return app
+    if isinstance(app, tuple):
+        if len(app) != 2:
+            raise ValueError(f"app: expected (host, port), got {len(app)} members")
+        return address("app", *app)
+    if not callable(app):
+        raise TypeError(
+            "app: expected a WSGI or an ASGI app, 'module:attribute', 'host:port' or (host, port), "
+            f"got {type(app).__name__}"
+        )
+    return app
+
+
+def _module_id(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"module_id: expected text, got {type(value).__name__}")
+    try:
+        length = len(value.encode())
+    except UnicodeEncodeError:
+        length = 0
+    if not 1 <= length <= _MODULE_ID_MAX:
+        raise ValueError(
+            f"module_id: expected text of 1 to {_MODULE_ID_MAX} bytes of UTF-8, got "
+            f"{value_shown(value)}"
+        )
+    return value
+
+
+def _pcrs(value: object) -> Pcrs:
+    if not isinstance(value, Pcrs):
+        raise TypeError(f"pcrs: expected Pcrs or None, got {type(value).__name__}")
+    return value
+
+
+def _tls(value: object) -> tuple[str, str] | bool:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, tuple):
+        raise TypeError(
+            f"tls: expected True, False or (certificate file, key file), got {type(value).__name__}"
+        )
+    if len(value) != 2:
+        raise ValueError(f"tls: expected (certificate file, key file), got {len(value)} members")
+    certificate, key = (path_text("tls", file, "the path of a PEM file") for file in value)
+    return certificate, key
+
+
+def _faults(
+    faults: object,
+    split: object,
+    record_length: object,
+    instead_of_attestation: object,
+    after_attestation: object,
+) -> Faults:
+    if not isinstance(faults, Fault):
+        raise TypeError(f"faults: expected Fault, got {type(faults).__name__}")
+    if int(faults) & ~_ALL:
+        raise ValueError(f"faults: expected members of Fault, got {value_shown(faults)}")
+    pieces = whole("split", split, 0, sys.maxsize)
+    if Fault.SPLIT in faults and not pieces:
+        raise ValueError("split: expected 1 or more, as Fault.SPLIT is on, got 0")
+    return Faults(
+        int(faults),
+        pieces,
+        whole("record_length", record_length, 0, _RECORD_LENGTH_MAX),
+        _plaintext("instead_of_attestation", instead_of_attestation),
+        _plaintext("after_attestation", after_attestation),
+    )
+
+
+def _plaintext(name: str, value: object) -> bytes:
+    plaintext = bytes(byte_view(name, value))
+    if len(plaintext) > _PLAINTEXT_MAX:
+        raise ValueError(f"{name}: expected at most {_PLAINTEXT_MAX} bytes, got {len(plaintext)}")
+    return plaintext
+
+
+def _expect_pki(value: object) -> None:
+    from ._pki import EnclavePki
+
+    if not isinstance(value, EnclavePki):
+        raise TypeError(f"pki: expected EnclavePki or None, got {type(value).__name__}")
 
 
 def _stop_in_its_own_process(runner: Runner | ChildRunner, owner: int) -> None:
@@ -78,23 +186,24 @@ class LocalEnclave:
         after_attestation: bytes = b"",
     ) -> None:
         options = Options(
-            app=app,
+            app=_app(app),
             interface=interface,
             mode=mode,
-            module_id=module_id,
-            pcrs=pcrs if pcrs is not None else default_pcrs(),
-            port=port,
-            tls=tls,
-            idle_timeout=idle_timeout,
-            workload_grace=workload_grace,
-            one_shot_timeout=one_shot_timeout,
-            max_connections=(
-                _default_connections() if max_connections is None else max_connections
-            ),
-            faults=Faults(
-                int(faults), split, record_length, instead_of_attestation, after_attestation
-            ),
+            module_id=_module_id(module_id),
+            pcrs=default_pcrs() if pcrs is None else _pcrs(pcrs),
+            port=whole("port", port, 0, 65535),
+            tls=_tls(tls),
+            idle_timeout=seconds("idle_timeout", idle_timeout, most=_LONGEST),
+            workload_grace=seconds("workload_grace", workload_grace, most=_LONGEST),
+            one_shot_timeout=seconds("one_shot_timeout", one_shot_timeout, most=_LONGEST),
+            max_connections=_default_connections()
+            if max_connections is None
+            else whole("max_connections", max_connections, 1, _MOST_CONNECTIONS),
+            faults=_faults(faults, split, record_length, instead_of_attestation, after_attestation),
         )
+        one_of("mode", mode, get_args(Mode))
+        one_of("interface", interface, get_args(Interface))
+        flag("in_process", in_process)
         self._options = options
         self._runner: Runner | ChildRunner = Runner(options) if in_process else ChildRunner(options)
         self._facts: Facts | None = None
@@ -202,13 +311,15 @@ class LocalEnclave:
         """
         self._running()
         self._runner.set_faults(
-            Faults(int(faults), split, record_length, instead_of_attestation, after_attestation)
+            _faults(faults, split, record_length, instead_of_attestation, after_attestation)
         )
 
     def set_identity(self, *, pcrs: Pcrs | None = None, pki: EnclavePki | None = None) -> None:
         """Another identity from now on, as after an upgrade. Open connections stay."""
         self._running()
-        self._facts = self._runner.set_identity(pcrs, pki)
+        if pki is not None:
+            _expect_pki(pki)
+        self._facts = self._runner.set_identity(None if pcrs is None else _pcrs(pcrs), pki)
 
     def restart(self) -> None:
         """As after a crash: every connection ends, then the same identity on the same port. The
@@ -219,7 +330,7 @@ class LocalEnclave:
     def drop_connections(self, reset: bool = False) -> None:
         """Ends every connection at once, by TCP reset if asked, and goes on listening."""
         self._running()
-        self._runner.drop_connections(reset)
+        self._runner.drop_connections(flag("reset", reset))
 
     def stats(self) -> dict[str, int]:
         """Counters of the responder: ``connections_total``, ``connections_open``, ``slots_open``,

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
+from .._arguments import address
 from ._extras import require
 
 __all__ = ["Interface", "Workload", "open_workload"]
@@ -170,13 +171,13 @@ def _is_asgi(app: App) -> bool:
     )
 
 
-def _split_address(text: str) -> tuple[str, int] | None:
+def named_address(text: str) -> tuple[str, int] | None:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdecimal():
         return None
-    if not 1 <= int(port) <= 65535:
-        raise ValueError(f"workload {text!r}: expected a port of 1 to 65535, got {port}")
-    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+    bare = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    # More digits than these are no port, and Python refuses to read thousands of them.
+    return address("app", bare, int(port[:9]))
 
 
 def _resolve(host: str, port: int) -> Address:
@@ -204,9 +205,9 @@ def open_workload(app: App | str | Address, interface: Interface) -> Workload:
     if isinstance(app, tuple):
         return _Elsewhere(_resolve(*app))
     if isinstance(app, str):
-        address = _split_address(app)
-        if address is not None:
-            return _Elsewhere(_resolve(*address))
+        elsewhere = named_address(app)
+        if elsewhere is not None:
+            return _Elsewhere(_resolve(*elsewhere))
         app = _load(app)
     if not callable(app):
         raise TypeError(f"expected a WSGI or an ASGI app, got {type(app).__name__}")

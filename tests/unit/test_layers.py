@@ -48,7 +48,7 @@ NOT_IN_PURE_CODE = re.compile(
 )
 
 # Python modules that neither do I/O nor know who does.
-SANS_IO = {"_errors", "_http1", "_pcrs", "_pins", "_pool", "_retry", "_text", "_url"}
+SANS_IO = {"_arguments", "_errors", "_http1", "_pcrs", "_pins", "_pool", "_retry", "_text", "_url"}
 
 
 def c_files() -> list[Path]:

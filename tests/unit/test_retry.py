@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 from typing import Any
 
 import httpx2
@@ -99,6 +101,23 @@ def test_callable() -> None:
     assert not policy.again(keyed, 2, 0)
     assert policy.again(attempt("GET"), 0, 0)
     assert seen == [("POST", LOST)] * 2
+
+
+def test_a_decision_that_is_to_be_awaited_is_none() -> None:
+    """It is true, whatever it would be: what must not be repeated would be."""
+
+    async def later() -> bool:
+        return False
+
+    future: concurrent.futures.Future[bool] = concurrent.futures.Future()
+    loop = asyncio.new_event_loop()
+    try:
+        for decide in (lambda *_: later(), lambda *_: asyncio.wrap_future(future, loop=loop)):
+            with pytest.raises(TypeError, match=r"retries: expected .* returned an awaitable"):
+                RetryPolicy(decide).again(attempt("POST"), 0, 0)  # type: ignore[arg-type]
+            assert RetryPolicy(decide).again(attempt("GET"), 0, 0)  # type: ignore[arg-type]
+    finally:
+        loop.close()
 
 
 @pytest.mark.parametrize(
