@@ -2,7 +2,7 @@
 DIR]``.
 
 Everything is built below ``build/wheels`` from what is committed (HEAD), in the order sources,
-libraries, extension, wheel. Two builds over the same libraries give the same bytes: times are fixed,
+libraries, extension, wheel. Two builds over the same libraries give the same bytes: times are set,
 and no folder of this machine gets into a binary. A wheel that carries a symbol, a dependency or a
 missing protection that it should not is refused here (``check.py``), before anybody can install
 it.
