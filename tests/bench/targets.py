@@ -191,6 +191,14 @@ def targets(large: str, larger: str) -> list[Target]:
             1,
         )
     )
+    found.append(
+        Target(
+            f"pause of a thread beside a download, p99, `Client`, {LOCAL}: to that of a thread in "
+            "another process beside the same download",
+            against(LOCAL, late, "a download, `Client`", "a download, from another process"),
+            1.1,
+        )
+    )
     for way in ("download", "upload"):
         key = f"{way}, `Client`, CPU per MB"
         found.append(

@@ -16,6 +16,7 @@ import math
 import os
 import resource
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from .naps import NAP, naps
 
 UPLOAD_PIECE = 64 * 1024
 BLOCK = 2**20
@@ -87,18 +90,14 @@ def percentile(ordered: list[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-NAP = 0.0005
-
-
-def naps(seconds: float) -> list[float]:
-    """How much later than it asked a thread went on, each time that it slept a little: what other
-    threads and the machine made it wait."""
-    late: list[float] = []
-    until = time.perf_counter() + seconds
-    while (begun := time.perf_counter()) < until:
-        time.sleep(NAP)
-        late.append(time.perf_counter() - begun - NAP)
-    return late
+def naps_elsewhere(seconds: float) -> list[float]:
+    """Those of a thread in a process of its own."""
+    program = Path(__file__).with_name("naps.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(seconds)], stdout=subprocess.PIPE, check=True
+    )
+    delays: list[float] = json.loads(done.stdout)
+    return delays
 
 
 class Driver:
@@ -248,7 +247,9 @@ class Sync(Driver):
         return self.pauses(command) if command["do"] == "pauses" else super().measure(command)
 
     def pauses(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Of one thread, beside another that downloads, or that computes in C without the GIL."""
+        """Of one thread, beside another that downloads, or that computes in C without the GIL.
+        The thread is of this process, or of another one."""
+        sleep = naps_elsewhere if command.get("elsewhere") else naps
         block = bytes(2**20)
         work: Callable[[], object] = (
             (lambda: self.download(8 * 2**20))
@@ -271,7 +272,7 @@ class Sync(Driver):
         gc.collect()
         cpu, begun = cpu_time(), time.perf_counter()
         try:
-            late = sorted(naps(command["count"] * NAP))
+            late = sorted(sleep(command["count"] * NAP))
         finally:
             stop.set()
             thread.join()
