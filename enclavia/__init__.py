@@ -18,10 +18,11 @@ try:
 except ImportError as error:
     raise explained(error) from error
 
-from ._attestation import Attestation, verify_attestation
 from ._build_info import build_info
-from ._channel import Channel, Stream
-from ._client import AsyncClient, Client
+from ._channel.channel import Channel, Stream
+from ._client.async_client import AsyncClient
+from ._client.client import Client
+from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
     CertificateError,
@@ -51,12 +52,12 @@ from ._errors import (
     UpgradeRejected,
     WriteTimeout,
 )
-from ._pcrs import Pcrs
-from ._transport import EnclaveTransport
+from ._identity.attestation import Attestation, verify_attestation
+from ._identity.pcrs import Pcrs
 
 if TYPE_CHECKING:
-    from ._async_channel import AsyncChannel, AsyncStream
-    from ._async_transport import AsyncEnclaveTransport
+    from ._channel.async_channel import AsyncChannel, AsyncStream
+    from ._client.async_transport import AsyncEnclaveTransport
 
 __all__ = [
     "AWS_ROOT_G1",
@@ -109,9 +110,9 @@ logging.getLogger("enclavia").addHandler(logging.NullHandler())
 
 # What needs anyio, which costs time to import, is imported when it is first asked for.
 _LAZY = {
-    "AsyncChannel": "._async_channel",
-    "AsyncEnclaveTransport": "._async_transport",
-    "AsyncStream": "._async_channel",
+    "AsyncChannel": "._channel.async_channel",
+    "AsyncEnclaveTransport": "._client.async_transport",
+    "AsyncStream": "._channel.async_channel",
 }
 
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol, Self, Unpack, cast
 
 import httpx2
 
-from ._async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
-from ._attestation import Attestation
-from ._authority import keep_inside, url_names_enclave
+from ._channel.authority import keep_inside, url_names_enclave
+from ._channel.url import EnclaveURL
+from ._client.async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
+from ._client.settings import Settings, TransportOptions
+from ._client.transport import EnclaveTransport as _EnclaveTransport
 from ._errors import EnclaviaError, IncompleteResponse
-from ._flow import Stats
-from ._transport import EnclaveTransport as _EnclaveTransport
-from ._transport import Settings, TransportOptions
-from ._url import EnclaveURL
+from ._exchange.engine import Stats
+from ._identity.attestation import Attestation
 
 try:
     import httpcore

@@ -25,8 +25,10 @@ import httpx2
 
 from ._arguments import timeout as checked_timeout
 from ._arguments import value_shown
-from ._attestation import Attestation
-from ._authority import names_enclave
+from ._channel.authority import names_enclave
+from ._channel.url import EnclaveURL
+from ._client.settings import Settings, TransportOptions
+from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
     ConnectError,
@@ -42,9 +44,8 @@ from ._errors import (
     UpgradeChainError,
     WriteTimeout,
 )
-from ._flow import Stats
-from ._transport import EnclaveTransport, Settings, TransportOptions
-from ._url import EnclaveURL
+from ._exchange.engine import Stats
+from ._identity.attestation import Attestation
 
 try:
     import requests

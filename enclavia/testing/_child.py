@@ -20,7 +20,7 @@ import time
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
-from .._pcrs import Pcrs
+from .._identity.pcrs import Pcrs
 from ._runner import Facts, Faults, Options, Runner
 
 if TYPE_CHECKING:

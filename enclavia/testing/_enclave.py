@@ -20,7 +20,7 @@ from .._arguments import (
     value_shown,
     whole,
 )
-from .._pcrs import Pcrs
+from .._identity.pcrs import Pcrs
 from ._child import ChildRunner
 from ._fault import Fault
 from ._identity import DEFAULT_MODULE_ID, Mode, default_pcrs

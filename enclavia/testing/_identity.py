@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from .._pcrs import Pcrs
+from .._identity.pcrs import Pcrs
 from ._extras import require
 
 if TYPE_CHECKING:

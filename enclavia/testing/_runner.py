@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
-from .._pcrs import Pcrs
+from .._identity.pcrs import Pcrs
 from ._identity import Authority, Identity, Mode, identity_of
 from ._tls import localhost_certificate
 from ._workload import Interface, Workload, open_workload

@@ -88,7 +88,7 @@ def enclave(behind: Workload) -> Iterator[LocalEnclave]:
 
 @pytest.fixture(autouse=True)
 def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enclavia._flow.SILENCE", 0.2)
+    monkeypatch.setattr("enclavia._exchange.tunnel.SILENCE", 0.2)
 
 
 def options(enclave: LocalEnclave, **more: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from enclavia import (
     ServerError,
     WriteTimeout,
 )
-from enclavia._retry import Attempt, RetryPolicy
+from enclavia._exchange.retry import Attempt, RetryPolicy
 
 from .callers import body_of, check_digest, request_bytes
 from .workload import LARGEST, MIB, block, content

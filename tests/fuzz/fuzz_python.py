@@ -19,8 +19,10 @@ with atheris.instrument_imports(["enclavia", "httpx2"]) if atheris else contextl
     import httpx2
 
     from enclavia import ConnectionClosed, InvalidURL, Pcrs, ProtocolError
-    from enclavia._http1 import Data, End, Event, Failed, Head, Limits, ResponseParser
-    from enclavia._url import EnclaveURL
+    from enclavia._channel.url import EnclaveURL
+    from enclavia._http1.head import Head
+    from enclavia._http1.limits import Limits
+    from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
 
 METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
 # The limit of what comes between chunks is not made small: what of it is counted depends on the

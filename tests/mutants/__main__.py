@@ -59,11 +59,11 @@ PROGRAMS = sorted({test for tests in TESTS.values() for test in tests} - {"pytho
 
 # The decisions that Python makes about whom to trust and where a request may go.
 PYTHON_FUNCTIONS = {
-    "enclavia/_url.py": ("EnclaveURL.parse", "EnclaveURL.refusal"),
-    "enclavia/_pins.py": ("pin_tuples",),
-    "enclavia/_pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
-    "enclavia/_config.py": ("_check_pins", "_tls"),
-    "enclavia/_flow.py": ("Engine.handle: refusal is not None",),
+    "enclavia/_channel/url.py": ("EnclaveURL.parse", "EnclaveURL.refusal"),
+    "enclavia/_identity/pins.py": ("pin_tuples",),
+    "enclavia/_identity/pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
+    "enclavia/_channel/config.py": ("_check_pins", "_tls"),
+    "enclavia/_exchange/engine.py": ("Engine.handle: refusal is not None",),
 }
 
 

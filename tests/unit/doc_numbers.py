@@ -165,7 +165,7 @@ def plus(*sources: Source) -> Source:
 
 
 def read_timeout() -> Number:
-    timeouts = importlib.import_module("enclavia._transport").DEFAULT_TIMEOUT
+    timeouts = importlib.import_module("enclavia._client.settings").DEFAULT_TIMEOUT
     assert timeouts.connect == timeouts.read == timeouts.write == timeouts.pool
     value: float = timeouts.read
     return value
@@ -206,9 +206,9 @@ UNREAD_CHANNEL = c("channel/channel.h", "ENCL_CHANNEL_UNREAD_MAX")
 HOLD = c("channel/hold.h", "ENCL_HOLD_NS", 1e-9)
 OPEN = c("session/session.h", "ENCL_MAX_OPEN")
 RETRIES = default("enclavia", "Client", "retries")
-LONG_BODY = py("enclavia._pool", "PoolLimits.long_body")
+LONG_BODY = py("enclavia._pool.pool", "PoolLimits.long_body")
 IDLE = default("enclavia.testing", "LocalEnclave", "idle_timeout")
-HEADERS = py("enclavia._http1", "Limits.header_count")
+HEADERS = py("enclavia._http1.limits", "Limits.header_count")
 PACE = "channel/pace.h"
 RULE = "reliability.md"
 
@@ -274,14 +274,14 @@ CLAIMS = [
     claim(
         "security.md",
         "| response head; headers; informational heads | {}; {}; {} |",
-        py("enclavia._http1", "Limits.head_bytes"),
+        py("enclavia._http1.limits", "Limits.head_bytes"),
         HEADERS,
-        py("enclavia._http1", "Limits.informational"),
+        py("enclavia._http1.limits", "Limits.informational"),
     ),
     claim(
         "security.md",
         "| chunk extensions without data between, trailers | {}, {} |",
-        py("enclavia._http1", "Limits.chunk_overhead"),
+        py("enclavia._http1.limits", "Limits.chunk_overhead"),
         HEADERS,
     ),
     claim(
@@ -385,14 +385,24 @@ CLAIMS = [
     claim(RULE, "none came for {}, records go as fast", c(PACE, "ENCL_PACE_QUIET_NS", 1e-9)),
     claim(RULE, "A body above {}, or of unknown size", LONG_BODY),
     claim(RULE, "(`max_channels`, default {})", default("enclavia", "Client", "max_channels")),
-    claim(RULE, "does not take it within {} the body", py("enclavia._flow", "SPARE_WAIT")),
-    claim(RULE, "is not tried again for {}.", py("enclavia._pool", "PoolLimits.spare_backoff")),
+    claim(
+        RULE,
+        "does not take it within {} the body",
+        py("enclavia._exchange.connections", "SPARE_WAIT"),
+    ),
+    claim(
+        RULE, "is not tried again for {}.", py("enclavia._pool.pool", "PoolLimits.spare_backoff")
+    ),
     claim(RULE, "| up to {} of a stream | read on |", UNREAD_STREAM),
     claim(RULE, "| above, up to {} of all streams together |", UNREAD_CHANNEL),
     claim(RULE, "| {} | not read | not read, for at most {};", UNREAD_CHANNEL, HOLD),
     claim(RULE, "where no more than {} are behind it", UNREAD_CHANNEL),
     claim(RULE, "{} are {} of the default read timeout", HOLD, per(HOLD, read_timeout)),
-    claim(RULE, "no record came for {} by then is given up", py("enclavia._flow", "SILENCE")),
+    claim(
+        RULE,
+        "no record came for {} by then is given up",
+        py("enclavia._exchange.tunnel", "SILENCE"),
+    ),
     # docs/design.md
     claim(
         "design.md",

@@ -17,8 +17,8 @@ import pytest
 from support import Connection, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia._authority import keep_inside
-from enclavia._url import EnclaveURL
+from enclavia._channel.authority import keep_inside
+from enclavia._channel.url import EnclaveURL
 
 requests = pytest.importorskip("requests")
 httpx = pytest.importorskip("httpx")

@@ -31,7 +31,8 @@ import enclavia
 import enclavia.httpx
 import enclavia.requests
 import enclavia.testing
-from enclavia import _flow, _pool
+from enclavia._exchange.timeouts import Timeouts
+from enclavia._pool.pool import PoolLimits
 from enclavia.testing import Fault, LocalEnclave
 
 PINS = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
@@ -1001,7 +1002,7 @@ def test_numbers_are_kept_as_plain_ones() -> None:
     )._settings
     assert settings.timeouts == (5.0, 0.5, None, 1e-6)
     assert settings.retries == 6
-    assert settings.limits == _pool.PoolLimits(
+    assert settings.limits == PoolLimits(
         max_channels=3,
         max_in_flight=4,
         patience=7.0,
@@ -1082,8 +1083,8 @@ def test_an_endless_wait_is_none(endless: Any) -> None:
             "pool": None,
         }
     request = httpx2.Request("GET", "/", extensions={"timeout": parts})
-    default = _flow.Timeouts(1.0, 1.0, 1.0, 1.0)
-    assert _flow.Timeouts.of(request, default) == (None, None, None, None)
+    default = Timeouts(1.0, 1.0, 1.0, 1.0)
+    assert Timeouts.of(request, default) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("endless", [None, *ENDLESS], ids=range(len(ENDLESS) + 1))

@@ -948,7 +948,7 @@ def test_a_channel_that_leads_nowhere_is_given_up(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer vanished without a word: requests time out, and later ones find a new channel."""
-    monkeypatch.setattr("enclavia._flow.SILENCE", 0.3)
+    monkeypatch.setattr("enclavia._exchange.tunnel.SILENCE", 0.3)
     with byte_enclave(answering(ok())) as (enclave, _):
 
         async def case(client: Face) -> None:

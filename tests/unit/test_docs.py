@@ -32,8 +32,8 @@ from docs_app import app
 
 import enclavia
 import enclavia.testing
-from enclavia._flow import Stats
-from enclavia._retry import IDEMPOTENT
+from enclavia._exchange.engine import Stats
+from enclavia._exchange.retry import IDEMPOTENT
 from enclavia.testing import Fault, LocalEnclave
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def desk(tmp_path: Path, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "batch.parquet").write_bytes(b"PAR1" * 100_000)
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "api.py").write_text(SHOP)
-    for module in ("enclavia._config", "enclavia._attestation"):
+    for module in ("enclavia._channel.config", "enclavia._identity.attestation"):
         read_root = importlib.import_module(module).read_root
         monkeypatch.setattr(
             f"{module}.read_root",

@@ -12,19 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavia import IncompleteResponse, InvalidRequest, ProtocolError
-from enclavia._http1 import (
-    BodyEncoder,
-    Data,
-    End,
-    Event,
-    Failed,
-    Head,
-    Limits,
-    ResponseParser,
-    body_encoder,
-    encode_head,
-    expects_continue,
-)
+from enclavia._http1.head import Head
+from enclavia._http1.limits import Limits
+from enclavia._http1.request import BodyEncoder, body_encoder, encode_head, expects_continue
+from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
 
 HOST = (b"Host", b"enclave")
 

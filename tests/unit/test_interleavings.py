@@ -23,17 +23,25 @@ import pytest
 from scheduler import AllSchedules, Event, Lock, RandomSchedule, Scheduler, Stuck, schedules
 
 import enclavia
-from enclavia import _flow, _pool, _transport
-from enclavia._flow import Engine, Timeouts, run
-from enclavia._pool import Job, Lease, PoolLimits, State
-from enclavia._transport import EnclaveTransport, Settings, TransportBase
+from enclavia._client import transport, transport_base
+from enclavia._client.settings import Settings
+from enclavia._client.transport import EnclaveTransport
+from enclavia._client.transport_base import TransportBase
+from enclavia._exchange import connections, engine, exchange, timeouts, tunnel
+from enclavia._exchange.engine import Engine
+from enclavia._exchange.timeouts import Timeouts
+from enclavia._io.face import run
+from enclavia._pool import pool
+from enclavia._pool.pool import Job, Lease, PoolLimits, State
 
 # Of a caller that was interrupted before it took its first step.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 
 EFFORT = int(os.environ.get("ENCLAVIA_INTERLEAVINGS", "1"))
 WATCHED = frozenset(
-    str(module.__file__) for module in (_pool, _flow, _transport) if module.__file__
+    str(module.__file__)
+    for module in (pool, connections, engine, tunnel, transport, transport_base)
+    if module.__file__
 )
 NO_LIMIT = Timeouts()
 GET = Job()
@@ -143,7 +151,7 @@ class World:
         return self
 
     def obtain(self, job: Job = GET) -> Lease[Any, Any]:
-        return run(self.engine.obtain(job, NO_LIMIT))
+        return run(self.engine.connections.obtain(job, NO_LIMIT))
 
     # What a caller may do.
 
@@ -276,7 +284,8 @@ def play(
     connected, failures = limits.pop("connected", True), limits.pop("failures", 0)
     scheduler = Scheduler(choose, WATCHED)
     world = World(scheduler, **limits)
-    monkeypatch.setattr(_flow, "now", lambda: world.now)
+    for module in (connections, exchange, engine, timeouts, tunnel):
+        monkeypatch.setattr(module, "now", lambda: world.now)
     if connected:
         world.connected()
     world.failures = [enclavia.ConnectError("refused") for _ in range(failures)]
@@ -380,12 +389,12 @@ class TestAForkedChild:
     def test_has_one_engine_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pid = os.getpid()
         for choose in schedules(preemptions=2 if EFFORT == 1 else 4):
-            scheduler = Scheduler(choose, frozenset({str(_transport.__file__)}))
+            scheduler = Scheduler(choose, frozenset({str(transport_base.__file__)}))
             monkeypatch.setattr(os, "getpid", lambda: pid)
             world = World(scheduler).connected()
             parents = world.engine
-            if hasattr(_transport, "_fork_lock"):
-                monkeypatch.setattr(_transport, "_fork_lock", Lock(scheduler))
+            if hasattr(transport_base, "_fork_lock"):
+                monkeypatch.setattr(transport_base, "_fork_lock", Lock(scheduler))
             monkeypatch.setattr(os, "getpid", lambda: pid + 1)
             for name in "ab":
                 scheduler.spawn(name, functools.partial(getattr, world.transport, "_engine"))

@@ -47,8 +47,41 @@ NOT_IN_PURE_CODE = re.compile(
     r"pthread_create|pthread_cond_wait|sleep|usleep|nanosleep)\s*\("
 )
 
-# Python modules that neither do I/O nor know who does.
-SANS_IO = {"_arguments", "_errors", "_http1", "_pcrs", "_pins", "_pool", "_retry", "_text", "_url"}
+# The packages of enclavia/ in the order in which they are built upon each other. Each knows itself,
+# GROUND, and these.
+GROUND = {"_core", "_errors", "_text", "_arguments"}
+PYTHON_LAYERS = {
+    "_identity": set(),
+    "_io": set(),
+    "_http1": set(),
+    "_pool": set(),
+    "_channel": {"_identity", "_io"},
+    "_exchange": {"_identity", "_io", "_channel", "_http1", "_pool"},
+    "_client": {"_identity", "_io", "_channel", "_http1", "_pool", "_exchange"},
+}
+# What is public, and the modules that are no part of a package.
+PYTHON_FACES = {"__init__", "httpx", "requests"}
+PYTHON_GROUND = {
+    "_text": set(),
+    "_arguments": set(),
+    "_errors": {"_text"},
+    "_libraries": set(),
+    "_build_info": {"_core"},
+}
+
+# Modules and packages that neither do I/O nor read a clock, nor know a module that does.
+SANS_IO = (
+    "_arguments",
+    "_errors",
+    "_text",
+    "_http1",
+    "_pool",
+    "_identity.pcrs",
+    "_identity.pins",
+    "_channel.url",
+    "_exchange.retry",
+)
+NOT_IN_SANS_IO = {"anyio", "asyncio", "select", "selectors", "socket", "ssl", "subprocess", "time"}
 
 
 def c_files() -> list[Path]:
@@ -93,34 +126,80 @@ def test_python_objects_stay_in_the_binding(path: Path) -> None:
         assert "PyObject" not in path.read_text()
 
 
-def module_imports(path: Path) -> set[str]:
-    """Names of the package's own modules that are imported, at the top or inside functions."""
-    found: set[str] = set()
+def python_files() -> list[Path]:
+    folders = ("*.py", *(f"{layer}/*.py" for layer in PYTHON_LAYERS))
+    return sorted(path for pattern in folders for path in (ROOT / "enclavia").glob(pattern))
+
+
+def module_name(path: Path) -> str:
+    """``_pool.ticket`` for enclavia/_pool/ticket.py."""
+    parts = path.relative_to(ROOT / "enclavia").with_suffix("").parts
+    return ".".join(parts)
+
+
+def imports_of(path: Path) -> tuple[set[str], set[str]]:
+    """The package's own modules that are imported, at the top or inside functions, and the top
+    names of all others."""
+    own: set[str] = set()
+    others: set[str] = set()
+    base = path.relative_to(ROOT / "enclavia").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            if node.module:
-                found.add(node.module.split(".")[0])
-            else:
-                found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("enclavia"):
-            found.add("enclavia")
-        elif isinstance(node, ast.Import):
-            found.update("enclavia" for alias in node.names if alias.name.startswith("enclavia"))
-    return found
+        if isinstance(node, ast.Import):
+            others.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            start = base[: len(base) - node.level + 1]
+            named = [node.module] if node.module else [alias.name for alias in node.names]
+            own.update(".".join((*start, *name.split("."))) for name in named)
+    return own, others
 
 
 def package() -> dict[str, set[str]]:
-    return {path.stem: module_imports(path) for path in (ROOT / "enclavia").glob("*.py")}
+    return {module_name(path): imports_of(path)[0] for path in python_files()}
+
+
+def layer_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_python_package_is_in_the_picture() -> None:
+    folders = {path.parent.name for path in (ROOT / "enclavia").glob("*/__init__.py")}
+    assert folders == {*PYTHON_LAYERS, "testing"}
+    modules = {path.stem for path in (ROOT / "enclavia").glob("*.py")}
+    assert modules == {*PYTHON_FACES, *PYTHON_GROUND}
+
+
+@pytest.mark.parametrize("path", python_files(), ids=module_name)
+def test_python_imports_go_down_only(path: Path) -> None:
+    own, others = imports_of(path)
+    layer = layer_of(module_name(path))
+    assert "enclavia" not in others, f"{path} imports the package by its public name"
+    known = {layer_of(module) for module in own} - {layer}
+    assert "testing" not in known, f"{path} imports enclavia.testing"
+    if layer in PYTHON_LAYERS:
+        assert known <= GROUND | PYTHON_LAYERS[layer], f"{path} imports {known}"
+    elif layer in PYTHON_GROUND:
+        assert known <= PYTHON_GROUND[layer], f"{path} imports {known}"
 
 
 def test_sans_io_modules_know_only_each_other() -> None:
-    for name in SANS_IO:
-        outside = package()[name] - SANS_IO
-        assert not outside, f"enclavia.{name} imports {outside}"
+    def is_sans_io(module: str) -> bool:
+        return module in SANS_IO or layer_of(module) in SANS_IO
+
+    seen = 0
+    for path in python_files():
+        if not is_sans_io(module_name(path)):
+            continue
+        seen += 1
+        own, others = imports_of(path)
+        assert all(map(is_sans_io, own)), f"{path} imports {own}"
+        assert not others & NOT_IN_SANS_IO, f"{path} imports {others & NOT_IN_SANS_IO}"
+    assert seen > len(SANS_IO)
 
 
 def test_python_modules_import_without_a_circle() -> None:
-    graph = {name: imports for name, imports in package().items() if name != "__init__"}
+    graph = package()
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -132,8 +211,3 @@ def test_python_modules_import_without_a_circle() -> None:
 
     for name in graph:
         visit(name, ())
-
-
-def test_the_package_does_not_import_its_test_tools() -> None:
-    for name, imports in package().items():
-        assert "testing" not in imports, f"enclavia.{name} imports enclavia.testing"

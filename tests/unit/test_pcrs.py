@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from enclavia import Pcrs
-from enclavia._pins import pin_tuples
+from enclavia._identity.pins import pin_tuples
 
 HEX = ["4f" * 48, "7e" * 48, "6b" * 48]
 PINS = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from support import KINDS, Face, answering, byte_enclave, keywords, ok, with_client
 
 import enclavia
-from enclavia import _client, _flow, _http1, _transport
+from enclavia._client import async_client, client, fast_path
 from enclavia.testing import LocalEnclave
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
@@ -39,13 +40,14 @@ RESPONSES = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Which way each request went: True where it was the shorter one."""
     ways: list[bool] = []
-    asked = _client.is_plain
+    asked = fast_path.is_plain
 
     def noted(*args: Any) -> bool:
         ways.append(asked(*args))
         return ways[-1]
 
-    monkeypatch.setattr(_client, "is_plain", noted)
+    for module in (client, async_client):
+        monkeypatch.setattr(module, "is_plain", noted)
     return ways
 
 
@@ -73,7 +75,8 @@ def both_ways(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[object]]
 ) -> tuple[list[object], list[object]]:
     plainly = run()
-    monkeypatch.setattr(_client, "is_plain", lambda *args: False)
+    for module in (client, async_client):
+        monkeypatch.setattr(module, "is_plain", lambda *args: False)
     return plainly, run()
 
 
@@ -236,7 +239,13 @@ def test_headers_changed_after_a_request_are_sent_with_the_next() -> None:
 
 def test_what_was_said_to_one_enclave_is_remembered_by_its_client_only() -> None:
     """Heads hold cookies and credentials: no part of them stays where the whole process looks."""
-    for module in (_client, _flow, _http1, _transport):
+    modules = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(("enclavia._client.", "enclavia._exchange.", "enclavia._http1."))
+    ]
+    assert len(modules) > 15
+    for module in modules:
         for name, value in vars(module).items():
             info = getattr(value, "cache_info", None)
             assert info is None or info().maxsize is None, f"{module.__name__}.{name}"

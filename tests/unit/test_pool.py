@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import enclavia
-from enclavia._pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
+from enclavia._pool.pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
 
 GET = Job()
 POST = Job(repeatable=False)

@@ -17,12 +17,12 @@ import pytest
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia import _pool
 from enclavia._errors import StateError
-from enclavia._pool import Job, Lease, Pool, PoolLimits, State, Ticket
+from enclavia._pool import pool as pool_module
+from enclavia._pool.pool import Job, Lease, Pool, PoolLimits, State, Ticket
 
 ENDS_WITHIN = 60  # seconds after which a run is taken for one that never ends
-FILES = {_pool.__file__, threading.__file__}
+FILES = {pool_module.__file__, threading.__file__}
 
 
 class Channel:

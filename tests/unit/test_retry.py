@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 import enclavia
-from enclavia._retry import IDEMPOTENT, Attempt, RetryPolicy
+from enclavia._exchange.retry import IDEMPOTENT, Attempt, RetryPolicy
 
 LOST = enclavia.ConnectionClosed("gone")
 

@@ -27,7 +27,8 @@ from resources import Held
 from support import ByteServer, Connection
 
 import enclavia
-from enclavia import _core, _trust_store
+from enclavia import _core
+from enclavia._channel import trust_store
 from enclavia.testing import LocalEnclave
 
 SECRET = "a-bearer-token-only-for-the-real-router"
@@ -189,7 +190,7 @@ def test_a_ca_of_a_system_whose_layout_is_not_debians(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setattr(_core, "default_ca_paths", lambda: ("/nowhere/cert.pem", "/nowhere/certs"))
-    monkeypatch.setattr(_trust_store, "BUNDLES", ("/nowhere/bundle.pem", str(ca.path)))
+    monkeypatch.setattr(trust_store, "BUNDLES", ("/nowhere/bundle.pem", str(ca.path)))
     check_works(good, "localhost")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from enclavia import Client, ConnectError, _core, _trust_store
-from enclavia._trust_store import BUNDLES, ca_file
+from enclavia import Client, ConnectError, _core
+from enclavia._channel import trust_store
+from enclavia._channel.trust_store import BUNDLES, ca_file
 from enclavia.testing import LocalEnclave
 
 
@@ -16,8 +17,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without any authority: all places that are looked at are below one empty folder."""
     nowhere = (str(tmp_path / "usr/lib/ssl/cert.pem"), str(tmp_path / "usr/lib/ssl/certs"))
     monkeypatch.setattr(_core, "default_ca_paths", lambda: nowhere)
-    monkeypatch.setattr(_trust_store, "BUNDLES", tuple(f"{tmp_path}{path}" for path in BUNDLES))
-    monkeypatch.setattr(_trust_store, "_of_certifi", lambda: None)
+    monkeypatch.setattr(trust_store, "BUNDLES", tuple(f"{tmp_path}{path}" for path in BUNDLES))
+    monkeypatch.setattr(trust_store, "_of_certifi", lambda: None)
     return tmp_path
 
 
@@ -54,7 +55,7 @@ def test_an_empty_bundle_is_none(bare: Path) -> None:
 
 
 def test_certifi_is_the_last_resort(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_trust_store, "_of_certifi", lambda: "/certifi.pem")
+    monkeypatch.setattr(trust_store, "_of_certifi", lambda: "/certifi.pem")
     assert ca_file({}) == "/certifi.pem"
     put(bare, BUNDLES[-1])
     assert ca_file({}) != "/certifi.pem"
@@ -62,7 +63,7 @@ def test_certifi_is_the_last_resort(bare: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_none_at_all_says_where_was_looked(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = tuple(f"/nowhere{path}" for path in BUNDLES)
-    monkeypatch.setattr(_trust_store, "BUNDLES", places)
+    monkeypatch.setattr(trust_store, "BUNDLES", places)
     monkeypatch.setattr(_core, "default_ca_paths", lambda: ("/nowhere/a.pem", "/nowhere/certs"))
     with pytest.raises(ConnectError) as caught:
         ca_file({})

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 import enclavia
-from enclavia._config import ChannelConfig
-from enclavia._url import EnclaveURL
+from enclavia._channel.config import ChannelConfig
+from enclavia._channel.url import EnclaveURL
 
 PINS = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
 

@@ -15,8 +15,8 @@ from support import KINDS, ByteServer, Connection, drive, eventually, keywords
 
 import enclavia
 from enclavia import _core
-from enclavia._blocking import thread_hub
-from enclavia._hub import loop_hub
+from enclavia._io.loops import loop_hub
+from enclavia._io.threads import thread_hub
 from enclavia.testing import LocalEnclave
 
 ASYNC = [kind for kind in KINDS if kind != "sync"]

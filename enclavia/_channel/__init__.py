@@ -1,0 +1,2 @@
+"""One verified connection to one enclave: its address, its configuration, its
+public classes."""

@@ -1,0 +1,303 @@
+"""What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import re
+import ssl
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+
+from .. import _core
+from .._arguments import flag, path_text, seconds, value_shown, whole
+from .._errors import DebugModeWarning
+from .._identity.pcrs import Pcrs
+from .._identity.pins import (
+    CLOCK_LEEWAY,
+    Pins,
+    RootCertificate,
+    checked_leeway,
+    pin_tuples,
+    read_root,
+)
+from . import trust_store
+from .url import EnclaveURL
+
+__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
+
+UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
+Verify = bool | str | os.PathLike[str]
+
+logger = logging.getLogger("enclavia")
+
+KEEPALIVE = 20.0
+"""Seconds without a byte from the peer after which it is asked for one, and after which it is given
+up where none came."""
+_KEEPALIVE_MAX = 86_400
+
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
+_OURS = frozenset(
+    ("connection", "content-length", "host", "sec-websocket-extensions", "sec-websocket-key",
+     "sec-websocket-protocol", "sec-websocket-version", "transfer-encoding", "upgrade")
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=32)
+def _policy(
+    pins: tuple[tuple[bytes, bytes, bytes], ...] | None,
+    root: bytes | None,
+    debug_mode: bool,
+    clock_leeway: int,
+) -> _core.Policy:
+    """Immutable. Checking a root costs as much as all the rest of making a client."""
+    return _core.Policy(pins, root, debug_mode, not debug_mode, clock_leeway)
+
+
+class ChannelConfig(NamedTuple):
+    url: EnclaveURL
+    pins: tuple[tuple[bytes, bytes, bytes], ...] | None
+    root: bytes | None
+    debug_mode: bool
+    clock_leeway: int
+    headers: tuple[tuple[str, str], ...]
+    verify: bool
+    ca_file: str | None
+    proxy: tuple[str, int, str | None] | None
+    max_in_flight: int
+    keepalive_ms: int
+
+    def __repr__(self) -> str:
+        return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
+
+    @classmethod
+    def build(
+        cls,
+        url: str | httpx2.URL,
+        *,
+        pcrs: Pins = None,
+        root: RootCertificate = None,
+        debug_mode: bool = False,
+        clock_leeway: float = CLOCK_LEEWAY,
+        upgrade_headers: UpgradeHeaders = None,
+        verify: Verify = True,
+        proxy: str | httpx2.URL | None = None,
+        max_in_flight: int = 64,
+        keepalive: float | None = KEEPALIVE,
+    ) -> ChannelConfig:
+        flag("debug_mode", debug_mode)
+        parsed = EnclaveURL.parse(url)
+        pins = pin_tuples(pcrs)
+        _check_pins(pins, debug_mode)
+        must_verify, ca_file = _tls(verify)
+        config = cls(
+            url=parsed,
+            pins=pins,
+            root=read_root(root),
+            debug_mode=debug_mode,
+            clock_leeway=checked_leeway(clock_leeway),
+            headers=_headers(upgrade_headers),
+            verify=must_verify,
+            ca_file=ca_file,
+            proxy=_proxy(proxy),
+            max_in_flight=_in_flight(max_in_flight),
+            keepalive_ms=_keepalive_ms(keepalive),
+        )
+        config.policy()  # refuses an unusable root or pin here, not at the first request
+        return config
+
+    def policy(self) -> _core.Policy:
+        return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
+
+    def open(self) -> _core.Channel:
+        """Starts connecting."""
+        if self.debug_mode:
+            logger.warning("debug mode: the identity of %s will not be proven", self.url.authority)
+        if self.url.tls and not self.verify:
+            logger.warning("TLS certificate of %s will not be verified", self.url.authority)
+        logger.info("connecting to %s", self.url.authority)
+        return _core.Channel(
+            host=self.url.host,
+            port=self.url.port,
+            tls=self.url.tls,
+            path=self.url.path,
+            authority=self.url.authority,
+            headers=list(self.headers),
+            policy=self.policy(),
+            max_in_flight=self.max_in_flight,
+            verify=self.verify,
+            ca_file=self._ca_file(),
+            proxy=self.proxy,
+            keepalive_ms=self.keepalive_ms,
+        )
+
+    def _ca_file(self) -> str | None:
+        """Looked for where the connection is made: a pickled client may be elsewhere by now."""
+        if self.ca_file is None and self.url.tls and self.verify:
+            return trust_store.ca_file()
+        return self.ca_file
+
+    def warn_debug(self, stacklevel: int) -> None:
+        if not self.debug_mode:
+            return
+        frame = sys._getframe(stacklevel)
+        # Without a registry: seen every time, not once per place. Filters apply as ever.
+        warnings.warn_explicit(
+            "debug_mode=True: who runs at the other end is NOT proven, and it may read "
+            "everything. Never use it for anything that matters.",
+            DebugModeWarning,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+        )
+
+
+def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...] | None, debug_mode: bool) -> None:
+    if debug_mode:
+        return
+    if pins is None:
+        raise ValueError(
+            "pcrs: expected the PCRs of the enclave (Pcrs(pcr0=…, pcr1=…, pcr2=…), "
+            "Pcrs.load(path)), got none; without them nothing is proven. Only debug_mode=True "
+            "works without, and proves nothing either"
+        )
+    for values in pins:
+        if Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2]).is_zero:
+            raise ValueError(
+                "pcrs: expected the PCRs of a production enclave, got all zeros: that is a debug "
+                "enclave, whose memory its operator can read"
+            )
+
+
+def _tls(verify: object) -> tuple[bool, str | None]:
+    if isinstance(verify, bool):
+        return verify, None
+    if isinstance(verify, ssl.SSLContext):
+        raise TypeError(
+            "verify: expected True, False or the path of a CA file, got an ssl.SSLContext: the "
+            "TLS connection is made outside of Python's ssl module, which cannot hand it over"
+        )
+    path = path_text("verify", verify, "True, False or the path of a PEM file with CAs")
+    try:
+        path.encode()  # C has its paths in UTF-8
+    except UnicodeEncodeError:
+        raise ValueError(
+            "verify: expected the path of a PEM file with CAs, got one that is not UTF-8: "
+            f"{value_shown(path)}"
+        ) from None
+    if not Path(path).is_file():
+        raise ValueError(f"verify: expected the path of a PEM file with CAs, got {path!r}: no file")
+    return True, path
+
+
+def _headers(headers: UpgradeHeaders) -> tuple[tuple[str, str], ...]:
+    if headers is None:
+        return ()
+    if isinstance(headers, str | bytes) or not hasattr(headers, "__iter__"):
+        raise TypeError(
+            "upgrade_headers: expected a mapping or pairs of names and values, got "
+            f"{type(headers).__name__}"
+        )
+    given: list[object]
+    if isinstance(headers, httpx2.Headers):
+        given = list(headers.multi_items())
+    else:
+        given = list(headers.items() if isinstance(headers, Mapping) else headers)
+    return tuple(_header(pair) for pair in given)
+
+
+def _header(pair: object) -> tuple[str, str]:
+    """No message has the value: it may be a credential."""
+    if not isinstance(pair, tuple | list):
+        raise TypeError(
+            f"upgrade_headers: expected pairs of names and values, got {type(pair).__name__}"
+        )
+    if len(pair) != 2:
+        raise ValueError(
+            f"upgrade_headers: expected pairs of names and values, got {len(pair)} members"
+        )
+    name, value = pair
+    for each in (name, value):
+        if not isinstance(each, str):
+            raise TypeError(
+                f"upgrade_headers: expected names and values as text, got {type(each).__name__}"
+            )
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(
+            "upgrade_headers: expected the name of a header (letters, digits, some signs), got "
+            f"{value_shown(name)}, which is not a header name"
+        )
+    if not re.fullmatch(_CONTENT, value):
+        raise ValueError(
+            "upgrade_headers: expected a value of printable characters up to U+00FF, got "
+            f"characters not allowed in that of {name}"
+        )
+    if name.lower() in _OURS:
+        raise ValueError(
+            f"upgrade_headers: expected other headers than the WebSocket's, got {name}, which is "
+            "set by the WebSocket upgrade itself"
+        )
+    return name, value
+
+
+def _proxy(proxy: str | httpx2.URL | None) -> tuple[str, int, str | None] | None:
+    if proxy is None:
+        return None
+    if not isinstance(proxy, str | httpx2.URL):
+        got = "httpx2.Proxy" if isinstance(proxy, httpx2.Proxy) else type(proxy).__name__
+        raise TypeError(
+            f"proxy: expected http://[user:password@]host:port as text or httpx2.URL, got {got}"
+        )
+    try:
+        url = httpx2.URL(proxy)
+        host = url.raw_host.decode("ascii")
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise ValueError(
+            "proxy: expected http://[user:password@]host:port, got what is no URL: "
+            f"{_without_text(error)}"
+        ) from None
+    if url.scheme != "http" or not url.host:
+        raise ValueError(
+            "proxy: expected http://[user:password@]host:port (a proxy that understands CONNECT), "
+            f"got the scheme {url.scheme!r}"
+        )
+    if url.raw_path != b"/" or url.fragment:
+        raise ValueError(
+            "proxy: expected http://[user:password@]host:port without a path, got one with a path, "
+            "a query or a fragment"
+        )
+    port = 80 if url.port is None else url.port
+    if not 1 <= port <= 65535:
+        raise ValueError(f"proxy: expected a port of 1 to 65535, got {port}")
+    credentials = f"{url.username}:{url.password}" if url.userinfo else None
+    if credentials is not None and "\0" in credentials:
+        raise ValueError("proxy: expected a user name and a password, got a NUL in one of them")
+    return host, port, credentials
+
+
+def _without_text(error: Exception) -> str:
+    """A codec's error has the whole text in it, password included."""
+    return (
+        error.reason if isinstance(error, UnicodeError) and hasattr(error, "reason") else str(error)
+    )
+
+
+def _keepalive_ms(value: float | None) -> int:
+    """0: none."""
+    if value is None:
+        return 0
+    checked = seconds("keepalive", value, most=_KEEPALIVE_MAX, above_zero=True, otherwise="None")
+    return math.ceil(checked * 1000)
+
+
+def _in_flight(value: int) -> int:
+    return whole(
+        "max_in_flight", value, 1, _core.MAX_IN_FLIGHT, because=" (what the server allows)"
+    )

@@ -1,0 +1,118 @@
+"""What both transports share: one engine per process, and how answers become responses."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from .._exchange.engine import Engine, Stats
+from .._exchange.exchange import Exchange
+from .._exchange.retry import RetryPolicy
+from .._identity.attestation import Attestation
+from .response import Response, fields_of, response_of
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .._io.face import Io
+
+__all__ = ["TransportBase"]
+
+
+# Held while a forked child makes an engine of its own. The child begins with a new one, because a
+# thread of its parent may have held the old one at that moment. Reentrant, because a destructor or
+# the handler of a signal may use the client meanwhile.
+_fork_lock = threading.RLock()
+
+
+def _renew_fork_lock() -> None:
+    global _fork_lock
+    _fork_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_fork_lock)
+
+
+class TransportBase:
+    """Keeps one engine per process: a forked child starts with nothing of its parent's."""
+
+    def __init__(
+        self, settings: Settings, make_io: Callable[[], Io[Any]], mountable: bool = True
+    ) -> None:
+        """``mountable``: it may be one of several transports of a client that is not ours."""
+        self._settings = settings
+        self._make_io = make_io
+        self._mountable = mountable
+        self._inherited: list[Engine] = []
+        self._current = self._new_engine()
+        # Answers of one workload tend to have the same headers, so parsed headers are cached. Per
+        # transport, not per module: they must die with the client.
+        self._fields_of = functools.lru_cache(maxsize=16)(fields_of)
+
+    def _new_engine(self) -> Engine:
+        settings = self._settings
+        return Engine(
+            settings.config,
+            settings.limits,
+            RetryPolicy(settings.retries),
+            settings.timeouts,
+            self._make_io(),
+        )
+
+    @property
+    def _engine(self) -> Engine:
+        engine = self._current
+        return engine if engine.pid == os.getpid() else self._after_fork()
+
+    def _after_fork(self) -> Engine:
+        with _fork_lock:
+            engine = self._current
+            if engine.pid == os.getpid():  # another thread was here first
+                return engine
+            # The parent's engine is kept, not dropped: nothing of it may be closed from here. Its
+            # locks may be held by threads that do not exist in this process.
+            self._inherited.append(engine)
+            own = self._new_engine()
+            if engine.pool.closed:
+                own.close()
+            if self._current is engine:
+                self._current = own
+            return self._current
+
+    @property
+    def base_url(self) -> httpx2.URL:
+        """What relative URLs of requests are relative to."""
+        return self._settings.config.url.base_url
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        return self._engine.attestation()
+
+    @property
+    def stats(self) -> Stats:
+        return self._engine.stats()
+
+    def _response(
+        self,
+        request: httpx2.Request,
+        exchange: Exchange,
+        stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
+        network_stream: Callable[[Exchange], object],
+    ) -> Response:
+        response = response_of(exchange, stream, network_stream, self._fields_of)
+        if self._mountable and "location" in response.headers:
+            from .._channel.authority import keep_inside
+
+            keep_inside(self._settings.config.url, response.headers, request.url, httpx2.InvalidURL)
+        return response
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self._settings, "mountable": self._mountable}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._settings.config.url}>"

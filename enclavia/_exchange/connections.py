@@ -1,0 +1,160 @@
+"""How a request obtains a connection: it waits its turn, and connects where that falls to it.
+
+Carries out what :mod:`enclavia._pool` decides. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from .._channel.config import ChannelConfig
+from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
+from .._io.face import Io, Waiter, now
+from .._pool.pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
+from .._text import shown
+from .timeouts import SHORTEST, Timeouts, earlier, is_before, time_left
+from .tunnel import Link, Traffic, Tunnel
+
+__all__ = ["Connections"]
+
+logger = logging.getLogger("enclavia")
+# How long a body waits for a channel of its own; a server without room for it says nothing.
+SPARE_WAIT = 3.0
+
+
+class Connections:
+    """The pool, and what it takes to carry out what the pool decides: waiting and connecting."""
+
+    def __init__(self, config: ChannelConfig, limits: PoolLimits, io: Io[Any]) -> None:
+        self.config = config
+        self.io = io
+        self.pool: Pool[Tunnel, Link] = Pool(limits)
+        self.past = Traffic()
+        self.raw_attestation: dict[str, object] | None = None
+        self._patience = limits.patience
+
+    async def open(self, timeouts: Timeouts) -> None:
+        """Connects and verifies, where that has not been done."""
+        lease = await self.obtain(Job(), timeouts)
+        self.pool.release(lease, lease.link, now())
+
+    async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, Link]:
+        ticket = self.pool.request(job, now())
+        try:
+            if ticket.state is not State.GRANTED:
+                await self._wait_turn(ticket, timeouts)
+            return ticket.take()
+        except BaseException:
+            self.pool.withdraw(ticket, now())
+            raise
+
+    async def _wait_turn(self, ticket: Ticket[Tunnel, Link], timeouts: Timeouts) -> None:
+        phase: Phase | None = None
+        deadline: float | None = None
+        while True:
+            waiter = self.io.waiter()
+            self.pool.watch(ticket, waiter)
+            state = ticket.state
+            if state is State.GRANTED:
+                return
+            if state is State.FAILED:
+                raise cast(Exception, ticket.error)
+            if phase is not ticket.phase:
+                phase = ticket.phase
+                allowed = self._allowed(phase, timeouts)
+                deadline = None if allowed is None else now() + allowed
+            if state is State.CONNECT:
+                await self._connect(ticket, waiter, deadline, timeouts)
+            elif not await self.io.wait(waiter, time_left(deadline)):
+                raise self._too_late(phase, timeouts)
+
+    def _allowed(self, phase: Phase, timeouts: Timeouts) -> float | None:
+        """How long a request may wait in all. Patience lasts for several attempts to connect."""
+        if phase is Phase.POOL:
+            return timeouts.pool
+        if timeouts.connect is None or self._patience is None:
+            return timeouts.connect
+        return max(timeouts.connect, self._patience)
+
+    def _too_late(self, phase: Phase, timeouts: Timeouts) -> Exception:
+        if phase is Phase.POOL:
+            return PoolTimeout(
+                f"expected a free slot within {timeouts.pool} s, all "
+                f"{self.config.max_in_flight} were taken"
+            )
+        return self._connect_timeout(self._allowed(phase, timeouts))
+
+    def _connect_timeout(self, allowed: float | None) -> Exception:
+        last = self.pool.last_error
+        tried = "" if last is None else f"; the last attempt failed: {last}"
+        error = ConnectTimeout(
+            f"expected a verified connection within {allowed} s, got none{tried}"
+        )
+        error.__cause__ = last
+        return error
+
+    async def _connect(
+        self,
+        ticket: Ticket[Tunnel, Link],
+        waiter: Waiter,
+        deadline: float | None,
+        timeouts: Timeouts,
+    ) -> None:
+        """One attempt, for all who wait."""
+        member = cast("Member[Tunnel, Link]", ticket.member)
+        pause = member.not_before - now()
+        if pause > 0:
+            remaining = time_left(deadline)
+            if remaining is not None and remaining < pause:
+                if not await self.io.wait(waiter, remaining):
+                    raise self._too_late(Phase.CONNECT, timeouts)
+                return
+            if await self.io.wait(waiter, pause):
+                return  # something changed meanwhile, perhaps for this ticket too
+        one = SPARE_WAIT if member.spare else timeouts.connect
+        end = None if one is None else now() + one
+        tunnel = member.handle
+        if tunnel is None:
+            tunnel = Tunnel(self.config.open(), self.past)
+            self.pool.starting(ticket, tunnel)
+        opened = await self.io.wait_open(tunnel.core, time_left(earlier(end, deadline)))
+        if ticket.state is not State.CONNECT:
+            return  # closed meanwhile
+        if not opened and not member.spare and not is_before(end, deadline):
+            if self.pool.alone(ticket) and self.pool.last_error is None:
+                tunnel.core.wait_open(SHORTEST)  # says what is missing, and closes
+            raise self._too_late(Phase.CONNECT, timeouts)
+        error = self._verified(tunnel) if opened else self._missing(tunnel)
+        if error is None:
+            self.pool.connected(ticket, now())
+        else:
+            # An outage may last for hours: its first failure is a warning, those alike are not.
+            alike = str(error) == str(self.pool.last_error)
+            level = logging.INFO if alike else logging.WARNING
+            logger.log(level, "cannot connect to %s: %s", self.config.url.authority, error)
+            self.pool.connect_failed(ticket, error, now())
+
+    def _missing(self, tunnel: Tunnel) -> Exception | None:
+        """What an attempt still waited for when its time was up; None where it came just now."""
+        try:
+            tunnel.core.wait_open(SHORTEST)
+        except EnclaviaError as error:
+            return error
+        return self._verified(tunnel)
+
+    def _verified(self, tunnel: Tunnel) -> Exception | None:
+        """Why the channel is not usable; None where it is."""
+        if tunnel.core.state != "open":
+            return tunnel.core.error or ConnectionClosed("the connection was closed")
+        try:
+            self.raw_attestation = raw = tunnel.core.attestation()
+        except EnclaviaError as error:
+            return error
+        logger.info(
+            "verified %s: form %s, module %s",
+            self.config.url.authority,
+            raw["form"],
+            shown(str(raw["module_id"])) or "-",
+        )
+        return None

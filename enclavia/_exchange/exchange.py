@@ -1,0 +1,324 @@
+"""One sending of a request, and its answer. Written once, over :class:`enclavia._io.face.Io`.
+
+Uses the connections it is given and the parser; does not decide whether a request is sent again.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from typing import cast
+
+from .. import _core
+from .._channel.payload import first_piece
+from .._errors import (
+    ConnectionClosed,
+    EnclaviaError,
+    ForkedError,
+    ProtocolError,
+    ReadTimeout,
+    ServerError,
+    StateError,
+    WriteTimeout,
+)
+from .._http1.head import Head, ReadHead
+from .._http1.request import BodyEncoder
+from .._http1.response import Data, End, Event, Failed, ResponseParser
+from .._io.face import Body, now
+from .._pool.pool import Lease
+from .connections import Connections
+from .message import READ_SIZE, Message, WholeBody
+from .timeouts import Timeouts
+from .tunnel import Link, Tunnel
+
+__all__ = ["Exchange"]
+# How long a body is held back for a server that does not know ``Expect: 100-continue``.
+CONTINUE_WAIT = 1.0
+
+
+class Exchange:
+    """One sending of a request, and its answer."""
+
+    def __init__(
+        self, connections: Connections, message: Message, timeouts: Timeouts, read_head: ReadHead
+    ) -> None:
+        self._connections = connections
+        self._io = connections.io
+        self._message = message
+        self._timeouts = timeouts
+        self._encoder = BodyEncoder(message.length)
+        self._parser = ResponseParser(message.method, read=read_head)
+        self._events: collections.deque[Event] = collections.deque()
+        self._lease: Lease[Tunnel, Link] | None = None
+        self._stream: _core.Stream | None = None
+        self._pending = memoryview(b"")
+        self._body: Body | None = None
+        self._uploading = False
+        self._cut = False
+        self._answer: Head | None = None
+        self._answered_at = 0.0
+        self._continue = False
+        self.leased = False
+        self.sent = False
+        self.settled = False
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    @property
+    def answered(self) -> bool:
+        return self._parser.started
+
+    @property
+    def head(self) -> Head:
+        return cast(Head, self._answer)
+
+    @property
+    def upgraded(self) -> bool:
+        return self._answer is not None and self._parser.finished and self._is_upgrade()
+
+    @property
+    def leftover(self) -> bytes:
+        return self._parser.leftover
+
+    @property
+    def stream(self) -> _core.Stream:
+        if self._stream is None:
+            raise StateError("the connection was closed")
+        return self._stream
+
+    def _is_upgrade(self) -> bool:
+        return self.head.status == 101 or (
+            self._message.request.method == "CONNECT" and 200 <= self.head.status < 300
+        )
+
+    # -- there -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Up to the final head of the answer."""
+        self._lease = await self._connections.obtain(self._message.job, self._timeouts)
+        self.leased = True
+        await self._begin(self._lease)
+        if self._message.expects_continue:
+            await self._wait_continue()
+        while self._answer is None:
+            await self._step()
+        if self._answer.status == 101 and not self._message.upgrade:
+            raise ProtocolError("expected a response to a request without Upgrade, got status 101")
+
+    async def _begin(self, lease: Lease[Tunnel, Link]) -> None:
+        message = self._message
+        first = message.head
+        if message.content and not message.expects_continue:
+            if len(message.content) <= READ_SIZE:
+                first += self._encode_content(message.content)
+            else:
+                self._body = WholeBody(message.content)
+        elif message.content is None:
+            self._body = message.body(self._io) if not message.expects_continue else None
+        elif not message.content:
+            first += self._encoder.finish()
+        self._uploading = True
+        lease.handle.asked()
+        if lease.link is not None:
+            self._stream = lease.link.stream
+            self._pending = memoryview(first)
+            self._write()
+            self._uploading = self._body is not None or bool(self._pending)
+            return
+        piece, self._pending = first_piece(first)
+        try:
+            await self._open(lease.handle.core, piece)
+        except (ConnectionClosed, StateError) as error:
+            # It may look open for a moment longer.
+            lease.handle.broken = True
+            if isinstance(error, StateError) and not isinstance(error, ForkedError):
+                raise ConnectionClosed(str(error)) from error
+            raise
+
+    async def _open(self, core: _core.Channel, first: memoryview) -> None:
+        slot = await self._io.reserve(core, self._timeouts.pool)
+        try:
+            self._stream = core.open_stream(slot, first)
+        except BaseException:
+            slot.release()
+            raise
+        self.sent = True
+        self._uploading = self._body is not None or bool(self._pending)
+
+    def _encode_content(self, content: bytes) -> bytes:
+        return self._encoder.encode(content) + self._encoder.finish()
+
+    def _write(self) -> None:
+        taken = self.stream.write(self._pending, 0)
+        self.sent = self.sent or taken > 0
+        self._pending = self._pending[taken:]
+
+    async def _wait_continue(self) -> None:
+        allowed = self._timeouts.read
+        wait = CONTINUE_WAIT if allowed is None else min(allowed, CONTINUE_WAIT)
+        self._uploading = False
+        while self._pending:
+            await self._push_pending()
+        deadline = now() + wait
+        while not self._continue and self._answer is None:
+            remaining = deadline - now()
+            if remaining <= 0 or not await self._io.wait_stream(
+                self.stream, _core.READABLE, remaining
+            ):
+                break
+            await self._pull()
+        if self._answer is not None:
+            self._cut = True
+            return
+        message = self._message
+        self._uploading = True
+        content = message.content
+        self._body = WholeBody(content) if content is not None else message.body(self._io)
+
+    async def _step(self) -> None:
+        """Something goes out or comes in; while a body is being sent, an answer may come early."""
+        if not self._uploading or self.stream.readable:
+            await self._pull()
+        elif self._pending:
+            await self._push_pending()
+        else:
+            await self._next_chunk()
+
+    async def _pull(self) -> None:
+        data = await self._io.read(self.stream, READ_SIZE, self._timeouts.read)
+        if not self._parser.started:
+            self._answered_at = now()
+        events = self._parser.feed(data) if data else self._parser.feed_eof()
+        for event in events:
+            if isinstance(event, Failed) and self._answer is None:
+                raise event.error
+            if isinstance(event, Head) and event.informational:
+                self._continue = self._continue or event.status == 100
+                continue
+            if isinstance(event, Head):
+                self._answer = event
+                if event.status >= 300 or event.status == 101:
+                    await self._stop_upload()
+                continue
+            if isinstance(event, End):
+                self.trailers.extend(event.trailers)
+            self._events.append(event)
+        if not data or (events and isinstance(events[-1], Failed)):
+            await self._stop_upload()
+        if self._parser.finished and not self._uploading and not self._is_upgrade():
+            self._settle()
+
+    async def _push_pending(self) -> None:
+        try:
+            self._write()
+        except (ConnectionClosed, ServerError):
+            # The workload hung up on the upload; what it said before that counts.
+            if not self.stream.readable:
+                raise
+            await self._stop_upload()
+            return
+        if self._pending and not await self._io.wait_stream(
+            self.stream, _core.READABLE | _core.WRITABLE, self._timeouts.write
+        ):
+            raise WriteTimeout(f"expected to send within {self._timeouts.write} s, could not")
+
+    async def _next_chunk(self) -> None:
+        chunk = None if self._body is None else await self._body.next(self._timeouts.write)
+        if chunk is not None:
+            self._pending = memoryview(self._encoder.encode(chunk))
+            return
+        if self._body is not None:
+            body, self._body = self._body, None
+            self._pending = memoryview(self._encoder.finish())
+            await body.close()
+        if not self._pending:
+            self._uploading = False
+
+    async def _stop_upload(self) -> None:
+        if self._uploading:
+            self._cut = self._cut or self._body is not None or bool(self._pending)
+            self._uploading = False
+            self._pending = memoryview(b"")
+            body, self._body = self._body, None
+            if body is not None:
+                await body.close()
+
+    # -- and back ----------------------------------------------------------------------------
+
+    async def next_data(self) -> bytes | None:
+        """The next piece of the answer's body; None at its end."""
+        try:
+            return await self._next_piece()
+        except BaseException as error:
+            self.blame(error)
+            await self.abandon()
+            raise
+
+    def pieces(self) -> list[bytes]:
+        """All of the answer's body that was not taken yet, once the exchange is settled."""
+        events, self._events = self._events, collections.deque()
+        return [event.data for event in events if isinstance(event, Data)]
+
+    async def _next_piece(self) -> bytes | None:
+        while not self._events:
+            await self._step()
+        event = self._events.popleft()
+        if isinstance(event, Data):
+            return event.data
+        if isinstance(event, Failed):
+            raise event.error
+        await self._finish_upload()
+        return None
+
+    async def _finish_upload(self) -> None:
+        """A server that answered with success before it had the whole body still gets it."""
+        try:
+            while self._uploading:
+                await self._step()
+        except (EnclaviaError, OSError):
+            await self.abandon()
+        else:
+            if not self.upgraded:
+                self._settle()
+
+    def _settle(self) -> None:
+        """The answer is complete: the connection is for the next one, or done."""
+        lease, self._lease = self._lease, None
+        stream, self._stream = self._stream, None
+        if lease is None or stream is None:
+            return
+        self.settled = True
+        keep = (
+            self._parser.reusable
+            and not self._cut
+            and not self._message.closes
+            and not stream.readable
+        )
+        if not keep:
+            stream.close()
+        link = Link(stream) if keep else None
+        self._connections.pool.release(lease, link, now(), self._answered_at)
+
+    def blame(self, error: BaseException) -> None:
+        if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
+            self._lease.handle.unanswered()
+        if isinstance(error, ServerError):
+            # Of a request's stream: its connection to the workload broke. Whether the workload
+            # closed or reset it makes no difference to the caller.
+            error.retryable = True
+
+    async def abandon(self) -> None:
+        """Ends it wherever it is. May be called again."""
+        self.drop()
+        body, self._body = self._body, None
+        if body is not None:
+            with contextlib.suppress(Exception):
+                await body.close()
+
+    def drop(self) -> None:
+        self._uploading = False
+        lease, self._lease = self._lease, None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+        if lease is not None:
+            self._connections.pool.release(lease, None, now())

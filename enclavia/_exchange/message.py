@@ -1,0 +1,84 @@
+"""A request as bytes: its head, and where its body comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import httpx2
+
+from .._http1.request import asks_to_close, body_encoder, encode_head, expects_continue
+from .._io.face import Body, Io
+from .._pool.pool import Job
+from .retry import IDEMPOTENT
+
+__all__ = ["READ_SIZE", "Message", "Told", "WholeBody"]
+
+READ_SIZE = 65_536
+
+
+class Told(NamedTuple):
+    """What the head of a request says, and what it means for the body."""
+
+    head: bytes
+    length: int | None
+    upgrade: bool
+    closes: bool
+    expects_continue: bool
+
+    @classmethod
+    def of(cls, method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Told:
+        names = {name.lower() for name, _ in headers}
+        length: int | None = 0
+        if b"content-length" in names or b"transfer-encoding" in names:
+            length = body_encoder(headers).length
+        return cls(
+            head=encode_head(method, target, headers),
+            length=length,
+            upgrade=b"upgrade" in names,
+            closes=b"connection" in names and asks_to_close(headers),
+            expects_continue=b"expect" in names and expects_continue(headers),
+        )
+
+
+class Message:
+    """A request as bytes: its head, and where its body comes from."""
+
+    def __init__(self, request: httpx2.Request, tell: Callable[..., Told]) -> None:
+        self.request = request
+        self.method = request.method.encode("ascii", "replace")
+        target: bytes = request.extensions.get("target", request.url.raw_path)
+        told = tell(self.method, target, tuple(request.headers.raw))
+        self.head, self.length, self.upgrade, self.closes, expects = told
+        self.content: bytes | None = None
+        if isinstance(request.stream, httpx2.ByteStream):
+            self.content = b"".join(request.stream)
+        self.expects_continue = expects and self.content != b""
+        self._body_used = False
+
+    @property
+    def job(self) -> Job:
+        size = len(self.content) if self.content is not None else self.length
+        return Job(self.request.method in IDEMPOTENT, size)
+
+    @property
+    def replayable(self) -> bool:
+        return not self._body_used
+
+    def body(self, io: Io[Any]) -> Body:
+        self._body_used = True
+        return io.body(self.request)
+
+
+class WholeBody:
+    """A body that is there already, in pieces of a size that bounds what is copied at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = memoryview(content)
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        piece, self._rest = self._rest[: 4 * READ_SIZE], self._rest[4 * READ_SIZE :]
+        return bytes(piece) if piece else None
+
+    async def close(self) -> None:
+        self._rest = memoryview(b"")

@@ -1,0 +1,60 @@
+"""The timeouts of one request, and arithmetic with deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import httpx2
+
+from .._arguments import TIMEOUT_MAX, timeout
+from .._io.face import now
+
+__all__ = ["SHORTEST", "Timeouts", "earlier", "is_before", "positive", "time_left"]
+SHORTEST = 1e-6
+_NUMBERS = (float, int)
+
+
+class Timeouts(NamedTuple):
+    connect: float | None = None
+    read: float | None = None
+    write: float | None = None
+    pool: float | None = None
+
+    @classmethod
+    def of(cls, request: httpx2.Request, default: Timeouts) -> Timeouts:
+        given: Mapping[str, float | None] | None = request.extensions.get("timeout")
+        if given is None:
+            return default
+        if type(given) is not dict and not isinstance(given, Mapping):
+            raise TypeError(
+                "timeout: expected a mapping of connect, read, write and pool to seconds, got "
+                f"{type(given).__name__}"
+            )
+        get = given.get
+        members = (get("connect"), get("read"), get("write"), get("pool"))
+        return cls(*map(_allowed, cls._fields, members))
+
+
+def _allowed(name: str, seconds: float | None) -> float | None:
+    if seconds is None or (type(seconds) in _NUMBERS and SHORTEST < seconds <= TIMEOUT_MAX):
+        return seconds  # nearly always
+    return positive(timeout(f"timeout ({name})", seconds))
+
+
+def positive(seconds: float | None) -> float | None:
+    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
+    return seconds if seconds is None or seconds > SHORTEST else SHORTEST
+
+
+def earlier(end: float | None, deadline: float | None) -> float | None:
+    return end if is_before(end, deadline) else deadline
+
+
+def is_before(end: float | None, deadline: float | None) -> bool:
+    """None is never."""
+    return end is not None and (deadline is None or end < deadline)
+
+
+def time_left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(SHORTEST, deadline - now())

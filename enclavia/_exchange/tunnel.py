@@ -1,0 +1,85 @@
+"""What the pool lends: a channel, and a stream that was kept for another request."""
+
+from __future__ import annotations
+
+import threading
+
+from .. import _core
+from .._io.face import now
+
+__all__ = ["Link", "Traffic", "Tunnel"]
+# From when on a deadline that passed without a record from the enclave is held against the channel.
+SILENCE = 5.0
+
+
+class Traffic:
+    """Bytes of channels that are closed. No part of the engine: a cycle through it would keep a
+    forgotten client's connection open until the garbage collector comes by."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a destructor may come by in between
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def add(self, bytes_in: int, bytes_out: int) -> None:
+        with self._lock:
+            self._bytes_in += bytes_in
+            self._bytes_out += bytes_out
+
+    def total(self) -> tuple[int, int]:
+        with self._lock:
+            return self._bytes_in, self._bytes_out
+
+
+class Tunnel:
+    """A channel, as the pool knows it."""
+
+    def __init__(self, core: _core.Channel, past: Traffic) -> None:
+        self.core = core
+        self.broken = False
+        self._past = past
+        self._counted = False
+        self._heard = -1
+        self._heard_at = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return not self.broken and self.core.state == "open"
+
+    def asked(self) -> None:
+        """Something is expected to come from now on."""
+        heard = self.core.records_in
+        if heard != self._heard:
+            self._heard = heard
+            self._heard_at = now()
+
+    def unanswered(self) -> None:
+        """A deadline passed. A channel on which no record came for a while may lead nowhere any
+        more, which nobody is told by TCP; bytes that make no record prove nothing. It ends with
+        those who use it now."""
+        if self.core.records_in == self._heard and now() - self._heard_at >= SILENCE:
+            self.broken = True
+
+    def traffic(self) -> tuple[int, int]:
+        stats = self.core.stats()
+        return stats["bytes_in"], stats["bytes_out"]
+
+    def close(self, timeout: float = 0.0) -> None:
+        self.core.close(timeout)
+        if not self._counted:
+            self._counted = True
+            self._past.add(*self.traffic())
+
+
+class Link:
+    """A workload connection that waits for its next request."""
+
+    def __init__(self, stream: _core.Stream) -> None:
+        self.stream = stream
+
+    @property
+    def fresh(self) -> bool:
+        return not self.stream.readable  # nor is it closed
+
+    def close(self) -> None:
+        self.stream.close()

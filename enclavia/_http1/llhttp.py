@@ -1,0 +1,27 @@
+"""The parser of httptools (llhttp): loaded with the first answer, and its errors told apart."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+__all__ = ["Stop", "load_httptools", "raise_foreign"]
+
+
+class Stop(Exception):
+    pass
+
+
+@functools.cache
+def load_httptools() -> ModuleType:
+    """Loaded with the first answer, not with the package."""
+    import httptools
+
+    return httptools
+
+
+def raise_foreign(error: Exception) -> None:
+    """What was raised in a callback, but not by it: a KeyboardInterrupt comes anywhere."""
+    cause = error.__context__
+    if cause is not None and not isinstance(cause, Stop):
+        raise cause

@@ -1,0 +1,1 @@
+"""What is pinned, and what an attestation document proved. Decides nothing about connections."""

@@ -1,0 +1,177 @@
+"""What an attestation document says once it was verified, and the verification by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from .._arguments import byte_view, real, value_shown
+from .._text import shown
+from .pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from typing_extensions import Buffer
+
+    from .pcrs import Pcrs
+
+__all__ = ["Attestation", "verify_attestation"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_FORMS = {
+    "nitro": "signed, and chained to the pinned root",
+    "debug": "NOT PROVEN: self-signed debug document",
+    "stub": "NOT PROVEN: debug stub, a bare nonce",
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Attestation:
+    """A verified attestation document.
+
+    ``form`` is ``"nitro"`` for one that was verified against a root certificate; ``"debug"`` and
+    ``"stub"`` appear in debug mode only and prove nothing.
+    """
+
+    module_id: str
+    timestamp: datetime
+    pcrs: Mapping[int, bytes]
+    certificate: bytes
+    cabundle: tuple[bytes, ...]
+    public_key: bytes | None
+    user_data: bytes | None
+    nonce: bytes | None
+    form: str
+    verified_at: datetime
+    document: bytes
+
+    @classmethod
+    def _from_raw(cls, raw: Mapping[str, Any]) -> Attestation:
+        return cls(
+            module_id=raw["module_id"] or "",
+            timestamp=_EPOCH + timedelta(milliseconds=raw["timestamp"]),
+            pcrs=MappingProxyType(dict(sorted(raw["pcrs"].items()))),
+            certificate=raw["certificate"] or b"",
+            cabundle=tuple(raw["cabundle"] or ()),
+            public_key=raw["public_key"],
+            user_data=raw["user_data"],
+            nonce=raw["nonce"],
+            form=raw["form"],
+            verified_at=_EPOCH + timedelta(seconds=raw["verified_at"]),
+            document=raw["document"],
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Signed by hardware under the pinned root, not a debug stand-in."""
+        return self.form == "nitro"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        state["pcrs"] = dict(state["pcrs"])
+        return _restore, (state,)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [
+            ("form", _FORMS.get(self.form, self.form)),
+            ("module id", shown(self.module_id) or "-"),
+            ("timestamp", self.timestamp.isoformat(sep=" ", timespec="seconds")),
+            ("verified at", self.verified_at.isoformat(sep=" ", timespec="seconds")),
+        ]
+        measured = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
+        rows += [(f"PCR{index}", value.hex()) for index, value in measured.items()]
+        if self.user_data is not None:
+            rows.append(("user data", self.user_data.hex()))
+        if self.public_key is not None:
+            rows.append(("public key", self.public_key.hex()))
+        rows.append(("certificates", f"leaf and {len(self.cabundle)} above it"))
+        return rows
+
+    def __repr__(self) -> str:
+        pcrs = ", ".join(
+            f"{index}: {value.hex()[:8]}…" for index, value in self.pcrs.items() if index < 3
+        )
+        return (
+            f"Attestation(form={self.form!r}, module_id={self.module_id!r}, "
+            f"timestamp={self.timestamp.isoformat()}, pcrs={{{pcrs}}})"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<13}{value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        import html  # of use in notebooks only, and slow to import
+
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table><caption>Enclave attestation</caption>{cells}</table>"
+
+
+def _restore(state: dict[str, Any]) -> Attestation:
+    return Attestation(**{**state, "pcrs": MappingProxyType(state["pcrs"])})
+
+
+def verify_attestation(
+    document: Buffer,
+    *,
+    pcrs: Pcrs | Sequence[Pcrs] | None = None,
+    nonce: bytes | None = None,
+    root: bytes | str | PathLike[str] | None = None,
+    at: datetime | float | None = None,
+    clock_leeway: float = CLOCK_LEEWAY,
+) -> Attestation:
+    """Verifies an AWS Nitro attestation document from anywhere.
+
+    Structure, certificate chain up to ``root`` (default: AWS's), signature, then, where given,
+    ``nonce`` and ``pcrs``. Only None means "not given": an empty value is a ValueError. ``at`` is
+    the moment at which the certificates must be valid (an aware datetime or Unix seconds; default
+    now), to which ``clock_leeway`` (seconds, 0 to 300) is added for the beginning of the leaf's
+    validity. Raises an :class:`AttestationError`.
+    """
+    policy = _core.Policy(
+        pin_tuples(pcrs), read_root(root), False, False, checked_leeway(clock_leeway)
+    )
+    view = byte_view("document", document)
+    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), _seconds(at)))
+
+
+def _nonce(nonce: object) -> bytes | None:
+    if nonce is None:
+        return None
+    if not isinstance(nonce, bytes | bytearray | memoryview):
+        raise TypeError(f"nonce: expected bytes or None, got {type(nonce).__name__}")
+    value = bytes(byte_view("nonce", nonce))
+    if not value:
+        raise ValueError("nonce: expected bytes or None, got no bytes, which bind to nothing")
+    return value
+
+
+def _seconds(at: datetime | float | None) -> int:
+    if at is None:
+        return int(time.time())
+    if isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise ValueError("at: expected an aware datetime (with tzinfo), got a naive one")
+        at = at.timestamp()
+    number = real(at)
+    if number is None:
+        raise TypeError(f"at: expected an aware datetime or Unix seconds, got {type(at).__name__}")
+    if not _FIRST_SECOND <= number <= _LAST_SECOND:  # also where it is no number
+        raise ValueError(
+            "at: expected a moment of the years 1 to 9999 (Unix seconds), got " + value_shown(at)
+        )
+    return int(number)
+
+
+_FIRST_SECOND = -62_135_596_800
+_LAST_SECOND = 253_402_300_799

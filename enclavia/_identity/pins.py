@@ -1,0 +1,80 @@
+"""Pins and root certificates in the forms that callers have them, and the leeway of the clock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from .._arguments import path_text, seconds
+from .pcrs import Pcrs
+
+__all__ = ["CLOCK_LEEWAY", "Pins", "RootCertificate", "checked_leeway", "pin_tuples", "read_root"]
+
+Pins = Pcrs | Sequence[Pcrs] | None
+RootCertificate = bytes | str | os.PathLike[str] | None
+
+CLOCK_LEEWAY: Final = 60.0
+"""Seconds. docs/security.md gives the reasons."""
+_LEEWAY_MAX: Final = 300
+_ROOT_FILE_MAX: Final = 1024 * 1024
+
+
+def pin_tuples(pcrs: Pins) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
+    """None where none are pinned, which only None says: an empty list is more likely one that was
+    filtered by mistake, and would let every enclave pass."""
+    if pcrs is None:
+        return None
+    if isinstance(pcrs, Pcrs):
+        return (pcrs.as_tuple(),)
+    if isinstance(pcrs, str | bytes | Mapping) or not hasattr(pcrs, "__iter__"):
+        raise TypeError(_expected_pcrs(pcrs))
+    sets = list(pcrs)
+    for item in sets:
+        if not isinstance(item, Pcrs):
+            raise TypeError(_expected_pcrs(item))
+    if not sets:
+        raise ValueError(
+            "pcrs: expected Pcrs or several of them, got an empty list, which no enclave can match"
+        )
+    return tuple(item.as_tuple() for item in sets)
+
+
+def _expected_pcrs(got: object) -> str:
+    return (
+        f"pcrs: expected Pcrs or several of them, got {type(got).__name__}; "
+        "Pcrs(pcr0=…, pcr1=…, pcr2=…), Pcrs.load(path) and Pcrs.parse(text) make one"
+    )
+
+
+def read_root(root: RootCertificate) -> bytes | None:
+    """PEM text and DER bytes as they are; anything else is the path of a file with either."""
+    if root is None:
+        return None
+    if isinstance(root, bytes | bytearray | memoryview):
+        return _not_empty(bytes(root), "no bytes")
+    if isinstance(root, str) and "-----BEGIN" in root:
+        return root.encode("ascii", "replace")
+    path = path_text("root", root, "PEM or DER bytes, PEM text or a path")
+    if os.path.isdir(path):
+        raise ValueError(f"root: expected the path of a file, got the directory {path!r}")
+    with Path(path).open("rb") as file:
+        content = file.read(_ROOT_FILE_MAX + 1)
+    if len(content) > _ROOT_FILE_MAX:
+        raise ValueError(
+            f"root: expected a file of one certificate, got one above {_ROOT_FILE_MAX} bytes: "
+            f"{path!r}"
+        )
+    return _not_empty(content, f"the empty file {path!r}")
+
+
+def _not_empty(content: bytes, got: str) -> bytes:
+    if not content:
+        raise ValueError(f"root: expected one certificate, PEM or DER, got {got}")
+    return content
+
+
+def checked_leeway(value: float) -> int:
+    """Whole seconds, as certificates have them."""
+    return int(seconds("clock_leeway", value, most=_LEEWAY_MAX))

@@ -1,0 +1,392 @@
+"""Waiting in an event loop for what the C core announces. One descriptor per event loop.
+
+The only module beside :mod:`enclavia._channel.async_channel` and
+:mod:`enclavia._client.async_transport` that imports anyio.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import collections
+import functools
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+import httpx2
+
+from .. import _core
+from .._arguments import byte_view
+from .._errors import EnclaviaError, PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from .face import expected_body
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from .face import Body
+
+__all__ = [
+    "LoopHub",
+    "LoopIo",
+    "Waiter",
+    "deadline_of",
+    "in_time",
+    "loop_hub",
+    "read_stream",
+    "reserve_slot",
+    "time_left",
+    "write_stream",
+]
+
+Register = Callable[[_core.Notifier, int], _core.Watch]
+"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
+
+
+class Waiter:
+    """One waiting task. ``done``: what it waits for is there."""
+
+    __slots__ = ("_hub", "done", "token", "wake")
+
+    def __init__(self, hub: LoopHub, token: int) -> None:
+        self._hub = hub
+        self.token = token
+        self.done = False
+        self.wake: Callable[[], None] | None = None
+        """While it sleeps."""
+
+    def set(self) -> None:
+        """Wakes the task. From any thread, any event loop or none.
+
+        Raises :class:`StateError` where the waiter's event loop is closed: nobody will ever run
+        the task, and whoever gave it something has to take it back. Nothing else is raised, and
+        after an error nothing is left to be done here."""
+        self._hub.post(self)
+
+
+class LoopHub(abc.ABC):
+    def __init__(self) -> None:
+        self._notifier = _core.Notifier()
+        self._waiting: dict[int, Waiter] = {}
+        self._posted: collections.deque[Waiter] = collections.deque()
+        self._token = 0
+
+    def waiter(self) -> Waiter:
+        self._token += 1
+        return Waiter(self, self._token)
+
+    def post(self, waiter: Waiter) -> None:
+        """As :meth:`Waiter.set`."""
+        if self._is_running():
+            self._finish(waiter)
+        else:
+            self._posted.append(waiter)
+            self._notifier.wake()
+
+    @abc.abstractmethod
+    def _is_running(self) -> bool:
+        """Whether the caller is run by this hub's loop. A loop may be run by one thread now and
+        by another later: so the running loop is asked for, and never a thread."""
+
+    def reserve(self, channel: _core.Channel, waiter: Waiter) -> _core.Slot:
+        return channel.reserve(self._notifier, waiter.token)
+
+    def start_attest(self, channel: _core.Channel, waiter: Waiter) -> int:
+        return channel.start_attest(self._notifier, waiter.token)
+
+    async def wait(self, register: Register, timeout: float | None) -> bool:
+        """False where it did not come in time. However this ends, by an event, a timeout, a
+        cancellation, or as garbage of a loop that was closed, the registration ends with it. What
+        was announced before is nobody's then, and ignored."""
+        waiter = self.waiter()
+        watch = register(self._notifier, waiter.token)
+        try:
+            return await self.wait_for(waiter, timeout)
+        finally:
+            watch.end()
+
+    @abc.abstractmethod
+    async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool: ...
+
+    def _finish(self, waiter: Waiter) -> None:
+        waiter.done = True
+        if waiter.wake is not None:
+            waiter.wake()
+
+    def _deliver(self) -> None:
+        for token in self._notifier.drain():
+            waiter = self._waiting.get(token)
+            if waiter is not None:
+                self._finish(waiter)
+        while self._posted:
+            self._finish(self._posted.popleft())
+
+
+class AsyncioHub(LoopHub):
+    """For asyncio and uvloop, whose own futures and timers cost a third of what anyio's do. The
+    descriptor stays registered as long as there is the loop, which then lets go of this object:
+    registering is two system calls each time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        # The loop has this object; a reference back would keep both.
+        self._loop = weakref.ref(loop)
+        loop.add_reader(self._notifier.fileno(), self._deliver)
+
+    def post(self, waiter: Waiter) -> None:
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            raise StateError("the event loop of a waiting task was closed: the task is never run")
+        super().post(waiter)
+
+    def _is_running(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop()
+        except RuntimeError:
+            return False
+
+    async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if waiter.done:
+            future.set_result(None)
+        waiter.wake = wake = functools.partial(_set, future)
+        self._waiting[waiter.token] = waiter
+        timer = None if timeout is None else loop.call_later(timeout, wake)
+        try:
+            await future
+        finally:
+            del self._waiting[waiter.token]
+            if timer is not None:
+                timer.cancel()
+        return waiter.done
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class LeaderHub(LoopHub):
+    """For every loop that anyio knows.
+
+    There is no background task. Whoever waits while nobody else does becomes the leader: it waits
+    for the descriptor, and wakes the others. When it got what it wanted, or was cancelled, it makes
+    another waiter the leader. So nothing outlives the tasks that wait, and no two tasks ever wait
+    for one descriptor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._leader: Waiter | None = None
+
+    def _is_running(self) -> bool:
+        try:
+            return _leader_hubs.get(None) is self
+        except RuntimeError:  # no event loop runs in this thread
+            return False
+
+    def post(self, waiter: Waiter) -> None:
+        super().post(waiter)
+        if waiter is self._leader:
+            self._notifier.wake()
+
+    async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool:
+        self._waiting[waiter.token] = waiter
+        try:
+            with anyio.move_on_after(timeout):
+                while not waiter.done:
+                    if self._leader is None:
+                        await self._lead(waiter)
+                    else:
+                        await self._follow(waiter)
+        finally:
+            del self._waiting[waiter.token]
+            if self._leader is None:
+                # This one may have been made the leader and cancelled before it could start.
+                self._promote(waiter)
+        return waiter.done
+
+    async def _lead(self, leader: Waiter) -> None:
+        self._leader = leader
+        try:
+            while not leader.done:
+                await anyio.wait_readable(self._notifier.fileno())
+                self._deliver()
+        finally:
+            self._leader = None
+
+    async def _follow(self, waiter: Waiter) -> None:
+        event = anyio.Event()
+        waiter.wake = event.set
+        try:
+            await event.wait()
+        finally:
+            waiter.wake = None
+
+    def _promote(self, former: Waiter) -> None:
+        for waiter in self._waiting.values():
+            if waiter is not former and not waiter.done:
+                if waiter.wake is not None:
+                    waiter.wake()
+                return
+
+
+# A loop is run by one thread at a time, so no two threads ever look for the same key. The loop
+# keeps its hub, as a reader of a descriptor, until it is closed. A reference from here would keep
+# whatever a closed loop has left behind: a hub leads to its waiting tasks, and they to their loop.
+_asyncio_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[AsyncioHub]] = (
+    weakref.WeakKeyDictionary()
+)
+_leader_hubs: anyio.lowlevel.RunVar[LeaderHub] = anyio.lowlevel.RunVar("enclavia hub")
+
+
+def loop_hub() -> LoopHub:
+    """The one of the running event loop."""
+    try:
+        loop = asyncio.get_running_loop()
+        # Another library's tasks may run in callbacks of an asyncio loop.
+        guest = asyncio.current_task(loop) is None
+    except RuntimeError:
+        guest = True
+    if guest:
+        return _leader_hub()
+    known = _asyncio_hubs.get(loop)
+    hub = None if known is None else known()
+    if hub is None:
+        hub = AsyncioHub(loop)
+        _asyncio_hubs[loop] = weakref.ref(hub)
+    return hub
+
+
+def _leader_hub() -> LeaderHub:
+    try:
+        hub = _leader_hubs.get()
+    except LookupError:
+        hub = LeaderHub()
+        _leader_hubs.set(hub)
+    return hub
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def time_left(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - time.monotonic()
+
+
+async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+    data = stream.read(n, 0)
+    if data is None:
+        hub = loop_hub()
+        deadline = deadline_of(timeout)
+        while data is None:
+            if not await hub.wait(
+                lambda notifier, token: stream.notify(_core.READABLE, notifier, token),
+                time_left(deadline),
+            ):
+                raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+            data = stream.read(n, 0)
+    return data
+
+
+async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+    view = byte_view("data", data)
+    total = len(view)
+    view = view[stream.write(view, 0) :]
+    deadline = deadline_of(timeout)
+    while view:
+        if not await loop_hub().wait(
+            lambda notifier, token: stream.notify(_core.WRITABLE, notifier, token),
+            time_left(deadline),
+        ):
+            raise WriteTimeout(f"expected to send within {timeout} s, could not")
+        if sent := stream.write(view, 0):
+            view = view[sent:]
+            deadline = deadline_of(timeout)
+    return total
+
+
+async def in_time(wait: Awaitable[bool], error: type[EnclaviaError], message: str) -> None:
+    if not await wait:
+        raise error(message)
+
+
+async def reserve_slot(channel: _core.Channel, timeout: float | None) -> _core.Slot:
+    hub = loop_hub()
+    waiter = hub.waiter()
+    slot = hub.reserve(channel, waiter)
+    if slot.granted:
+        return slot
+    try:
+        await in_time(
+            hub.wait_for(waiter, timeout),
+            PoolTimeout,
+            f"expected a free slot within {timeout} s, got none",
+        )
+        # Returns at once: it is granted, or raises why the channel closed.
+        slot.wait(1e-6)
+    except BaseException:
+        slot.release()
+        raise
+    return slot
+
+
+class LoopIo:
+    """Waiting, as a task does it: the event loop goes on meanwhile."""
+
+    def waiter(self) -> Waiter:
+        return loop_hub().waiter()
+
+    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        return await loop_hub().wait_for(waiter, timeout)
+
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+        return await loop_hub().wait(channel.notify_open, timeout)
+
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+        return await reserve_slot(channel, timeout)
+
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+        return await read_stream(stream, n, timeout)
+
+    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+        return await loop_hub().wait(
+            lambda notifier, token: stream.notify(what, notifier, token),
+            timeout,
+        )
+
+    def body(self, request: httpx2.Request) -> Body:
+        if not isinstance(request.stream, httpx2.AsyncByteStream):
+            raise TypeError(expected_body(request, "async"))
+        return _IteratedBody(request.stream)
+
+
+class _IteratedBody:
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+        self._iterator: AsyncIterator[bytes] | None = None
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        if self._iterator is None:
+            self._iterator = self._stream.__aiter__()
+        while True:
+            chunk = b""
+            with anyio.move_on_after(timeout) as scope:
+                try:
+                    chunk = await anext(self._iterator)
+                except StopAsyncIteration:
+                    return None
+            if chunk:
+                return chunk
+            if scope.cancelled_caught:
+                raise WriteTimeout(f"expected more of the request body within {timeout} s")
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await self._iterator.aclose()

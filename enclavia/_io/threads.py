@@ -1,0 +1,130 @@
+"""Waiting in a thread for what the C core announces. One descriptor per thread.
+
+Knows the C core and the errors; nothing above it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
+
+import httpx2
+
+from .. import _core
+from .._errors import ReadTimeout
+from .face import expected_body
+
+if TYPE_CHECKING:
+    from .face import Body
+
+__all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
+
+Register = Callable[[_core.Notifier, int], _core.Watch]
+"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
+
+
+class ThreadHub:
+    """Waits for one thing at a time, as a thread does."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._notifier = _core.Notifier()
+        self._poll = select.poll()
+        self._poll.register(self._notifier.fileno(), select.POLLIN)
+        self._token = 0
+
+    def wait(self, register: Register, timeout: float | None) -> bool:
+        """False where it did not come in time. However this ends, also by Ctrl-C, the registration
+        ends with it."""
+        self._token = token = self._token + 1
+        deadline = None if timeout is None else time.monotonic() + timeout
+        watch = register(self._notifier, token)
+        try:
+            while True:
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if self._poll.poll(None if remaining is None else remaining * 1000):
+                    # Tokens of waits that were given up before may come late.
+                    if token in self._notifier.drain():
+                        return True
+                elif remaining is not None:
+                    return False
+        finally:
+            watch.end()
+
+
+_local = threading.local()
+
+
+def thread_hub() -> ThreadHub:
+    hub: ThreadHub | None = getattr(_local, "hub", None)
+    if hub is None or hub.pid != os.getpid():
+        # A forked child shares its parent's descriptor: it needs one of its own.
+        _local.hub = hub = ThreadHub()
+    return hub
+
+
+class ThreadIo:
+    """Waiting, as a thread does it: by blocking."""
+
+    def waiter(self) -> threading.Event:
+        return threading.Event()
+
+    async def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
+        return waiter.wait(timeout)
+
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+        return thread_hub().wait(channel.notify_open, timeout)
+
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+        slot = channel.reserve(None, 0)
+        if not slot.granted:
+            try:
+                slot.wait(timeout)
+            except BaseException:
+                slot.release()
+                raise
+        return slot
+
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+        try:
+            return cast(bytes, stream.read(n, timeout))
+        except ReadTimeout:
+            raise ReadTimeout(
+                f"expected bytes from the workload within {timeout} s, got none"
+            ) from None
+
+    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+        return thread_hub().wait(
+            lambda notifier, token: stream.notify(what, notifier, token), timeout
+        )
+
+    def body(self, request: httpx2.Request) -> Body:
+        if not isinstance(request.stream, httpx2.SyncByteStream):
+            raise TypeError(expected_body(request, "sync"))
+        return _IteratedBody(request.stream)
+
+
+class _IteratedBody:
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+        self._iterator: Iterator[bytes] | None = None
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        if self._iterator is None:
+            self._iterator = iter(self._stream)
+        while True:
+            try:
+                chunk = next(self._iterator)
+            except StopIteration:
+                return None
+            if chunk:
+                return chunk
+
+    async def close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,1 @@
+"""Which request gets which connection, and who waits. Performs no I/O and reads no clock."""
