@@ -48,6 +48,7 @@ build/installed-test: build/installed pyproject.toml
 lint: build/installed-test
 	clang-format --dry-run --Werror csrc/*/*.[ch] $(wildcard tests/c/*.[ch] tests/fuzz/*.[ch] tests/proof/*.[ch] tests/torture/*.[ch])
 	ls csrc/*/*.c | xargs -P 2 -n 8 .ci/clang-tidy
+	ls csrc/*/*.c | xargs -P 2 -n 40 .ci/thread-safety
 	$(MAKE) -C tests/c --silent portable
 	$(BIN)/ruff format --check enclavia tests docs packaging setup.py
 	$(BIN)/ruff check enclavia tests docs packaging setup.py

@@ -8,7 +8,7 @@
 
 /* The process's one client loop and what its service thread alone uses. Made on first use, kept
  * until the process ends; a forked child makes its own. Guarded by shared_lock. */
-static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+static encl_mutex shared_lock = ENCL_MUTEX_INITIALIZER;
 static struct {
     uint64_t generation;
     encl_loop *loop;
@@ -17,12 +17,12 @@ static struct {
 
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
-static void shared_before_fork(void) {
-    pthread_mutex_lock(&shared_lock);
+static void shared_before_fork(void) ENCL_ACQUIRES(shared_lock) {
+    encl_lock(&shared_lock);
 }
 
-static void shared_after_fork(void) {
-    pthread_mutex_unlock(&shared_lock);
+static void shared_after_fork(void) ENCL_RELEASES(shared_lock) {
+    encl_unlock(&shared_lock);
 }
 
 static void register_fork(void) {
@@ -34,7 +34,7 @@ static encl_result shared_get(encl_loop **loop, encl_link_cache **links, encl_er
 
     ENCL_TRY(encl_net_init(err));
     (void)pthread_once(&fork_once, register_fork);
-    pthread_mutex_lock(&shared_lock);
+    encl_lock(&shared_lock);
     if (shared.loop == NULL || shared.generation != encl_fork_generation()) {
         encl_loop *made = NULL;
         encl_link_cache *cache = NULL;
@@ -53,7 +53,7 @@ static encl_result shared_get(encl_loop **loop, encl_link_cache **links, encl_er
     }
     *loop = shared.loop;
     *links = shared.links;
-    pthread_mutex_unlock(&shared_lock);
+    encl_unlock(&shared_lock);
     return rc;
 }
 
@@ -66,28 +66,15 @@ int64_t encl_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-void cond_init(pthread_cond_t *cond) {
-    pthread_condattr_t attr;
-
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(cond, &attr);
-    pthread_condattr_destroy(&attr);
-}
-
 bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
-    struct timespec at;
-
     if (until == ENCL_FOREVER) {
-        pthread_cond_wait(cond, &ch->lock);
+        encl_cond_wait(cond, &ch->lock);
         return true;
     }
     if (until <= encl_now_ns()) {
         return false;
     }
-    at.tv_sec = (time_t)(until / 1000000000);
-    at.tv_nsec = (long)(until % 1000000000);
-    (void)pthread_cond_timedwait(cond, &ch->lock, &at);
+    encl_cond_wait_until(cond, &ch->lock, until);
     /* The caller looks at what it waits for once more; the next call finds the deadline passed. */
     return true;
 }
@@ -138,7 +125,7 @@ static void destroy(encl_channel *ch) {
     watches_clear(&ch->opened);
     encl_conn_release(ch->conn);
     pthread_cond_destroy(&ch->changed);
-    pthread_mutex_destroy(&ch->lock);
+    encl_mutex_destroy(&ch->lock);
     free(ch);
 }
 
@@ -209,13 +196,13 @@ void encl_channel_close(encl_channel *ch, const encl_error *why) {
     }
     encl_fail(&closed, ENCL_E_CLOSED, "the channel was closed by its user");
     closed.retryable = false;
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ch_fail(ch, why == NULL ? &closed : why);
     conn = ch->conn;
     if (conn != NULL) {
         encl_conn_retain(conn);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     if (conn != NULL) {
         encl_conn_close(conn, 1000, NULL);
         encl_conn_release(conn);
@@ -228,11 +215,11 @@ bool encl_channel_wait_closed(encl_channel *ch, int64_t until) {
     if (encl_channel_is_forked(ch)) {
         return true;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     while (!ch->gone && ch_wait(ch, &ch->changed, until)) {
     }
     gone = ch->gone;
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return gone;
 }
 
@@ -276,18 +263,18 @@ void ch_room(encl_channel *ch) {
 static void pace_elapsed(void *arg) {
     encl_channel *ch = arg;
 
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ch->pace_armed = false;
     ch_room(ch);
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 static void hold_elapsed(void *arg) {
     encl_channel *ch = arg;
 
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     backlog_look(ch, encl_now_ns());
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 void ch_arm(encl_channel *ch) {
@@ -357,7 +344,7 @@ static void on_opened(void *user, encl_conn *conn) {
     encl_error err;
 
     encl_buf_init(&out, ENCL_RECORD_MAX);
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (ch->state == ENCL_CHANNEL_CONNECTING) {
         if (encl_timer_new(ch->loop, pace_elapsed, ch, &ch->pace_timer, &err) != ENCL_OK ||
             encl_timer_new(ch->loop, hold_elapsed, ch, &ch->hold_timer, &err) != ENCL_OK ||
@@ -366,7 +353,7 @@ static void on_opened(void *user, encl_conn *conn) {
             broken(ch, conn, &err);
         }
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     encl_buf_free(&out);
 }
 
@@ -534,11 +521,11 @@ static void on_received(void *user, encl_conn *conn, uint8_t *block, size_t len)
     encl_error err;
 
     encl_buf_init(&out, ENCL_RECORD_MAX);
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (ch->state != ENCL_CHANNEL_CLOSED && digest(ch, block, len, &out, &err) != ENCL_OK) {
         broken(ch, conn, &err);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     encl_buf_free(&out);
 }
 
@@ -546,9 +533,9 @@ static void on_drained(void *user, encl_conn *conn) {
     encl_channel *ch = user;
 
     (void)conn;
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ch_room(ch);
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 /* An enclave takes about two connections for each of its cores, and ends further ones without a
@@ -569,7 +556,7 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
     encl_error err = *why;
 
     (void)conn;
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (ch->state == ENCL_CHANNEL_CONNECTING && why->code == ENCL_E_CLOSED) {
         encl_error waiting;
 
@@ -585,7 +572,7 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
     encl_timer_free(ch->hold_timer);
     ch->pace_timer = ch->hold_timer = NULL;
     pthread_cond_broadcast(&ch->changed);
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     unref(ch); /* the connection's */
 }
 
@@ -628,15 +615,15 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     ch->generation = encl_fork_generation();
     ch->loop = loop;
     ch->max_in_flight = config->max_in_flight;
-    pthread_mutex_init(&ch->lock, NULL);
-    cond_init(&ch->changed);
+    (void)encl_mutex_init(&ch->lock);
+    encl_cond_init(&ch->changed);
     ENCL_TRY_GOTO(encl_policy_copy(&ch->policy, config->policy, err), fail);
     ENCL_TRY_GOTO(make_session(ch, links, err), fail);
     ch_retain(ch); /* the connection's, given back in on_closed */
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     rc = encl_conn_connect_ws(loop, &config->target, &conn_events, ch, &conn, err);
     ch->conn = conn;
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     if (rc != ENCL_OK) {
         unref(ch);
         goto fail;
@@ -662,12 +649,12 @@ bool encl_channel_why(encl_channel *ch, encl_error *why) {
     if (ch_check(ch, why) != ENCL_OK) {
         return true;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     closed = ch->state == ENCL_CHANNEL_CLOSED;
     if (closed) {
         *why = ch->why;
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return closed;
 }
 
@@ -686,7 +673,7 @@ encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *
     encl_code rc = ENCL_OK;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     while (ch->state == ENCL_CHANNEL_CONNECTING) {
         if (!ch_wait(ch, &ch->changed, until)) {
             rc = encl_fail(err, ENCL_E_CONNECT_TIMEOUT,
@@ -699,7 +686,7 @@ encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *
         *err = ch->why;
         rc = err->code;
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -708,12 +695,12 @@ encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_
     encl_code rc;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     rc = watches_add(&ch->opened, n, token, err);
     if (rc == ENCL_OK && ch->state != ENCL_CHANNEL_CONNECTING) {
         watches_fire(&ch->opened);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -721,9 +708,9 @@ void encl_channel_withdraw(encl_channel *ch, const encl_notifier *n, uint64_t to
     if (encl_channel_is_forked(ch)) {
         return;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     watches_withdraw(&ch->opened, n, token);
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err) {
@@ -731,13 +718,13 @@ encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_erro
 
     *out = NULL;
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (ch->verified == NULL) {
         rc = encl_fail(err, ENCL_E_STATE, "nothing has been verified on this channel");
     } else {
         *out = doc_retain(ch->verified);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -745,13 +732,13 @@ encl_result encl_channel_handshake_hash(encl_channel *ch, uint8_t hash[32], encl
     encl_code rc = ENCL_OK;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (ch->verified == NULL) {
         rc = encl_fail(err, ENCL_E_STATE, "the channel is not verified yet");
     } else {
         memcpy(hash, ch->handshake_hash, 32);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -779,7 +766,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
     encl_code rc;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_ENSURE_GOTO(ch->attest_count < ATTESTS_MAX, done, err, ENCL_E_STATE,
                      "%d fresh documents are asked for already, and have not come", ATTESTS_MAX);
@@ -797,7 +784,7 @@ encl_result encl_channel_start_attest(encl_channel *ch, encl_notifier *n, uint64
     }
 done:
     watch_clear(&came);
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -808,7 +795,7 @@ encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_
 
     *out = NULL;
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     for (;;) {
         ask = find_ask(ch, number);
         if (ask == NULL) {
@@ -831,7 +818,7 @@ encl_result encl_channel_finish_attest(encl_channel *ch, uint64_t number, int64_
             break;
         }
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -841,7 +828,7 @@ void encl_channel_abandon_attest(encl_channel *ch, uint64_t number) {
     if (encl_channel_is_forked(ch)) {
         return;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ask = find_ask(ch, number);
     if (ask != NULL && (ask->doc != NULL || ch->state == ENCL_CHANNEL_CLOSED)) {
         drop_ask(ch, ask);
@@ -849,5 +836,5 @@ void encl_channel_abandon_attest(encl_channel *ch, uint64_t number) {
         ask->abandoned = true;
         watch_clear(&ask->came);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }

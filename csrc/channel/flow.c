@@ -227,7 +227,7 @@ static flow *flow_new(encl_channel *ch, size_t size, bool is_stream) {
 
     if (f != NULL) {
         atomic_init(&f->refs, 1);
-        cond_init(&f->readable);
+        encl_cond_init(&f->readable);
         encl_ring_init(&f->ring, STREAM_BUFFER_LIMIT);
         encl_buf_init(&f->answer, ENCL_RECORD_MAX);
         f->is_stream = is_stream;
@@ -242,7 +242,7 @@ static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_erro
     encl_buf *out;
     encl_code rc;
 
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ENCL_TRY_GOTO(ch_need_open(ch, err), done);
     ENCL_ENSURE_GOTO(slot->state == SLOT_GRANTED, done, err, ENCL_E_STATE,
                      "expected a granted slot that was not used before");
@@ -263,7 +263,7 @@ static encl_result start(flow *f, encl_slot *slot, encl_slice payload, encl_erro
         slot_grant_more(ch); /* less is promised */
     }
 done:
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -288,8 +288,8 @@ encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **
     return ENCL_OK;
 }
 
-/* Lock held. False: the deadline. */
-static bool wait_for_data(flow *f, int64_t until) {
+/* False: the deadline. */
+static bool wait_for_data(flow *f, int64_t until) ENCL_REQUIRES(f->ch->lock) {
     bool waited;
 
     if (until == ENCL_POLL) {
@@ -337,11 +337,11 @@ void encl_stream_close(encl_stream *st) {
     if (encl_channel_is_forked(ch)) {
         return;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     if (!st->f.closed && st->f.id != 0) {
         close_stream(&st->f);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 void encl_stream_release(encl_stream *st) {
@@ -391,8 +391,7 @@ bool encl_stream_read_now(encl_stream *st, uint8_t *out, size_t cap, size_t *got
     encl_channel *ch = f->ch;
 
     *got = 0;
-    if (encl_channel_is_forked(ch) || encl_stream_buffered(st) == 0 ||
-        pthread_mutex_trylock(&ch->lock) != 0) {
+    if (encl_channel_is_forked(ch) || encl_stream_buffered(st) == 0 || !encl_trylock(&ch->lock)) {
         return false;
     }
     /* While a stream is over its high water, reading may have to wake the connection's thread. */
@@ -401,7 +400,7 @@ bool encl_stream_read_now(encl_stream *st, uint8_t *out, size_t cap, size_t *got
         forget_what_was_read(f);
         backlog_shrank(f);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return *got != 0;
 }
 
@@ -423,7 +422,7 @@ encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t 
 
     *got = 0;
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&f->ch->lock);
     for (;;) {
         ENCL_ENSURE_GOTO(!f->closed, done, err, ENCL_E_INVALID, "this stream is closed");
         if (f->ring.len != 0 || f->eof || cap == 0) {
@@ -440,7 +439,7 @@ encl_result encl_stream_read(encl_stream *st, uint8_t *out, size_t cap, int64_t 
     forget_what_was_read(f);
     backlog_shrank(f);
 done:
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&f->ch->lock);
     return rc;
 }
 
@@ -469,8 +468,8 @@ static encl_result may_write(const flow *f, encl_error *err) {
     return ENCL_OK;
 }
 
-/* Lock held. False: the deadline. Who does not wait leaves nothing behind. */
-static bool wait_to_send(flow *f, int64_t until) {
+/* False: the deadline. Who does not wait leaves nothing behind. */
+static bool wait_to_send(flow *f, int64_t until) ENCL_REQUIRES(f->ch->lock) {
     bool waited;
 
     if (until == ENCL_POLL) {
@@ -496,7 +495,7 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
         size_t n = bytes.len - *put < ENCL_STREAM_CHUNK ? bytes.len - *put : ENCL_STREAM_CHUNK;
 
         /* Taken for each record anew, so that the other streams get their turn. */
-        pthread_mutex_lock(&ch->lock);
+        encl_lock(&f->ch->lock);
         rc = may_write(f, err);
         if (rc == ENCL_OK && !ch_has_room(ch, f, 0)) {
             if (!wait_to_send(f, until)) {
@@ -511,7 +510,7 @@ encl_result encl_stream_write(encl_stream *st, encl_slice bytes, int64_t until, 
         if (rc != ENCL_OK) {
             flow_stopped_waiting(f);
         }
-        pthread_mutex_unlock(&ch->lock);
+        encl_unlock(&f->ch->lock);
         if (rc != ENCL_OK) {
             return rc;
         }
@@ -527,7 +526,7 @@ encl_result encl_stream_write_eof(encl_stream *st, encl_error *err) {
     encl_code rc;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     ENCL_TRY_GOTO(blocked(f, err), done);
     if (f->write_ended || f->eof) {
         goto done;
@@ -538,7 +537,7 @@ encl_result encl_stream_write_eof(encl_stream *st, encl_error *err) {
     ch_tx_end(ch, f->id, f);
     f->write_ended = rc == ENCL_OK;
 done:
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -548,7 +547,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     encl_code rc = ENCL_OK;
 
     ENCL_TRY(ch_check(f->ch, err));
-    pthread_mutex_lock(&f->ch->lock);
+    encl_lock(&f->ch->lock);
     if (what == 0) {
         watches_clear(&f->on_readable);
         watches_clear(&f->on_writable);
@@ -568,7 +567,7 @@ encl_result encl_stream_notify(encl_stream *st, int what, encl_notifier *n, uint
     }
 done:
     backlog_somebody_waits(f->ch);
-    pthread_mutex_unlock(&f->ch->lock);
+    encl_unlock(&f->ch->lock);
     return rc;
 }
 
@@ -576,12 +575,12 @@ static void withdraw(flow *f, const encl_notifier *n, uint64_t token) {
     if (encl_channel_is_forked(f->ch)) {
         return;
     }
-    pthread_mutex_lock(&f->ch->lock);
+    encl_lock(&f->ch->lock);
     watches_withdraw(&f->on_readable, n, token);
     watches_withdraw(&f->on_writable, n, token);
     flow_stopped_waiting(f);
     backlog_somebody_waits(f->ch);
-    pthread_mutex_unlock(&f->ch->lock);
+    encl_unlock(&f->ch->lock);
 }
 
 void encl_stream_withdraw(encl_stream *st, const encl_notifier *n, uint64_t token) {
@@ -621,10 +620,10 @@ void encl_request_abandon(encl_request *rq) {
         return;
     }
     encl_fail(&why, ENCL_E_INVALID, "this request was abandoned");
-    pthread_mutex_lock(&f->ch->lock);
+    encl_lock(&f->ch->lock);
     f->user_gone = true;
     flow_fail(f, &why);
-    pthread_mutex_unlock(&f->ch->lock);
+    encl_unlock(&f->ch->lock);
 }
 
 void encl_request_release(encl_request *rq) {
@@ -645,7 +644,7 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
 
     *answer = ENCL_SLICE_NONE;
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&f->ch->lock);
     while (rc == ENCL_OK && !f->eof) {
         rc = blocked(f, err);
         if (rc == ENCL_OK && !wait_for_data(f, until)) {
@@ -655,7 +654,7 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
     if (rc == ENCL_OK) {
         *answer = encl_buf_peek(&f->answer);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&f->ch->lock);
     return rc;
 }
 
@@ -665,12 +664,12 @@ encl_result encl_request_notify(encl_request *rq, encl_notifier *n, uint64_t tok
     encl_code rc;
 
     ENCL_TRY(ch_check(f->ch, err));
-    pthread_mutex_lock(&f->ch->lock);
+    encl_lock(&f->ch->lock);
     rc = watches_add(&f->on_readable, n, token, err);
     if (rc == ENCL_OK && is_readable(f)) {
         watches_fire(&f->on_readable);
     }
     backlog_somebody_waits(f->ch);
-    pthread_mutex_unlock(&f->ch->lock);
+    encl_unlock(&f->ch->lock);
     return rc;
 }

@@ -2,7 +2,6 @@
 #ifndef ENCL_CHANNEL_INTERNAL_H
 #define ENCL_CHANNEL_INTERNAL_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/rate.h"
@@ -12,6 +11,7 @@
 #include "channel/pace.h"
 #include "channel/ring.h"
 #include "session/session.h"
+#include "sync/lock.h"
 
 /* All that a channel may hold, and the block on top that was read when it was reached. */
 #define STREAM_BUFFER_LIMIT (ENCL_CHANNEL_UNREAD_MAX + (size_t)1024 * 1024)
@@ -113,7 +113,7 @@ static inline void count_down(counter *c) {
 struct encl_channel {
     atomic_uint refs;
     uint64_t generation;
-    pthread_mutex_t lock;             /* guards everything below */
+    encl_mutex lock;                  /* guards everything below */
     pthread_cond_t changed;           /* state, gone, attests, room to write */
     _Atomic encl_channel_state state; /* changed with the lock held, read without */
     bool gone;                        /* the connection's last callback has been made */
@@ -158,7 +158,8 @@ void ch_retain(encl_channel *ch);
 void ch_fail(encl_channel *ch, const encl_error *why);
 encl_result ch_check(encl_channel *ch, encl_error *err); /* without: the fork check */
 encl_result ch_need_open(encl_channel *ch, encl_error *err);
-bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until); /* false: deadline */
+bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until)
+    ENCL_REQUIRES(ch->lock); /* false: deadline */
 /* Begin and end of one record to the connection, about f where that is not NULL. */
 encl_result ch_tx_begin(encl_channel *ch, encl_buf **out, encl_error *err);
 void ch_tx_end(encl_channel *ch, uint64_t id, const flow *f);
@@ -169,7 +170,6 @@ bool ch_may_send(encl_channel *ch, flow *f);
 bool ch_has_room(encl_channel *ch, const flow *f, size_t promised);
 void ch_arm(encl_channel *ch); /* ch_room will be called, after a while at the latest */
 void ch_room(encl_channel *ch);
-void cond_init(pthread_cond_t *cond);
 
 /* watch.c. All that announcing needs is taken here. n may be NULL. */
 encl_result watch_set(watch *w, encl_notifier *n, uint64_t token, encl_error *err);

@@ -1,7 +1,6 @@
 #include "channel/channel.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,12 +8,13 @@
 #include <unistd.h>
 
 #include "base/secmem.h"
+#include "sync/lock.h"
 
 struct encl_notifier {
     atomic_uint refs;
     uint64_t generation;
     int fd;
-    pthread_mutex_t lock; /* guards tokens, count, reserved, cap */
+    encl_mutex lock; /* guards everything below */
     uint64_t *tokens;
     size_t count, reserved, cap; /* count + reserved <= cap */
 };
@@ -31,7 +31,7 @@ encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
     }
     atomic_init(&n->refs, 1);
     n->generation = encl_fork_generation();
-    pthread_mutex_init(&n->lock, NULL);
+    (void)encl_mutex_init(&n->lock);
     *out = n;
     return ENCL_OK;
 }
@@ -45,7 +45,7 @@ void encl_notifier_release(encl_notifier *n) {
         return;
     }
     (void)close(n->fd);
-    pthread_mutex_destroy(&n->lock);
+    encl_mutex_destroy(&n->lock);
     free(n->tokens);
     free(n);
 }
@@ -72,8 +72,7 @@ void encl_notifier_wake(encl_notifier *n) {
     } while (rc < 0 && errno == EINTR);
 }
 
-/* lock is held. */
-static bool make_room(encl_notifier *n) {
+static bool make_room(encl_notifier *n) ENCL_REQUIRES(n->lock) {
     size_t cap = n->cap == 0 ? 64 : n->cap * 2;
     uint64_t *tokens;
 
@@ -93,10 +92,10 @@ encl_result encl_notifier_reserve(encl_notifier *n, encl_error *err) {
     bool ok;
 
     ENCL_ENSURE(!is_forked(n), err, ENCL_E_FORKED, "this notifier belongs to the parent process");
-    pthread_mutex_lock(&n->lock);
+    encl_lock(&n->lock);
     ok = make_room(n);
     n->reserved += ok;
-    pthread_mutex_unlock(&n->lock);
+    encl_unlock(&n->lock);
     ENCL_ENSURE(ok, err, ENCL_E_NOMEM, "out of memory for an announcement");
     return ENCL_OK;
 }
@@ -105,9 +104,9 @@ void encl_notifier_unreserve(encl_notifier *n) {
     if (is_forked(n)) {
         return;
     }
-    pthread_mutex_lock(&n->lock);
+    encl_lock(&n->lock);
     n->reserved--;
-    pthread_mutex_unlock(&n->lock);
+    encl_unlock(&n->lock);
 }
 
 void encl_notifier_post(encl_notifier *n, uint64_t token) {
@@ -116,11 +115,11 @@ void encl_notifier_post(encl_notifier *n, uint64_t token) {
     if (is_forked(n)) {
         return;
     }
-    pthread_mutex_lock(&n->lock);
+    encl_lock(&n->lock);
     first = n->count == 0;
     n->tokens[n->count++] = token;
     n->reserved--;
-    pthread_mutex_unlock(&n->lock);
+    encl_unlock(&n->lock);
     if (first) {
         encl_notifier_wake(n);
     }
@@ -137,7 +136,7 @@ size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
     if (read(n->fd, &ignored, sizeof ignored) < 0 && errno != EAGAIN) {
         /* Nothing to do about it: the list is what counts. */
     }
-    pthread_mutex_lock(&n->lock);
+    encl_lock(&n->lock);
     taken = n->count < max ? n->count : max;
     if (taken != 0) {
         memcpy(tokens, n->tokens, taken * sizeof *tokens);
@@ -147,6 +146,6 @@ size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
     if (n->count != 0) {
         encl_notifier_wake(n);
     }
-    pthread_mutex_unlock(&n->lock);
+    encl_unlock(&n->lock);
     return taken;
 }

@@ -67,10 +67,10 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
     ENCL_TRY(ch_check(ch, err));
     slot = calloc(1, sizeof *slot);
     ENCL_ENSURE(slot != NULL, err, ENCL_E_NOMEM, "out of memory");
-    cond_init(&slot->changed);
+    encl_cond_init(&slot->changed);
     slot->ch = ch;
     ch_retain(ch);
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     rc = watch_set(&slot->granted, n, token, err);
     slot->state = rc == ENCL_OK ? SLOT_WAITING : SLOT_GIVEN_UP;
     if (rc == ENCL_OK) {
@@ -80,7 +80,7 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
             watch_fire(&slot->granted);
         }
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     if (rc != ENCL_OK) {
         encl_slot_release(slot);
         return rc;
@@ -100,7 +100,7 @@ encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
     encl_code rc = ENCL_OK;
 
     ENCL_TRY(ch_check(ch, err));
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     for (;;) {
         if (ch->state == ENCL_CHANNEL_CLOSED) {
             *err = ch->why;
@@ -121,7 +121,7 @@ encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
     if (rc == ENCL_OK && slot->state != SLOT_GRANTED) {
         rc = encl_fail(err, ENCL_E_STATE, "this slot was used or given up before");
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     return rc;
 }
 
@@ -131,7 +131,7 @@ void encl_slot_give_up(encl_slot *slot) {
     if (encl_channel_is_forked(ch)) {
         return;
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     watch_clear(&slot->granted);
     if (slot->state == SLOT_WAITING) {
         unlink_slot(ch, slot);
@@ -142,7 +142,7 @@ void encl_slot_give_up(encl_slot *slot) {
         ch->promised--;
         slot_free_one(ch);
     }
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
 }
 
 void encl_slot_release(encl_slot *slot) {

@@ -326,11 +326,11 @@ typedef struct waits {
 static waits waits_of(encl_stream *st) {
     waits now;
 
-    pthread_mutex_lock(&st->f.ch->lock);
+    encl_lock(&st->f.ch->lock);
     now.reads = watches_armed(&st->f.on_readable) || st->f.readers != 0;
     now.wants = st->f.wants != 0;
     now.wanting = st->f.ch->wanting;
-    pthread_mutex_unlock(&st->f.ch->lock);
+    encl_unlock(&st->f.ch->lock);
     return now;
 }
 
@@ -428,8 +428,8 @@ static void everybody_who_waits_is_told(void **state) {
     assert_int_equal(encl_stream_write(st, ENCL_SLICE("y", 1), ENCL_POLL, &put, &err), ENCL_OK);
     assert_int_equal(poll(&pfd[0], 1, 10000), 1);
     assert_int_equal(poll(&pfd[1], 1, 10000), 1);
-    pthread_mutex_lock(&ch->lock); /* whoever tells them does so with it held */
-    pthread_mutex_unlock(&ch->lock);
+    encl_lock(&ch->lock); /* whoever tells them does so with it held */
+    encl_unlock(&ch->lock);
     assert_int_equal(encl_notifier_drain(mine, tokens, 8), 4);
     assert_int_equal(encl_notifier_drain(other, tokens, 8), 1);
     /* Told once; and once more to whoever asks again. */
@@ -458,7 +458,7 @@ static void looking_waits_for_no_lock(void **state) {
     while (encl_stream_buffered(st) != 5) {
         usleep(1000);
     }
-    pthread_mutex_lock(&ch->lock);
+    encl_lock(&ch->lock);
     assert_int_equal(encl_channel_get_state(ch), ENCL_CHANNEL_OPEN);
     assert_true(encl_slot_granted(slot));
     assert_true(encl_stream_readable(st));
@@ -470,7 +470,7 @@ static void looking_waits_for_no_lock(void **state) {
     assert_int_equal(stats.streams_total, 1);
     assert_int_equal(stats.slots_in_use, 2);
     assert_false(encl_stream_read_now(st, got, sizeof got, &n));
-    pthread_mutex_unlock(&ch->lock);
+    encl_unlock(&ch->lock);
     while (!encl_stream_read_now(st, got, sizeof got, &n)) {
         usleep(1000); /* the service thread may have it */
     }

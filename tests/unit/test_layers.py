@@ -13,16 +13,17 @@ ROOT = Path(__file__).parents[2]
 # What each layer may know of: itself, and these.
 C_LAYERS = {
     "base": set(),
+    "sync": set(),
     "cbor": {"base"},
     "noise": {"base"},
     "wire": {"base", "cbor"},
     "attest": {"base", "cbor"},
     "ws": {"base"},
     "session": {"base", "noise", "wire", "attest"},
-    "net": {"base", "ws"},
-    "channel": {"base", "attest", "session", "net"},
-    "enclave": {"base", "attest", "session", "net"},
-    "python": {"base", "attest", "session", "channel", "enclave"},
+    "net": {"base", "sync", "ws"},
+    "channel": {"base", "sync", "attest", "session", "net"},
+    "enclave": {"base", "sync", "attest", "session", "net"},
+    "python": {"base", "sync", "attest", "session", "channel", "enclave"},
 }
 # Beside the picture: the binding also reports which libraries and loops a build has.
 C_REPORTS = {"cbor/library.h", "net/library.h", "wire/wire.h"}
