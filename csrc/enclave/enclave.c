@@ -1,30 +1,16 @@
+/* enclave: starts and stops a local enclave and carries out what other threads ask of one. Calls
+ * everything in this folder, directly or through client. The enclave's lock is held for as long as
+ * faults, identity or stats are exchanged or read; whether this process is the one that started the
+ * enclave is looked at first, because a forked child has a copy of the lock, perhaps taken. */
 #include "enclave/enclave.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/secmem.h"
-#include "enclave/internal.h"
-
-void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n) {
-    pthread_mutex_lock(&e->lock);
-    *field += n;
-    pthread_mutex_unlock(&e->lock);
-}
-
-void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n) {
-    pthread_mutex_lock(&e->lock);
-    *field -= n;
-    pthread_mutex_unlock(&e->lock);
-}
-
-uint64_t encl_monotonic_ms(void) {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
+#include "enclave/client.h"
+#include "enclave/faults.h"
+#include "enclave/identity.h"
 
 static encl_result check(const encl_enclave_config *config, encl_error *err) {
     ENCL_ENSURE(config->mode <= ENCL_ENCLAVE_STUB, err, ENCL_E_INVALID,
@@ -90,7 +76,6 @@ uint16_t encl_enclave_port(const encl_enclave *enclave) {
     return encl_listener_port(enclave->listener);
 }
 
-/* A forked child has a copy of the lock, perhaps taken, and no thread behind it. */
 static bool is_ours(const encl_enclave *enclave) {
     return enclave->generation == encl_fork_generation();
 }
@@ -148,19 +133,10 @@ typedef struct drop_task {
     bool done;
 } drop_task;
 
-static void drop_all(encl_enclave *e, bool reset) {
-    encl_client *next;
-
-    for (encl_client *c = e->clients; c != NULL; c = next) {
-        next = encl_client_next(c);
-        encl_client_abort(c, reset);
-    }
-}
-
 static void run_drop(void *arg) {
     drop_task *task = arg;
 
-    drop_all(task->enclave, task->reset);
+    encl_clients_abort(task->enclave, task->reset);
     pthread_mutex_lock(&task->lock);
     task->done = true;
     pthread_cond_signal(&task->ended);
@@ -175,7 +151,7 @@ void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
     encl_job job = {.run = run_drop, .arg = &task};
 
     if (encl_loop_is_current(enclave->loop)) {
-        drop_all(enclave, reset);
+        encl_clients_abort(enclave, reset);
         return;
     }
     if (!encl_loop_post(enclave->loop, &job)) {

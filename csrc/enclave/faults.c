@@ -1,8 +1,11 @@
+/* faults: copies of what is switched on, and questions about it. Each question takes the enclave's
+ * lock and calls nothing but base with it held. */
+#include "enclave/faults.h"
+
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/secmem.h"
-#include "enclave/internal.h"
 
 static encl_result copy_slice(encl_slice from, encl_slice *to, encl_error *err) {
     uint8_t *block;

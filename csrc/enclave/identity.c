@@ -1,9 +1,13 @@
+/* identity: a copy of what documents are made of, and a document for one handshake. Calls attest to
+ * sign, with the enclave's lock held so that the identity is not exchanged meanwhile. */
+#include "enclave/identity.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/secmem.h"
-#include "enclave/internal.h"
+#include "enclave/faults.h"
 
 static encl_slice take_copy(encl_buf *b, encl_slice from, encl_error *err, encl_code *rc) {
     size_t at = b->w;
@@ -72,7 +76,7 @@ encl_result encl_identity_copy(const encl_doc_template *document, encl_slice lea
                 "cabundle: expected at most %d certificates, got %zu", ENCL_CABUNDLE_MAX,
                 document->cabundle_len);
     ENCL_ENSURE(document->module_id.len != 0, err, ENCL_E_INVALID,
-                "module_id: expected a text, came an empty one");
+                "module_id: expected a text, got an empty one");
     ENCL_ENSURE(mode != ENCL_ENCLAVE_PRODUCTION || leaf_key.len != 0, err, ENCL_E_INVALID,
                 "production mode: expected the leaf's private key, got none");
     out->block_len = total_len(document, leaf_key);

@@ -484,7 +484,7 @@ static encl_code step_record(encl_session *s, input *in, encl_error *err) {
 static encl_code step_refused(encl_session *s, input *in, encl_error *err) {
     (void)in;
     ENCL_ENSURE(s->state != ENCL_SESSION_CLOSED, err, ENCL_E_CLOSED, "the session is closed");
-    return encl_fail(err, ENCL_E_STATE, "bytes came before the session was started");
+    return encl_fail(err, ENCL_E_STATE, "got bytes before the session was started");
 }
 
 static const step steps[] = {
@@ -529,7 +529,7 @@ static void say_what_was_awaited(const encl_session *s, char *text, size_t size)
                        s->role == ENCL_INITIATOR ? " answer" : "");
         break;
     case ENCL_SESSION_ATTESTING:
-        (void)snprintf(text, size, "before the attestation document came");
+        (void)snprintf(text, size, "before the attestation document was received");
         break;
     default:
         (void)snprintf(text, size, "with %zu in flight", encl_session_open_ids(s));

@@ -46,8 +46,8 @@ typedef enum encl_event_type {
 typedef struct encl_event {
     encl_event_type type;
     uint64_t id;
-    encl_slice
-        payload; /* into the block given to recv, or the session; valid until the next call */
+    /* Into the block given to recv, or into the session. Valid until the next call. */
+    encl_slice payload;
     encl_half half;
 } encl_event;
 
@@ -118,7 +118,7 @@ encl_result encl_app_request(encl_app *app, encl_slice payload, uint64_t *id, en
 encl_result encl_app_stream_data(encl_app *app, uint64_t id, encl_slice payload, encl_buf *out,
                                  encl_error *err);
 /* Initiator: WRITE shuts down our direction; BOTH ends the stream and frees its slot, also after
- * the workload closed or an Error came. Responder: half is ignored; the workload closed. */
+ * the workload closed or an Error was received. Responder: half is ignored; the workload closed. */
 encl_result encl_app_stream_close(encl_app *app, uint64_t id, encl_half half, encl_buf *out,
                                   encl_error *err);
 /* Initiator: a fresh document for this channel; answered by ENCL_EV_ATTESTED. */

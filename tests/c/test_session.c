@@ -1555,8 +1555,8 @@ static void eof_says_what_was_awaited(void **state) {
 
     attesting(&x, &p);
     assert_int_equal(feed(&x, ENCL_SLICE(bytes, 3)), ENCL_OK);
-    assert_eof_says(&x, "the connection closed before the attestation document came, after 3 of 4 "
-                        "bytes of a record's length");
+    assert_eof_says(&x, "the connection closed before the attestation document was received, after "
+                        "3 of 4 bytes of a record's length");
     end(&x, &p);
 
     opened(&x, &p);

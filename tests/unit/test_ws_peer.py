@@ -475,7 +475,7 @@ def test_the_end_instead_of_an_attestation() -> None:
         raise PeerGone
 
     error = refused(script, asked=True)
-    check(error, enclavia.ConnectionClosed, "before the attestation document came")
+    check(error, enclavia.ConnectionClosed, "before the attestation document was received")
     assert error.retryable
 
 

@@ -1,0 +1,143 @@
+/* slots: which places are free, whether a client's further messages may be read, and the counters
+ * that users see. Calls workload, never its client; takes the enclave's lock to count, through
+ * encl_stat_add, and holds none otherwise. */
+#include "enclave/slots.h"
+
+#include "enclave/faults.h"
+
+void encl_slots_init(encl_slots *s, encl_enclave *e, void *owner) {
+    *s = (encl_slots){.enclave = e, .owner = owner};
+    for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
+        s->each[i].all = s;
+    }
+    encl_buf_init(&s->held_payload, ENCL_NOISE_MAX_PLAIN);
+}
+
+bool encl_slots_blocked(const encl_slots *s) {
+    return s->full != 0 || s->held.type != ENCL_EV_NONE;
+}
+
+encl_slot *encl_slots_find(encl_slots *s, uint64_t id) {
+    for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
+        const encl_workload *w = s->each[i].workload;
+
+        if (w != NULL && encl_workload_id(w) == id && encl_workload_addressable(w)) {
+            return &s->each[i];
+        }
+    }
+    return NULL;
+}
+
+static encl_slot *find_free(encl_slots *s) {
+    size_t i = 0;
+
+    while (s->each[i].workload != NULL) {
+        i++;
+    }
+    return &s->each[i];
+}
+
+static void count_taken(encl_slots *s, encl_workload_kind kind) {
+    encl_enclave_stats *stats = &s->enclave->stats;
+
+    s->taken++;
+    if (kind == ENCL_WORKLOAD_STREAM) {
+        s->streams_open++;
+        encl_stat_add(s->enclave, &stats->streams_total, 1);
+    } else {
+        encl_stat_add(s->enclave, &stats->requests_total, 1);
+    }
+    encl_stat_add(s->enclave, &stats->slots_open, 1);
+}
+
+encl_result encl_slots_take(encl_slots *s, const encl_event *event,
+                            const encl_workload_events *events, encl_slot **out, encl_error *err) {
+    encl_workload_kind kind =
+        event->type == ENCL_EV_REQUEST ? ENCL_WORKLOAD_ONE_SHOT : ENCL_WORKLOAD_STREAM;
+    bool silent = encl_fault_on(s->enclave, ENCL_FAULT_SILENT_STREAMS);
+    encl_slot *slot;
+
+    ENCL_ENSURE(s->taken < ENCL_MAX_OPEN, err, ENCL_E_STATE, "all %d slots are taken",
+                ENCL_MAX_OPEN);
+    slot = find_free(s);
+    ENCL_TRY(
+        encl_workload_new(s->enclave, kind, silent, event->id, events, slot, &slot->workload, err));
+    encl_workload_pause(slot->workload, s->paused);
+    count_taken(s, kind);
+    *out = slot;
+    return ENCL_OK;
+}
+
+void encl_slots_weigh(encl_slot *slot) {
+    bool full = encl_workload_full(slot->workload);
+
+    if (full && !slot->full) {
+        slot->all->full++;
+    } else if (!full && slot->full) {
+        slot->all->full--;
+    }
+    slot->full = full;
+}
+
+void encl_slots_give_back(encl_slot *slot) {
+    encl_slots *s = slot->all;
+
+    if (slot->full) {
+        s->full--;
+    }
+    if (encl_workload_addressable(slot->workload)) {
+        s->streams_open--;
+    }
+    encl_workload_free(slot->workload);
+    slot->workload = NULL;
+    slot->full = false;
+    s->taken--;
+    encl_stat_sub(s->enclave, &s->enclave->stats.slots_open, 1);
+}
+
+void encl_slots_drop(encl_slots *s) {
+    for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
+        if (s->each[i].workload != NULL) {
+            encl_slots_give_back(&s->each[i]);
+        }
+    }
+    s->held.type = ENCL_EV_NONE;
+    encl_buf_free(&s->held_payload);
+}
+
+bool encl_slots_close(encl_slot *slot, encl_half half) {
+    if (half == ENCL_HALF_BOTH) {
+        slot->all->streams_open--;
+    }
+    return encl_workload_close(slot->workload, half);
+}
+
+void encl_slots_pause(encl_slots *s, bool paused) {
+    if (s->paused == paused) {
+        return;
+    }
+    s->paused = paused;
+    for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
+        if (s->each[i].workload != NULL) {
+            encl_workload_pause(s->each[i].workload, paused);
+        }
+    }
+}
+
+encl_result encl_slots_hold(encl_slots *s, const encl_event *event, encl_error *err) {
+    ENCL_TRY(encl_buf_write(&s->held_payload, event->payload, err));
+    s->held = *event;
+    return ENCL_OK;
+}
+
+bool encl_slots_take_held(encl_slots *s, encl_event *event, encl_buf *payload) {
+    if (s->held.type == ENCL_EV_NONE || s->taken == ENCL_MAX_OPEN) {
+        return false;
+    }
+    *payload = s->held_payload;
+    encl_buf_init(&s->held_payload, ENCL_NOISE_MAX_PLAIN);
+    *event = s->held;
+    event->payload = encl_buf_peek(payload);
+    s->held.type = ENCL_EV_NONE;
+    return true;
+}

@@ -1,0 +1,15 @@
+/* state: the counters of a local enclave, which the service thread changes and any thread may read.
+ * Takes the enclave's lock for each change and calls nothing with it held. */
+#include "enclave/state.h"
+
+void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n) {
+    pthread_mutex_lock(&e->lock);
+    *field += n;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n) {
+    pthread_mutex_lock(&e->lock);
+    *field -= n;
+    pthread_mutex_unlock(&e->lock);
+}

@@ -1,0 +1,48 @@
+/* state: what the files of this folder share about one local enclave. Connections, their slots and
+ * their workloads belong to the loop's service thread and need no lock; what other threads may
+ * touch stands behind the enclave's lock, which is never held while a call of net is made. */
+#ifndef ENCL_ENCLAVE_STATE_H
+#define ENCL_ENCLAVE_STATE_H
+
+#include <pthread.h>
+
+#include "enclave/enclave.h"
+#include "net/net.h"
+#include "session/session.h"
+
+/* What attestation documents are made of. The template's slices point into block. */
+typedef struct encl_identity {
+    encl_doc_template document;
+    encl_slice leaf_key;
+    uint8_t *block;
+    size_t block_len;
+} encl_identity;
+
+struct encl_enclave {
+    /* Set before the first connection, then only read. */
+    uint64_t generation;
+    encl_loop *loop;
+    encl_listener *listener;
+    encl_enclave_mode mode;
+    char *workload_host;
+    uint16_t workload_port;
+    uint64_t idle_timeout_ms, grace_ms, one_shot_timeout_ms;
+    size_t max_connections;
+    uint8_t control_nonce[ENCL_CONTROL_NONCE_BYTES];
+
+    /* Service thread only. */
+    struct encl_client *clients;
+    size_t client_count;
+    bool workload_seen_up;
+
+    pthread_mutex_t lock; /* guards identity, faults and stats */
+    encl_identity identity;
+    encl_enclave_faults faults; /* owns its two plaintexts */
+    encl_enclave_stats stats;
+};
+
+/* Add to or subtract from a field of e->stats. Any thread. */
+void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n);
+void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n);
+
+#endif
