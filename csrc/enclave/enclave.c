@@ -56,7 +56,7 @@ encl_result encl_enclave_start(const encl_enclave_config *config, encl_enclave *
     ENCL_TRY(encl_base_init(err));
     e = calloc(1, sizeof *e);
     ENCL_ENSURE(e != NULL, err, ENCL_E_NOMEM, "out of memory for an enclave");
-    if (pthread_mutex_init(&e->lock, NULL) != 0) {
+    if (!encl_mutex_init(&e->lock)) {
         free(e);
         return encl_fail(err, ENCL_E_INTERNAL, "no mutex could be made");
     }
@@ -91,10 +91,10 @@ encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_fa
 
     ENCL_TRY(check_ours(enclave, err));
     ENCL_TRY(encl_faults_copy(faults, &fresh, err));
-    pthread_mutex_lock(&enclave->lock);
+    encl_lock(&enclave->lock);
     old = enclave->faults;
     enclave->faults = fresh;
-    pthread_mutex_unlock(&enclave->lock);
+    encl_unlock(&enclave->lock);
     encl_faults_free(&old);
     return ENCL_OK;
 }
@@ -105,10 +105,10 @@ encl_result encl_enclave_set_document(encl_enclave *enclave, const encl_doc_temp
 
     ENCL_TRY(check_ours(enclave, err));
     ENCL_TRY(encl_identity_copy(document, leaf_key, enclave->mode, &fresh, err));
-    pthread_mutex_lock(&enclave->lock);
+    encl_lock(&enclave->lock);
     old = enclave->identity;
     enclave->identity = fresh;
-    pthread_mutex_unlock(&enclave->lock);
+    encl_unlock(&enclave->lock);
     encl_identity_free(&old);
     return ENCL_OK;
 }
@@ -118,9 +118,9 @@ void encl_enclave_get_stats(encl_enclave *enclave, encl_enclave_stats *stats) {
         memset(stats, 0, sizeof *stats);
         return;
     }
-    pthread_mutex_lock(&enclave->lock);
+    encl_lock(&enclave->lock);
     *stats = enclave->stats;
-    pthread_mutex_unlock(&enclave->lock);
+    encl_unlock(&enclave->lock);
 }
 
 /* ---- dropping connections: done in the service thread, waited for here */
@@ -128,7 +128,7 @@ void encl_enclave_get_stats(encl_enclave *enclave, encl_enclave_stats *stats) {
 typedef struct drop_task {
     encl_enclave *enclave;
     bool reset;
-    pthread_mutex_t lock; /* guards done */
+    encl_mutex lock; /* guards done */
     pthread_cond_t ended;
     bool done;
 } drop_task;
@@ -137,16 +137,16 @@ static void run_drop(void *arg) {
     drop_task *task = arg;
 
     encl_clients_abort(task->enclave, task->reset);
-    pthread_mutex_lock(&task->lock);
+    encl_lock(&task->lock);
     task->done = true;
     pthread_cond_signal(&task->ended);
-    pthread_mutex_unlock(&task->lock);
+    encl_unlock(&task->lock);
 }
 
 void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
     drop_task task = {.enclave = enclave,
                       .reset = reset,
-                      .lock = PTHREAD_MUTEX_INITIALIZER,
+                      .lock = ENCL_MUTEX_INITIALIZER,
                       .ended = PTHREAD_COND_INITIALIZER};
     encl_job job = {.run = run_drop, .arg = &task};
 
@@ -157,13 +157,13 @@ void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
     if (!encl_loop_post(enclave->loop, &job)) {
         return;
     }
-    pthread_mutex_lock(&task.lock);
+    encl_lock(&task.lock);
     while (!task.done) {
-        pthread_cond_wait(&task.ended, &task.lock);
+        encl_cond_wait(&task.ended, &task.lock);
     }
-    pthread_mutex_unlock(&task.lock);
+    encl_unlock(&task.lock);
     pthread_cond_destroy(&task.ended);
-    pthread_mutex_destroy(&task.lock);
+    encl_mutex_destroy(&task.lock);
 }
 
 void encl_enclave_stop(encl_enclave *enclave) {
@@ -181,6 +181,6 @@ void encl_enclave_stop(encl_enclave *enclave) {
     encl_identity_free(&enclave->identity);
     encl_faults_free(&enclave->faults);
     free(enclave->workload_host);
-    pthread_mutex_destroy(&enclave->lock);
+    encl_mutex_destroy(&enclave->lock);
     free(enclave);
 }

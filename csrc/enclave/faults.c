@@ -52,18 +52,18 @@ void encl_faults_free(encl_enclave_faults *faults) {
 bool encl_fault_on(encl_enclave *e, encl_fault fault) {
     bool on;
 
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     on = (e->faults.mask & (uint32_t)fault) != 0;
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
     return on;
 }
 
 size_t encl_fault_split(encl_enclave *e) {
     size_t split;
 
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     split = (e->faults.mask & ENCL_FAULT_SPLIT) != 0 ? e->faults.split : 0;
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
     return split;
 }
 
@@ -71,12 +71,12 @@ encl_result encl_fault_plaintext(encl_enclave *e, encl_hostile which, encl_buf *
                                  encl_error *err) {
     encl_code rc;
 
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     rc = encl_buf_write(out,
                         which == ENCL_INSTEAD_OF_ATTESTATION ? e->faults.instead_of_attestation
                                                              : e->faults.after_attestation,
                         err);
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
     return rc;
 }
 
@@ -105,9 +105,9 @@ encl_result encl_fault_after_handshake(encl_enclave *e, encl_buf *out, encl_erro
         ENCL_TRY(encl_buf_write(out, ENCL_SLICE(noise, sizeof noise), err));
     }
     if (encl_fault_on(e, ENCL_FAULT_RAW_RECORD_LENGTH)) {
-        pthread_mutex_lock(&e->lock);
+        encl_lock(&e->lock);
         length = e->faults.record_length;
-        pthread_mutex_unlock(&e->lock);
+        encl_unlock(&e->lock);
         ENCL_TRY(encl_buf_write_u32(out, length, err));
     }
     return ENCL_OK;

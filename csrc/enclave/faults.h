@@ -9,17 +9,18 @@
 encl_result encl_faults_copy(const encl_enclave_faults *faults, encl_enclave_faults *out,
                              encl_error *err);
 void encl_faults_free(encl_enclave_faults *faults);
-bool encl_fault_on(encl_enclave *e, encl_fault fault);
+bool encl_fault_on(encl_enclave *e, encl_fault fault) ENCL_EXCLUDES(e->lock);
 /* How long a message of an answer may be; 0 where nothing is split. */
-size_t encl_fault_split(encl_enclave *e);
+size_t encl_fault_split(encl_enclave *e) ENCL_EXCLUDES(e->lock);
 typedef enum encl_hostile { ENCL_INSTEAD_OF_ATTESTATION, ENCL_AFTER_ATTESTATION } encl_hostile;
 /* Appends the plaintext to out; leaves it empty where none is set. */
 encl_result encl_fault_plaintext(encl_enclave *e, encl_hostile which, encl_buf *out,
-                                 encl_error *err);
+                                 encl_error *err) ENCL_EXCLUDES(e->lock);
 /* Rewrites the answer to the handshake. *silent: it is not sent at all; *close: nothing follows. */
 encl_result encl_fault_handshake(encl_enclave *e, encl_buf *answer, bool *silent, bool *close,
-                                 encl_error *err);
+                                 encl_error *err) ENCL_EXCLUDES(e->lock);
 /* Appends what follows the handshake at once: noise or a bare record head. */
-encl_result encl_fault_after_handshake(encl_enclave *e, encl_buf *out, encl_error *err);
+encl_result encl_fault_after_handshake(encl_enclave *e, encl_buf *out, encl_error *err)
+    ENCL_EXCLUDES(e->lock);
 
 #endif

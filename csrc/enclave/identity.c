@@ -112,8 +112,8 @@ static void spoil_pcrs(encl_doc_template *document) {
     }
 }
 
-/* The lock is held: nothing here may take it again. */
-static encl_result sign_locked(encl_enclave *e, encl_slice nonce, encl_buf *out, encl_error *err) {
+static encl_result sign_locked(encl_enclave *e, encl_slice nonce, encl_buf *out, encl_error *err)
+    ENCL_REQUIRES(e->lock) {
     encl_doc_template document = e->identity.document;
 
     document.nonce = nonce;
@@ -143,8 +143,8 @@ encl_result encl_identity_document(encl_enclave *e, encl_slice handshake_hash, e
     if (e->mode == ENCL_ENCLAVE_STUB) {
         return encl_buf_write(out, ENCL_SLICE(nonce, sizeof nonce), err);
     }
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     rc = sign_locked(e, ENCL_SLICE(nonce, sizeof nonce), out, err);
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
     return rc;
 }

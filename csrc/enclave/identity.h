@@ -10,6 +10,6 @@ encl_result encl_identity_copy(const encl_doc_template *document, encl_slice lea
 void encl_identity_free(encl_identity *identity);
 /* Appends a document for this handshake hash, with the faults that are switched on. */
 encl_result encl_identity_document(encl_enclave *e, encl_slice handshake_hash, encl_buf *out,
-                                   encl_error *err);
+                                   encl_error *err) ENCL_EXCLUDES(e->lock);
 
 #endif

@@ -3,13 +3,13 @@
 #include "enclave/state.h"
 
 void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n) {
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     *field += n;
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
 }
 
 void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n) {
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     *field -= n;
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
 }

@@ -4,11 +4,10 @@
 #ifndef ENCL_ENCLAVE_STATE_H
 #define ENCL_ENCLAVE_STATE_H
 
-#include <pthread.h>
-
 #include "enclave/enclave.h"
 #include "net/net.h"
 #include "session/session.h"
+#include "sync/lock.h"
 
 /* What attestation documents are made of. The template's slices point into block. */
 typedef struct encl_identity {
@@ -35,14 +34,14 @@ struct encl_enclave {
     size_t client_count;
     bool workload_seen_up;
 
-    pthread_mutex_t lock; /* guards identity, faults and stats */
+    encl_mutex lock; /* guards identity, faults and stats */
     encl_identity identity;
     encl_enclave_faults faults; /* owns its two plaintexts */
     encl_enclave_stats stats;
 };
 
 /* Add to or subtract from a field of e->stats. Any thread. */
-void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n);
-void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n);
+void encl_stat_add(encl_enclave *e, uint64_t *field, uint64_t n) ENCL_EXCLUDES(e->lock);
+void encl_stat_sub(encl_enclave *e, uint64_t *field, uint64_t n) ENCL_EXCLUDES(e->lock);
 
 #endif
