@@ -12,6 +12,8 @@ MAX_IN_FLIGHT: Final[int]
 READABLE: Final[int]
 WRITABLE: Final[int]
 AWS_ROOT_G1: Final[bytes]
+ERROR_NAMES: Final[tuple[str, ...]]
+"""What csrc/base/error.c calls its codes, in their order: the names in ``_errors``."""
 
 def default_ca_paths() -> tuple[str, str]:
     """The file and the folder in which OpenSSL looks for certificate authorities."""

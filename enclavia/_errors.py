@@ -255,38 +255,37 @@ class InternalError(EnclaviaError, RuntimeError):
 for _name in __all__:
     globals()[_name].__module__ = __name__.partition(".")[0]
 
-# The numbers of csrc/base/error.h.
-_NOMEM, _INVALID = 1, 2
-_CLASSES: dict[int, type[EnclaviaError]] = {
-    3: InvalidURL,
-    4: StateError,
-    5: ConnectError,
-    6: UpgradeRejected,
-    7: ConnectionClosed,
-    8: ConnectTimeout,
-    9: ReadTimeout,
-    10: WriteTimeout,
-    11: PoolTimeout,
-    12: ProtocolError,
-    13: DocumentError,
-    14: CertificateError,
-    15: SignatureError,
-    16: NonceMismatch,
-    17: PcrMismatch,
-    18: ServerError,
-    19: ForkedError,
-    20: InternalError,
-    21: SlowReader,
+# By the names that csrc/base/error.c gives its codes (``_core.ERROR_NAMES``).
+_CLASSES: dict[str, type[Exception]] = {
+    "out of memory": MemoryError,
+    "invalid argument": ValueError,
+    "invalid URL": InvalidURL,
+    "wrong state": StateError,
+    "connect error": ConnectError,
+    "upgrade rejected": UpgradeRejected,
+    "connection closed": ConnectionClosed,
+    "connect timeout": ConnectTimeout,
+    "read timeout": ReadTimeout,
+    "write timeout": WriteTimeout,
+    "pool timeout": PoolTimeout,
+    "protocol error": ProtocolError,
+    "document error": DocumentError,
+    "certificate error": CertificateError,
+    "signature error": SignatureError,
+    "nonce mismatch": NonceMismatch,
+    "PCR mismatch": PcrMismatch,
+    "server error": ServerError,
+    "forked process": ForkedError,
+    "internal error": InternalError,
+    "slow reader": SlowReader,
 }
 
 
-def from_core(code: int, message: str, retryable: bool, detail: Mapping[str, Any]) -> Exception:
+def from_core(name: str, message: str, retryable: bool, detail: Mapping[str, Any]) -> Exception:
     """Makes the exception for an error of the C core."""
-    if code == _NOMEM:
-        return MemoryError(message)
-    if code == _INVALID:
-        return ValueError(message)
-    cls = _CLASSES.get(code, InternalError)
+    cls = _CLASSES.get(name, InternalError)
+    if not issubclass(cls, EnclaviaError):
+        return cls(message)
     if cls is PcrMismatch:
         return PcrMismatch(
             message,

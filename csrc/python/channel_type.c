@@ -1,7 +1,10 @@
+/* Channel: one verified connection. Decides that an opening which does not succeed in time, or that
+ * a signal breaks off, closes the channel. Everything that takes the channel's lock releases the
+ * GIL; state, forked, records_in and stats read atomics with it. */
+#include "python/arguments.h"
 #include "python/binding.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "session/session.h"
 
@@ -10,13 +13,8 @@ typedef struct channel_object {
     encl_channel *channel;
 } channel_object;
 
-typedef struct slot_object {
-    PyObject_HEAD
-    encl_slot *slot;
-} slot_object;
-
 /* Set while the module is being made and never after. */
-static PyTypeObject *channel_type, *slot_type;
+static PyTypeObject *channel_type;
 
 static encl_channel *channel_of(PyObject *self) {
     return ((channel_object *)self)->channel;
@@ -24,69 +22,59 @@ static encl_channel *channel_of(PyObject *self) {
 
 /* ---- making one ---- */
 
-/* Borrowed text in a block of its own. The tuple holds the pairs and the pairs hold the text:
- * another thread cannot take them away, as it could from a list. False with an exception set. */
-static bool read_headers(PyObject *tuple, encl_header **out, size_t *count) {
-    Py_ssize_t n = PyTuple_Size(tuple);
-    encl_header *headers;
-
-    *out = NULL;
-    *count = 0;
-    if (n < 0) {
-        return false;
+static bool read_header(PyObject *pair, encl_header *header) {
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        return binding_wrong_type("headers", "tuples of (name, value)", pair);
     }
-    headers = calloc((size_t)n + 1, sizeof *headers);
-    if (headers == NULL) {
-        PyErr_NoMemory();
-        return false;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *pair = PyTuple_GetItem(tuple, i);
-        bool ok = PyTuple_Check(pair) && PyTuple_Size(pair) == 2;
-
-        if (!ok) {
-            PyErr_SetString(PyExc_TypeError, "headers: expected tuples of (name, value)");
-        } else {
-            headers[i].name = PyUnicode_AsUTF8AndSize(PyTuple_GetItem(pair, 0), NULL);
-            headers[i].value = headers[i].name == NULL
-                                   ? NULL
-                                   : PyUnicode_AsUTF8AndSize(PyTuple_GetItem(pair, 1), NULL);
-            ok = headers[i].value != NULL;
-        }
-        if (!ok) {
-            free(headers);
-            return false;
-        }
-    }
-    *out = headers;
-    *count = (size_t)n;
-    return true;
+    return binding_text_of("headers (name)", PyTuple_GetItem(pair, 0), &header->name) &&
+           binding_text_of("headers (value)", PyTuple_GetItem(pair, 1), &header->value);
 }
 
-static bool read_proxy(PyObject *proxy, encl_ws_target *target) {
-    int port;
+/* A block of the caller's with borrowed text; NULL with an exception set. The tuple holds the pairs
+ * and the pairs hold the text: another thread cannot take them away, as it could from a list. */
+static encl_header *read_headers(PyObject *pairs, size_t *count) {
+    Py_ssize_t n = PyTuple_Size(pairs);
+    encl_header *headers = calloc((size_t)n + 1, sizeof *headers);
 
-    if (proxy == Py_None) {
-        return true;
+    if (headers == NULL) {
+        PyErr_NoMemory();
+        return NULL;
     }
-    if (!PyTuple_Check(proxy)) {
-        PyErr_SetString(PyExc_TypeError, "proxy: expected (host, port, auth) or None");
-        return false;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (!read_header(PyTuple_GetItem(pairs, i), &headers[i])) {
+            free(headers);
+            return NULL;
+        }
     }
-    if (!PyArg_ParseTuple(proxy, "siz", &target->proxy_host, &port, &target->proxy_auth)) {
-        return false;
+    *count = (size_t)n;
+    return headers;
+}
+
+static int read_proxy(PyObject *value, void *target) {
+    encl_ws_target *t = target;
+    binding_text host = {.name = "proxy (host)"};
+    binding_text auth = {.name = "proxy (auth)", .optional = true};
+    binding_whole port = {"proxy (port)", 1, UINT16_MAX, 0};
+
+    if (value == Py_None) {
+        return 1;
     }
-    if (port < 1 || port > 65535) {
-        PyErr_Format(PyExc_ValueError, "proxy: expected a port of 1 to 65535, got %d", port);
-        return false;
+    if (!PyTuple_Check(value) || PyTuple_Size(value) != 3) {
+        return binding_wrong_type("proxy", "(host, port, auth) or None", value);
     }
-    target->proxy_port = (uint16_t)port;
-    return true;
+    if (!binding_read_text(PyTuple_GetItem(value, 0), &host) ||
+        !binding_read_whole(PyTuple_GetItem(value, 1), &port) ||
+        !binding_read_text(PyTuple_GetItem(value, 2), &auth)) {
+        return 0;
+    }
+    t->proxy_host = host.text;
+    t->proxy_port = (uint16_t)port.value;
+    t->proxy_auth = auth.text;
+    return 1;
 }
 
 static PyObject *start_channel(PyTypeObject *type, const encl_channel_config *config) {
-    allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    channel_object *self = (channel_object *)make(type, 0);
+    channel_object *self = (channel_object *)binding_make(type);
     encl_error err;
     encl_code rc;
 
@@ -103,50 +91,58 @@ static PyObject *start_channel(PyTypeObject *type, const encl_channel_config *co
     return (PyObject *)self;
 }
 
+/* With the headers, which are a block for as long as it takes. */
+static PyObject *start_with_headers(PyTypeObject *type, encl_channel_config *config,
+                                    PyObject *iterable) {
+    PyObject *made = NULL;
+    PyObject *pairs = binding_members("headers", "a sequence of (name, value)", iterable);
+    encl_header *headers = NULL;
+
+    if (pairs != NULL) {
+        headers = read_headers(pairs, &config->target.header_count);
+    }
+    if (headers != NULL) {
+        config->target.headers = headers;
+        made = start_channel(type, config);
+        free(headers);
+    }
+    Py_XDECREF(pairs);
+    return made;
+}
+
 #define KEEPALIVE_MAX_MS (24LL * 60 * 60 * 1000)
 
 static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "host",          "port",   "tls",     "path",  "authority",    "headers", "policy",
         "max_in_flight", "verify", "ca_file", "proxy", "keepalive_ms", NULL};
-    encl_channel_config config;
-    PyObject *headers_arg, *policy_arg, *proxy_arg, *pairs, *made = NULL;
-    encl_header *headers = NULL;
-    int port, tls, verify;
-    Py_ssize_t max_in_flight;
-    long long keepalive_ms = 0;
+    encl_channel_config config = {0};
+    binding_text host = {.name = "host"}, path = {.name = "path"};
+    binding_text authority = {.name = "authority"}, ca_file = {.name = "ca_file", .optional = true};
+    binding_whole port = {"port", 1, UINT16_MAX, 0};
+    binding_whole max_in_flight = {"max_in_flight", 1, ENCL_MAX_OPEN, 0};
+    binding_whole keepalive_ms = {"keepalive_ms", 0, KEEPALIVE_MAX_MS, 0};
+    binding_flag tls = {.name = "tls"}, verify = {.name = "verify"};
+    PyObject *headers;
 
-    memset(&config, 0, sizeof config);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sipssOOnpzO|L", names, &config.target.host,
-                                     &port, &tls, &config.target.path, &config.target.authority,
-                                     &headers_arg, &policy_arg, &max_in_flight, &verify,
-                                     &config.target.ca_file, &proxy_arg, &keepalive_ms)) {
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O&O&O&O&O&OO&O&O&O&O&|O&", names, binding_read_text, &host,
+            binding_read_whole, &port, binding_read_flag, &tls, binding_read_text, &path,
+            binding_read_text, &authority, &headers, binding_read_policy, &config.policy,
+            binding_read_whole, &max_in_flight, binding_read_flag, &verify, binding_read_text,
+            &ca_file, read_proxy, &config.target, binding_read_whole, &keepalive_ms)) {
         return NULL;
     }
-    if (port < 1 || port > 65535) {
-        return PyErr_Format(PyExc_ValueError, "port: expected 1 to 65535, got %d", port);
-    }
-    if (keepalive_ms < 0 || keepalive_ms > KEEPALIVE_MAX_MS) {
-        return PyErr_Format(PyExc_ValueError, "keepalive_ms: expected 0 to %lld, got %lld",
-                            KEEPALIVE_MAX_MS, keepalive_ms);
-    }
-    config.target.keepalive_ms = (uint64_t)keepalive_ms;
-    config.policy = binding_policy(policy_arg);
-    if (config.policy == NULL || !read_proxy(proxy_arg, &config.target)) {
-        return NULL;
-    }
-    config.target.port = (uint16_t)port;
-    config.target.tls = tls != 0;
-    config.target.verify = verify != 0;
-    config.max_in_flight = max_in_flight < 0 ? 0 : (size_t)max_in_flight;
-    pairs = PySequence_Tuple(headers_arg);
-    if (pairs != NULL && read_headers(pairs, &headers, &config.target.header_count)) {
-        config.target.headers = headers;
-        made = start_channel(type, &config);
-        free(headers);
-    }
-    Py_XDECREF(pairs);
-    return made;
+    config.max_in_flight = (size_t)max_in_flight.value;
+    config.target.host = host.text;
+    config.target.port = (uint16_t)port.value;
+    config.target.tls = tls.value;
+    config.target.path = path.text;
+    config.target.authority = authority.text;
+    config.target.verify = verify.value;
+    config.target.ca_file = ca_file.text;
+    config.target.keepalive_ms = (uint64_t)keepalive_ms.value;
+    return start_with_headers(type, &config, headers);
 }
 
 static void channel_dealloc(PyObject *self) {
@@ -265,103 +261,85 @@ static void close_channel(encl_channel *channel, const encl_error *why) {
     Py_END_ALLOW_THREADS
 }
 
+/* What the two steps below give where the channel has not changed yet. */
+#define STILL_WAITING ENCL_E_CONNECT_TIMEOUT
+
+/* A channel that another thread closed because its own time was up gives ENCL_E_CONNECT_TIMEOUT for
+ * ever, so the code does not say whether to go on waiting. The state does. */
+static encl_code await_open(void *channel, int64_t until, encl_error *err) {
+    encl_code rc = encl_channel_wait_open(channel, until, err);
+
+    if (rc != ENCL_E_CONNECT_TIMEOUT) {
+        return rc;
+    }
+    if (encl_channel_get_state(channel) == ENCL_CHANNEL_CONNECTING) {
+        return STILL_WAITING;
+    }
+    rc = encl_channel_wait_open(channel, ENCL_POLL, err); /* it may just have been decided */
+    return rc == ENCL_OK ? ENCL_OK : ENCL_E_CLOSED;       /* err says why it is closed */
+}
+
 static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
     encl_channel *channel = channel_of(self);
-    PyObject *timeout;
+    binding_outcome outcome;
     int64_t until;
     encl_error err;
-    encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "O", &timeout) || !binding_deadline(timeout, &until)) {
+    if (!PyArg_ParseTuple(args, "O&", binding_read_deadline, &until)) {
         return NULL;
     }
-    for (;;) {
-        int64_t slice = binding_slice(until);
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_channel_wait_open(channel, slice, &err);
-        Py_END_ALLOW_THREADS
-        if (rc != ENCL_E_CONNECT_TIMEOUT) {
-            break;
-        }
-        if (encl_channel_get_state(channel) != ENCL_CHANNEL_CONNECTING) {
-            continue; /* it was just decided */
-        }
-        if (PyErr_CheckSignals() != 0) {
-            close_channel(channel, NULL);
-            return NULL;
-        }
-        if (slice == until) {
-            close_channel(channel, &err);
-            break;
-        }
+    outcome = binding_wait(until, STILL_WAITING, await_open, channel, &err);
+    if (outcome == BINDING_DONE) {
+        Py_RETURN_NONE;
     }
-    if (rc != ENCL_OK) {
-        return binding_raise(&err);
+    if (outcome != BINDING_FAILED) {
+        close_channel(channel, outcome == BINDING_RAISED ? NULL : &err);
     }
-    Py_RETURN_NONE;
+    return binding_not_done(outcome, &err);
 }
 
-static void withdraw_from_channel(void *target, const encl_notifier *n, uint64_t token) {
-    encl_channel_withdraw(target, n, token);
+static encl_code enlist(void *channel, int what, encl_notifier *n, uint64_t token,
+                        encl_error *err) {
+    (void)what;
+    return encl_channel_notify_open(channel, n, token, err);
 }
+
+static void withdraw(void *channel, const encl_notifier *n, uint64_t token) {
+    encl_channel_withdraw(channel, n, token);
+}
+
+static const binding_source opening = {enlist, withdraw};
 
 static PyObject *channel_notify_open(PyObject *self, PyObject *args) {
-    encl_channel *channel = channel_of(self);
-    PyObject *notifier_arg, *watch;
     encl_notifier *notifier;
-    unsigned long long token;
-    bool ok;
-    encl_error err;
-    encl_code rc;
+    uint64_t token;
 
-    if (!PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier, &notifier, binding_read_token,
+                          &token)) {
         return NULL;
     }
-    notifier = binding_notifier(notifier_arg, false, &ok);
-    if (!ok) {
-        return NULL;
-    }
-    watch = binding_watch(self, channel, withdraw_from_channel, notifier, token);
-    if (watch == NULL) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-        rc = encl_channel_notify_open(channel, notifier, token, &err);
-    Py_END_ALLOW_THREADS
-    if (rc != ENCL_OK) {
-        Py_DECREF(watch);
-        return binding_raise(&err);
-    }
-    return watch;
+    return binding_watch(self, channel_of(self), &opening, 0, notifier, token);
+}
+
+static encl_code await_closed(void *channel, int64_t until, encl_error *err) {
+    (void)err;
+    return encl_channel_wait_closed(channel, until) ? ENCL_OK : STILL_WAITING;
 }
 
 static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"timeout", NULL};
     encl_channel *channel = channel_of(self);
-    PyObject *timeout = NULL;
     int64_t until = encl_now_ns() + 1000000000;
+    encl_error unused;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O", names, &timeout) ||
-        (timeout != NULL && !binding_deadline(timeout, &until))) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&", names, binding_read_deadline, &until)) {
         return NULL;
     }
     close_channel(channel, NULL);
-    for (;;) {
-        int64_t slice = binding_slice(until);
-        bool gone;
-
-        Py_BEGIN_ALLOW_THREADS
-            gone = encl_channel_wait_closed(channel, slice);
-        Py_END_ALLOW_THREADS
-        if (gone || slice == until) {
-            break;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return NULL;
-        }
+    if (binding_wait(until, STILL_WAITING, await_closed, channel, &unused) == BINDING_RAISED) {
+        return NULL;
     }
-    Py_RETURN_NONE;
+    Py_RETURN_NONE; /* also where the connection is still there: it ends later */
 }
 
 /* ---- slots, streams, requests ---- */
@@ -375,19 +353,14 @@ static void keep_notifier(encl_notifier *notifier) {
 
 static PyObject *channel_reserve(PyObject *self, PyObject *args) {
     encl_channel *channel = channel_of(self);
-    PyObject *notifier_arg;
     encl_notifier *notifier;
-    unsigned long long token;
+    uint64_t token;
     encl_slot *slot;
-    bool ok;
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
-        return NULL;
-    }
-    notifier = binding_notifier(notifier_arg, true, &ok);
-    if (!ok) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier_or_none, &notifier,
+                          binding_read_token, &token)) {
         return NULL;
     }
     keep_notifier(notifier);
@@ -398,105 +371,77 @@ static PyObject *channel_reserve(PyObject *self, PyObject *args) {
     return rc == ENCL_OK ? binding_wrap_slot(slot) : binding_raise(&err);
 }
 
-/* Everything of data from `done` on, in interruptible waits. False with an exception set. */
-static bool write_rest(encl_stream *stream, const Py_buffer *data, size_t done) {
-    encl_error err;
-    encl_code rc = ENCL_OK;
-
-    while (done < (size_t)data->len) {
-        size_t put;
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_stream_write(
-                stream, ENCL_SLICE((const uint8_t *)data->buf + done, (size_t)data->len - done),
-                binding_slice(ENCL_FOREVER), &put, &err);
-        Py_END_ALLOW_THREADS
-        done += put;
-        if (rc == ENCL_E_WRITE_TIMEOUT) {
-            if (PyErr_CheckSignals() != 0) {
-                return false;
-            }
-        } else if (rc != ENCL_OK) {
-            binding_raise(&err);
-            return false;
-        }
-    }
-    return true;
-}
-
-static PyObject *channel_open_stream(PyObject *self, PyObject *args) {
-    PyObject *slot_arg, *result;
-    Py_buffer payload;
-    encl_slot *slot;
+/* The first record's part of payload, then the rest. NULL with an exception set. */
+static PyObject *open_with(encl_slot *slot, encl_slice payload) {
+    size_t done = payload.len < ENCL_STREAM_FIRST_MAX ? payload.len : ENCL_STREAM_FIRST_MAX;
+    binding_outcome outcome;
+    PyObject *result;
     encl_stream *stream;
-    size_t first;
     encl_error err;
     encl_code rc;
 
-    (void)self;
-    if (!PyArg_ParseTuple(args, "Oy*", &slot_arg, &payload)) {
-        return NULL;
-    }
-    slot = binding_slot(slot_arg);
-    if (slot == NULL) {
-        PyBuffer_Release(&payload);
-        return NULL;
-    }
-    first = payload.len < ENCL_STREAM_FIRST_MAX ? (size_t)payload.len : ENCL_STREAM_FIRST_MAX;
     Py_BEGIN_ALLOW_THREADS
-        rc = encl_stream_open(slot, ENCL_SLICE(payload.buf, first), &stream, &err);
+        rc = encl_stream_open(slot, ENCL_SLICE(payload.data, done), &stream, &err);
     Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
-        PyBuffer_Release(&payload);
         return binding_raise(&err);
     }
     result = binding_wrap_stream(stream);
-    if (result != NULL && !write_rest(stream, &payload, first)) {
-        Py_CLEAR(result);
+    if (result == NULL || done == payload.len) {
+        return result;
     }
-    PyBuffer_Release(&payload);
+    outcome = binding_write(stream, payload, ENCL_FOREVER, &done, &err);
+    if (outcome != BINDING_DONE) {
+        Py_DECREF(result);
+        return binding_not_done(outcome, &err);
+    }
+    return result;
+}
+
+static PyObject *channel_open_stream(PyObject *self, PyObject *args) {
+    binding_buffer payload = {.name = "payload"};
+    PyObject *result;
+    encl_slot *slot;
+
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_slot, &slot, binding_read_buffer, &payload)) {
+        return NULL;
+    }
+    result = open_with(slot, ENCL_SLICE(payload.view.buf, (size_t)payload.view.len));
+    PyBuffer_Release(&payload.view);
     return result;
 }
 
 static PyObject *channel_start_request(PyObject *self, PyObject *args) {
-    PyObject *slot_arg;
-    Py_buffer payload;
+    binding_buffer payload = {.name = "payload"};
     encl_slot *slot;
     encl_request *request;
     encl_error err;
     encl_code rc;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "Oy*", &slot_arg, &payload)) {
-        return NULL;
-    }
-    slot = binding_slot(slot_arg);
-    if (slot == NULL) {
-        PyBuffer_Release(&payload);
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_slot, &slot, binding_read_buffer, &payload)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-        rc = encl_request_start(slot, ENCL_SLICE(payload.buf, (size_t)payload.len), &request, &err);
+        rc = encl_request_start(slot, ENCL_SLICE(payload.view.buf, (size_t)payload.view.len),
+                                &request, &err);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&payload);
+    PyBuffer_Release(&payload.view);
     return rc == ENCL_OK ? binding_wrap_request(request) : binding_raise(&err);
 }
 
+/* ---- documents ---- */
+
 static PyObject *channel_start_attest(PyObject *self, PyObject *args) {
     encl_channel *channel = channel_of(self);
-    PyObject *notifier_arg;
     encl_notifier *notifier;
-    unsigned long long token;
-    uint64_t number;
-    bool ok;
+    uint64_t token, number;
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
-        return NULL;
-    }
-    notifier = binding_notifier(notifier_arg, true, &ok);
-    if (!ok) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier_or_none, &notifier,
+                          binding_read_token, &token)) {
         return NULL;
     }
     keep_notifier(notifier);
@@ -504,48 +449,43 @@ static PyObject *channel_start_attest(PyObject *self, PyObject *args) {
         rc = encl_channel_start_attest(channel, notifier, token, &number, &err);
         encl_notifier_release(notifier);
     Py_END_ALLOW_THREADS
-    if (rc != ENCL_OK) {
-        return binding_raise(&err);
-    }
-    return PyLong_FromUnsignedLongLong(number);
+    return rc == ENCL_OK ? PyLong_FromUnsignedLongLong(number) : binding_raise(&err);
+}
+
+typedef struct document_context {
+    encl_channel *channel;
+    uint64_t number;
+    encl_doc *doc;
+} document_context;
+
+static encl_code await_document(void *context, int64_t until, encl_error *err) {
+    document_context *c = context;
+
+    return encl_channel_finish_attest(c->channel, c->number, until, &c->doc, err);
 }
 
 static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
-    encl_channel *channel = channel_of(self);
-    unsigned long long number;
-    PyObject *timeout;
+    document_context c = {.channel = channel_of(self)};
+    binding_outcome outcome;
     int64_t until;
-    encl_doc *doc = NULL;
     encl_error err;
-    encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "KO", &number, &timeout) || !binding_deadline(timeout, &until)) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_number, &c.number, binding_read_deadline,
+                          &until)) {
         return NULL;
     }
-    for (;;) {
-        int64_t slice = binding_slice(until);
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_channel_finish_attest(channel, number, slice, &doc, &err);
-        Py_END_ALLOW_THREADS
-        if (rc != ENCL_E_READ_TIMEOUT || until == ENCL_POLL || slice == until) {
-            break;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return NULL;
-        }
-    }
-    if (rc == ENCL_E_READ_TIMEOUT && until == ENCL_POLL) {
+    outcome = binding_wait(until, ENCL_E_READ_TIMEOUT, await_document, &c, &err);
+    if (outcome == BINDING_NOT_YET) {
         Py_RETURN_NONE;
     }
-    return rc == ENCL_OK ? take_doc(doc) : binding_raise(&err);
+    return outcome == BINDING_DONE ? take_doc(c.doc) : binding_not_done(outcome, &err);
 }
 
 static PyObject *channel_abandon_attest(PyObject *self, PyObject *args) {
     encl_channel *channel = channel_of(self);
-    unsigned long long number;
+    uint64_t number;
 
-    if (!PyArg_ParseTuple(args, "K", &number)) {
+    if (!PyArg_ParseTuple(args, "O&", binding_read_number, &number)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -595,111 +535,9 @@ static PyType_Spec channel_spec = {
     .slots = channel_slots,
 };
 
-/* ---- slots ---- */
-
-PyObject *binding_wrap_slot(encl_slot *slot) {
-    allocfunc make = (allocfunc)PyType_GetSlot(slot_type, Py_tp_alloc);
-    slot_object *self = (slot_object *)make(slot_type, 0);
-
-    if (self == NULL) {
-        encl_slot_release(slot);
-        return NULL;
-    }
-    self->slot = slot;
-    return (PyObject *)self;
-}
-
-encl_slot *binding_slot(PyObject *slot) {
-    if (!PyObject_TypeCheck(slot, slot_type)) {
-        PyErr_SetString(PyExc_TypeError, "slot: expected a Slot");
-        return NULL;
-    }
-    return ((slot_object *)slot)->slot;
-}
-
-static void slot_dealloc(PyObject *self) {
-    encl_slot *slot = ((slot_object *)self)->slot;
-
-    Py_BEGIN_ALLOW_THREADS
-        encl_slot_release(slot);
-    Py_END_ALLOW_THREADS
-    binding_free(self);
-}
-
-static PyObject *slot_wait(PyObject *self, PyObject *args) {
-    encl_slot *slot = ((slot_object *)self)->slot;
-    PyObject *timeout;
-    int64_t until;
-    encl_error err;
-    encl_code rc;
-
-    if (!PyArg_ParseTuple(args, "O", &timeout) || !binding_deadline(timeout, &until)) {
-        return NULL;
-    }
-    for (;;) {
-        int64_t slice = binding_slice(until);
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_slot_wait(slot, slice, &err);
-        Py_END_ALLOW_THREADS
-        if (rc != ENCL_E_POOL_TIMEOUT || slice == until) {
-            break;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return NULL;
-        }
-    }
-    if (rc != ENCL_OK) {
-        return binding_raise(&err);
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *slot_give_up(PyObject *self, PyObject *unused) {
-    encl_slot *slot = ((slot_object *)self)->slot;
-
-    (void)unused;
-    Py_BEGIN_ALLOW_THREADS
-        encl_slot_give_up(slot);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *get_granted(PyObject *self, void *unused) {
-    (void)unused;
-    return PyBool_FromLong(encl_slot_granted(((slot_object *)self)->slot));
-}
-
-static PyMethodDef slot_methods[] = {
-    {"wait", slot_wait, METH_VARARGS, "Until it is granted."},
-    {"release", slot_give_up, METH_NOARGS, "Gives it up."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyGetSetDef slot_properties[] = {
-    {"granted", get_granted, NULL, "Whether it may be used.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-static PyType_Slot slot_slots[] = {
-    {Py_tp_dealloc, slot_dealloc},
-    {Py_tp_methods, slot_methods},
-    {Py_tp_getset, slot_properties},
-    {Py_tp_doc, "A place among max_in_flight."},
-    {0, NULL},
-};
-
-static PyType_Spec slot_spec = {
-    .name = "enclavia._core.Slot",
-    .basicsize = sizeof(slot_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = slot_slots,
-};
-
 int binding_add_channel(PyObject *module) {
     channel_type = binding_add_type(module, &channel_spec);
-    slot_type = binding_add_type(module, &slot_spec);
-    if (channel_type == NULL || slot_type == NULL ||
+    if (channel_type == NULL ||
         PyModule_AddIntConstant(module, "MAX_IN_FLIGHT", ENCL_MAX_OPEN) != 0) {
         return -1;
     }

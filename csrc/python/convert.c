@@ -1,3 +1,7 @@
+/* What the core has, as Python objects: errors, bytes, attestations; and what all types here need.
+ * Decides which detail of an error its exception gets. Calls CPython and enclavia._errors. The GIL
+ * is held throughout; no lock. */
+#include "python/arguments.h"
 #include "python/binding.h"
 
 #include <string.h>
@@ -28,7 +32,7 @@ PyObject *binding_raise(const encl_error *err) {
     /* What a peer sent may be cut in the middle of a character. */
     message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
     if (module != NULL && detail != NULL && message != NULL) {
-        made = PyObject_CallMethod(module, "from_core", "iOOO", (int)err->code, message,
+        made = PyObject_CallMethod(module, "from_core", "sOOO", encl_code_name(err->code), message,
                                    err->retryable ? Py_True : Py_False, detail);
     }
     if (made != NULL) {
@@ -41,42 +45,6 @@ PyObject *binding_raise(const encl_error *err) {
     return NULL;
 }
 
-bool binding_deadline(PyObject *timeout, int64_t *until) {
-    double seconds;
-
-    if (timeout == Py_None) {
-        *until = ENCL_FOREVER;
-        return true;
-    }
-    seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred() != NULL) {
-        return false;
-    }
-    if (!(seconds >= 0)) {
-        PyErr_SetString(PyExc_ValueError,
-                        "timeout: expected 0 or more seconds, or None for no limit");
-        return false;
-    }
-    if (seconds == 0) {
-        *until = ENCL_POLL;
-    } else if (seconds > 1e9) {
-        *until = ENCL_FOREVER;
-    } else {
-        *until = encl_now_ns() + (int64_t)(seconds * 1e9);
-    }
-    return true;
-}
-
-int64_t binding_slice(int64_t until) {
-    int64_t next;
-
-    if (until == ENCL_POLL) {
-        return ENCL_POLL;
-    }
-    next = encl_now_ns() + BINDING_SLICE_NS;
-    return until < next ? until : next;
-}
-
 PyObject *binding_bytes(encl_slice bytes) {
     if (bytes.data == NULL) {
         Py_RETURN_NONE;
@@ -84,20 +52,20 @@ PyObject *binding_bytes(encl_slice bytes) {
     return PyBytes_FromStringAndSize((const char *)bytes.data, (Py_ssize_t)bytes.len);
 }
 
-bool binding_pcr(PyObject *value, encl_pcr *pcr) {
-    char *data;
-    Py_ssize_t len;
+bool binding_pcr(const char *name, PyObject *value, encl_pcr *pcr) {
+    encl_slice bytes;
 
-    if (PyBytes_AsStringAndSize(value, &data, &len) != 0) {
+    if (!binding_octets_of(name, value, &bytes)) {
         return false;
     }
-    if (len != 32 && len != 48 && len != 64) {
-        PyErr_Format(PyExc_ValueError, "a PCR: expected 32, 48 or 64 bytes, got %zd", len);
+    if (bytes.len != 32 && bytes.len != 48 && bytes.len != 64) {
+        PyErr_Format(PyExc_ValueError, "%s: expected PCRs of 32, 48 or 64 bytes, got %zu", name,
+                     bytes.len);
         return false;
     }
     memset(pcr, 0, sizeof *pcr);
-    memcpy(pcr->value, data, (size_t)len);
-    pcr->len = (uint8_t)len;
+    memcpy(pcr->value, bytes.data, bytes.len);
+    pcr->len = (uint8_t)bytes.len;
     return true;
 }
 
@@ -191,6 +159,12 @@ PyTypeObject *binding_add_type(PyObject *module, PyType_Spec *spec) {
         return NULL;
     }
     return (PyTypeObject *)type;
+}
+
+PyObject *binding_make(PyTypeObject *type) {
+    allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+
+    return make(type, 0);
 }
 
 void binding_free(PyObject *self) {

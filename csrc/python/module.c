@@ -1,6 +1,31 @@
+/* The module enclavia._core: decides where it may be loaded, and puts its parts together. Its one
+ * exported function is PyInit__core. The GIL is held throughout; no lock. */
 #include "python/binding.h"
 
 #include "base/secmem.h"
+
+static int (*const parts[])(PyObject *module) = {
+    binding_add_notifier, binding_add_watch,   binding_add_policy,
+    binding_add_slot,     binding_add_stream,  binding_add_request,
+    binding_add_channel,  binding_add_enclave, binding_add_library,
+};
+
+/* By what enclavia._errors knows the errors of csrc/base/error.h. */
+static int add_error_names(PyObject *module) {
+    PyObject *names = PyTuple_New(ENCL_E_COUNT_ - 1);
+    int rc = names == NULL ? -1 : 0;
+
+    for (int code = ENCL_OK + 1; rc == 0 && code < ENCL_E_COUNT_; code++) {
+        PyObject *name = PyUnicode_FromString(encl_code_name((encl_code)code));
+
+        rc = name == NULL ? -1 : PyTuple_SetItem(names, code - 1, name); /* takes the reference */
+    }
+    if (rc == 0) {
+        rc = PyModule_AddObjectRef(module, "ERROR_NAMES", names);
+    }
+    Py_XDECREF(names);
+    return rc;
+}
 
 static int fill(PyObject *module) {
     encl_error err;
@@ -16,10 +41,13 @@ static int fill(PyObject *module) {
         return -1;
     }
     if (PyModule_AddStringConstant(module, "VERSION", ENCL_VERSION) != 0 ||
-        binding_add_policy(module) != 0 || binding_add_notifier(module) != 0 ||
-        binding_add_stream(module) != 0 || binding_add_channel(module) != 0 ||
-        binding_add_enclave(module) != 0 || binding_add_library(module) != 0) {
+        add_error_names(module) != 0) {
         return -1;
+    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i](module) != 0) {
+            return -1;
+        }
     }
     return 0;
 }

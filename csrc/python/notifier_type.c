@@ -1,3 +1,8 @@
+/* Notifier: a descriptor for event loops, and the tokens of what is ready. Decides nothing; hands
+ * on to channel/notifier.c. drain takes the notifier's lock and so releases the GIL; fileno and
+ * wake take none. An object that is closed by one thread while another drains it is retained there.
+ */
+#include "python/arguments.h"
 #include "python/binding.h"
 
 typedef struct notifier_object {
@@ -10,14 +15,13 @@ static PyTypeObject *notifier_type;
 
 static PyObject *notifier_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {NULL};
-    allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     notifier_object *self;
     encl_error err;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "", names)) {
         return NULL;
     }
-    self = (notifier_object *)make(type, 0);
+    self = (notifier_object *)binding_make(type);
     if (self != NULL && encl_notifier_new(&self->notifier, &err) != ENCL_OK) {
         Py_DECREF(self);
         return binding_raise(&err);
@@ -116,96 +120,33 @@ static PyType_Spec notifier_spec = {
     .slots = notifier_slots,
 };
 
-encl_notifier *binding_notifier(PyObject *notifier, bool none_allowed, bool *ok) {
-    *ok = true;
-    if (notifier == Py_None && none_allowed) {
-        return NULL;
+static int read_notifier(const char *expected, PyObject *value, encl_notifier **out) {
+    if (!PyObject_TypeCheck(value, notifier_type)) {
+        return binding_wrong_type("notifier", expected, value);
     }
-    *ok = false;
-    if (!PyObject_TypeCheck(notifier, notifier_type)) {
-        PyErr_SetString(PyExc_TypeError, "notifier: expected a Notifier");
-        return NULL;
+    *out = ((notifier_object *)value)->notifier;
+    if (*out == NULL) {
+        PyErr_SetString(PyExc_ValueError, "notifier: expected an open one, got a closed one");
+        return 0;
     }
-    *ok = ((notifier_object *)notifier)->notifier != NULL;
-    return open_notifier(notifier);
+    return 1;
 }
 
-/* ---- registrations ---- */
+int binding_read_notifier(PyObject *value, void *notifier) {
+    return read_notifier("a Notifier", value, notifier);
+}
 
-typedef struct watch_object {
-    PyObject_HEAD
-    PyObject *owner;         /* a reference; NULL once ended */
-    encl_notifier *notifier; /* a reference */
-    void *target;
-    binding_withdraw withdraw;
-    uint64_t token;
-} watch_object;
+int binding_read_notifier_or_none(PyObject *value, void *notifier) {
+    encl_notifier **out = notifier;
 
-/* Set while the module is being made and never after. */
-static PyTypeObject *watch_type;
-
-PyObject *binding_watch(PyObject *owner, void *target, binding_withdraw withdraw, encl_notifier *n,
-                        uint64_t token) {
-    allocfunc make = (allocfunc)PyType_GetSlot(watch_type, Py_tp_alloc);
-    watch_object *self = (watch_object *)make(watch_type, 0);
-
-    if (self != NULL) {
-        encl_notifier_retain(n);
-        self->owner = Py_NewRef(owner);
-        self->notifier = n;
-        self->target = target;
-        self->withdraw = withdraw;
-        self->token = token;
+    if (value == Py_None) {
+        *out = NULL;
+        return 1;
     }
-    return (PyObject *)self;
+    return read_notifier("a Notifier or None", value, out);
 }
-
-static void end_watch(watch_object *self) {
-    PyObject *owner = self->owner;
-
-    if (owner == NULL) {
-        return;
-    }
-    self->owner = NULL;
-    Py_BEGIN_ALLOW_THREADS
-        self->withdraw(self->target, self->notifier, self->token);
-        encl_notifier_release(self->notifier);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(owner);
-}
-
-static PyObject *watch_end(PyObject *self, PyObject *unused) {
-    (void)unused;
-    end_watch((watch_object *)self);
-    Py_RETURN_NONE;
-}
-
-static void watch_dealloc(PyObject *self) {
-    end_watch((watch_object *)self);
-    binding_free(self);
-}
-
-static PyMethodDef watch_methods[] = {
-    {"end", watch_end, METH_NOARGS, "Withdraws; what was announced before may still come."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot watch_slots[] = {
-    {Py_tp_dealloc, watch_dealloc},
-    {Py_tp_methods, watch_methods},
-    {Py_tp_doc, "That somebody waits. Withdrawn by end(), or when nobody has this object."},
-    {0, NULL},
-};
-
-static PyType_Spec watch_spec = {
-    .name = "enclavia._core.Watch",
-    .basicsize = sizeof(watch_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = watch_slots,
-};
 
 int binding_add_notifier(PyObject *module) {
     notifier_type = binding_add_type(module, &notifier_spec);
-    watch_type = binding_add_type(module, &watch_spec);
-    return notifier_type == NULL || watch_type == NULL ? -1 : 0;
+    return notifier_type == NULL ? -1 : 0;
 }

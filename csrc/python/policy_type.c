@@ -1,7 +1,11 @@
+/* Policy: pins, root and mode, checked and copied; and verify, which judges one document. Decides
+ * nothing itself: attest/ does. verify works for long, and so releases the GIL. No lock: a policy
+ * does not change once it is made. */
+#include "python/arguments.h"
 #include "python/binding.h"
 
+#include <limits.h>
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct policy_object {
     PyObject_HEAD
@@ -11,99 +15,89 @@ typedef struct policy_object {
 /* One per interpreter process; set while the module is being made and never after. */
 static PyTypeObject *policy_type;
 
+#define PINS_MAX 1024
+
+static bool read_pin_set(PyObject *set, encl_pins *pins) {
+    if (!PyTuple_Check(set) || PyTuple_Size(set) != ENCL_PINNED_PCRS) {
+        return binding_wrong_type("pins", "tuples of (PCR0, PCR1, PCR2)", set);
+    }
+    for (Py_ssize_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+        if (!binding_pcr("pins", PyTuple_GetItem(set, i), &pins->pcr[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A block of the caller's; NULL with an exception set. */
+static encl_pins *read_pin_sets(PyObject *sets, Py_ssize_t n) {
+    encl_pins *pins;
+
+    if (n > PINS_MAX) {
+        PyErr_Format(PyExc_ValueError, "pins: expected at most %d sets, got %zd", PINS_MAX, n);
+        return NULL;
+    }
+    pins = calloc((size_t)n + 1, sizeof *pins);
+    if (pins == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (!read_pin_set(PyTuple_GetItem(sets, i), &pins[i])) {
+            free(pins);
+            return NULL;
+        }
+    }
+    return pins;
+}
+
 /* *out is NULL for None alone: an empty sequence is passed on, for encl_policy_init to refuse. */
 static bool read_pins(PyObject *sequence, encl_pins **out, size_t *count) {
-    Py_ssize_t n;
-    encl_pins *pins;
+    PyObject *sets;
 
     *out = NULL;
     *count = 0;
     if (sequence == Py_None) {
         return true;
     }
-    n = PySequence_Size(sequence);
-
-    if (n < 0) {
+    sets = binding_members("pins", "a sequence of (PCR0, PCR1, PCR2) or None", sequence);
+    if (sets == NULL) {
         return false;
     }
-    if (n > 1024) {
-        PyErr_SetString(PyExc_ValueError, "pins: expected at most 1024 sets");
-        return false;
-    }
-    pins = calloc((size_t)n + 1, sizeof *pins);
-    if (pins == NULL) {
-        PyErr_NoMemory();
-        return false;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *set = PySequence_GetItem(sequence, i);
-        bool ok = set != NULL && PyTuple_Check(set) && PyTuple_Size(set) == ENCL_PINNED_PCRS;
-
-        if (set != NULL && !ok) {
-            PyErr_SetString(PyExc_TypeError, "pins: expected tuples of (PCR0, PCR1, PCR2)");
-        }
-        for (Py_ssize_t k = 0; ok && k < ENCL_PINNED_PCRS; k++) {
-            ok = binding_pcr(PyTuple_GetItem(set, k), &pins[i].pcr[k]);
-        }
-        Py_XDECREF(set);
-        if (!ok) {
-            free(pins);
-            return false;
-        }
-    }
-    *out = pins;
-    *count = (size_t)n;
-    return true;
-}
-
-/* None is "not given" (data NULL); bytes stay borrowed and their data is never NULL, also where
- * there are none. */
-static bool bytes_or_none(PyObject *value, const char *what, encl_slice *out) {
-    char *data;
-    Py_ssize_t len;
-
-    *out = ENCL_SLICE_NONE;
-    if (value == Py_None) {
-        return true;
-    }
-    if (!PyBytes_Check(value)) {
-        PyErr_Format(PyExc_TypeError, "%s: expected bytes or None", what);
-        return false;
-    }
-    if (PyBytes_AsStringAndSize(value, &data, &len) != 0) {
-        return false;
-    }
-    *out = ENCL_SLICE(data, (size_t)len);
-    return true;
+    *count = (size_t)PyTuple_Size(sets);
+    *out = read_pin_sets(sets, PyTuple_Size(sets));
+    Py_DECREF(sets);
+    return *out != NULL;
 }
 
 static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"pins", "root", "debug", "need_pins", "clock_leeway", NULL};
-    allocfunc make = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    binding_octets root = {.name = "root", .optional = true};
+    binding_flag debug = {.name = "debug"}, need_pins = {.name = "need_pins"};
+    binding_whole leeway = {"clock_leeway", 0, ENCL_CLOCK_LEEWAY_MAX, 0};
     policy_object *self;
-    PyObject *pins_arg, *root_arg;
-    encl_slice root;
-    int debug, need_pins;
-    long long clock_leeway = 0;
+    PyObject *pins_arg;
     encl_pins *pins;
     size_t count;
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOpp|L", names, &pins_arg, &root_arg, &debug,
-                                     &need_pins, &clock_leeway) ||
-        !bytes_or_none(root_arg, "root", &root) || !read_pins(pins_arg, &pins, &count)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&O&O&|O&", names, &pins_arg,
+                                     binding_read_octets, &root, binding_read_flag, &debug,
+                                     binding_read_flag, &need_pins, binding_read_whole, &leeway) ||
+        !read_pins(pins_arg, &pins, &count)) {
         return NULL;
     }
-    self = (policy_object *)make(type, 0);
+    self = (policy_object *)binding_make(type);
     if (self == NULL) {
         free(pins);
         return NULL;
     }
-    rc = encl_policy_init(&self->policy, pins, count, root, debug != 0, need_pins != 0, &err);
+    rc = encl_policy_init(&self->policy, pins, count, root.bytes, debug.value, need_pins.value,
+                          &err);
     free(pins);
     if (rc == ENCL_OK) {
-        rc = encl_policy_set_clock_leeway(&self->policy, clock_leeway, &err);
+        rc = encl_policy_set_clock_leeway(&self->policy, leeway.value, &err);
     }
     if (rc != ENCL_OK) {
         Py_DECREF(self);
@@ -131,40 +125,38 @@ static PyType_Spec policy_spec = {
     .slots = policy_slots,
 };
 
-const encl_policy *binding_policy(PyObject *policy) {
-    if (!PyObject_TypeCheck(policy, policy_type)) {
-        PyErr_SetString(PyExc_TypeError, "policy: expected a Policy");
-        return NULL;
+int binding_read_policy(PyObject *value, void *policy) {
+    const encl_policy **out = policy;
+
+    if (!PyObject_TypeCheck(value, policy_type)) {
+        return binding_wrong_type("policy", "a Policy", value);
     }
-    return &((policy_object *)policy)->policy;
+    *out = &((policy_object *)value)->policy;
+    return 1;
 }
 
 static PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"document", "policy", "nonce", "at", NULL};
-    Py_buffer document;
-    PyObject *policy_arg, *nonce_arg, *result;
+    binding_buffer document = {.name = "document"};
+    binding_octets nonce = {.name = "nonce", .optional = true};
+    binding_whole at = {"at", LLONG_MIN, LLONG_MAX, 0};
     const encl_policy *policy;
-    encl_slice nonce;
-    long long at;
     encl_attestation *attestation = NULL;
+    PyObject *result;
     encl_error err;
     encl_code rc;
 
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*OOL", names, &document, &policy_arg,
-                                     &nonce_arg, &at)) {
-        return NULL;
-    }
-    policy = binding_policy(policy_arg);
-    if (policy == NULL || !bytes_or_none(nonce_arg, "nonce", &nonce)) {
-        PyBuffer_Release(&document);
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&O&O&", names, binding_read_buffer,
+                                     &document, binding_read_policy, &policy, binding_read_octets,
+                                     &nonce, binding_read_whole, &at)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
-        rc = encl_attest_verify(ENCL_SLICE(document.buf, (size_t)document.len), policy, nonce, at,
-                                NULL, &attestation, &err);
+        rc = encl_attest_verify(ENCL_SLICE(document.view.buf, (size_t)document.view.len), policy,
+                                nonce.bytes, at.value, NULL, &attestation, &err);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&document);
+    PyBuffer_Release(&document.view);
     if (rc != ENCL_OK) {
         return binding_raise(&err);
     }

@@ -1,11 +1,16 @@
+/* Stream: one TCP connection to the workload. Decides how much one read gives, and when it is
+ * copied with the GIL held. Whatever takes the channel's lock releases the GIL; the properties read
+ * atomics, and a small read (read_held) tries the lock and gives up at once. What is copied here is
+ * wiped. */
 #include "base/secmem.h"
+#include "python/arguments.h"
 #include "python/binding.h"
 
+#include <limits.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* What one read gives at most. */
-#define READ_MAX ((Py_ssize_t)1024 * 1024)
+#define READ_MAX ((size_t)1024 * 1024)
 
 /* What is copied at once with the GIL held, where that needs no waiting for a lock. Where many
  * threads run, giving the GIL up means to queue for it again, which takes longer than the work. */
@@ -16,22 +21,15 @@ typedef struct stream_object {
     encl_stream *stream;
 } stream_object;
 
-typedef struct request_object {
-    PyObject_HEAD
-    encl_request *request;
-    bool abandoned;
-} request_object;
-
 /* Set while the module is being made and never after. */
-static PyTypeObject *stream_type, *request_type;
+static PyTypeObject *stream_type;
 
 static encl_stream *stream_of(PyObject *self) {
     return ((stream_object *)self)->stream;
 }
 
 PyObject *binding_wrap_stream(encl_stream *stream) {
-    allocfunc make = (allocfunc)PyType_GetSlot(stream_type, Py_tp_alloc);
-    stream_object *self = (stream_object *)make(stream_type, 0);
+    stream_object *self = (stream_object *)binding_make(stream_type);
 
     if (self == NULL) {
         encl_stream_release(stream);
@@ -52,35 +50,20 @@ static void stream_dealloc(PyObject *self) {
 
 /* ---- reading ---- */
 
-/* Reads into block, waiting in slices. 1: *got is set; 0: it would wait (poll); -1: raised. */
-static int read_into(encl_stream *stream, uint8_t *block, size_t cap, int64_t until, size_t *got) {
-    encl_error err;
-    encl_code rc;
+typedef struct read_context {
+    encl_stream *stream;
+    uint8_t *block;
+    size_t cap, got;
+} read_context;
 
-    for (;;) {
-        int64_t slice = binding_slice(until);
+static encl_code read_step(void *context, int64_t until, encl_error *err) {
+    read_context *c = context;
 
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_stream_read(stream, block, cap, slice, got, &err);
-        Py_END_ALLOW_THREADS
-        if (rc == ENCL_OK) {
-            return 1;
-        }
-        if (rc != ENCL_E_READ_TIMEOUT) {
-            break;
-        }
-        if (until == ENCL_POLL) {
-            return 0;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return -1;
-        }
-        if (slice == until) {
-            break;
-        }
-    }
-    binding_raise(&err);
-    return -1;
+    return encl_stream_read(c->stream, c->block, c->cap, until, &c->got, err);
+}
+
+static binding_outcome read_into(read_context *c, int64_t until, encl_error *err) {
+    return binding_wait(until, ENCL_E_READ_TIMEOUT, read_step, c, err);
 }
 
 /* What is there, where it is little. False: nothing, or more than that, or that cannot be told
@@ -98,123 +81,120 @@ static bool read_held(encl_stream *stream, size_t n, PyObject **result) {
     return true;
 }
 
-static PyObject *read_waiting(encl_stream *stream, size_t n, int64_t until) {
-    size_t room = encl_stream_buffered(stream), got = 0;
-    PyObject *result = NULL;
-    uint8_t *block;
-    int rc;
+/* How large a block to read into: what is there, or where that is nothing, what usually is. */
+static size_t read_room(encl_stream *stream, size_t n) {
+    size_t room = encl_stream_buffered(stream);
 
     if (room == 0 || room > n) {
         room = room == 0 && n > 65536 ? 65536 : n;
     }
-    block = malloc(room);
-    if (block == NULL) {
+    return room;
+}
+
+static PyObject *read_waiting(encl_stream *stream, size_t n, int64_t until) {
+    size_t room = read_room(stream, n);
+    read_context c = {.stream = stream, .block = malloc(room), .cap = room};
+    binding_outcome outcome;
+    PyObject *result = NULL;
+    encl_error err;
+
+    if (c.block == NULL) {
         return PyErr_NoMemory();
     }
-    rc = read_into(stream, block, room, until, &got);
-    if (rc == 1) {
-        result = PyBytes_FromStringAndSize((const char *)block, (Py_ssize_t)got);
-    } else if (rc == 0) {
+    outcome = read_into(&c, until, &err);
+    if (outcome == BINDING_DONE) {
+        result = PyBytes_FromStringAndSize((const char *)c.block, (Py_ssize_t)c.got);
+        encl_wipe(c.block, c.got);
+    } else if (outcome == BINDING_NOT_YET) {
         result = Py_NewRef(Py_None);
+    } else {
+        binding_not_done(outcome, &err);
     }
-    encl_wipe(block, got);
-    free(block);
+    free(c.block);
     return result;
 }
 
 static PyObject *stream_read(PyObject *self, PyObject *args) {
     encl_stream *stream = stream_of(self);
-    PyObject *timeout, *result = NULL;
-    Py_ssize_t n;
+    binding_whole n = {"n", 0, LLONG_MAX, 0};
+    PyObject *result = NULL;
+    size_t most;
     int64_t until;
 
-    if (!PyArg_ParseTuple(args, "nO", &n, &timeout) || !binding_deadline(timeout, &until)) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_whole, &n, binding_read_deadline, &until)) {
         return NULL;
     }
-    if (n < 0) {
-        return PyErr_Format(PyExc_ValueError, "read: expected at least 0 bytes, got %zd", n);
-    }
-    n = n > READ_MAX ? READ_MAX : n;
-    if (read_held(stream, (size_t)n, &result)) {
+    most = (unsigned long long)n.value > READ_MAX ? READ_MAX : (size_t)n.value;
+    if (read_held(stream, most, &result)) {
         return result;
     }
-    return read_waiting(stream, (size_t)n, until);
+    return read_waiting(stream, most, until);
 }
 
 static PyObject *stream_readinto(PyObject *self, PyObject *args) {
-    Py_buffer buffer;
-    PyObject *timeout;
+    binding_buffer buffer = {.name = "buffer", .writable = true};
+    read_context c = {.stream = stream_of(self)};
+    binding_outcome outcome;
     int64_t until;
-    size_t got = 0;
-    int rc;
+    encl_error err;
 
-    if (!PyArg_ParseTuple(args, "w*O", &buffer, &timeout)) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_buffer, &buffer, binding_read_deadline,
+                          &until)) {
         return NULL;
     }
-    if (!binding_deadline(timeout, &until)) {
-        PyBuffer_Release(&buffer);
-        return NULL;
+    c.block = buffer.view.buf;
+    c.cap = (size_t)buffer.view.len;
+    outcome = read_into(&c, until, &err);
+    PyBuffer_Release(&buffer.view);
+    if (outcome == BINDING_NOT_YET) {
+        Py_RETURN_NONE;
     }
-    rc = read_into(stream_of(self), buffer.buf, (size_t)buffer.len, until, &got);
-    PyBuffer_Release(&buffer);
-    if (rc < 0) {
-        return NULL;
-    }
-    return rc == 0 ? Py_NewRef(Py_None) : PyLong_FromSize_t(got);
+    return outcome == BINDING_DONE ? PyLong_FromSize_t(c.got) : binding_not_done(outcome, &err);
 }
 
 /* ---- writing ---- */
 
-/* From *done on, waiting in slices. False: a signal's handler raised. */
-static bool write_waiting(encl_stream *stream, const Py_buffer *data, int64_t until, size_t *done,
-                          encl_code *rc, encl_error *err) {
+typedef struct write_context {
+    encl_stream *stream;
+    encl_slice data;
+    size_t done;
+} write_context;
+
+static encl_code write_step(void *context, int64_t until, encl_error *err) {
+    write_context *c = context;
+    encl_slice rest = ENCL_SLICE(c->data.data + c->done, c->data.len - c->done);
     size_t put;
+    encl_code rc = encl_stream_write(c->stream, rest, until, &put, err);
 
-    for (;;) {
-        int64_t slice = binding_slice(until);
+    c->done += put;
+    return rc;
+}
 
-        Py_BEGIN_ALLOW_THREADS
-            *rc = encl_stream_write(
-                stream, ENCL_SLICE((const uint8_t *)data->buf + *done, (size_t)data->len - *done),
-                slice, &put, err);
-        Py_END_ALLOW_THREADS
-        *done += put;
-        if (*rc != ENCL_E_WRITE_TIMEOUT || until == ENCL_POLL) {
-            return true;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return false;
-        }
-        if (slice == until) {
-            return true;
-        }
-    }
+binding_outcome binding_write(encl_stream *stream, encl_slice data, int64_t until, size_t *done,
+                              encl_error *err) {
+    write_context c = {.stream = stream, .data = data, .done = *done};
+    binding_outcome outcome = binding_wait(until, ENCL_E_WRITE_TIMEOUT, write_step, &c, err);
+
+    *done = c.done;
+    return outcome;
 }
 
 static PyObject *stream_write(PyObject *self, PyObject *args) {
-    encl_stream *stream = stream_of(self);
-    Py_buffer data;
-    PyObject *timeout;
-    int64_t until;
+    binding_buffer data = {.name = "data"};
+    binding_outcome outcome;
     size_t done = 0;
-    bool handled;
+    int64_t until;
     encl_error err;
-    encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "y*O", &data, &timeout)) {
+    if (!PyArg_ParseTuple(args, "O&O&", binding_read_buffer, &data, binding_read_deadline,
+                          &until)) {
         return NULL;
     }
-    if (!binding_deadline(timeout, &until)) {
-        PyBuffer_Release(&data);
-        return NULL;
-    }
-    handled = write_waiting(stream, &data, until, &done, &rc, &err);
-    PyBuffer_Release(&data);
-    if (!handled) {
-        return NULL;
-    }
-    if (rc != ENCL_OK && !(rc == ENCL_E_WRITE_TIMEOUT && until == ENCL_POLL)) {
-        return binding_raise(&err);
+    outcome = binding_write(stream_of(self), ENCL_SLICE(data.view.buf, (size_t)data.view.len),
+                            until, &done, &err);
+    PyBuffer_Release(&data.view);
+    if (outcome != BINDING_DONE && outcome != BINDING_NOT_YET) {
+        return binding_not_done(outcome, &err);
     }
     return PyLong_FromSize_t(done);
 }
@@ -244,39 +224,26 @@ static PyObject *stream_close(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static void withdraw_from_stream(void *target, const encl_notifier *n, uint64_t token) {
-    encl_stream_withdraw(target, n, token);
+static encl_code enlist(void *stream, int what, encl_notifier *n, uint64_t token, encl_error *err) {
+    return encl_stream_notify(stream, what, n, token, err);
 }
 
-static PyObject *stream_notify(PyObject *self, PyObject *args) {
-    encl_stream *stream = stream_of(self);
-    PyObject *notifier_arg, *watch;
-    encl_notifier *notifier;
-    unsigned long long token;
-    int what;
-    bool ok;
-    encl_error err;
-    encl_code rc;
+static void withdraw(void *stream, const encl_notifier *n, uint64_t token) {
+    encl_stream_withdraw(stream, n, token);
+}
 
-    if (!PyArg_ParseTuple(args, "iOK", &what, &notifier_arg, &token)) {
+static const binding_source readiness = {enlist, withdraw};
+
+static PyObject *stream_notify(PyObject *self, PyObject *args) {
+    binding_whole what = {"what", 0, ENCL_READABLE | ENCL_WRITABLE, 0};
+    encl_notifier *notifier;
+    uint64_t token;
+
+    if (!PyArg_ParseTuple(args, "O&O&O&", binding_read_whole, &what, binding_read_notifier,
+                          &notifier, binding_read_token, &token)) {
         return NULL;
     }
-    notifier = binding_notifier(notifier_arg, false, &ok);
-    if (!ok) {
-        return NULL;
-    }
-    watch = binding_watch(self, stream, withdraw_from_stream, notifier, token);
-    if (watch == NULL) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-        rc = encl_stream_notify(stream, what, notifier, token, &err);
-    Py_END_ALLOW_THREADS
-    if (rc != ENCL_OK) {
-        Py_DECREF(watch);
-        return binding_raise(&err);
-    }
-    return watch;
+    return binding_watch(self, stream_of(self), &readiness, (int)what.value, notifier, token);
 }
 
 static PyObject *get_id(PyObject *self, void *unused) {
@@ -332,146 +299,9 @@ static PyType_Spec stream_spec = {
     .slots = stream_slots,
 };
 
-/* ---- one-shot requests ---- */
-
-PyObject *binding_wrap_request(encl_request *request) {
-    allocfunc make = (allocfunc)PyType_GetSlot(request_type, Py_tp_alloc);
-    request_object *self = (request_object *)make(request_type, 0);
-
-    if (self == NULL) {
-        encl_request_release(request);
-        return NULL;
-    }
-    self->request = request;
-    return (PyObject *)self;
-}
-
-static void request_dealloc(PyObject *self) {
-    encl_request *request = ((request_object *)self)->request;
-
-    Py_BEGIN_ALLOW_THREADS
-        encl_request_release(request);
-    Py_END_ALLOW_THREADS
-    binding_free(self);
-}
-
-/* Released by dealloc only: another thread may be waiting for its result. */
-static PyObject *request_abandon(PyObject *self, PyObject *unused) {
-    encl_request *request = ((request_object *)self)->request;
-
-    (void)unused;
-    ((request_object *)self)->abandoned = true;
-    Py_BEGIN_ALLOW_THREADS
-        encl_request_abandon(request);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static encl_request *live_request(PyObject *self) {
-    if (((request_object *)self)->abandoned) {
-        PyErr_SetString(PyExc_ValueError, "this request was abandoned");
-        return NULL;
-    }
-    return ((request_object *)self)->request;
-}
-
-static PyObject *request_result(PyObject *self, PyObject *args) {
-    encl_request *request = live_request(self);
-    PyObject *timeout;
-    int64_t until;
-    encl_slice answer;
-    encl_error err;
-    encl_code rc;
-
-    if (request == NULL || !PyArg_ParseTuple(args, "O", &timeout) ||
-        !binding_deadline(timeout, &until)) {
-        return NULL;
-    }
-    for (;;) {
-        int64_t slice = binding_slice(until);
-
-        Py_BEGIN_ALLOW_THREADS
-            rc = encl_request_result(request, slice, &answer, &err);
-        Py_END_ALLOW_THREADS
-        if (rc != ENCL_E_READ_TIMEOUT || until == ENCL_POLL) {
-            break;
-        }
-        if (PyErr_CheckSignals() != 0) {
-            return NULL;
-        }
-        if (slice == until) {
-            break;
-        }
-    }
-    if (rc == ENCL_E_READ_TIMEOUT && until == ENCL_POLL) {
-        Py_RETURN_NONE;
-    }
-    if (rc != ENCL_OK) {
-        return binding_raise(&err);
-    }
-    return PyBytes_FromStringAndSize((const char *)answer.data, (Py_ssize_t)answer.len);
-}
-
-static void withdraw_from_request(void *target, const encl_notifier *n, uint64_t token) {
-    encl_request_withdraw(target, n, token);
-}
-
-static PyObject *request_notify(PyObject *self, PyObject *args) {
-    encl_request *request = live_request(self);
-    PyObject *notifier_arg, *watch;
-    encl_notifier *notifier;
-    unsigned long long token;
-    bool ok;
-    encl_error err;
-    encl_code rc;
-
-    if (request == NULL || !PyArg_ParseTuple(args, "OK", &notifier_arg, &token)) {
-        return NULL;
-    }
-    notifier = binding_notifier(notifier_arg, false, &ok);
-    if (!ok) {
-        return NULL;
-    }
-    watch = binding_watch(self, request, withdraw_from_request, notifier, token);
-    if (watch == NULL) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-        rc = encl_request_notify(request, notifier, token, &err);
-    Py_END_ALLOW_THREADS
-    if (rc != ENCL_OK) {
-        Py_DECREF(watch);
-        return binding_raise(&err);
-    }
-    return watch;
-}
-
-static PyMethodDef request_methods[] = {
-    {"result", request_result, METH_VARARGS, "The answer; None where it would wait."},
-    {"notify", request_notify, METH_VARARGS, "Asks to be told once; gives a Watch."},
-    {"abandon", request_abandon, METH_NOARGS, "Gives the answer up."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot request_slots[] = {
-    {Py_tp_dealloc, request_dealloc},
-    {Py_tp_methods, request_methods},
-    {Py_tp_doc, "A one-shot request under way."},
-    {0, NULL},
-};
-
-static PyType_Spec request_spec = {
-    .name = "enclavia._core.Request",
-    .basicsize = sizeof(request_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = request_slots,
-};
-
 int binding_add_stream(PyObject *module) {
     stream_type = binding_add_type(module, &stream_spec);
-    request_type = binding_add_type(module, &request_spec);
-    if (stream_type == NULL || request_type == NULL ||
-        PyModule_AddIntConstant(module, "READABLE", ENCL_READABLE) != 0 ||
+    if (stream_type == NULL || PyModule_AddIntConstant(module, "READABLE", ENCL_READABLE) != 0 ||
         PyModule_AddIntConstant(module, "WRITABLE", ENCL_WRITABLE) != 0) {
         return -1;
     }

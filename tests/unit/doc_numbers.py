@@ -337,7 +337,7 @@ CLAIMS = [
     claim(
         "architecture.md",
         "looking for signals every {}",
-        c("python/binding.h", "BINDING_SLICE_NS", 1e-9),
+        c("python/wait.c", "SLICE_NS", 1e-9),
     ),
     claim("architecture.md", "the table holds at most {}, the server's limit", OPEN),
     claim(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 from typing import Any
 
 import httpx2
 import pytest
 
 import enclavia
-from enclavia import _errors
+from enclavia import _core, _errors
 
 CLASSES = [
     cls
@@ -105,50 +106,55 @@ def test_request_is_asked_for_before_it_is_known() -> None:
         _ = enclavia.ReadTimeout("late").request
 
 
-@pytest.mark.parametrize(
-    ("code", "cls"),
-    [
-        (1, MemoryError), (2, ValueError), (3, enclavia.InvalidURL), (4, enclavia.StateError),
-        (5, enclavia.ConnectError), (6, enclavia.UpgradeRejected), (7, enclavia.ConnectionClosed),
-        (8, enclavia.ConnectTimeout), (9, enclavia.ReadTimeout), (10, enclavia.WriteTimeout),
-        (11, enclavia.PoolTimeout), (12, enclavia.ProtocolError), (13, enclavia.DocumentError),
-        (14, enclavia.CertificateError), (15, enclavia.SignatureError),
-        (16, enclavia.NonceMismatch), (17, enclavia.PcrMismatch), (18, enclavia.ServerError),
-        (19, enclavia.ForkedError), (20, enclavia.InternalError), (21, enclavia.SlowReader),
-        (999, enclavia.InternalError),
-    ],
-)  # fmt: skip
-def test_codes_of_the_core(code: int, cls: type[Exception]) -> None:
-    error = _errors.from_core(code, "why", True, {})
-    assert type(error) is cls
+OF_THE_CORE: dict[str, type[Exception]] = {
+    "out of memory": MemoryError, "invalid argument": ValueError,
+    "invalid URL": enclavia.InvalidURL, "wrong state": enclavia.StateError,
+    "connect error": enclavia.ConnectError, "upgrade rejected": enclavia.UpgradeRejected,
+    "connection closed": enclavia.ConnectionClosed, "connect timeout": enclavia.ConnectTimeout,
+    "read timeout": enclavia.ReadTimeout, "write timeout": enclavia.WriteTimeout,
+    "pool timeout": enclavia.PoolTimeout, "protocol error": enclavia.ProtocolError,
+    "document error": enclavia.DocumentError, "certificate error": enclavia.CertificateError,
+    "signature error": enclavia.SignatureError, "nonce mismatch": enclavia.NonceMismatch,
+    "PCR mismatch": enclavia.PcrMismatch, "server error": enclavia.ServerError,
+    "forked process": enclavia.ForkedError, "internal error": enclavia.InternalError,
+    "slow reader": enclavia.SlowReader,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*_core.ERROR_NAMES, "an error of a later core"])
+def test_errors_of_the_core(name: str) -> None:
+    """Every error that the core has, by the name that the core itself gives it."""
+    error = _errors.from_core(name, "why", True, {})
+    assert type(error) is OF_THE_CORE.get(name, enclavia.InternalError)
     assert str(error) == "why"
     if isinstance(error, enclavia.EnclaviaError):
         assert error.retryable is True
 
 
-def test_codes_match_the_header(request: pytest.FixtureRequest) -> None:
-    """The numbers above are those of csrc/base/error.h, in its order."""
+def test_the_core_and_the_package_name_the_same_errors() -> None:
+    assert list(OF_THE_CORE) == list(_core.ERROR_NAMES)
+    assert list(_errors._CLASSES) == list(_core.ERROR_NAMES)
+    assert len(set(_errors._CLASSES.values())) == len(_core.ERROR_NAMES)
+
+
+def test_every_code_of_the_header_has_a_name(request: pytest.FixtureRequest) -> None:
     header = (request.config.rootpath / "csrc/base/error.h").read_text()
     enum = header.split("typedef enum encl_code {")[1].split("} encl_code;")[0]
-    names = [line.split("=")[0].split(",")[0].strip() for line in enum.splitlines()]
-    names = [name for name in names if name.startswith("ENCL_")]
-    assert names[0] == "ENCL_OK"
-    assert names[-1] == "ENCL_E_COUNT_"
-    assert len(names) - 2 == 21
-    assert names.index("ENCL_E_PCR") == 17
-    assert names.index("ENCL_E_FORKED") == 19
-    assert names.index("ENCL_E_SLOW_READER") == 21
+    codes = re.findall(r"^\s*(ENCL_E_\w+),", enum, re.MULTILINE)
+    assert len(codes) == len(set(_core.ERROR_NAMES)) == 21
 
 
 def test_detail_of_the_core() -> None:
     detail: dict[str, Any] = {"index": 1, "expected": b"e", "actual": b"a"}
-    pcr = _errors.from_core(17, "PCR1", False, detail)
+    pcr = _errors.from_core("PCR mismatch", "PCR1", False, detail)
     assert isinstance(pcr, enclavia.PcrMismatch)
     assert (pcr.index, pcr.expected, pcr.actual, pcr.retryable) == (1, b"e", b"a", False)
-    server = _errors.from_core(18, "unknown stream id", False, {"id": 9})
+    server = _errors.from_core("server error", "unknown stream id", False, {"id": 9})
     assert isinstance(server, enclavia.ServerError)
     assert server.id == 9
-    rejected = _errors.from_core(6, "no", False, {"status": 404, "head": b"HTTP/1.1 404"})
+    rejected = _errors.from_core(
+        "upgrade rejected", "no", False, {"status": 404, "head": b"HTTP/1.1 404"}
+    )
     assert isinstance(rejected, enclavia.UpgradeRejected)
     assert (rejected.status, rejected.head) == (404, b"HTTP/1.1 404")
 

@@ -1,0 +1,46 @@
+/* The one loop in which a thread of Python waits for the core. Decides when a wait looks for
+ * signals and when it is over. The GIL is held on entry and on return, and released around each
+ * step; a step may wait for locks and for its deadline, and must not touch a Python object. */
+#include "python/binding.h"
+
+/* A wait looks for signals this often: well below the 100 ms that are promised. */
+#define SLICE_NS ((int64_t)50 * 1000000)
+
+/* The next point at which a wait until `until` has to look for signals. */
+static int64_t slice_of(int64_t until) {
+    int64_t next;
+
+    if (until == ENCL_POLL) {
+        return ENCL_POLL;
+    }
+    next = encl_now_ns() + SLICE_NS;
+    return until < next ? until : next;
+}
+
+binding_outcome binding_wait(int64_t until, encl_code again, binding_step step, void *context,
+                             encl_error *err) {
+    for (;;) {
+        int64_t slice = slice_of(until);
+        encl_code rc;
+
+        Py_BEGIN_ALLOW_THREADS
+            rc = step(context, slice, err);
+        Py_END_ALLOW_THREADS
+        if (rc != again) {
+            return rc == ENCL_OK ? BINDING_DONE : BINDING_FAILED;
+        }
+        if (until == ENCL_POLL) {
+            return BINDING_NOT_YET;
+        }
+        if (PyErr_CheckSignals() != 0) {
+            return BINDING_RAISED;
+        }
+        if (slice == until) {
+            return BINDING_TIMED_OUT;
+        }
+    }
+}
+
+PyObject *binding_not_done(binding_outcome outcome, const encl_error *err) {
+    return outcome == BINDING_RAISED ? NULL : binding_raise(err);
+}
