@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-LAYERS = "base cbor noise wire attest session ws net channel enclave python".split()
+LAYERS = "base platform cbor noise wire attest session ws net channel enclave python".split()
 LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 MINIMUM_PYTHON = 0x030B0000
 MISSING = """

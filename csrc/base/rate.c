@@ -16,3 +16,12 @@ bool encl_rate_take(encl_rate *rate, uint64_t n, int64_t now) {
     rate->paid_until += (int64_t)n * EACH_NS;
     return rate->paid_until - now <= AHEAD_NS;
 }
+
+bool encl_charge_more(encl_charge *charge, uint64_t count, uint64_t allowance, int64_t now) {
+    uint64_t n = count - charge->charged, left = allowance - charge->forgiven;
+    uint64_t forgiven = left < n ? left : n;
+
+    charge->charged = count;
+    charge->forgiven += forgiven;
+    return encl_rate_take(&charge->rate, n - forgiven, now);
+}

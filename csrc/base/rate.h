@@ -18,4 +18,19 @@ typedef struct encl_rate {
 /* n more of them at now; false where that is too often. */
 bool encl_rate_take(encl_rate *rate, uint64_t n, int64_t now);
 
+/* A rate for what somebody else counts. All zero at first. */
+typedef struct encl_charge {
+    encl_rate rate;
+    uint64_t charged, forgiven; /* of the two counts below */
+} encl_charge;
+
+bool encl_charge_more(encl_charge *charge, uint64_t count, uint64_t allowance, int64_t now);
+
+/* Charges what count has grown by since the last call. allowance counts what excuses one each; it
+ * is kept until it is needed. The clock is only asked where there is something to charge. */
+static inline bool encl_charge_for(encl_charge *charge, uint64_t count, uint64_t allowance,
+                                   int64_t (*clock)(void)) {
+    return count == charge->charged || encl_charge_more(charge, count, allowance, clock());
+}
+
 #endif

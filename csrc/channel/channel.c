@@ -59,13 +59,6 @@ static encl_result shared_get(encl_loop **loop, encl_link_cache **links, encl_er
 
 /* ---- time and waiting ---- */
 
-int64_t encl_now_ns(void) {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
     if (until == ENCL_FOREVER) {
         encl_cond_wait(cond, &ch->lock);
@@ -473,20 +466,9 @@ static encl_result handle(encl_channel *ch, const encl_event *event, encl_error 
  * ours, or that it does not know the id any more. So many are free; a workload that closes every
  * connection, thousands of times a second, is no attack. */
 static encl_result charge_idle(encl_channel *ch, encl_error *err) {
-    uint64_t came = encl_session_idle_records(ch->session);
-    uint64_t n = came - ch->idle_counted;
-    uint64_t free_of_charge = counted(&ch->records_out) - ch->idle_free;
-
-    if (n == 0) {
-        return ENCL_OK;
-    }
-    ch->idle_counted = came;
-    if (free_of_charge > n) {
-        free_of_charge = n;
-    }
-    ch->idle_free += free_of_charge;
-    n -= free_of_charge;
-    ENCL_ENSURE(encl_rate_take(&ch->idle, n, encl_now_ns()), err, ENCL_E_PROTOCOL,
+    ENCL_ENSURE(encl_charge_for(&ch->idle, encl_session_idle_records(ch->session),
+                                counted(&ch->records_out), encl_now_ns),
+                err, ENCL_E_PROTOCOL,
                 "expected at most %d records a second that carry nothing (empty ones, and ends of "
                 "what had ended), got more",
                 ENCL_IDLE_PER_SECOND);

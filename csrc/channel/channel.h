@@ -10,6 +10,7 @@
 #include "attest/attest.h"
 #include "base/buf.h"
 #include "net/net.h"
+#include "platform/platform.h"
 
 /* Bytes held for readers. The protocol has no flow control per stream, so above HIGH of one stream
  * nothing more is read from the connection until its reader has brought it below LOW, unless others
@@ -20,10 +21,9 @@
 #define ENCL_STREAM_LOW_WATER   ((size_t)512 * 1024)
 #define ENCL_CHANNEL_UNREAD_MAX ((size_t)15 * 1024 * 1024)
 
-/* Deadlines are points of CLOCK_MONOTONIC in nanoseconds. */
+/* Deadlines are points of encl_now_ns. */
 #define ENCL_POLL    ((int64_t)0)
 #define ENCL_FOREVER INT64_MAX
-int64_t encl_now_ns(void);
 
 /* ---- announcements for event loops: a descriptor and a list of tokens ---- */
 typedef struct encl_notifier encl_notifier;

@@ -138,8 +138,7 @@ struct encl_channel {
     uint64_t attest_next;
 
     counter records_in, records_out, streams_total, streams_open;
-    encl_rate idle; /* records that carried nothing */
-    uint64_t idle_counted, idle_free;
+    encl_charge idle; /* records that carried nothing */
 
     encl_loop *loop;
     encl_pace pace;

@@ -4,17 +4,16 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "base/secmem.h"
+#include "platform/platform.h"
 #include "sync/lock.h"
 
 struct encl_notifier {
     atomic_uint refs;
     uint64_t generation;
-    int fd;
-    encl_mutex lock; /* guards everything below */
+    encl_wakeup sign; /* set while there are tokens */
+    encl_mutex lock;  /* guards everything below */
     uint64_t *tokens;
     size_t count, reserved, cap; /* count + reserved <= cap */
 };
@@ -24,8 +23,7 @@ encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
 
     *out = NULL;
     ENCL_ENSURE(n != NULL, err, ENCL_E_NOMEM, "out of memory");
-    n->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (n->fd < 0) {
+    if (!encl_wakeup_open(&n->sign)) {
         free(n);
         return encl_fail(err, ENCL_E_NOMEM, "no descriptor for a notifier: %s", strerror(errno));
     }
@@ -44,7 +42,7 @@ void encl_notifier_release(encl_notifier *n) {
     if (n == NULL || atomic_fetch_sub_explicit(&n->refs, 1, memory_order_acq_rel) != 1) {
         return;
     }
-    (void)close(n->fd);
+    encl_wakeup_close(&n->sign);
     encl_mutex_destroy(&n->lock);
     free(n->tokens);
     free(n);
@@ -57,19 +55,13 @@ static bool is_forked(const encl_notifier *n) {
 }
 
 int encl_notifier_fd(const encl_notifier *n) {
-    return n->fd;
+    return n->sign.fd;
 }
 
 void encl_notifier_wake(encl_notifier *n) {
-    uint64_t one = 1;
-    ssize_t rc;
-
-    if (is_forked(n)) {
-        return;
+    if (!is_forked(n)) {
+        encl_wakeup_set(&n->sign);
     }
-    do {
-        rc = write(n->fd, &one, sizeof one);
-    } while (rc < 0 && errno == EINTR);
 }
 
 static bool make_room(encl_notifier *n) ENCL_REQUIRES(n->lock) {
@@ -126,16 +118,13 @@ void encl_notifier_post(encl_notifier *n, uint64_t token) {
 }
 
 size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
-    uint64_t ignored;
     size_t taken;
 
     if (is_forked(n)) {
         return 0;
     }
     /* First the descriptor, then the list: what is posted in between leaves it readable. */
-    if (read(n->fd, &ignored, sizeof ignored) < 0 && errno != EAGAIN) {
-        /* Nothing to do about it: the list is what counts. */
-    }
+    encl_wakeup_clear(&n->sign);
     encl_lock(&n->lock);
     taken = n->count < max ? n->count : max;
     if (taken != 0) {

@@ -125,45 +125,21 @@ void encl_enclave_get_stats(encl_enclave *enclave, encl_enclave_stats *stats) {
 
 /* ---- dropping connections: done in the service thread, waited for here */
 
-typedef struct drop_task {
+typedef struct drop {
     encl_enclave *enclave;
     bool reset;
-    encl_mutex lock; /* guards done */
-    pthread_cond_t ended;
-    bool done;
-} drop_task;
+} drop;
 
 static void run_drop(void *arg) {
-    drop_task *task = arg;
+    const drop *task = arg;
 
     encl_clients_abort(task->enclave, task->reset);
-    encl_lock(&task->lock);
-    task->done = true;
-    pthread_cond_signal(&task->ended);
-    encl_unlock(&task->lock);
 }
 
 void encl_enclave_drop_connections(encl_enclave *enclave, bool reset) {
-    drop_task task = {.enclave = enclave,
-                      .reset = reset,
-                      .lock = ENCL_MUTEX_INITIALIZER,
-                      .ended = PTHREAD_COND_INITIALIZER};
-    encl_job job = {.run = run_drop, .arg = &task};
+    drop task = {.enclave = enclave, .reset = reset};
 
-    if (encl_loop_is_current(enclave->loop)) {
-        encl_clients_abort(enclave, reset);
-        return;
-    }
-    if (!encl_loop_post(enclave->loop, &job)) {
-        return;
-    }
-    encl_lock(&task.lock);
-    while (!task.done) {
-        encl_cond_wait(&task.ended, &task.lock);
-    }
-    encl_unlock(&task.lock);
-    pthread_cond_destroy(&task.ended);
-    encl_mutex_destroy(&task.lock);
+    (void)encl_loop_run(enclave->loop, run_drop, &task);
 }
 
 void encl_enclave_stop(encl_enclave *enclave) {

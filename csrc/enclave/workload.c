@@ -7,7 +7,8 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+
+#include "platform/platform.h"
 
 /* Bytes that wait for the dial: the client is no longer read once they pass high water, and what
  * was decoded by then is at most one more record. */
@@ -47,10 +48,7 @@ struct encl_workload {
 static void on_timer(void *arg);
 
 static uint64_t now_ms(void) {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    return (uint64_t)(encl_now_ns() / 1000000);
 }
 
 /* ---- birth and death */

@@ -1,3 +1,4 @@
+/* keepalive: keepalive.h has the rules and the reasons. Calls nothing; no lock. */
 #include "net/keepalive.h"
 
 void encl_keepalive_start(encl_keepalive *k, int64_t interval, int64_t now) {

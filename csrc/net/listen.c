@@ -1,159 +1,72 @@
-#include "net/net_internal.h"
-
+/* listen: WebSocket servers on 127.0.0.1, for local enclaves. Decides which listener an upgraded
+ * connection belongs to, and drops those that nobody takes. Calls vhost.c, registry.c, loop.c and
+ * conn.c. Service thread only, but for what net.h says; no lock. */
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
+#include "net/internal.h"
+
 struct encl_listener {
     encl_loop *loop;
-    encl_job job;
     struct lws_vhost *vhost;
     encl_accepted accepted;
     void *user;
     uint16_t port;
-    int fd; /* the listening socket, -1 where it was not found */
-    uintmax_t inode;
-    encl_listener *next;
+    net_owned owned;        /* the listening socket */
+    encl_link link;         /* loop->listeners */
     const char *cert, *key; /* only while being created */
-    pthread_mutex_t lock;   /* guards done, error */
-    pthread_cond_t changed;
-    bool done;
-    encl_error error;
-};
-
-static const struct lws_protocols server_protocols[] = {
-    {.name = NET_PROTOCOL, .callback = net_callback, .rx_buffer_size = 4096},
-    {.name = NULL},
-};
-
-static const lws_retry_bo_t no_idle_policy = {
-    .secs_since_valid_ping = 0,
-    .secs_since_valid_hangup = 0,
 };
 
 static void make_vhost(encl_listener *l) {
     struct lws_context_creation_info info;
 
-    memset(&info, 0, sizeof info);
+    net_vhost_info(l->loop, "enclave", &info);
     info.port = l->port;
     info.iface = "127.0.0.1";
-    info.vhost_name = "enclave";
-    info.protocols = server_protocols;
-    info.timeout_secs = 60;
-    info.retry_and_idle_policy = &no_idle_policy;
-    info.http_proxy_address = "";
     /* With IPv6 it would take the address for no address, and listen on all there are. */
-    info.options = LWS_SERVER_OPTION_FAIL_UPON_UNABLE_TO_BIND | LWS_SERVER_OPTION_DISABLE_IPV6;
+    info.options |= LWS_SERVER_OPTION_FAIL_UPON_UNABLE_TO_BIND | LWS_SERVER_OPTION_DISABLE_IPV6;
     if (l->cert != NULL) {
         info.options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
         info.ssl_cert_filepath = l->cert;
         info.ssl_private_key_filepath = l->key;
     }
     l->vhost = lws_create_vhost(l->loop->context, &info);
-    if (l->vhost != NULL) {
-        l->port = (uint16_t)lws_get_vhost_listen_port(l->vhost);
-    }
 }
 
-static bool listens_on(int fd, uint16_t port) {
+/* arg: the port, a uint16_t. */
+static bool listens_on(int fd, void *arg) {
+    const uint16_t *port = arg;
     struct sockaddr_in at;
     socklen_t size = sizeof at, flag_size = sizeof(int);
     int listens = 0;
 
     return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) == 0 && listens != 0 &&
            getsockname(fd, (struct sockaddr *)&at, &size) == 0 && at.sin_family == AF_INET &&
-           at.sin_port == htons(port) && at.sin_addr.s_addr == htonl(INADDR_LOOPBACK);
-}
-
-/* libwebsockets does not say which descriptor it listens on. */
-static int find_listening(uint16_t port) {
-    DIR *dir = opendir("/proc/self/fd");
-    struct dirent *at;
-    int found = -1;
-
-    while (dir != NULL && found < 0 && (at = readdir(dir)) != NULL) {
-        int fd = (int)strtol(at->d_name, NULL, 10);
-
-        if (at->d_name[0] != '.' && listens_on(fd, port)) {
-            found = fd;
-        }
-    }
-    if (dir != NULL) {
-        closedir(dir);
-    }
-    return found;
-}
-
-static void link_listener(encl_listener *l) {
-    l->fd = find_listening(l->port);
-    net_lock_registry();
-    l->inode = net_inode(l->fd);
-    l->next = l->loop->listeners;
-    l->loop->listeners = l;
-    net_unlock_registry();
-}
-
-static void unlink_listener(const encl_listener *l) {
-    encl_listener **at = &l->loop->listeners;
-
-    net_lock_registry();
-    while (*at != l) {
-        at = &(*at)->next;
-    }
-    *at = l->next;
-    net_unlock_registry();
-}
-
-void net_listeners_close_in_child(encl_loop *loop) {
-    for (const encl_listener *l = loop->listeners; l != NULL; l = l->next) {
-        net_close_in_child(l->fd, l->inode);
-    }
+           at.sin_port == htons(*port) && at.sin_addr.s_addr == htonl(INADDR_LOOPBACK);
 }
 
 static void task_listen(void *arg) {
     encl_listener *l = arg;
 
     make_vhost(l);
-    if (l->vhost != NULL) {
-        link_listener(l);
+    if (l->vhost == NULL) {
+        return;
     }
-    pthread_mutex_lock(&l->lock);
-    l->done = true;
-    pthread_cond_signal(&l->changed);
-    pthread_mutex_unlock(&l->lock);
+    l->port = (uint16_t)lws_get_vhost_listen_port(l->vhost);
+    /* libwebsockets does not say which descriptor it listens on. */
+    net_own(&l->owned, encl_descriptor_find(listens_on, &l->port));
+    encl_list_prepend(&l->loop->listeners, &l->link);
 }
 
 static void task_unlisten(void *arg) {
     encl_listener *l = arg;
 
-    unlink_listener(l);
+    encl_link_remove(&l->link);
+    net_disown(&l->owned);
     lws_vhost_destroy(l->vhost);
-    pthread_mutex_lock(&l->lock);
-    l->done = true;
-    pthread_cond_signal(&l->changed);
-    pthread_mutex_unlock(&l->lock);
-}
-
-static encl_result run_and_wait(encl_listener *l, encl_task task, encl_error *err) {
-    l->done = false;
-    l->job = (encl_job){.run = task, .arg = l};
-    ENCL_ENSURE(encl_loop_post(l->loop, &l->job), err, ENCL_E_CLOSED,
-                "the service thread has ended");
-    pthread_mutex_lock(&l->lock);
-    while (!l->done) {
-        pthread_cond_wait(&l->changed, &l->lock);
-    }
-    pthread_mutex_unlock(&l->lock);
-    return ENCL_OK;
-}
-
-static void destroy(encl_listener *l) {
-    pthread_cond_destroy(&l->changed);
-    pthread_mutex_destroy(&l->lock);
-    free(l);
 }
 
 encl_result encl_listen(encl_loop *loop, uint16_t port, const char *tls_cert_file,
@@ -164,22 +77,21 @@ encl_result encl_listen(encl_loop *loop, uint16_t port, const char *tls_cert_fil
 
     *out = NULL;
     ENCL_ENSURE(l != NULL, err, ENCL_E_NOMEM, "out of memory");
-    pthread_mutex_init(&l->lock, NULL);
-    pthread_cond_init(&l->changed, NULL);
     l->loop = loop;
     l->accepted = accepted;
     l->user = user;
     l->port = port;
     l->cert = tls_cert_file;
     l->key = tls_key_file;
-    ENCL_TRY_GOTO(run_and_wait(l, task_listen, err), fail);
+    ENCL_ENSURE_GOTO(encl_loop_run(loop, task_listen, l), fail, err, ENCL_E_CLOSED,
+                     "the service thread has ended");
     ENCL_ENSURE_GOTO(l->vhost != NULL, fail, err, ENCL_E_CONNECT,
                      "could not listen on 127.0.0.1 port %u%s", port,
                      tls_cert_file == NULL ? "" : ", or its TLS certificate could not be used");
     *out = l;
     return ENCL_OK;
 fail:
-    destroy(l);
+    free(l);
     return rc;
 }
 
@@ -188,47 +100,27 @@ uint16_t encl_listener_port(const encl_listener *listener) {
 }
 
 void encl_listener_free(encl_listener *listener) {
-    encl_error err;
-
-    if (listener == NULL) {
-        return;
-    }
-    if (run_and_wait(listener, task_unlisten, &err) == ENCL_OK) {
-        destroy(listener);
+    if (listener != NULL && encl_loop_run(listener->loop, task_unlisten, listener)) {
+        free(listener);
     }
 }
 
 /* NULL where it was freed: its vhost lives on for a moment, and what was half upgraded with it. */
 static encl_listener *find_listener(encl_loop *loop, const struct lws_vhost *vhost) {
-    encl_listener *l = loop->listeners;
+    for (encl_link *at = encl_list_first(&loop->listeners); at != NULL;
+         at = encl_list_next(&loop->listeners, at)) {
+        encl_listener *l = ENCL_OWNER(at, encl_listener, link);
 
-    while (l != NULL && l->vhost != vhost) {
-        l = l->next;
+        if (l->vhost == vhost) {
+            return l;
+        }
     }
-    return l;
+    return NULL;
 }
 
-int net_server_established(struct lws *wsi) {
-    encl_loop *loop = lws_context_user(lws_get_context(wsi));
-    encl_listener *l = find_listener(loop, lws_get_vhost(wsi));
-    encl_conn *conn;
+static void offer(encl_listener *l, encl_conn *conn) {
     encl_error err;
 
-    if (l == NULL) {
-        return -1;
-    }
-    if (net_conn_new(l->loop, true, ENCL_WS_SERVER, NULL, NULL, &conn, &err) != ENCL_OK) {
-        return -1;
-    }
-    net_link_conn(conn);
-    conn->ws_wsi = wsi;
-    lws_set_opaque_user_data(wsi, conn);
-    encl_conn_retain(conn); /* ws_wsi's */
-    conn->wsi_refs++;
-    if (net_conn_take_over(conn, wsi, &err) != ENCL_OK) {
-        net_conn_finish(conn, &err);
-        return 0;
-    }
     encl_conn_retain(conn); /* for the time of the call */
     l->accepted(l->user, conn);
     if (conn->events.received == NULL) {
@@ -238,11 +130,26 @@ int net_server_established(struct lws *wsi) {
         net_conn_opened(conn);
     }
     encl_conn_release(conn);
-    return 0;
 }
 
-void encl_conn_accept(encl_conn *conn, const encl_conn_events *events, void *user) {
-    conn->events = *events;
-    conn->user = user;
-    encl_conn_retain(conn);
+int net_server_established(struct lws *wsi) {
+    encl_loop *loop = lws_context_user(lws_get_context(wsi));
+    encl_listener *l = find_listener(loop, lws_get_vhost(wsi));
+    encl_conn *conn;
+    encl_error err;
+
+    if (l == NULL || net_conn_new(loop, true, ENCL_WS_SERVER, NULL, NULL, &conn, &err) != ENCL_OK) {
+        return -1;
+    }
+    net_conn_link(conn);
+    conn->ws_wsi = wsi;
+    lws_set_opaque_user_data(wsi, conn);
+    encl_conn_retain(conn); /* ws_wsi's */
+    conn->wsi_refs++;
+    if (net_conn_take_over(conn, wsi, &err) == ENCL_OK) {
+        offer(l, conn);
+    } else {
+        net_conn_finish(conn, &err);
+    }
+    return 0;
 }

@@ -39,6 +39,10 @@ typedef struct encl_job {
 /* Runs job->run(job->arg) in the service thread, in the order posted. Any thread. False where the
  * loop has ended, or is the parent's: it will never run. */
 bool encl_loop_post(encl_loop *loop, encl_job *job);
+/* Runs task(arg) in the service thread and returns when it is done; in that thread, at once. False
+ * where the loop has ended, or is the parent's: it was not run. Not with a lock held that a
+ * callback of this loop takes. */
+bool encl_loop_run(encl_loop *loop, encl_task task, void *arg);
 
 /* Timers. Setting again moves it; firing, in the service thread, disarms it. Setting is for any
  * thread, as long as nobody frees it meanwhile; stopping and freeing are for the service thread. */

@@ -1,71 +1,51 @@
-#include <errno.h>
+/* timer: one list of timers for each loop, and an alarm: a descriptor that becomes readable at the
+ * time of the first. libwebsockets has timers too, but its loop hands poll() whole milliseconds,
+ * rounded down: for the last fraction of one it would call poll() again and again without sleeping.
+ * And any thread can set the alarm without waking the service thread.
+ *
+ * Calls platform alone. timers->lock is taken here, and tasks run without it. */
 #include <stdlib.h>
-#include <sys/timerfd.h>
-#include <unistd.h>
 
-#include "net/net_internal.h"
+#include "net/internal.h"
 
-#define NS_PER_S  ((int64_t)1000000000)
 #define NS_PER_MS ((int64_t)1000000)
 
-/* libwebsockets has timers too, but its loop hands poll() whole milliseconds, rounded down: for the
- * last fraction of one it would call poll() again and again without sleeping. A descriptor of the
- * kernel's becomes readable at the time itself, and any thread can set it without waking the loop.
- */
+static encl_timer *first_due(const net_timers *timers) {
+    return ENCL_OWNER(encl_list_first(&timers->due), encl_timer, link);
+}
 
-/* lock is held. The descriptor may be set for an earlier time than needed: then it becomes readable
- * too early once, finds nothing due, and is set again. */
+/* lock is held. The alarm may be set for an earlier time than needed: then it becomes readable too
+ * early once, finds nothing due, and is set again. */
 static void aim(net_timers *timers) {
-    struct itimerspec at = {.it_interval = {0, 0}};
-    const encl_timer *first = timers->first;
+    const encl_timer *first = first_due(timers);
 
     if (first == NULL || timers->fd < 0 ||
         (timers->aimed_at != 0 && timers->aimed_at <= first->at)) {
         return;
     }
-    at.it_value.tv_sec = (time_t)(first->at / NS_PER_S);
-    at.it_value.tv_nsec = (long)(first->at % NS_PER_S);
     timers->aimed_at = first->at;
-    (void)timerfd_settime(timers->fd, TFD_TIMER_ABSTIME, &at, NULL);
+    encl_alarm_set(timers->fd, first->at);
 }
 
-/* lock is held. */
-static void unlink_timer(encl_timer *timer) {
-    if (timer->link == NULL) {
-        return;
-    }
-    *timer->link = timer->next;
-    if (timer->next != NULL) {
-        timer->next->link = timer->link;
-    }
-    timer->next = NULL;
-    timer->link = NULL;
-}
+/* lock is held. Behind those of the same time; there are a few for each connection. */
+static void insert(net_timers *timers, encl_timer *timer) {
+    encl_link *at = encl_list_first(&timers->due);
 
-/* lock is held. In the order of their times; there are a few for each connection. */
-static void link_timer(encl_timer *timer) {
-    encl_timer **at = &timer->loop->timers.first;
-
-    while (*at != NULL && (*at)->at <= timer->at) {
-        at = &(*at)->next;
+    while (at != NULL && ENCL_OWNER(at, encl_timer, link)->at <= timer->at) {
+        at = encl_list_next(&timers->due, at);
     }
-    timer->next = *at;
-    timer->link = at;
-    if (timer->next != NULL) {
-        timer->next->link = &timer->next;
-    }
-    *at = timer;
+    encl_link_before(at == NULL ? &timers->due.ends : at, &timer->link);
 }
 
 /* The first timer that is due, taken out; NULL where there is none. */
 static encl_timer *take_due(net_timers *timers) {
-    int64_t now = net_now_ns();
+    int64_t now = encl_now_ns();
     encl_timer *first;
 
     pthread_mutex_lock(&timers->lock);
-    first = timers->first;
+    first = first_due(timers);
     if (first != NULL && first->at <= now) {
-        unlink_timer(first);
+        encl_link_remove(&first->link);
     } else {
         first = NULL;
     }
@@ -73,9 +53,7 @@ static encl_timer *take_due(net_timers *timers) {
     return first;
 }
 
-void net_timers_fire(encl_loop *loop) {
-    net_timers *timers = &loop->timers;
-    uint64_t expirations;
+void net_timers_fire(net_timers *timers) {
     encl_timer *due;
 
     pthread_mutex_lock(&timers->lock);
@@ -86,43 +64,32 @@ void net_timers_fire(encl_loop *loop) {
     }
     pthread_mutex_lock(&timers->lock);
     aim(timers);
-    if (timers->aimed_at == 0 && read(timers->fd, &expirations, sizeof expirations) < 0) {
-        /* Setting the descriptor makes it unreadable as well; reading does where nothing is set. */
+    if (timers->aimed_at == 0) {
+        encl_alarm_clear(timers->fd); /* setting it would have made it unreadable as well */
     }
     pthread_mutex_unlock(&timers->lock);
 }
 
-encl_result net_timers_open(encl_loop *loop, encl_error *err) {
-    lws_adopt_desc_t info = {
-        .vh = loop->raw_vhost,
-        .type = LWS_ADOPT_RAW_FILE_DESC,
-        .vh_prot_name = NET_PROTOCOL,
-    };
-    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-
-    ENCL_ENSURE(fd >= 0, err, ENCL_E_NOMEM, "no descriptor for timers");
-    info.fd.filefd = fd;
-    loop->timers.wsi = lws_adopt_descriptor_vhost_via_info(&info);
-    if (loop->timers.wsi == NULL) {
-        (void)close(fd);
-        return encl_fail(err, ENCL_E_NOMEM, "out of memory");
-    }
-    pthread_mutex_lock(&loop->timers.lock);
-    loop->timers.fd = fd;
-    aim(&loop->timers);
-    pthread_mutex_unlock(&loop->timers.lock);
-    return ENCL_OK;
+void net_timers_init(net_timers *timers) {
+    pthread_mutex_init(&timers->lock, NULL);
+    encl_list_init(&timers->due);
+    timers->fd = -1;
+    timers->aimed_at = 0;
 }
 
-void net_timers_closed(encl_loop *loop) {
-    pthread_mutex_lock(&loop->timers.lock);
-    loop->timers.fd = -1;
-    loop->timers.wsi = NULL;
-    pthread_mutex_unlock(&loop->timers.lock);
+void net_timers_destroy(net_timers *timers) {
+    pthread_mutex_destroy(&timers->lock);
 }
 
-void net_timer_init(encl_timer *timer, encl_loop *loop, encl_task task, void *arg) {
-    *timer = (encl_timer){.loop = loop, .task = task, .arg = arg};
+void net_timers_set_alarm(net_timers *timers, int fd) {
+    pthread_mutex_lock(&timers->lock);
+    timers->fd = fd;
+    aim(timers);
+    pthread_mutex_unlock(&timers->lock);
+}
+
+void net_timer_init(encl_timer *timer, net_timers *timers, encl_task task, void *arg) {
+    *timer = (encl_timer){.timers = timers, .task = task, .arg = arg};
 }
 
 encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_timer **out,
@@ -131,29 +98,27 @@ encl_result encl_timer_new(encl_loop *loop, encl_task task, void *arg, encl_time
 
     *out = timer;
     ENCL_ENSURE(timer != NULL, err, ENCL_E_NOMEM, "out of memory");
-    net_timer_init(timer, loop, task, arg);
+    net_timer_init(timer, &loop->timers, task, arg);
     return ENCL_OK;
 }
 
 void encl_timer_set(encl_timer *timer, uint64_t after_ms) {
-    net_timers *timers = &timer->loop->timers;
-    int64_t now = net_now_ns();
+    net_timers *timers = timer->timers;
+    int64_t now = encl_now_ns();
     uint64_t longest = (uint64_t)((INT64_MAX - now) / NS_PER_MS);
 
     pthread_mutex_lock(&timers->lock);
-    unlink_timer(timer);
+    encl_link_remove(&timer->link);
     timer->at = after_ms < longest ? now + (int64_t)after_ms * NS_PER_MS : INT64_MAX;
-    link_timer(timer);
+    insert(timers, timer);
     aim(timers);
     pthread_mutex_unlock(&timers->lock);
 }
 
 void encl_timer_stop(encl_timer *timer) {
-    net_timers *timers = &timer->loop->timers;
-
-    pthread_mutex_lock(&timers->lock);
-    unlink_timer(timer);
-    pthread_mutex_unlock(&timers->lock);
+    pthread_mutex_lock(&timer->timers->lock);
+    encl_link_remove(&timer->link);
+    pthread_mutex_unlock(&timer->timers->lock);
 }
 
 void encl_timer_free(encl_timer *timer) {

@@ -1,14 +1,15 @@
+/* tls: an SSL object that writes to a socket without raising SIGPIPE. Calls platform and OpenSSL;
+ * no lock, but for the one-time making of its method. */
 #include <errno.h>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <sys/socket.h>
 
-#include "net/net_internal.h"
+#include "net/internal.h"
 
 /* OpenSSL's own socket BIO calls write(), which raises SIGPIPE where the peer is gone; callers'
  * threads call SSL_write, and what SIGPIPE does is the program's decision. This one differs in
- * nothing but MSG_NOSIGNAL. */
+ * nothing but encl_socket_send. */
 static BIO_METHOD *method; /* made once, under method_once, and kept for the process */
 static pthread_once_t method_once = PTHREAD_ONCE_INIT;
 
@@ -17,7 +18,7 @@ static int quiet_write(BIO *bio, const char *data, int len) {
     ssize_t n;
 
     BIO_clear_retry_flags(bio);
-    n = send(fd, data, len < 0 ? 0 : (size_t)len, MSG_NOSIGNAL);
+    n = encl_socket_send(fd, data, len < 0 ? 0 : (size_t)len);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
         BIO_set_retry_write(bio);
     }

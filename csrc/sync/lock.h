@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "platform/platform.h"
+
 #if defined(__clang__)
 #define ENCL_LOCK_ATTRIBUTE(attribute) __attribute__((attribute))
 /* They stand behind a definition's parameters, since they name them. */
@@ -70,14 +72,9 @@ ENCL_LOCK_UNCHECKED static inline void encl_unlock(encl_mutex *mutex) {
 
 /* ---- conditions ---- */
 
-/* Its deadlines are points of CLOCK_MONOTONIC, which nobody sets. */
+/* Its deadlines are points of encl_now_ns. */
 static inline void encl_cond_init(pthread_cond_t *cond) {
-    pthread_condattr_t attr;
-
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(cond, &attr);
-    pthread_condattr_destroy(&attr);
+    encl_platform_cond_init(cond);
 }
 
 /* Both let the lock go while they wait, and may return before anybody has signalled: the caller
@@ -90,14 +87,8 @@ static inline void encl_cond_wait(pthread_cond_t *cond, encl_mutex *mutex) {
     (void)pthread_cond_wait(cond, &mutex->handle);
 }
 
-/* until: nanoseconds of CLOCK_MONOTONIC. */
 static inline void encl_cond_wait_until(pthread_cond_t *cond, encl_mutex *mutex, int64_t until) {
-    struct timespec at = {
-        .tv_sec = (time_t)(until / 1000000000),
-        .tv_nsec = (long)(until % 1000000000),
-    };
-
-    (void)pthread_cond_timedwait(cond, &mutex->handle, &at);
+    encl_platform_cond_wait(cond, &mutex->handle, until);
 }
 
 #endif

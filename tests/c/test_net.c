@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "net/net_internal.h"
+#include "net/internal.h"
 
 typedef struct peer {
     pthread_mutex_t lock; /* guards everything below */

@@ -217,13 +217,13 @@ CLAIMS = [
     claim(
         "security.md",
         "one block of libwebsockets' ({}), {} in any case",
-        c_text("csrc/net/loop.c", r"pt_serv_buf_size = ([^;]+);"),
-        c("net/net_internal.h", "NET_EARLY_MAX"),
+        c_text("csrc/net/service.c", r"pt_serv_buf_size = ([^;]+);"),
+        c("net/internal.h", "NET_EARLY_MAX"),
     ),
     claim(
         "security.md",
         "| {}, taken as it comes and not assembled; {} |",
-        c("net/net_internal.h", "NET_MAX_FRAME"),
+        c("net/internal.h", "NET_MAX_FRAME"),
         c("ws/ws.h", "ENCL_WS_MAX_CONTROL"),
     ),
     claim(
@@ -262,13 +262,13 @@ CLAIMS = [
         "security.md",
         "{} and what was read at once ({}); then nothing more is read",
         UNREAD_STREAM,
-        c("net/net_internal.h", "NET_RX_BLOCK"),
+        c("net/internal.h", "NET_RX_BLOCK"),
     ),
     claim("security.md", "| {}; after {} the reader that is behind gets", UNREAD_CHANNEL, HOLD),
     claim(
         "security.md",
         "| {}; callers wait above {} |",
-        c("net/net_internal.h", "NET_TX_LIMIT"),
+        c("net/internal.h", "NET_TX_LIMIT"),
         c("net/net.h", "ENCL_CONN_HIGH_WATER"),
     ),
     claim(
@@ -344,7 +344,7 @@ CLAIMS = [
         "architecture.md", "its {}-byte ephemeral key", c("noise/noise.h", "ENCL_NOISE_KEY_BYTES")
     ),
     claim(
-        "architecture.md", "into one block of {}, unmask", c("net/net_internal.h", "NET_RX_BLOCK")
+        "architecture.md", "into one block of {}, unmask", c("net/internal.h", "NET_RX_BLOCK")
     ),
     claim("architecture.md", "first come first served among at most {}.", OPEN),
     claim(
@@ -409,7 +409,7 @@ CLAIMS = [
         "Stream records carry at most {}.",
         c("session/session.h", "ENCL_STREAM_CHUNK"),
     ),
-    claim("design.md", "cuts names at {};", c("net/connect.c", "HOST_MAX")),
+    claim("design.md", "cuts names at {};", c("net/target.c", "HOST_MAX")),
     claim("design.md", "when one reader is {} behind", UNREAD_STREAM),
     claim("design.md", "up to {} of a channel are kept", UNREAD_CHANNEL),
     claim("design.md", "at most {}, the rest waits in order", OPEN),

@@ -13,16 +13,17 @@ ROOT = Path(__file__).parents[2]
 # What each layer may know of: itself, and these.
 C_LAYERS = {
     "base": set(),
-    "sync": set(),
+    "platform": set(),
+    "sync": {"platform"},
     "cbor": {"base"},
     "noise": {"base"},
     "wire": {"base", "cbor"},
     "attest": {"base", "cbor"},
     "ws": {"base"},
     "session": {"base", "noise", "wire", "attest"},
-    "net": {"base", "sync", "ws"},
-    "channel": {"base", "sync", "attest", "session", "net"},
-    "enclave": {"base", "sync", "attest", "session", "net"},
+    "net": {"base", "platform", "sync", "ws"},
+    "channel": {"base", "platform", "sync", "attest", "session", "net"},
+    "enclave": {"base", "platform", "sync", "attest", "session", "net"},
     "python": {"base", "sync", "attest", "session", "channel", "enclave"},
 }
 # Beside the picture: the binding also reports which libraries and loops a build has.
@@ -32,9 +33,9 @@ C_REPORTS = {"cbor/library.h", "net/library.h", "wire/wire.h"}
 C_OUTSIDE = {
     "Python.h": {"python"},
     "libwebsockets.h": {"net"},
-    "sys/socket.h": {"net"},
+    "sys/socket.h": {"net", "platform"},
     "netdb.h": {"net"},
-    "netinet/in.h": {"net"},
+    "netinet/in.h": {"net", "platform"},
     "arpa/inet.h": {"net"},
     "openssl/ssl.h": {"net"},
     "sodium.h": {"base", "noise", "attest"},
@@ -46,6 +47,16 @@ PURE = ("base", "cbor", "noise", "wire", "attest", "ws", "session")
 NOT_IN_PURE_CODE = re.compile(
     r"\b(socket|recv|send|poll|select|epoll_wait|clock_gettime|gettimeofday|time|"
     r"pthread_create|pthread_cond_wait|sleep|usleep|nanosleep)\s*\("
+)
+
+# Calls, constants and headers that one operating system has and another has not.
+OF_ONE_SYSTEM = re.compile(
+    r"\b(eventfd|EFD_\w+|timerfd_\w+|TFD_\w+|epoll_\w+|signalfd|inotify_\w+|memfd_create|accept4|"
+    r"pipe2|dup3|prctl|gettid|syscall|sendmmsg|recvmmsg|SOCK_CLOEXEC|SOCK_NONBLOCK|MSG_NOSIGNAL|"
+    r"MSG_CMSG_CLOEXEC|CLOCK_(?!REALTIME\b)\w+|TCP_INFO|tcp_info|TCP_USER_TIMEOUT|AF_UNSPEC|"
+    r"pthread_condattr_setclock|pthread_cond_timedwait\w*|pthread_setname_np|st_[amc]tim(espec)?|"
+    r"SO_NOSIGPIPE|TCP_CONNECTION_INFO|kqueue|kevent\w*|mach_\w+|clock_gettime_nsec_np|arc4random\w*)\b"
+    r"|/proc/|/dev/fd|<(linux|mach|sys/(eventfd|timerfd|epoll|event|prctl|syscall))[/.]"
 )
 
 # The packages of enclavia/ in the order in which they are built upon each other. Each knows itself,
@@ -125,6 +136,28 @@ def test_pure_layers_neither_wait_nor_look_at_the_clock(path: Path) -> None:
 def test_python_objects_stay_in_the_binding(path: Path) -> None:
     if path.parent.name != "python":
         assert "PyObject" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_one_system_alone_has_is_named_in_platform(path: Path) -> None:
+    if path.parent.name != "platform":
+        code = re.sub(r"/\*.*?\*/", " ", path.read_text(), flags=re.DOTALL)
+        found = [match.group() for match in OF_ONE_SYSTEM.finditer(code)]
+        assert not found, f"{path} names {found}: platform/platform.h is the place for it"
+
+
+def test_every_system_defines_the_whole_platform() -> None:
+    folder = ROOT / "csrc" / "platform"
+    declared = set(re.findall(r"^\w[\w *]*?(\w+)\(", (folder / "platform.h").read_text(), re.M))
+    for name in ("linux.c", "macos.c"):
+        assert defined_functions(folder / name) == declared, name
+
+
+def defined_functions(path: Path) -> set[str]:
+    """Functions that other files can call; the sources are laid out by clang-format."""
+    code = without_comments(path.read_text())
+    found = re.findall(r"^(?!static\b)\w[\w *]*?\b(\w+)\([^;{}]*\)\s*\{$", code, re.MULTILINE)
+    return set(found)
 
 
 def python_files() -> list[Path]:

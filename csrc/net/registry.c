@@ -1,0 +1,76 @@
+/* registry: which descriptors a forked child has copies of, so that it can close them. Otherwise
+ * the parent's peers would not see its sockets end while a child lives. Knows neither connections
+ * nor listeners: each embeds a net_owned for every socket that it has. Calls the C library alone.
+ *
+ * registry_lock guards the list and all that is in it; it is held across fork(), so that the child
+ * finds them whole. It may be taken with any other lock of net held, and nothing is called under
+ * it. */
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "net/internal.h"
+
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static encl_list registry = ENCL_LIST_EMPTY(registry); /* net_owned.link; guarded by the lock */
+
+static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
+static int handlers_rc = -1; /* written under handlers_once */
+
+void net_registry_lock(void) {
+    pthread_mutex_lock(&registry_lock);
+}
+
+void net_registry_unlock(void) {
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static uintmax_t inode_of(int fd) {
+    struct stat file;
+
+    return fd >= 0 && fstat(fd, &file) == 0 ? file.st_ino : 0;
+}
+
+void net_own(net_owned *owned, int fd) {
+    uintmax_t inode = inode_of(fd);
+
+    net_registry_lock();
+    encl_link_remove(&owned->link);
+    owned->fd = fd;
+    owned->inode = inode;
+    if (inode != 0) {
+        encl_list_append(&registry, &owned->link);
+    }
+    net_registry_unlock();
+}
+
+void net_disown(net_owned *owned) {
+    net_own(owned, -1);
+}
+
+/* Closes what is still the same socket: the number may have been given to another file by then. It
+ * only closes; a shutdown would act on the parent's connection. Every entry leaves the list,
+ * because the child's own ones will be put there. */
+static void after_fork_in_child(void) {
+    encl_link *link;
+
+    while ((link = encl_list_first(&registry)) != NULL) {
+        const net_owned *owned = ENCL_OWNER(link, net_owned, link);
+
+        if (inode_of(owned->fd) == owned->inode) {
+            (void)close(owned->fd);
+        }
+        encl_link_remove(link);
+    }
+    net_registry_unlock();
+}
+
+static void set_handlers(void) {
+    handlers_rc = pthread_atfork(net_registry_lock, net_registry_unlock, after_fork_in_child);
+}
+
+encl_result net_registry_init(encl_error *err) {
+    ENCL_ENSURE(pthread_once(&handlers_once, set_handlers) == 0 && handlers_rc == 0, err,
+                ENCL_E_INTERNAL, "the fork handlers could not be set up");
+    return ENCL_OK;
+}

@@ -1,0 +1,168 @@
+/* platform on Linux: eventfd, timerfd, /proc/self/fd, TCP_INFO. platform.h says what each function
+ * promises. Decides nothing; calls the C library alone; no lock. */
+#ifdef __linux__
+
+#include "platform/platform.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <linux/tcp.h> /* <netinet/tcp.h> defines the same names with fewer fields */
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS_PER_S ((int64_t)1000000000)
+
+static struct timespec as_timespec(int64_t at) {
+    return (struct timespec){.tv_sec = (time_t)(at / NS_PER_S), .tv_nsec = (long)(at % NS_PER_S)};
+}
+
+int64_t encl_now_ns(void) {
+    struct timespec now;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+void encl_platform_cond_init(pthread_cond_t *cond) {
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until) {
+    struct timespec at = as_timespec(until);
+
+    (void)pthread_cond_timedwait(cond, lock, &at);
+}
+
+void encl_thread_name(const char *name) {
+    (void)pthread_setname_np(pthread_self(), name);
+}
+
+bool encl_wakeup_open(encl_wakeup *w) {
+    w->fd = w->sender = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return w->fd >= 0;
+}
+
+void encl_wakeup_close(encl_wakeup *w) {
+    (void)close(w->fd);
+    w->fd = w->sender = -1;
+}
+
+void encl_wakeup_set(const encl_wakeup *w) {
+    uint64_t one = 1;
+    ssize_t rc;
+
+    do {
+        rc = write(w->sender, &one, sizeof one);
+    } while (rc < 0 && errno == EINTR);
+}
+
+void encl_wakeup_clear(const encl_wakeup *w) {
+    uint64_t count;
+
+    if (read(w->fd, &count, sizeof count) < 0) {
+        return; /* it was not set */
+    }
+}
+
+int encl_alarm_open(void) {
+    return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+}
+
+void encl_alarm_set(int fd, int64_t at) {
+    struct itimerspec when = {.it_value = as_timespec(at)};
+
+    (void)timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+void encl_alarm_clear(int fd) {
+    uint64_t expirations;
+
+    if (read(fd, &expirations, sizeof expirations) < 0) {
+        return; /* it was not readable */
+    }
+}
+
+int encl_socket_tcp(int family) {
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+void encl_socket_prepare(int fd) {
+    (void)fd; /* encl_socket_send says it for each call */
+}
+
+ssize_t encl_socket_send(int fd, const void *bytes, size_t len) {
+    return send(fd, bytes, len, MSG_NOSIGNAL);
+}
+
+void encl_socket_reset(int fd) {
+    struct sockaddr nowhere;
+
+    /* Dissolves the association at once. */
+    memset(&nowhere, 0, sizeof nowhere);
+    nowhere.sa_family = AF_UNSPEC;
+    (void)connect(fd, &nowhere, sizeof nowhere);
+}
+
+bool encl_socket_get_progress(int fd, encl_socket_progress *out) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+
+    memset(&info, 0, sizeof info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+        size < offsetof(struct tcp_info, tcpi_notsent_bytes) + sizeof info.tcpi_notsent_bytes) {
+        return false;
+    }
+    *out = (encl_socket_progress){
+        .acknowledged = info.tcpi_bytes_acked,
+        .backlog = info.tcpi_unacked != 0 || info.tcpi_notsent_bytes != 0,
+        .stalled = info.tcpi_unacked == 0 && info.tcpi_notsent_bytes != 0 && info.tcpi_probes <= 1,
+    };
+    return true;
+}
+
+int encl_descriptor_find(bool (*is_it)(int fd, void *arg), void *arg) {
+    DIR *dir = opendir("/proc/self/fd");
+    struct dirent *at;
+    int found = -1;
+
+    while (dir != NULL && found < 0 && (at = readdir(dir)) != NULL) {
+        int fd = (int)strtol(at->d_name, NULL, 10);
+
+        if (at->d_name[0] != '.' && is_it(fd, arg)) {
+            found = fd;
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    return found;
+}
+
+bool encl_file_identify(const char *path, encl_file_id *out) {
+    struct stat file;
+
+    if (stat(path, &file) != 0) {
+        return false;
+    }
+    *out = (encl_file_id){
+        .inode = file.st_ino,
+        .size = file.st_size,
+        .seconds = file.st_mtim.tv_sec,
+        .nanoseconds = file.st_mtim.tv_nsec,
+    };
+    return true;
+}
+
+#endif
