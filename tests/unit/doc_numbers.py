@@ -217,7 +217,7 @@ CLAIMS = [
     claim(
         "security.md",
         "one block of libwebsockets' ({}), {} in any case",
-        c_text("csrc/net/service.c", r"pt_serv_buf_size = ([^;]+);"),
+        c_text("csrc/net/service.c", r"pt_serv_buf_size = ([^,]+),"),
         c("net/internal.h", "NET_EARLY_MAX"),
     ),
     claim(
@@ -343,9 +343,7 @@ CLAIMS = [
     claim(
         "architecture.md", "its {}-byte ephemeral key", c("noise/noise.h", "ENCL_NOISE_KEY_BYTES")
     ),
-    claim(
-        "architecture.md", "into one block of {}, unmask", c("net/internal.h", "NET_RX_BLOCK")
-    ),
+    claim("architecture.md", "into one block of {}, unmask", c("net/internal.h", "NET_RX_BLOCK")),
     claim("architecture.md", "first come first served among at most {}.", OPEN),
     claim(
         "architecture.md",
