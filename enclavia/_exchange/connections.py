@@ -32,7 +32,7 @@ class Connections:
         self.pool: Pool[Tunnel, Link] = Pool(limits)
         self.past = Traffic()
         self.raw_attestation: dict[str, object] | None = None
-        self._patience = limits.patience
+        self._limits = limits
 
     async def open(self, timeouts: Timeouts) -> None:
         """Connects and verifies, where that has not been done."""
@@ -48,6 +48,12 @@ class Connections:
         except BaseException:
             self.pool.withdraw(ticket, now())
             raise
+
+    def unanswered(self, tunnel: Tunnel) -> None:
+        """A deadline of a request passed. Where there will be no other connection, this one is not
+        given up on a suspicion."""
+        if self._limits.reconnect:
+            tunnel.unanswered()
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, Link], timeouts: Timeouts) -> None:
         phase: Phase | None = None
@@ -73,16 +79,17 @@ class Connections:
         """How long a request may wait in all. Patience lasts for several attempts to connect."""
         if phase is Phase.POOL:
             return timeouts.pool
-        if timeouts.connect is None or self._patience is None:
+        patience = self._limits.patience
+        if timeouts.connect is None or patience is None:
             return timeouts.connect
-        return max(timeouts.connect, self._patience)
+        return max(timeouts.connect, patience)
 
     def _too_late(self, phase: Phase, timeouts: Timeouts) -> Exception:
         if phase is Phase.POOL:
-            return PoolTimeout(
-                f"expected a free slot within {timeouts.pool} s, all "
-                f"{self.config.max_in_flight} were taken"
-            )
+            most, taken = self._limits.max_connections, f"all {self.config.max_in_flight}"
+            if most is not None and most < self.config.max_in_flight:
+                taken = f"all {most} that limits (max_connections) allows"
+            return PoolTimeout(f"expected a free slot within {timeouts.pool} s, {taken} were taken")
         return self._connect_timeout(self._allowed(phase, timeouts))
 
     def _connect_timeout(self, allowed: float | None) -> Exception:

@@ -55,6 +55,7 @@ class Exchange:
         self._body: Body | None = None
         self._uploading = False
         self._cut = False
+        self._body_failed = False
         self._answer: Head | None = None
         self._answered_at = 0.0
         self._continue = False
@@ -155,9 +156,14 @@ class Exchange:
     async def _wait_continue(self) -> None:
         allowed = self._timeouts.read
         wait = CONTINUE_WAIT if allowed is None else min(allowed, CONTINUE_WAIT)
-        self._uploading = False
+        self._uploading = True
         while self._pending:
             await self._push_pending()
+        if not self._uploading:
+            return  # the workload hung up within the head
+        # While the body is held back, the request is not whole: after an answer that comes now, the
+        # server still takes what comes next on this connection for that body.
+        self._uploading, self._cut = False, True
         deadline = now() + wait
         while not self._continue and self._answer is None:
             remaining = deadline - now()
@@ -167,10 +173,9 @@ class Exchange:
                 break
             await self._pull()
         if self._answer is not None:
-            self._cut = True
             return
         message = self._message
-        self._uploading = True
+        self._uploading, self._cut = True, False
         content = message.content
         self._body = WholeBody(content) if content is not None else message.body(self._io)
 
@@ -222,7 +227,11 @@ class Exchange:
             raise WriteTimeout(f"expected to send within {self._timeouts.write} s, could not")
 
     async def _next_chunk(self) -> None:
-        chunk = None if self._body is None else await self._body.next(self._timeouts.write)
+        try:
+            chunk = None if self._body is None else await self._body.next(self._timeouts.write)
+        except BaseException:
+            self._body_failed = True
+            raise
         if chunk is not None:
             self._pending = memoryview(self._encoder.encode(chunk))
             return
@@ -299,8 +308,10 @@ class Exchange:
         self._connections.pool.release(lease, link, now(), self._answered_at)
 
     def blame(self, error: BaseException) -> None:
+        if self._body_failed:
+            return  # what produces the body says nothing about the connection
         if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
-            self._lease.handle.unanswered()
+            self._connections.unanswered(self._lease.handle)
         if isinstance(error, ServerError):
             # Of a request's stream: its connection to the workload broke. Whether the workload
             # closed or reset it makes no difference to the caller.
