@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 import httpx2
 
 from .. import _core
+from .._arguments import byte_view
 
-__all__ = ["Body", "Io", "Waiter", "expected_body", "now", "run"]
+__all__ = ["Body", "Io", "Waiter", "expected_body", "now", "piece_of", "run"]
 # Goes on while the machine sleeps, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -73,3 +74,11 @@ def expected_body(request: object, kind: str) -> str:
     if kind == "sync":
         return "expected a request with a sync body, got an async one: AsyncClient sends those"
     return "expected a request with an async body, got a sync one: Client sends those"
+
+
+def piece_of(chunk: object) -> bytes:
+    """A piece of a request's body as bytes: its producer may use the same buffer for the next one,
+    and the length of a buffer that has other items than bytes is not its number of bytes."""
+    if type(chunk) is bytes:
+        return chunk
+    return b"" if chunk is None else bytes(byte_view("content", chunk))

@@ -22,7 +22,7 @@ import httpx2
 from .. import _core
 from .._arguments import byte_view
 from .._errors import EnclaviaError, PoolTimeout, ReadTimeout, StateError, WriteTimeout
-from .face import expected_body
+from .face import expected_body, piece_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -375,14 +375,14 @@ class _IteratedBody:
         if self._iterator is None:
             self._iterator = self._stream.__aiter__()
         while True:
-            chunk = b""
+            piece = b""
             with anyio.move_on_after(timeout) as scope:
                 try:
-                    chunk = await anext(self._iterator)
+                    piece = piece_of(await anext(self._iterator))
                 except StopAsyncIteration:
                     return None
-            if chunk:
-                return chunk
+            if piece:
+                return piece
             if scope.cancelled_caught:
                 raise WriteTimeout(f"expected more of the request body within {timeout} s")
 

@@ -16,12 +16,15 @@ import httpx2
 
 from .. import _core
 from .._errors import ReadTimeout
-from .face import expected_body
+from .face import expected_body, piece_of
 
 if TYPE_CHECKING:
     from .face import Body
 
 __all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
+
+# poll() takes its milliseconds as a C int: a longer wait goes on in turns.
+_TURN_MS = 86_400_000
 
 Register = Callable[[_core.Notifier, int], _core.Watch]
 """Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
@@ -36,21 +39,29 @@ class ThreadHub:
         self._poll = select.poll()
         self._poll.register(self._notifier.fileno(), select.POLLIN)
         self._token = 0
+        self.busy = False
 
     def wait(self, register: Register, timeout: float | None) -> bool:
         """False where it did not come in time. However this ends, also by Ctrl-C, the registration
         ends with it."""
+        self.busy = True
+        try:
+            return self._wait(register, timeout)
+        finally:
+            self.busy = False
+
+    def _wait(self, register: Register, timeout: float | None) -> bool:
         self._token = token = self._token + 1
         deadline = None if timeout is None else time.monotonic() + timeout
         watch = register(self._notifier, token)
         try:
             while True:
-                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if self._poll.poll(None if remaining is None else remaining * 1000):
+                left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+                if self._poll.poll(None if left is None else min(left, _TURN_MS)):
                     # Tokens of waits that were given up before may come late.
                     if token in self._notifier.drain():
                         return True
-                elif remaining is not None:
+                elif left is not None and left <= _TURN_MS:
                     return False
         finally:
             watch.end()
@@ -61,8 +72,10 @@ _local = threading.local()
 
 def thread_hub() -> ThreadHub:
     hub: ThreadHub | None = getattr(_local, "hub", None)
-    if hub is None or hub.pid != os.getpid():
-        # A forked child shares its parent's descriptor: it needs one of its own.
+    if hub is None or hub.busy or hub.pid != os.getpid():
+        # A forked child shares its parent's descriptor: it needs one of its own. So does the
+        # handler of a signal, or a destructor, that waits for something else while this thread
+        # waits: it would take what was announced for the wait that it interrupted.
         _local.hub = hub = ThreadHub()
     return hub
 
@@ -121,8 +134,8 @@ class _IteratedBody:
                 chunk = next(self._iterator)
             except StopIteration:
                 return None
-            if chunk:
-                return chunk
+            if piece := piece_of(chunk):
+                return piece
 
     async def close(self) -> None:
         close = getattr(self._iterator, "close", None)
