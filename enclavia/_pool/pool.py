@@ -406,8 +406,9 @@ class Pool(Generic[C, L]):
         """Fails who waits and whoever asks from now on. The channels are the caller's to close;
         another call returns those of them that are still there."""
         self._begin_close(error)
+        left = self._left()  # before the members go, which may be all that holds them
         self._decide(self._last_now)
-        return self._left()
+        return left
 
     @_carried_out(interrupting=None)
     def handles(self) -> list[C]:
