@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.cookiejar
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 import httpx2
 from httpx2._client import BaseClient, ClientState
@@ -115,6 +115,13 @@ class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
     """Keeps no cookie that no request could carry: httpx2 writes headers in ASCII, so one such
     cookie from the workload would make every later request fail."""
 
+    @classmethod
+    def like(cls, policy: http.cookiejar.DefaultCookiePolicy) -> Self:
+        """With the settings of the policy, also with those that are changed there later."""
+        own = cls()
+        own.__dict__ = policy.__dict__
+        return own
+
     def set_ok(self, cookie: http.cookiejar.Cookie, request: urllib.request.Request) -> bool:
         return (
             f"{cookie.name}{cookie.value}{cookie.path}{cookie.domain}".isascii()
@@ -138,9 +145,10 @@ class OwnClient(BaseClient):
     def cookies(self) -> httpx2.Cookies:
         """Of the workload and of the caller. What takes cookies from an answer comes by here."""
         jar = self._cookies.jar
-        # A jar of the caller's with a policy of its own stays what it is.
-        if type(getattr(jar, "_policy", None)) is http.cookiejar.DefaultCookiePolicy:
-            jar.set_policy(_CookiesOfASCII())
+        policy = getattr(jar, "_policy", None)
+        # A jar of the caller's with a policy of another kind stays what it is.
+        if type(policy) is http.cookiejar.DefaultCookiePolicy:
+            jar.set_policy(_CookiesOfASCII.like(policy))
         return self._cookies
 
     @cookies.setter
@@ -185,15 +193,17 @@ class OwnClient(BaseClient):
 
 def to_pickle(state: dict[str, Any]) -> dict[str, Any]:
     """What has been opened here has not been there; closed stays closed. A cookie jar has a lock,
-    its cookies have none."""
+    its cookies have none; what decides which cookies it takes goes along."""
     states = type(state["_state"])
     kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
-    cookies = list(state["_cookies"].jar)
+    jar = state["_cookies"].jar
+    cookies = (list(jar), getattr(jar, "_policy", None))
     return {**state, "_state": kept, "_cookies": cookies, "_known_requests": None}
 
 
 def from_pickle(state: dict[str, Any]) -> dict[str, Any]:
-    cookies = httpx2.Cookies()
-    for cookie in state["_cookies"]:
+    kept, policy = state["_cookies"]
+    cookies = httpx2.Cookies(http.cookiejar.CookieJar(policy))
+    for cookie in kept:
         cookies.jar.set_cookie(cookie)
     return {**state, "_cookies": cookies, "_known_requests": RequestCache()}
