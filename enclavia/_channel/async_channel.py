@@ -146,6 +146,7 @@ class AsyncChannel:
         self._expect_not_ended()
         timeout = self._or_default(timeout)
         view = byte_view("data", data)
+        deadline = deadline_of(timeout)
         slot = await reserve_slot(self._core, timeout)
         try:
             under_way = self._core.start_request(slot, view)
@@ -156,7 +157,7 @@ class AsyncChannel:
             answer = under_way.result(0)
             if answer is None:
                 await in_time(
-                    loop_hub().wait(under_way.notify, timeout),
+                    loop_hub().wait(under_way.notify, time_left(deadline)),
                     ReadTimeout,
                     f"expected an answer within {timeout} s, got none",
                 )
@@ -191,7 +192,8 @@ class AsyncChannel:
         """Sends what was written, then closes; streams still open end."""
         self._ended = True
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._core.close)
+            # A limiter of its own: the threads that all share may wait for this very task.
+            await anyio.to_thread.run_sync(self._core.close, limiter=anyio.CapacityLimiter(1))
 
     aclose = close
 

@@ -12,7 +12,7 @@ import httpx2
 from .. import _core
 from .._arguments import byte_view, check_buffer
 from .._arguments import timeout as checked_timeout
-from .._errors import ReadTimeout, StateError
+from .._errors import ReadTimeout, StateError, WriteTimeout
 from .._identity.attestation import Attestation
 from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
 from .._text import shown
@@ -116,7 +116,7 @@ class Channel:
             raise
         if rest:
             try:
-                stream.write(rest)
+                stream._put_all(rest)
             except BaseException:
                 stream.close()
                 raise
@@ -253,18 +253,22 @@ class Stream(io.RawIOBase):
         return True
 
     def read(self, n: int | None = -1, /) -> bytes | None:
-        """1 to n bytes; ``b""`` at the end. Without n: everything up to the end."""
+        """1 to n bytes; ``b""`` at the end. Without n: everything up to the end. With
+        ``read_timeout`` 0: None where nothing is there yet."""
         self._check_open()
         n = -1 if n is None else read_size(n)
         if n < 0:
             return self.readall()
         return self._core.read(n, self._read_timeout) if n else b""
 
-    def readall(self) -> bytes:
+    def readall(self) -> bytes | None:  # type: ignore[override] # as io documents it
+        """Everything up to the end. With ``read_timeout`` 0 what is there; None where that is
+        nothing, and the end has not come."""
+        self._check_open()
         pieces: list[bytes] = []
         while piece := self._core.read(_READ_SIZE, self._read_timeout):
             pieces.append(piece)
-        return b"".join(pieces)
+        return None if piece is None and not pieces else b"".join(pieces)
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         self._check_open()
@@ -274,8 +278,19 @@ class Stream(io.RawIOBase):
             check_buffer("buffer", buffer, writable=True)
             raise
 
-    def write(self, data: Buffer, /) -> int:
-        """All of data, or an error; with ``write_timeout`` 0 as much as can be taken now."""
+    def write(self, data: Buffer, /) -> int | None:
+        """All of data, or an error; with ``write_timeout`` 0 as much as can be taken now, and None
+        where that is nothing."""
+        put = self._put(data)
+        return put if put or memoryview(data).nbytes == 0 else None
+
+    def _put_all(self, data: memoryview) -> None:
+        if self._put(data) < len(data):  # a timeout of 0 takes what fits
+            raise WriteTimeout(
+                f"expected to send the payload within {self._write_timeout} s, could not"
+            )
+
+    def _put(self, data: Buffer) -> int:
         self._check_open()
         try:
             return self._core.write(data, self._write_timeout)

@@ -94,7 +94,8 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
         tunnels = self._engine.close()
         with anyio.CancelScope(shield=True):
             for tunnel in tunnels:
-                await anyio.to_thread.run_sync(tunnel.close, 1.0)
+                # A limiter of its own: the threads that all share may wait for this very task.
+                await anyio.to_thread.run_sync(tunnel.close, 1.0, limiter=anyio.CapacityLimiter(1))
 
     async def __aenter__(self) -> Self:
         try:

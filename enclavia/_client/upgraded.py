@@ -88,7 +88,9 @@ class NetworkStream(_Base, httpcore2.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         with _writing():
-            self._exchange.stream.write(buffer, timeout)
+            put = self._exchange.stream.write(buffer, timeout)
+            if put < memoryview(buffer).nbytes:  # a timeout of 0 takes what fits
+                raise WriteTimeout(f"expected to send within {timeout} s, could not")
 
     def close(self) -> None:
         self._exchange.drop()
