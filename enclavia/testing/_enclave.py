@@ -224,11 +224,13 @@ class LocalEnclave:
         """Ends every connection, the responder and the app. May be called again."""
         if self._facts is None:
             return
-        with contextlib.suppress(RuntimeError):  # its process died
-            self._last_stats = self._runner.stats()
-        self._facts = None
-        if self._finalizer is not None:
-            self._finalizer()
+        try:
+            with contextlib.suppress(RuntimeError, TimeoutError):  # its process died, or hangs
+                self._last_stats = self._runner.stats()
+        finally:  # also after Ctrl-C
+            self._facts = None
+            if self._finalizer is not None:
+                self._finalizer()
 
     def __enter__(self) -> Self:
         return self.start()
