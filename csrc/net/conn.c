@@ -25,13 +25,13 @@ static void kill_wsi(struct lws *wsi) {
 static bool enter_finished(encl_conn *conn) {
     bool first;
 
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     first = conn->state != NET_FINISHED;
     if (first) {
         conn->state = NET_FINISHED;
         net_socket_shut(&conn->socket, net_conn_has_failed(conn));
     }
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     return first;
 }
 
@@ -120,9 +120,9 @@ void net_conn_writable(encl_conn *conn) {
 }
 
 static void forget_socket(encl_conn *conn) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     conn->socket = (net_socket){.fd = -1};
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 static void explain_raw_close(encl_conn *conn, encl_error *why) {
@@ -169,9 +169,9 @@ encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
 
     encl_socket_prepare(fd);
     net_own(&conn->raw_owned, fd);
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     conn->socket.fd = fd;
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     encl_conn_retain(conn); /* raw_wsi's, given back in net_conn_raw_closed */
     conn->raw_wsi = lws_adopt_descriptor_vhost_via_info(&info);
     if (conn->raw_wsi == NULL) {
@@ -191,9 +191,9 @@ static encl_result take_tls(encl_conn *conn, SSL *ssl, int fd, encl_error *err) 
     /* The queue may move and grow between two tries of one write. */
     SSL_set_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     ENCL_TRY(net_tls_write_quietly(ssl, fd, err));
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     conn->socket.ssl = ssl;
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     return ENCL_OK;
 }
 
@@ -215,20 +215,20 @@ encl_result net_conn_take_over(encl_conn *conn, struct lws *ws_wsi, encl_error *
 void net_conn_forget_ws(encl_conn *conn) {
     conn->ws_wsi = NULL;
     net_disown(&conn->ws_owned);
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     conn->socket.ssl = NULL;
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 void net_conn_opened(encl_conn *conn) {
     bool unwanted;
 
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     unwanted = conn->close_asked;
     if (!unwanted) {
         conn->state = NET_OPEN;
     }
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     if (unwanted) {
         /* The job that is to end it runs next, and would find it open. */
         finish_here(conn);
@@ -268,9 +268,9 @@ static void change_pause(encl_conn *conn) {
 static void finish_as_failed(encl_conn *conn) {
     encl_error why;
 
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     why = conn->failure;
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     net_conn_finish(conn, &why);
 }
 
@@ -297,7 +297,7 @@ static void run_asked(void *arg) {
 }
 
 void encl_conn_close(encl_conn *conn, uint16_t code, const char *reason) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     if (conn->state != NET_FINISHED && !conn->close_asked) {
         conn->close_asked = true;
         if (conn->state == NET_OPEN) {
@@ -306,11 +306,11 @@ void encl_conn_close(encl_conn *conn, uint16_t code, const char *reason) {
         }
         net_conn_ask(conn, NET_ASK_CLOSE);
     }
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 void encl_conn_abort(encl_conn *conn, bool reset) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     if (conn->state != NET_FINISHED) {
         if (reset && conn->socket.fd >= 0) {
             encl_socket_reset(conn->socket.fd);
@@ -318,7 +318,7 @@ void encl_conn_abort(encl_conn *conn, bool reset) {
         conn->close_asked = true;
         net_conn_ask(conn, NET_ASK_ABORT);
     }
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 /* ---- timers ---- */

@@ -18,7 +18,7 @@ encl_result net_conn_alloc(encl_loop *loop, bool framed, encl_ws_side side, encl
     conn->framed = framed;
     conn->side = side;
     conn->socket.fd = conn->raw_owned.fd = conn->ws_owned.fd = -1;
-    pthread_mutex_init(&conn->io, NULL);
+    (void)encl_mutex_init(&conn->io);
     encl_buf_init(&conn->sender.queue, NET_TX_LIMIT);
     encl_buf_init(&conn->receiver.early, NET_EARLY_MAX);
     encl_ws_decoder_init(&conn->receiver.decoder, side, NET_MAX_FRAME);
@@ -38,7 +38,7 @@ void encl_conn_release(encl_conn *conn) {
     encl_buf_free(&conn->sender.queue);
     encl_buf_free(&conn->receiver.early);
     net_target_free(conn->target);
-    pthread_mutex_destroy(&conn->io);
+    encl_mutex_destroy(&conn->io);
     free(conn);
 }
 

@@ -8,7 +8,6 @@
 #define ENCL_NET_INTERNAL_H
 
 #include <libwebsockets.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/list.h"
@@ -18,6 +17,7 @@
 #include "net/net.h"
 #include "net/peer.h"
 #include "platform/platform.h"
+#include "sync/lock.h"
 #include "ws/ws.h"
 
 #define NET_PROTOCOL      "enclavia"
@@ -77,8 +77,8 @@ void net_target_free(net_target *target);
 /* ---- timer.c ---- */
 
 typedef struct net_timers {
-    pthread_mutex_t lock; /* guards everything below, and the timers' places in the list */
-    encl_list due;        /* in the order of their times */
+    encl_mutex lock;  /* guards everything below, and the timers' places in the list */
+    encl_list due;    /* in the order of their times */
     int fd;           /* the alarm, which libwebsockets owns and closes; -1 where there is none */
     int64_t aimed_at; /* the time that it is set for; 0: it is not set */
 } net_timers;
@@ -113,7 +113,7 @@ struct encl_loop {
     uint64_t generation;
     pthread_t thread;
     struct lws_context *context; /* made and ended by the service thread, between two phases */
-    pthread_mutex_t lock;        /* guards phase and jobs */
+    encl_mutex lock;             /* guards phase and jobs */
     pthread_cond_t changed;      /* phase */
     net_phase phase;
     encl_job *jobs_head, *jobs_tail;
@@ -248,7 +248,7 @@ struct encl_conn {
     atomic_bool paused, close_asked;
     atomic_uint_fast64_t bytes_in, bytes_out;
 
-    pthread_mutex_t io;       /* guards down to `peer` */
+    encl_mutex io;            /* guards down to `peer` */
     _Atomic(net_state) state; /* changed under io by the service thread and encl_conn_close */
     net_socket socket;
     net_sender sender;
@@ -276,9 +276,9 @@ struct encl_conn {
 
 encl_result net_conn_alloc(encl_loop *loop, bool framed, encl_ws_side side, encl_conn **out,
                            encl_error *err);
-/* These two with io held. The first break counts. */
-bool net_conn_has_failed(const encl_conn *conn);
-void net_conn_note_break(encl_conn *conn, const char *while_doing);
+bool net_conn_has_failed(const encl_conn *conn) ENCL_REQUIRES(conn->io);
+/* The first break counts. */
+void net_conn_note_break(encl_conn *conn, const char *while_doing) ENCL_REQUIRES(conn->io);
 /* Why a connection ends that was closed, or whose loop ended, on this side. */
 void net_closed_here(encl_error *why);
 
@@ -299,11 +299,12 @@ void net_conn_ask(encl_conn *conn, net_ask what); /* any thread */
 
 /* ---- sender.c ---- */
 
-/* These three with io held. */
-void net_sender_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice payload);
-void net_sender_close(encl_conn *conn, uint16_t code, const char *reason);
-bool net_sender_flush(encl_conn *conn); /* writes what the socket takes; false when that broke */
-/* The others without it, in the service thread. */
+void net_sender_control(encl_conn *conn, encl_ws_opcode opcode, encl_slice payload)
+    ENCL_REQUIRES(conn->io);
+void net_sender_close(encl_conn *conn, uint16_t code, const char *reason) ENCL_REQUIRES(conn->io);
+/* Writes what the socket takes; false when that broke. */
+bool net_sender_flush(encl_conn *conn) ENCL_REQUIRES(conn->io);
+/* The others in the service thread. */
 net_outcome net_sender_writable(encl_conn *conn, encl_error *why);
 void net_sender_rearm(encl_conn *conn);
 void net_sender_eof(encl_conn *conn);

@@ -28,9 +28,9 @@ static void describe(const encl_keepalive *keep, int64_t now, encl_error *why) {
 }
 
 static void ping(encl_conn *conn) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     net_sender_control(conn, ENCL_WS_PING, ENCL_SLICE_NONE);
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 /* What we do not read cannot be asked for, and what the peer takes of ours shows that it is there:
@@ -38,9 +38,9 @@ static void ping(encl_conn *conn) {
 static bool is_excused(encl_conn *conn) {
     bool takes;
 
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     takes = net_peer_takes(conn->socket.fd, &conn->peer);
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     return takes || atomic_load(&conn->paused);
 }
 

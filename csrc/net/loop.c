@@ -19,8 +19,8 @@ encl_result net_loop_new(encl_loop **out, encl_error *err) {
     }
     atomic_init(&loop->refs, 1);
     loop->generation = encl_fork_generation();
-    pthread_mutex_init(&loop->lock, NULL);
-    pthread_cond_init(&loop->changed, NULL);
+    (void)encl_mutex_init(&loop->lock);
+    encl_cond_init(&loop->changed);
     net_timers_init(&loop->timers);
     encl_list_init(&loop->conns);
     encl_list_init(&loop->listeners);
@@ -38,7 +38,7 @@ void net_loop_release(encl_loop *loop) {
     }
     net_timers_destroy(&loop->timers);
     pthread_cond_destroy(&loop->changed);
-    pthread_mutex_destroy(&loop->lock);
+    encl_mutex_destroy(&loop->lock);
     free(loop->rx);
     free(loop);
 }
@@ -54,51 +54,51 @@ uint64_t encl_loop_turns(const encl_loop *loop) {
 /* ---- phases ---- */
 
 void net_loop_enter(encl_loop *loop, net_phase phase) {
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     loop->phase = phase;
     pthread_cond_broadcast(&loop->changed);
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
 }
 
 net_phase net_loop_wait_started(encl_loop *loop) {
     net_phase phase;
 
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     while (loop->phase == NET_STARTING) {
-        pthread_cond_wait(&loop->changed, &loop->lock);
+        encl_cond_wait(&loop->changed, &loop->lock);
     }
     phase = loop->phase;
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
     return phase;
 }
 
 void net_loop_stop(encl_loop *loop) {
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     if (loop->phase == NET_RUNNING) {
         loop->phase = NET_STOPPING;
         /* Under the lock: once it sees the phase, the service thread destroys the context. */
         lws_cancel_service(loop->context);
     }
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
 }
 
 net_turn net_loop_next_turn(encl_loop *loop) {
     net_turn turn = NET_TURN_SLEEP;
 
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     if (loop->phase != NET_RUNNING) {
         turn = NET_TURN_END;
     } else if (loop->jobs_head != NULL) {
         turn = NET_TURN_LOOK;
     }
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
     return turn;
 }
 
 /* ---- jobs ---- */
 
-/* lock is held. A queue that is not empty has its wake-up on the way already. */
-static void append(encl_loop *loop, encl_job *job) {
+/* A queue that is not empty has its wake-up on the way already. */
+static void append(encl_loop *loop, encl_job *job) ENCL_REQUIRES(loop->lock) {
     bool was_empty = loop->jobs_head == NULL;
 
     job->next = NULL;
@@ -120,22 +120,22 @@ bool encl_loop_post(encl_loop *loop, encl_job *job) {
     if (loop->generation != encl_fork_generation()) {
         return false;
     }
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     taken = loop->phase != NET_STOPPED;
     if (taken) {
         append(loop, job);
     }
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
     return taken;
 }
 
 static encl_job *take_jobs(encl_loop *loop) {
     encl_job *jobs;
 
-    pthread_mutex_lock(&loop->lock);
+    encl_lock(&loop->lock);
     jobs = loop->jobs_head;
     loop->jobs_head = loop->jobs_tail = NULL;
-    pthread_mutex_unlock(&loop->lock);
+    encl_unlock(&loop->lock);
     return jobs;
 }
 
@@ -156,7 +156,7 @@ typedef struct errand {
     encl_job job;
     encl_task task;
     void *arg;
-    pthread_mutex_t lock; /* guards done */
+    encl_mutex lock; /* guards done */
     pthread_cond_t ended;
     bool done;
 } errand;
@@ -165,24 +165,24 @@ static void run_errand(void *arg) {
     errand *e = arg;
 
     e->task(e->arg);
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     e->done = true;
     pthread_cond_signal(&e->ended);
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
 }
 
 static void await_errand(errand *e) {
-    pthread_mutex_lock(&e->lock);
+    encl_lock(&e->lock);
     while (!e->done) {
-        pthread_cond_wait(&e->ended, &e->lock);
+        encl_cond_wait(&e->ended, &e->lock);
     }
-    pthread_mutex_unlock(&e->lock);
+    encl_unlock(&e->lock);
 }
 
 bool encl_loop_run(encl_loop *loop, encl_task task, void *arg) {
     errand e = {.task = task,
                 .arg = arg,
-                .lock = PTHREAD_MUTEX_INITIALIZER,
+                .lock = ENCL_MUTEX_INITIALIZER,
                 .ended = PTHREAD_COND_INITIALIZER};
     bool posted;
 
@@ -196,6 +196,6 @@ bool encl_loop_run(encl_loop *loop, encl_task task, void *arg) {
         await_errand(&e);
     }
     pthread_cond_destroy(&e.ended);
-    pthread_mutex_destroy(&e.lock);
+    encl_mutex_destroy(&e.lock);
     return posted;
 }

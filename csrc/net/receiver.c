@@ -15,10 +15,10 @@
 /* ---- frames ---- */
 
 static void close_frame(encl_conn *conn, uint16_t code) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     net_sender_close(conn, code, "");
     (void)net_sender_flush(conn);
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 static net_outcome peer_closed(encl_conn *conn, const encl_ws_event *event, encl_error *why) {
@@ -55,9 +55,9 @@ static void hand_over(encl_conn *conn, uint8_t *block, size_t len) {
 }
 
 static void pong(encl_conn *conn, const encl_ws_event *event) {
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     net_sender_control(conn, ENCL_WS_PONG, ENCL_SLICE(event->payload, event->len));
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }
 
 static net_outcome unframe(encl_conn *conn, uint8_t *block, size_t len, encl_error *why) {
@@ -121,11 +121,11 @@ void encl_conn_pause(encl_conn *conn, bool paused) {
     if (atomic_exchange(&conn->paused, paused) == paused) {
         return;
     }
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     /* The loop that reads looks at `paused` itself. */
     ask = conn->state != NET_FINISHED &&
           !(encl_loop_is_current(conn->loop) && conn->receiver.reading);
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     if (ask) {
         net_conn_ask(conn, NET_ASK_PAUSE);
     }
@@ -162,9 +162,10 @@ static net_outcome end_of_bytes(encl_conn *conn, encl_error *why) {
     return NET_GO_ON;
 }
 
-/* io is held. Once libwebsockets has given the descriptor up, an end is only one if nothing broke
+/* Once libwebsockets has given the descriptor up, an end is only one if nothing broke
  * before. */
-static net_io read_socket(encl_conn *conn, uint8_t *block, size_t cap, size_t *got) {
+static net_io read_socket(encl_conn *conn, uint8_t *block, size_t cap, size_t *got)
+    ENCL_REQUIRES(conn->io) {
     net_io rc = net_socket_read(&conn->socket, block, cap, got);
 
     if (conn->socket.fd < 0 && net_conn_has_failed(conn)) {
@@ -203,13 +204,13 @@ static net_outcome read_once(encl_conn *conn, size_t *used, bool *more, encl_err
     size_t got;
     net_io rc;
 
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     rc = read_socket(conn, block, NET_RX_BLOCK, &got);
     plain = conn->socket.ssl == NULL;
     if (rc == NET_IO_BROKEN) {
         *why = conn->failure;
     }
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
     *used = got > *used ? got : *used;
     /* A plain socket that did not fill the block was emptied; asking again would cost a call. */
     *more = rc == NET_IO_DONE && (!plain || got == NET_RX_BLOCK);
@@ -269,7 +270,7 @@ void net_receive_rest(encl_conn *conn) {
     encl_error err;
 
     early->limit = NET_REST_MAX;
-    pthread_mutex_lock(&conn->io);
+    encl_lock(&conn->io);
     while (rc == NET_IO_DONE) {
         uint8_t *room;
         size_t got = 0;
@@ -282,5 +283,5 @@ void net_receive_rest(encl_conn *conn) {
         early->w += got;
     }
     conn->socket.fd = -1;
-    pthread_mutex_unlock(&conn->io);
+    encl_unlock(&conn->io);
 }

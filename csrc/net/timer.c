@@ -10,13 +10,13 @@
 
 #define NS_PER_MS ((int64_t)1000000)
 
-static encl_timer *first_due(const net_timers *timers) {
+static encl_timer *first_due(const net_timers *timers) ENCL_REQUIRES(timers->lock) {
     return ENCL_OWNER(encl_list_first(&timers->due), encl_timer, link);
 }
 
-/* lock is held. The alarm may be set for an earlier time than needed: then it becomes readable too
+/* The alarm may be set for an earlier time than needed: then it becomes readable too
  * early once, finds nothing due, and is set again. */
-static void aim(net_timers *timers) {
+static void aim(net_timers *timers) ENCL_REQUIRES(timers->lock) {
     const encl_timer *first = first_due(timers);
 
     if (first == NULL || timers->fd < 0 ||
@@ -27,8 +27,8 @@ static void aim(net_timers *timers) {
     encl_alarm_set(timers->fd, first->at);
 }
 
-/* lock is held. Behind those of the same time; there are a few for each connection. */
-static void insert(net_timers *timers, encl_timer *timer) {
+/* Behind those of the same time; there are a few for each connection. */
+static void insert(net_timers *timers, encl_timer *timer) ENCL_REQUIRES(timers->lock) {
     encl_link *at = encl_list_first(&timers->due);
 
     while (at != NULL && ENCL_OWNER(at, encl_timer, link)->at <= timer->at) {
@@ -42,50 +42,50 @@ static encl_timer *take_due(net_timers *timers) {
     int64_t now = encl_now_ns();
     encl_timer *first;
 
-    pthread_mutex_lock(&timers->lock);
+    encl_lock(&timers->lock);
     first = first_due(timers);
     if (first != NULL && first->at <= now) {
         encl_link_remove(&first->link);
     } else {
         first = NULL;
     }
-    pthread_mutex_unlock(&timers->lock);
+    encl_unlock(&timers->lock);
     return first;
 }
 
 void net_timers_fire(net_timers *timers) {
     encl_timer *due;
 
-    pthread_mutex_lock(&timers->lock);
+    encl_lock(&timers->lock);
     timers->aimed_at = 0;
-    pthread_mutex_unlock(&timers->lock);
+    encl_unlock(&timers->lock);
     while ((due = take_due(timers)) != NULL) {
         due->task(due->arg); /* may free the timer, and set any */
     }
-    pthread_mutex_lock(&timers->lock);
+    encl_lock(&timers->lock);
     aim(timers);
     if (timers->aimed_at == 0) {
         encl_alarm_clear(timers->fd); /* setting it would have made it unreadable as well */
     }
-    pthread_mutex_unlock(&timers->lock);
+    encl_unlock(&timers->lock);
 }
 
 void net_timers_init(net_timers *timers) {
-    pthread_mutex_init(&timers->lock, NULL);
+    (void)encl_mutex_init(&timers->lock);
     encl_list_init(&timers->due);
     timers->fd = -1;
     timers->aimed_at = 0;
 }
 
 void net_timers_destroy(net_timers *timers) {
-    pthread_mutex_destroy(&timers->lock);
+    encl_mutex_destroy(&timers->lock);
 }
 
 void net_timers_set_alarm(net_timers *timers, int fd) {
-    pthread_mutex_lock(&timers->lock);
+    encl_lock(&timers->lock);
     timers->fd = fd;
     aim(timers);
-    pthread_mutex_unlock(&timers->lock);
+    encl_unlock(&timers->lock);
 }
 
 void net_timer_init(encl_timer *timer, net_timers *timers, encl_task task, void *arg) {
@@ -107,18 +107,18 @@ void encl_timer_set(encl_timer *timer, uint64_t after_ms) {
     int64_t now = encl_now_ns();
     uint64_t longest = (uint64_t)((INT64_MAX - now) / NS_PER_MS);
 
-    pthread_mutex_lock(&timers->lock);
+    encl_lock(&timers->lock);
     encl_link_remove(&timer->link);
     timer->at = after_ms < longest ? now + (int64_t)after_ms * NS_PER_MS : INT64_MAX;
     insert(timers, timer);
     aim(timers);
-    pthread_mutex_unlock(&timers->lock);
+    encl_unlock(&timers->lock);
 }
 
 void encl_timer_stop(encl_timer *timer) {
-    pthread_mutex_lock(&timer->timers->lock);
+    encl_lock(&timer->timers->lock);
     encl_link_remove(&timer->link);
-    pthread_mutex_unlock(&timer->timers->lock);
+    encl_unlock(&timer->timers->lock);
 }
 
 void encl_timer_free(encl_timer *timer) {
