@@ -81,4 +81,14 @@ def piece_of(chunk: object) -> bytes:
     and the length of a buffer that has other items than bytes is not its number of bytes."""
     if type(chunk) is bytes:
         return chunk
+    if isinstance(chunk, str | int):
+        instead = (
+            "encode the text, or open the file in binary mode ('rb')"
+            if isinstance(chunk, str)
+            else "give a whole body as bytes(…)"
+        )
+        raise TypeError(
+            "content: expected pieces that are bytes or another buffer, got "
+            f"{type(chunk).__name__}: {instead}"
+        )
     return b"" if chunk is None else bytes(byte_view("content", chunk))
