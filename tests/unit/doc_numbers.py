@@ -280,7 +280,7 @@ CLAIMS = [
     ),
     claim(
         "security.md",
-        "| chunk extensions without data between, trailers | {}, {} |",
+        "| chunk extensions and trailers of one answer, beyond 128 bytes a chunk and as many as it has data | {}, {} |",
         py("enclavia._http1.limits", "Limits.chunk_overhead"),
         HEADERS,
     ),

@@ -405,6 +405,50 @@ class TestLimits:
         with pytest.raises(ProtocolError, match="at most 8 trailers"):
             feed_each(parser, [b"A: b\r\n"] * 20)
 
+    @pytest.mark.parametrize("cut", [1, 7, 100, 65_536, 1 << 30])
+    def test_many_chunk_extensions(self, cut: int) -> None:
+        """Each read may bring a byte of data, and each extension may be below the limit."""
+        chunk = b"1;" + b"x" * 600 + b"\r\ny\r\n"
+        sent = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 1000 + b"0\r\n\r\n"
+        parser = ResponseParser(b"GET")
+        events = [
+            event for at in range(0, len(sent), cut) for event in parser.feed(sent[at : at + cut])
+        ]
+        assert isinstance(events[-1], Failed)
+        assert "at most 65536 bytes of chunk extensions" in str(events[-1].error)
+        data = b"".join(event.data for event in events if isinstance(event, Data))
+        assert data == b"y" * 137  # of each, all but 129 bytes are counted
+
+    @pytest.mark.parametrize("cut", [1, 1000, 1 << 30])
+    def test_one_long_chunk_extension(self, cut: int) -> None:
+        """Between two chunks of a body that is much longer than it."""
+        most = Limits(chunk_overhead=2000)
+        body = b"1000\r\n" + b"y" * 4096 + b"\r\n"
+        for extension, events in ((1993, 4), (1996, 4), (1997, 3)):
+            sent = body + b"1;" + b"x" * extension + b"\r\nz\r\n0\r\n\r\n"
+            parser = ResponseParser(b"GET", most)
+            parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+            seen = [
+                type(event)
+                for at in range(0, len(sent), cut)
+                for event in parser.feed(sent[at : at + cut])
+            ]
+            assert seen[-1] is (Failed if events == 3 else End)
+
+    def test_a_signature_in_each_chunk_is_no_overhead(self) -> None:
+        parser = ResponseParser(b"GET")
+        parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(2000):
+            sent = b"1;chunk-signature=" + b"0" * 64 + b"\r\ny\r\n"
+            assert parser.feed(sent) == [Data(b"y")]
+
+    @pytest.mark.parametrize("cut", [1, 1000, 1 << 30])
+    def test_length_of_trailers(self, cut: int) -> None:
+        parser = ResponseParser(b"GET", Limits(chunk_overhead=1000))
+        sent = OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: " + b"b" * 995 + b"\r\n\r\n"
+        with pytest.raises(ProtocolError, match="trailers"):
+            feed_each(parser, [sent[at : at + cut] for at in range(0, len(sent), cut)])
+
     def test_many_small_chunks_are_no_overhead(self) -> None:
         parser = ResponseParser(b"GET", Limits(chunk_overhead=100))
         parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
