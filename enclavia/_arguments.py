@@ -6,8 +6,10 @@ which argument it is, what was expected and what was got.
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
+import stat
 import threading
 from typing import Final
 
@@ -18,6 +20,7 @@ __all__ = [
     "address",
     "byte_view",
     "check_buffer",
+    "expect_file",
     "flag",
     "one_of",
     "path_text",
@@ -172,6 +175,20 @@ def path_text(name: str, value: object, expected: str) -> str:
             f"{name}: expected {expected}, got one that no file can have: {value_shown(path)}"
         ) from None
     return path
+
+
+def expect_file(name: str, path: str, expected: str) -> None:
+    """FileNotFoundError where there is nothing, ValueError where there is a directory."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            errno.ENOENT, f"{name}: expected the path of {expected}, got one of no file", path
+        ) from None
+    if stat.S_ISDIR(mode):
+        raise ValueError(
+            f"{name}: expected the path of {expected}, got the directory {value_shown(path)}"
+        )
 
 
 def address(name: str, host: object, port: object) -> tuple[str, int]:

@@ -27,7 +27,7 @@ from .._io.loops import (
     write_stream,
 )
 from .._text import shown
-from .config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
+from .config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, expect_connect, logger
 from .payload import first_piece, read_size
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class AsyncChannel:
 
     Made with :meth:`connect`; usable from any event loop (asyncio, uvloop, trio).
     """
+
+    def __new__(cls, *arguments: object, **options: object) -> Self:
+        expect_connect(cls, arguments, "await ")
+        return super().__new__(cls)
 
     def __init__(self, config: ChannelConfig, core: _core.Channel, timeout: float | None) -> None:
         self._config = config
@@ -82,7 +86,7 @@ class AsyncChannel:
         )
         timeout = checked_timeout("timeout", timeout)
         config.warn_debug(stacklevel=2)
-        return Connecting(lambda: cls._open(config, timeout))
+        return Connecting(cls.__name__, lambda: cls._open(config, timeout))
 
     @classmethod
     async def _open(cls, config: ChannelConfig, timeout: float | None) -> Self:

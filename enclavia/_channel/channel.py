@@ -16,7 +16,7 @@ from .._errors import ReadTimeout, StateError, WriteTimeout
 from .._identity.attestation import Attestation
 from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
 from .._text import shown
-from .config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, logger
+from .config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify, expect_connect, logger
 from .payload import first_piece, read_size
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Channel:
     Made with :meth:`connect`; usable from any thread. It does not reconnect: that is what
     :class:`enclavia.Client` does.
     """
+
+    def __new__(cls, *arguments: object, **options: object) -> Self:
+        expect_connect(cls, arguments, "")
+        return super().__new__(cls)
 
     def __init__(self, config: ChannelConfig, core: _core.Channel, timeout: float | None) -> None:
         self._config = config

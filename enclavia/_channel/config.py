@@ -17,7 +17,7 @@ from typing import NamedTuple
 import httpx2
 
 from .. import _core
-from .._arguments import flag, path_text, seconds, value_shown, whole
+from .._arguments import expect_file, flag, path_text, seconds, value_shown, whole
 from .._errors import DebugModeWarning
 from .._identity.pcrs import Pcrs
 from .._identity.pins import (
@@ -31,7 +31,7 @@ from .._identity.pins import (
 from . import trust_store
 from .url import EnclaveURL
 
-__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "logger"]
+__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "expect_connect", "logger"]
 
 UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
 Verify = bool | str | os.PathLike[str]
@@ -159,6 +159,15 @@ class ChannelConfig(NamedTuple):
         )
 
 
+def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
+    """A channel is connected and verified before it is there, so ``connect`` alone makes one."""
+    if not arguments or not isinstance(arguments[0], ChannelConfig):
+        raise TypeError(
+            f"expected {how}{cls.__name__}.connect(url, pcrs=…), which connects and verifies, got "
+            f"{cls.__name__}(…)"
+        )
+
+
 def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...] | None, debug_mode: bool) -> None:
     if debug_mode:
         return
@@ -192,8 +201,11 @@ def _tls(verify: object) -> tuple[bool, str | None]:
             "verify: expected the path of a PEM file with CAs, got one that is not UTF-8: "
             f"{value_shown(path)}"
         ) from None
+    expect_file("verify", path, "a PEM file with CAs")
     if not Path(path).is_file():
-        raise ValueError(f"verify: expected the path of a PEM file with CAs, got {path!r}: no file")
+        raise ValueError(
+            f"verify: expected the path of a PEM file with CAs, got no regular file: {path!r}"
+        )
     return True, path
 
 

@@ -115,7 +115,7 @@ class AsyncClient(OwnClient, httpx2.AsyncClient):
                 raise
             return client
 
-        return Connecting(start)
+        return Connecting(cls.__name__, start)
 
     @property
     def _enclave(self) -> AsyncEnclaveTransport:

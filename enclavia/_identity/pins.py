@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from .._arguments import path_text, seconds
+from .._arguments import expect_file, path_text, seconds
 from .pcrs import Pcrs
 
 __all__ = ["CLOCK_LEEWAY", "Pins", "RootCertificate", "checked_leeway", "pin_tuples", "read_root"]
@@ -57,8 +57,7 @@ def read_root(root: RootCertificate) -> bytes | None:
     if isinstance(root, str) and "-----BEGIN" in root:
         return root.encode("ascii", "replace")
     path = path_text("root", root, "PEM or DER bytes, PEM text or a path")
-    if os.path.isdir(path):
-        raise ValueError(f"root: expected the path of a file, got the directory {path!r}")
+    expect_file("root", path, "a file with a certificate")
     with Path(path).open("rb") as file:
         content = file.read(_ROOT_FILE_MAX + 1)
     if len(content) > _ROOT_FILE_MAX:

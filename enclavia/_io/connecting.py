@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 __all__ = ["Connecting"]
 
@@ -17,7 +17,8 @@ T = TypeVar("T", bound=_Closeable)
 
 
 class Connecting(Generic[T]):
-    def __init__(self, start: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, kind: str, start: Callable[[], Awaitable[T]]) -> None:
+        self._kind = kind
         self._start = start
         self._result: T | None = None
 
@@ -36,3 +37,25 @@ class Connecting(Generic[T]):
     ) -> None:
         if self._result is not None:
             await self._result.aclose()
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}.connect(…), not awaited>"
+
+    # What follows helps whoever forgot to await; nothing may be made of it by a type checker.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(
+                f"expected {self._how()}, got {name!r} of what connect returned, not awaited",
+                name=name,
+                obj=self,
+            )
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"expected {self._how()}, got 'with' without 'async'")
+
+        def __exit__(self, *_: object) -> None:
+            """Without which Python would not come to call ``__enter__``."""
+
+    def _how(self) -> str:
+        return f"'await {self._kind}.connect(…)' or 'async with {self._kind}.connect(…) as …'"

@@ -280,7 +280,8 @@ CLAIMS = [
     ),
     claim(
         "security.md",
-        "| chunk extensions and trailers of one answer, beyond 128 bytes a chunk and as many as it has data | {}, {} |",
+        "| chunk extensions (free: {} bytes a chunk and its data's length), trailers | {}, {} |",
+        py("enclavia._http1.chunks", "_FREE"),
         py("enclavia._http1.limits", "Limits.chunk_overhead"),
         HEADERS,
     ),

@@ -278,6 +278,7 @@ ROOT = [
     Row(bytearray(), ValueError, "no bytes"),
     Row(False, TypeError, "got bool"),
     Row("/", ValueError, "got the directory"),
+    Row("/no/such/file", FileNotFoundError, "no file"),
 ]
 
 LEEWAY = [
@@ -318,8 +319,9 @@ VERIFY = [
     Row(None, TypeError, "got NoneType"),
     Row(1, TypeError, "got int"),
     Row(0, TypeError, "got int"),
-    Row("/", ValueError, "no file"),
-    Row("/no/such/file", ValueError, "no file"),
+    Row("/", ValueError, "got the directory"),
+    Row("/no/such/file", FileNotFoundError, "no file"),
+    Row("/dev/null", ValueError, "no regular file"),
     Row("/no/such\udc80", ValueError, "not UTF-8"),
     Row(b"/etc/hosts", TypeError, "got bytes"),
 ]
@@ -685,7 +687,7 @@ REASONS = {
 
 
 def refused(call: Callable[[], object], name: str, row: Row) -> None:
-    with pytest.raises((TypeError, ValueError)) as caught:
+    with pytest.raises((TypeError, ValueError, FileNotFoundError)) as caught:
         call()
     assert not isinstance(caught.value, UnicodeError), "which is a ValueError of Python's own"
     assert isinstance(caught.value, row.error), repr(caught.value)

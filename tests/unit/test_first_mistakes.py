@@ -95,6 +95,39 @@ def test_a_read_timeout_says_how_long_it_waited(enclave: LocalEnclave) -> None:
         asyncio.run(same())
 
 
+def test_a_client_that_was_not_awaited(enclave: LocalEnclave) -> None:
+    forgotten: Any = enclavia.AsyncClient.connect(enclave.url, **pins(enclave))
+    with pytest.raises(AttributeError, match=r"expected 'await AsyncClient\.connect.*got 'get'"):
+        forgotten.get("/")
+    with (
+        pytest.raises(TypeError, match=r"'async with AsyncClient\.connect.*without 'async'"),
+        forgotten,
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"AsyncClient\.connect\(…\), not awaited"):
+        asyncio.run(forgotten)
+    forgotten = enclavia.AsyncChannel.connect(enclave.url, **pins(enclave))
+    with pytest.raises(AttributeError, match=r"await AsyncChannel\.connect"):
+        forgotten.open_stream()
+
+
+@pytest.mark.parametrize("kind", [enclavia.Channel, enclavia.AsyncChannel])
+def test_a_channel_that_was_not_connected(enclave: LocalEnclave, kind: Any) -> None:
+    for options in ({}, pins(enclave)):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}\.connect\(url, pcrs=…\)"):
+            kind(enclave.url, **options)
+    with pytest.raises(TypeError, match="connect"):
+        kind()
+
+
+@pytest.mark.parametrize("name", ["root", "verify"])
+def test_a_file_that_is_not_there(enclave: LocalEnclave, name: str) -> None:
+    for make in (Client, enclavia.AsyncClient, Channel.connect, enclavia.AsyncChannel.connect):
+        with pytest.raises(FileNotFoundError, match=f"{name}: expected .* no file") as caught:
+            make(enclave.url, **{**pins(enclave), name: "/no/such.pem"})
+        assert caught.value.filename == "/no/such.pem"
+
+
 def test_requests_shows_what_was_verified(enclave: LocalEnclave) -> None:
     pytest.importorskip("requests")
     from enclavia.requests import session

@@ -130,7 +130,7 @@ def test_what_may_be_requested(enclave: str, request_url: str, allowed: bool) ->
         ({"root": 5}, TypeError, "root: expected"),
         ({"root": "/does/not/exist.pem"}, FileNotFoundError, "exist"),
         ({"verify": ssl.create_default_context()}, TypeError, "which cannot hand it over"),
-        ({"verify": "/does/not/exist.pem"}, ValueError, "no file"),
+        ({"verify": "/does/not/exist.pem"}, FileNotFoundError, "no file"),
         ({"verify": 5}, TypeError, "verify"),
         ({"verify": ""}, ValueError, "got an empty text"),
         ({"proxy": "socks5://127.0.0.1:9"}, ValueError, "CONNECT"),
