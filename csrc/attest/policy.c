@@ -131,7 +131,7 @@ static encl_result set_root(encl_policy *policy, encl_slice root, encl_error *er
     ENCL_ENSURE(root.len != 0, err, ENCL_E_INVALID,
                 "the root: expected a certificate, DER or PEM, got nothing (0 bytes)");
     ERR_set_mark();
-    /* A DER SEQUENCE of a certificate's size starts so; PEM is text. */
+    /* DER starts with the tag of a SEQUENCE and a length of more than 127 bytes; PEM is text. */
     if (root.len >= 2 && root.data[0] == 0x30 && root.data[1] >= 0x80) {
         rc = copy_root(policy, root, err);
     } else {

@@ -54,7 +54,8 @@ static bool retryable_by_default(encl_code code) {
     }
 }
 
-/* How much of what vsnprintf had to say is in a block of cap bytes, before the NUL. */
+/* How many characters are in a block of cap bytes, without the NUL, after vsnprintf into it
+ * returned len. */
 static size_t written(int len, size_t cap) {
     if (len < 0) {
         return 0;

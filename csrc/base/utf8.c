@@ -34,7 +34,7 @@ static bool continuations(const uint8_t *p, size_t n) {
     return true;
 }
 
-/* Length of the character at p and its code point; 0 where these are no well-formed UTF-8. */
+/* Length of the character at p and its code point; 0 where they are not well-formed. */
 static size_t character(const uint8_t *p, size_t left, uint32_t *code) {
     uint8_t low, high;
     size_t n;

@@ -12,9 +12,9 @@
 
 #include "base/secmem.h"
 
-/* Fetching by name costs more than a short record. Each is set once and never freed: it lives as
- * long as the process. Not under pthread_once: what failed once, for want of memory, is tried
- * again. */
+/* Fetching an algorithm by name costs more than a short record. Each is set once and never freed:
+ * it lives as long as the process. Not under pthread_once: what failed once, for want of memory, is
+ * tried again. */
 static EVP_MD *_Atomic blake2s;
 static EVP_MAC *_Atomic hmac;
 static EVP_CIPHER *_Atomic chacha20_poly1305;

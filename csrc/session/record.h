@@ -12,7 +12,7 @@
 typedef struct encl_gather {
     encl_buf bytes;
     size_t expected; /* 0: not known yet (the length itself is split) */
-    bool done;       /* bytes were handed out whole; they may still be looked at */
+    bool done;       /* bytes were handed out whole; the next call may overwrite them */
 } encl_gather;
 
 void encl_gather_init(encl_gather *g);

@@ -12,7 +12,7 @@ typedef enum encl_id_kind { ENCL_ID_ONE_SHOT, ENCL_ID_STREAM } encl_id_kind;
 typedef struct encl_id_entry {
     encl_id_kind kind;
     bool we_closed;   /* our direction: nothing more may be written */
-    bool peer_closed; /* their direction: nothing more may come */
+    bool peer_closed; /* their direction: anything more is an error */
     bool errored;     /* initiator: ended by Error, holds its slot until we say Both */
 } encl_id_entry;
 

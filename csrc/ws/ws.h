@@ -24,7 +24,7 @@ typedef enum encl_ws_event_type {
     ENCL_WS_EV_DATA, /* payload: bytes of a binary message, unmasked in place */
     ENCL_WS_EV_PING, /* payload: to be sent back in a pong */
     ENCL_WS_EV_PONG,
-    ENCL_WS_EV_CLOSE, /* code (1005 where none came), payload: reason. Nothing after it counts */
+    ENCL_WS_EV_CLOSE, /* code (1005: the frame had none), payload: reason; the last event */
 } encl_ws_event_type;
 
 typedef struct encl_ws_event {
