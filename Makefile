@@ -60,7 +60,7 @@ test-c: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent check
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
 	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
-	    TESTS='test_net test_enclave test_channel test_threads'
+	    TESTS='test_net test_enclave test_workload test_channel test_threads'
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test

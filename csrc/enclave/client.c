@@ -27,7 +27,7 @@ typedef enum ending {
 
 struct encl_client {
     encl_enclave *enclave;
-    encl_client *prev, *next;
+    encl_link link; /* in enclave->clients */
     encl_conn *conn;
     encl_answers answers; /* with the session */
     encl_slots slots;
@@ -411,24 +411,13 @@ static void free_client(encl_client *c) {
 }
 
 static void unlink_client(encl_client *c) {
-    if (c->prev != NULL) {
-        c->prev->next = c->next;
-    } else {
-        c->enclave->clients = c->next;
-    }
-    if (c->next != NULL) {
-        c->next->prev = c->prev;
-    }
+    encl_link_remove(&c->link);
     c->enclave->client_count--;
     encl_stat_sub(c->enclave, &c->enclave->stats.connections_open, 1);
 }
 
 static void link_client(encl_client *c) {
-    c->next = c->enclave->clients;
-    if (c->next != NULL) {
-        c->next->prev = c;
-    }
-    c->enclave->clients = c;
+    encl_list_prepend(&c->enclave->clients, &c->link);
     c->enclave->client_count++;
     count(c, &c->enclave->stats.connections_total);
     count(c, &c->enclave->stats.connections_open);
@@ -483,7 +472,10 @@ void encl_client_accept(encl_enclave *e, encl_conn *conn) {
 
 /* A connection that is being closed in an orderly way ends at once too. */
 void encl_clients_abort(encl_enclave *e, bool reset) {
-    for (encl_client *c = e->clients; c != NULL; c = c->next) {
+    for (encl_link *at = encl_list_first(&e->clients); at != NULL;
+         at = encl_list_next(&e->clients, at)) {
+        encl_client *c = ENCL_OWNER(at, encl_client, link);
+
         if (!c->ended) {
             stop_serving(c);
         }

@@ -32,6 +32,7 @@ static void accepted(void *user, encl_conn *conn) {
 
 static encl_result copy_config(encl_enclave *e, const encl_enclave_config *config,
                                encl_error *err) {
+    encl_list_init(&e->clients);
     e->generation = encl_fork_generation();
     e->mode = config->mode;
     e->workload_port = config->workload_port;

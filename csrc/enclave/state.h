@@ -4,6 +4,7 @@
 #ifndef ENCL_ENCLAVE_STATE_H
 #define ENCL_ENCLAVE_STATE_H
 
+#include "base/list.h"
 #include "enclave/enclave.h"
 #include "net/net.h"
 #include "session/session.h"
@@ -30,7 +31,7 @@ struct encl_enclave {
     uint8_t control_nonce[ENCL_CONTROL_NONCE_BYTES];
 
     /* Service thread only. */
-    struct encl_client *clients;
+    encl_list clients; /* of encl_client */
     size_t client_count;
     bool workload_seen_up;
 

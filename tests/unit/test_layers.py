@@ -189,10 +189,6 @@ def imports_of(path: Path) -> tuple[set[str], set[str]]:
     return own, others
 
 
-def package() -> dict[str, set[str]]:
-    return {module_name(path): imports_of(path)[0] for path in python_files()}
-
-
 def layer_of(module: str) -> str:
     return module.partition(".")[0]
 
@@ -230,18 +226,3 @@ def test_sans_io_modules_know_only_each_other() -> None:
         assert all(map(is_sans_io, own)), f"{path} imports {own}"
         assert not others & NOT_IN_SANS_IO, f"{path} imports {others & NOT_IN_SANS_IO}"
     assert seen > len(SANS_IO)
-
-
-def test_python_modules_import_without_a_circle() -> None:
-    graph = package()
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name not in done and name in graph:
-            for other in graph[name]:
-                visit(other, (*path, name))
-            done.add(name)
-
-    for name in graph:
-        visit(name, ())
