@@ -15,7 +15,7 @@
 /* Bytes held for readers. The protocol has no flow control per stream, so above HIGH of one stream
  * nothing more is read from the connection until its reader has brought it below LOW, unless others
  * wait for what comes behind: then it is read on, up to UNREAD_MAX of all streams together. Where
- * that is not enough and they have waited for ENCL_HOLD_NS, the stream that holds them up is ended
+ * that is not enough and they have waited for ENCL_STALL_NS, the stream that holds them up is ended
  * with ENCL_E_SLOW_READER. */
 #define ENCL_STREAM_HIGH_WATER  ((size_t)1024 * 1024)
 #define ENCL_STREAM_LOW_WATER   ((size_t)512 * 1024)

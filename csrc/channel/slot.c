@@ -1,61 +1,32 @@
+/* Slots as their users have them: ask for one, wait for it, use it or give it up. Each function
+ * enters, changes the queue, and leaves; settle.c grants. */
+#include "channel/slot.h"
+
 #include <stdlib.h>
 
-#include "channel/internal.h"
+#include "channel/queue.h"
+#include "channel/sending.h"
+#include "channel/settle.h"
+#include "channel/transfer.h"
 
-static void append(encl_channel *ch, encl_slot *slot) {
-    slot->prev = ch->waiting_tail;
-    if (ch->waiting_tail != NULL) {
-        ch->waiting_tail->next = slot;
-    } else {
-        ch->waiting_head = slot;
+static encl_slot *slot_new(encl_channel *ch) {
+    encl_slot *slot = calloc(1, sizeof *slot);
+
+    if (slot != NULL) {
+        slot->state = SLOT_GIVEN_UP;
+        encl_cond_init(&slot->changed);
+        slot->ch = ch;
+        ch_retain(ch);
     }
-    ch->waiting_tail = slot;
-    count_up(&ch->waiting);
+    return slot;
 }
 
-static void unlink_slot(encl_channel *ch, encl_slot *slot) {
-    if (slot->prev != NULL) {
-        slot->prev->next = slot->next;
-    } else {
-        ch->waiting_head = slot->next;
-    }
-    if (slot->next != NULL) {
-        slot->next->prev = slot->prev;
-    } else {
-        ch->waiting_tail = slot->prev;
-    }
-    slot->next = slot->prev = NULL;
-    count_down(&ch->waiting);
-}
+static void slot_free(encl_slot *slot) {
+    encl_channel *ch = slot->ch;
 
-static void grant(encl_channel *ch, encl_slot *slot) {
-    slot->state = SLOT_GRANTED;
-    count_up(&ch->in_use);
-    ch->promised++;
-    pthread_cond_broadcast(&slot->changed);
-    watch_fire(&slot->granted);
-}
-
-void slot_grant_more(encl_channel *ch) {
-    while (ch->waiting_head != NULL && counted(&ch->in_use) < ch->max_in_flight &&
-           ch_may_send(ch, NULL)) {
-        encl_slot *slot = ch->waiting_head;
-
-        unlink_slot(ch, slot);
-        grant(ch, slot);
-    }
-}
-
-void slot_free_one(encl_channel *ch) {
-    count_down(&ch->in_use);
-    slot_grant_more(ch);
-}
-
-void slot_fail_all(encl_channel *ch) {
-    for (encl_slot *slot = ch->waiting_head; slot != NULL; slot = slot->next) {
-        pthread_cond_broadcast(&slot->changed);
-        watch_fire(&slot->granted);
-    }
+    pthread_cond_destroy(&slot->changed);
+    free(slot);
+    encl_channel_release(ch);
 }
 
 encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t token,
@@ -64,25 +35,25 @@ encl_result encl_channel_reserve(encl_channel *ch, encl_notifier *n, uint64_t to
     encl_code rc;
 
     *out = NULL;
-    ENCL_TRY(ch_check(ch, err));
-    slot = calloc(1, sizeof *slot);
+    if (encl_channel_is_forked(ch)) {
+        return ch_forked(err);
+    }
+    slot = slot_new(ch);
     ENCL_ENSURE(slot != NULL, err, ENCL_E_NOMEM, "out of memory");
-    encl_cond_init(&slot->changed);
-    slot->ch = ch;
-    ch_retain(ch);
-    encl_lock(&ch->lock);
+    if (!ch_enter(ch)) {
+        slot_free(slot);
+        return ch_forked(err);
+    }
     rc = watch_set(&slot->granted, n, token, err);
-    slot->state = rc == ENCL_OK ? SLOT_WAITING : SLOT_GIVEN_UP;
     if (rc == ENCL_OK) {
-        append(ch, slot);
-        slot_grant_more(ch);
+        queue_add(ch, slot);
         if (ch->state == ENCL_CHANNEL_CLOSED) {
             watch_fire(&slot->granted);
         }
     }
-    encl_unlock(&ch->lock);
+    ch_leave(ch);
     if (rc != ENCL_OK) {
-        encl_slot_release(slot);
+        slot_free(slot);
         return rc;
     }
     *out = slot;
@@ -95,54 +66,42 @@ bool encl_slot_granted(encl_slot *slot) {
            atomic_load_explicit(&slot->state, memory_order_acquire) == SLOT_GRANTED;
 }
 
+static encl_result wait_for_turn(encl_channel *ch, encl_slot *slot, int64_t until, encl_error *err)
+    ENCL_REQUIRES(ch->lock) {
+    while (ch->state != ENCL_CHANNEL_CLOSED && slot->state == SLOT_WAITING) {
+        ENCL_ENSURE(ch_wait(ch, &slot->changed, until), err, ENCL_E_POOL_TIMEOUT,
+                    "no free place for another request in time: %zu of %zu are in flight, "
+                    "%zu wait",
+                    counted(&ch->in_use), ch->max_in_flight, counted(&ch->waiting));
+    }
+    if (ch->state == ENCL_CHANNEL_CLOSED) {
+        *err = ch->why;
+        return err->code;
+    }
+    ENCL_ENSURE(slot->state == SLOT_GRANTED, err, ENCL_E_STATE,
+                "this slot was used or given up before");
+    return ENCL_OK;
+}
+
 encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err) {
     encl_channel *ch = slot->ch;
-    encl_code rc = ENCL_OK;
+    encl_code rc;
 
-    ENCL_TRY(ch_check(ch, err));
-    encl_lock(&ch->lock);
-    for (;;) {
-        if (ch->state == ENCL_CHANNEL_CLOSED) {
-            *err = ch->why;
-            rc = err->code;
-            break;
-        }
-        if (slot->state != SLOT_WAITING) {
-            break;
-        }
-        if (!ch_wait(ch, &slot->changed, until)) {
-            rc = encl_fail(err, ENCL_E_POOL_TIMEOUT,
-                           "no free place for another request in time: %zu of %zu are in flight, "
-                           "%zu wait",
-                           counted(&ch->in_use), ch->max_in_flight, counted(&ch->waiting));
-            break;
-        }
+    if (!ch_enter(ch)) {
+        return ch_forked(err);
     }
-    if (rc == ENCL_OK && slot->state != SLOT_GRANTED) {
-        rc = encl_fail(err, ENCL_E_STATE, "this slot was used or given up before");
-    }
-    encl_unlock(&ch->lock);
+    rc = wait_for_turn(ch, slot, until, err);
+    ch_leave(ch);
     return rc;
 }
 
 void encl_slot_give_up(encl_slot *slot) {
     encl_channel *ch = slot->ch;
 
-    if (encl_channel_is_forked(ch)) {
-        return;
+    if (ch_enter(ch)) {
+        queue_give_up(ch, slot);
+        ch_leave(ch);
     }
-    encl_lock(&ch->lock);
-    watch_clear(&slot->granted);
-    if (slot->state == SLOT_WAITING) {
-        unlink_slot(ch, slot);
-        slot->state = SLOT_GIVEN_UP;
-        pthread_cond_broadcast(&slot->changed);
-    } else if (slot->state == SLOT_GRANTED) {
-        slot->state = SLOT_GIVEN_UP;
-        ch->promised--;
-        slot_free_one(ch);
-    }
-    encl_unlock(&ch->lock);
 }
 
 void encl_slot_release(encl_slot *slot) {
@@ -150,7 +109,37 @@ void encl_slot_release(encl_slot *slot) {
         return; /* in a child its lock may be held for ever by a thread that is not there */
     }
     encl_slot_give_up(slot);
-    encl_channel_release(slot->ch);
-    pthread_cond_destroy(&slot->changed);
-    free(slot);
+    slot_free(slot);
+}
+
+/* ---- use ---- */
+
+static encl_result send_opening(encl_channel *ch, transfer *t, encl_slice payload, encl_error *err)
+    ENCL_REQUIRES(ch->lock) {
+    encl_buf *out;
+    encl_code rc;
+
+    ENCL_TRY(sending_begin(ch, &out, err));
+    rc = t->is_stream ? encl_app_open_stream(ch->app, payload, &t->id, out, err)
+                      : encl_app_request(ch->app, payload, &t->id, out, err);
+    sending_end(ch, t->id, t);
+    return rc;
+}
+
+encl_result slot_use(encl_slot *slot, transfer *t, encl_slice payload, encl_error *err) {
+    encl_channel *ch = slot->ch;
+    encl_code rc;
+
+    if (!ch_enter(ch)) {
+        return ch_forked(err);
+    }
+    ENCL_TRY_GOTO(ch_need_open(ch, err), done);
+    ENCL_ENSURE_GOTO(slot->state == SLOT_GRANTED, done, err, ENCL_E_STATE,
+                     "expected a granted slot that was not used before");
+    ENCL_TRY_GOTO(send_opening(ch, t, payload, err), done);
+    queue_use(ch, slot);
+    transfer_add(ch, t);
+done:
+    ch_leave(ch);
+    return rc;
 }

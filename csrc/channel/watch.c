@@ -1,7 +1,8 @@
-/* Who wants to be told, and by which notifier. Lock of the channel held throughout. */
-#include <stdlib.h>
+/* Who wants to be told by a notifier: single watches, and lists of them. Calls the notifier
+ * only, which calls nobody back. The lock of the channel is held throughout. */
+#include "channel/watch.h"
 
-#include "channel/internal.h"
+#include <stdlib.h>
 
 static void forget_notifier(watch *w) {
     encl_notifier_release(w->notifier);

@@ -10,7 +10,7 @@
 #include <stdatomic.h>
 #include <sys/wait.h>
 
-#include "channel/internal.h"
+#include "channel/state.h"
 #include "local.h"
 
 static encl_stream *open_stream(encl_channel *ch, const char *first) {
@@ -326,11 +326,11 @@ typedef struct waits {
 static waits waits_of(encl_stream *st) {
     waits now;
 
-    encl_lock(&st->f.ch->lock);
-    now.reads = watches_armed(&st->f.on_readable) || st->f.readers != 0;
-    now.wants = st->f.wants != 0;
-    now.wanting = st->f.ch->wanting;
-    encl_unlock(&st->f.ch->lock);
+    encl_lock(&st->t.ch->lock);
+    now.reads = watches_armed(&st->t.on_readable) || st->t.readers != 0;
+    now.wants = st->t.turn != 0;
+    now.wanting = st->t.ch->writers_waiting;
+    encl_unlock(&st->t.ch->lock);
     return now;
 }
 

@@ -203,7 +203,7 @@ def claim(page: str, text: str, *sources: Source) -> Claim:
 
 UNREAD_STREAM = c("channel/channel.h", "ENCL_STREAM_HIGH_WATER")
 UNREAD_CHANNEL = c("channel/channel.h", "ENCL_CHANNEL_UNREAD_MAX")
-HOLD = c("channel/hold.h", "ENCL_HOLD_NS", 1e-9)
+STALL = c("channel/stall.h", "ENCL_STALL_NS", 1e-9)
 OPEN = c("session/session.h", "ENCL_MAX_OPEN")
 RETRIES = default("enclavia", "Client", "retries")
 LONG_BODY = py("enclavia._pool.pool", "PoolLimits.long_body")
@@ -241,7 +241,7 @@ CLAIMS = [
     claim(
         "security.md",
         "one for each question, {} kept for who asked",
-        c("channel/internal.h", "ATTESTS_MAX"),
+        c("channel/state.h", "DOCUMENTS_ASKED_MAX"),
     ),
     claim(
         "security.md",
@@ -264,7 +264,7 @@ CLAIMS = [
         UNREAD_STREAM,
         c("net/internal.h", "NET_RX_BLOCK"),
     ),
-    claim("security.md", "| {}; after {} the reader that is behind gets", UNREAD_CHANNEL, HOLD),
+    claim("security.md", "| {}; after {} the reader that is behind gets", UNREAD_CHANNEL, STALL),
     claim(
         "security.md",
         "| {}; callers wait above {} |",
@@ -328,7 +328,7 @@ CLAIMS = [
     claim("guide.md", "(it does after {} without any,", IDLE),
     claim("guide.md", "DELETE, QUERY). At most {}.", RETRIES),
     claim("guide.md", "up to {} are kept for readers that are behind;", UNREAD_CHANNEL),
-    claim("guide.md", "others have waited for {}, the answer", HOLD),
+    claim("guide.md", "others have waited for {}, the answer", STALL),
     claim("guide.md", "An enclave's connection carries {} requests at once", OPEN),
     claim("guide.md", "the client's timeout ({} unless you set one", read_timeout),
     claim("guide.md", "enclave's server: {} slots, {} idle timeout", OPEN, IDLE),
@@ -357,7 +357,7 @@ CLAIMS = [
         "architecture.md",
         "until {} are unread in all streams together, and who holds the others up for {} more",
         UNREAD_CHANNEL,
-        HOLD,
+        STALL,
     ),
     claim(
         "architecture.md",
@@ -394,9 +394,9 @@ CLAIMS = [
     ),
     claim(RULE, "| up to {} of a stream | read on |", UNREAD_STREAM),
     claim(RULE, "| above, up to {} of all streams together |", UNREAD_CHANNEL),
-    claim(RULE, "| {} | not read | not read, for at most {};", UNREAD_CHANNEL, HOLD),
+    claim(RULE, "| {} | not read | not read, for at most {};", UNREAD_CHANNEL, STALL),
     claim(RULE, "where no more than {} are behind it", UNREAD_CHANNEL),
-    claim(RULE, "{} are {} of the default read timeout", HOLD, per(HOLD, read_timeout)),
+    claim(RULE, "{} are {} of the default read timeout", STALL, per(STALL, read_timeout)),
     claim(
         RULE,
         "no record came for {} by then is given up",

@@ -143,7 +143,7 @@ def test_others_wait_for_a_bounded_time_and_memory_is_bounded() -> None:
 
 def test_who_reads_too_little_goes_after_who_reads_nothing() -> None:
     """The furthest behind goes first; where that is not enough, the next. That each has its whole
-    time is shown in tests/c/test_hold.c, where a second takes none."""
+    time is shown in tests/c/test_stall.c, where a second takes none."""
 
     def nibble(pieces: Iterator[bytes]) -> None:
         for _ in pieces:

@@ -1,4 +1,4 @@
-/* channel/hold: how long readers that do not read may hold up others. */
+/* channel/stall: how long readers that do not read may hold up others. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,17 +6,17 @@
 
 #include <cmocka.h>
 
-#include "channel/hold.h"
+#include "channel/stall.h"
 
 #define START ((int64_t)1000 * 1000000)
 
 /* Looks from *now on until it is over or there were enough; returns how many it took, 0: not over.
  */
-static int looks_until_over(encl_hold *hold, bool held_up, int most, int64_t *now) {
+static int looks_until_over(encl_stall *stall, bool stalled, int most, int64_t *now) {
     for (int i = 1; i <= most; i++) {
-        bool over = encl_hold_look(hold, held_up, *now);
+        bool over = encl_stall_look(stall, stalled, *now);
 
-        *now += ENCL_HOLD_LOOK_NS;
+        *now += ENCL_STALL_LOOK_NS;
         if (over) {
             return i;
         }
@@ -24,57 +24,57 @@ static int looks_until_over(encl_hold *hold, bool held_up, int most, int64_t *no
     return 0;
 }
 
-#define LOOKS ((int)(ENCL_HOLD_NS / ENCL_HOLD_LOOK_NS))
+#define LOOKS ((int)(ENCL_STALL_NS / ENCL_STALL_LOOK_NS))
 
 static void nobody_who_waits_holds_nothing_up(void **state) {
-    encl_hold hold = {0};
+    encl_stall stall = {0};
     int64_t now = START;
 
     (void)state;
-    assert_int_equal(looks_until_over(&hold, false, 10 * LOOKS, &now), 0);
+    assert_int_equal(looks_until_over(&stall, false, 10 * LOOKS, &now), 0);
 }
 
 static void it_is_over_after_its_time_and_begins_anew(void **state) {
-    encl_hold hold = {0};
+    encl_stall stall = {0};
     int64_t now = START;
 
     (void)state;
-    assert_int_equal(looks_until_over(&hold, true, LOOKS, &now), 0);
-    assert_int_equal(looks_until_over(&hold, true, 1, &now), 1);
-    assert_int_equal(looks_until_over(&hold, true, LOOKS, &now), 0);
-    assert_int_equal(looks_until_over(&hold, true, 1, &now), 1);
+    assert_int_equal(looks_until_over(&stall, true, LOOKS, &now), 0);
+    assert_int_equal(looks_until_over(&stall, true, 1, &now), 1);
+    assert_int_equal(looks_until_over(&stall, true, LOOKS, &now), 0);
+    assert_int_equal(looks_until_over(&stall, true, 1, &now), 1);
 }
 
 static void a_look_that_finds_nobody_does_not_begin_anew(void **state) {
-    encl_hold hold = {0};
+    encl_stall stall = {0};
     int64_t now = START;
     bool over = false;
 
     (void)state;
-    for (int i = 0; i <= LOOKS && !over; i++, now += ENCL_HOLD_LOOK_NS) {
-        over = encl_hold_look(&hold, i % 3 == 0, now);
+    for (int i = 0; i <= LOOKS && !over; i++, now += ENCL_STALL_LOOK_NS) {
+        over = encl_stall_look(&stall, i % 3 == 0, now);
     }
-    assert_true(over || encl_hold_look(&hold, true, now));
+    assert_true(over || encl_stall_look(&stall, true, now));
 }
 
 static void whoever_comes_later_waits_as_long(void **state) {
-    encl_hold hold = {0};
+    encl_stall stall = {0};
     int64_t now = START;
 
     (void)state;
-    assert_int_equal(looks_until_over(&hold, true, LOOKS - 1, &now), 0);
-    now += ENCL_HOLD_LAPSE_NS + 1;
-    assert_int_equal(looks_until_over(&hold, true, LOOKS, &now), 0);
-    assert_int_equal(looks_until_over(&hold, true, 1, &now), 1);
+    assert_int_equal(looks_until_over(&stall, true, LOOKS - 1, &now), 0);
+    now += ENCL_STALL_LAPSE_NS + 1;
+    assert_int_equal(looks_until_over(&stall, true, LOOKS, &now), 0);
+    assert_int_equal(looks_until_over(&stall, true, 1, &now), 1);
 }
 
 static void time_that_was_not_looked_at_does_not_count(void **state) {
-    encl_hold hold = {0};
+    encl_stall stall = {0};
 
     (void)state;
-    assert_false(encl_hold_look(&hold, true, START));
+    assert_false(encl_stall_look(&stall, true, START));
     /* A machine that slept. */
-    assert_false(encl_hold_look(&hold, true, START + 100 * ENCL_HOLD_NS));
+    assert_false(encl_stall_look(&stall, true, START + 100 * ENCL_STALL_NS));
 }
 
 int main(void) {

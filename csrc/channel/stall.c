@@ -1,0 +1,18 @@
+/* How long a connection may be held up by readers that do not read. Decides that only, of the time
+ * that it is given; it has no lock and calls nothing. */
+#include "channel/stall.h"
+
+bool encl_stall_look(encl_stall *stall, bool stalled, int64_t now) {
+    if (!stalled) {
+        return false;
+    }
+    if (stall->seen == 0 || now - stall->seen > ENCL_STALL_LAPSE_NS) {
+        stall->since = now;
+    }
+    stall->seen = now;
+    if (now - stall->since < ENCL_STALL_NS) {
+        return false;
+    }
+    stall->seen = 0;
+    return true;
+}
