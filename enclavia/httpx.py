@@ -134,7 +134,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
     _enclave: _EnclaveTransport
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
-        settings = Settings.build(url, **options)
+        settings = Settings.of_options(type(self).__name__, url, options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = _EnclaveTransport._of(settings)
 
@@ -179,7 +179,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
     _enclave: _AsyncEnclaveTransport
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
-        settings = Settings.build(url, **options)
+        settings = Settings.of_options(type(self).__name__, url, options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = _AsyncEnclaveTransport._of(settings)
 

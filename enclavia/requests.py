@@ -144,7 +144,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         super().__init__()
-        settings = Settings.build(url, **options)
+        settings = Settings.of_options(type(self).__name__, url, options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = EnclaveTransport._of(settings)
 
@@ -382,7 +382,15 @@ class EnclaveSession(requests.Session):
 
     def get_adapter(self, url: str) -> requests.adapters.BaseAdapter:
         adapter = self._adapter
-        return adapter if adapter._names(url) else super().get_adapter(url)
+        if adapter._names(url):
+            return adapter
+        try:
+            return super().get_adapter(url)
+        except theirs.InvalidSchema:
+            raise theirs.InvalidSchema(
+                f"expected a URL of this session's enclave, {self.base_url}…, got "
+                f"{value_shown(url)}: use another session for it"
+            ) from None
 
 
 def session(url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> EnclaveSession:

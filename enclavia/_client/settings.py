@@ -51,6 +51,14 @@ class Settings(NamedTuple):
     timeouts: Timeouts
 
     @classmethod
+    def of_options(cls, owner: str, url: str | httpx2.URL, options: TransportOptions) -> Settings:
+        """Of the keywords that ``owner`` was given and passes on."""
+        for name in options:
+            if name not in TransportOptions.__annotations__:
+                raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
+        return cls.build(url, **options)
+
+    @classmethod
     def build(
         cls,
         url: str | httpx2.URL,

@@ -159,7 +159,10 @@ class _Line:
                 self._pipe.send(question)
                 answer.put(self._receive(seconds, question[0]))
         except (OSError, EOFError):
-            ended = RuntimeError("the enclave's process ended (its output says why)")
+            ended = RuntimeError(
+                "the enclave's process ended: it was killed, or its output on stderr says why; "
+                "stop() and start() make another enclave"
+            )
             answer.put((False, ended))
         except Exception as error:
             answer.put((False, error))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from .._arguments import address
+from .._arguments import address, value_shown
 from ._extras import require
 
 __all__ = ["Interface", "Workload", "open_workload"]
@@ -37,6 +37,8 @@ ASGI_SETTINGS: dict[str, Any] = {
     "access_log": False,
     "timeout_graceful_shutdown": 1,
 }
+_WSGI_PARAMETERS = ("environ", "start_response")
+_ASGI_PARAMETERS = ("scope", "receive", "send")
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 
@@ -176,6 +178,10 @@ def named_address(text: str) -> tuple[str, int] | None:
     if not colon or not port.isascii() or not port.isdecimal():
         return None
     bare = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if "/" in bare:
+        raise ValueError(
+            f"app: expected 'host:port' without a scheme or a path, got {value_shown(text)}"
+        )
     # More digits than these are no port, and Python refuses to read thousands of them.
     return address("app", bare, int(port[:9]))
 
@@ -191,6 +197,11 @@ def _load(path: str) -> App:
     if not colon or not module or not attribute:
         raise ValueError(
             f"workload {path!r}: expected 'host:port', 'module:attribute', a WSGI or an ASGI app"
+        )
+    if "/" in module or module.startswith("."):  # a file, and no name that can be imported
+        raise ValueError(
+            f"workload {path!r}: expected 'module:attribute' with a module as it is imported "
+            f"(package.module), got {value_shown(module)}"
         )
     loaded: Any = importlib.import_module(module)
     for name in attribute.split("."):
@@ -212,4 +223,21 @@ def open_workload(app: App | str | Address, interface: Interface) -> Workload:
     if not callable(app):
         raise TypeError(f"expected a WSGI or an ASGI app, got {type(app).__name__}")
     asgi = interface == "asgi" or (interface == "auto" and _is_asgi(app))
+    _expect_parameters(app, _ASGI_PARAMETERS if asgi else _WSGI_PARAMETERS)
     return _AsgiServer(app) if asgi else _WsgiServer(app)
+
+
+def _expect_parameters(app: App, names: tuple[str, ...]) -> None:
+    """Refuses what cannot be called as such an app is: each request would be answered with 500."""
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):  # of a callable of C that says nothing about itself
+        return
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        raise TypeError(
+            f"app: expected one that is called with ({', '.join(names)}), got "
+            f"{value_shown(app)}: {error}; of a function or a class that makes the app, give the "
+            "app it makes"
+        ) from None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -149,3 +152,75 @@ def test_stopping_does_not_show_what_it_cancels(caplog: pytest.LogCaptureFixture
     assert not any("task" in line or "Exception" in line for line in shown)
     assert any("trouble" in line for line in shown), "what the app itself says is"
     assert not logging.getLogger("uvicorn.error").filters
+
+
+def test_an_option_that_an_adapter_does_not_have(enclave: LocalEnclave) -> None:
+    pytest.importorskip("requests")
+    pytest.importorskip("httpx")
+    import enclavia.httpx
+    import enclavia.requests
+
+    options: dict[str, Any] = {**pins(enclave), "max_retries": 3}
+    with pytest.raises(TypeError, match=r"^EnclaveAdapter\(\) got an unexpected .*'max_retries'"):
+        enclavia.requests.session(enclave.url, **options)
+    with pytest.raises(TypeError, match=r"^EnclaveTransport\(\) got an unexpected.*'max_retries'"):
+        enclavia.httpx.EnclaveTransport(enclave.url, **options)
+
+
+def test_another_host_by_a_session_of_the_enclave(enclave: LocalEnclave) -> None:
+    requests = pytest.importorskip("requests")
+    import enclavia.requests
+
+    with enclavia.requests.session(enclave.url, **pins(enclave)) as session:
+        said = f"{re.escape(session.base_url)}….*other.example.*another session"
+        with pytest.raises(requests.exceptions.InvalidSchema, match=said):
+            session.get("https://other.example/")
+
+
+def make_app() -> Any:
+    return app
+
+
+class NoApp:
+    def __init__(self, *, debug: bool = False) -> None:
+        self.debug = debug
+
+
+@pytest.mark.parametrize("maker", [make_app, lambda: app, NoApp])
+def test_what_makes_an_app_is_not_the_app(maker: Any) -> None:
+    enclave = LocalEnclave(maker)
+    said = r"called with \(environ, start_response\).*give the app it makes"
+    with pytest.raises(TypeError, match=said):
+        enclave.start()
+
+
+def test_an_asgi_app_that_takes_too_little() -> None:
+    async def little(scope: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=r"called with \(scope, receive, send\)"):
+        LocalEnclave(little).start()
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("http://127.0.0.1:80", "without a scheme or a path"),
+        ("127.0.0.1/path:80", "without a scheme or a path"),
+        ("./app.py:app", r"as it is imported \(package.module\)"),
+        ("src/app:app", r"as it is imported \(package.module\)"),
+    ],
+)
+def test_an_app_named_by_a_url_or_a_file(named: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LocalEnclave(named).start()
+
+
+def test_an_enclave_whose_process_was_killed_says_what_to_do() -> None:
+    with LocalEnclave("test_first_mistakes:app", in_process=False) as enclave:
+        os.kill(enclave.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"killed.*stop\(\) and start\(\)"):
+            enclave.stats()
+        enclave.stop()
+        enclave.start()
+        with Client(enclave.url, **pins(enclave)) as client:
+            assert client.get("/").text == "hello"

@@ -7,12 +7,8 @@ import io
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from support import Connection, Face, byte_enclave, keywords, ok, with_client
-
-import enclavia.httpx
-import enclavia.requests
 
 NUMBERS = array.array("I", range(1, 9))
 BODY = NUMBERS.tobytes()
@@ -64,6 +60,11 @@ def test_a_piece_is_as_long_as_its_bytes(
 
 @pieces_of_all_kinds
 def test_in_the_adapters_too(pieces: Callable[[], list[Any]]) -> None:
+    pytest.importorskip("requests")
+    httpx = pytest.importorskip("httpx")
+    import enclavia.httpx
+    import enclavia.requests
+
     with byte_enclave(echo) as (enclave, _):
         with enclavia.requests.session(enclave.url, **keywords(enclave)) as session:
             for _ in range(2):
