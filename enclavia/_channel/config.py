@@ -18,7 +18,7 @@ import httpx2
 
 from .. import _core
 from .._arguments import expect_file, flag, path_text, seconds, value_shown, whole
-from .._errors import DebugModeWarning
+from .._errors import DebugModeWarning, InvalidURL
 from .._identity.pcrs import Pcrs
 from .._identity.pins import (
     CLOCK_LEEWAY,
@@ -42,6 +42,11 @@ KEEPALIVE = 20.0
 """Seconds without a byte from the peer after which it is asked for one, and after which it is given
 up where none came."""
 _KEEPALIVE_MAX = 86_400
+
+# What csrc/net takes.
+_HEADERS_MAX = 16 * 1024
+_PROXY_HOST_MAX = 127
+_PROXY_AUTH_MAX = 93
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _CONTENT = r"[\t\x20-\x7e\x80-\xff]*"
@@ -98,6 +103,11 @@ class ChannelConfig(NamedTuple):
         pins = pin_tuples(pcrs)
         _check_pins(pins, debug_mode)
         must_verify, ca_file = _tls(verify)
+        if parsed.tls and must_verify and ":" in parsed.host:
+            raise InvalidURL(
+                f"expected a host name for wss://, got the IPv6 address {parsed.host}, for which a "
+                "certificate cannot be checked: use a host name"
+            )
         config = cls(
             url=parsed,
             pins=pins,
@@ -222,7 +232,13 @@ def _headers(headers: UpgradeHeaders) -> tuple[tuple[str, str], ...]:
         given = list(headers.multi_items())
     else:
         given = list(headers.items() if isinstance(headers, Mapping) else headers)
-    return tuple(_header(pair) for pair in given)
+    pairs = tuple(_header(pair) for pair in given)
+    size = sum(len(f"{name}: {value}\r\n".encode()) for name, value in pairs)
+    if size > _HEADERS_MAX:
+        raise ValueError(
+            f"upgrade_headers: expected at most {_HEADERS_MAX} bytes in all, got {size}"
+        )
+    return pairs
 
 
 def _header(pair: object) -> tuple[str, str]:
@@ -288,9 +304,18 @@ def _proxy(proxy: str | httpx2.URL | None) -> tuple[str, int, str | None] | None
     port = 80 if url.port is None else url.port
     if not 1 <= port <= 65535:
         raise ValueError(f"proxy: expected a port of 1 to 65535, got {port}")
+    if len(host) > _PROXY_HOST_MAX:
+        raise ValueError(
+            f"proxy: expected a host name of at most {_PROXY_HOST_MAX} characters, got {len(host)}"
+        )
     credentials = f"{url.username}:{url.password}" if url.userinfo else None
     if credentials is not None and "\0" in credentials:
         raise ValueError("proxy: expected a user name and a password, got a NUL in one of them")
+    if credentials is not None and len(credentials.encode()) > _PROXY_AUTH_MAX:
+        raise ValueError(
+            f"proxy: expected a user name and a password of at most {_PROXY_AUTH_MAX} bytes "
+            f"together, got {len(credentials.encode())}"
+        )
     return host, port, credentials
 
 

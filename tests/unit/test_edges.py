@@ -491,3 +491,59 @@ def test_an_enclave_whose_process_hangs_can_be_stopped(monkeypatch: pytest.Monke
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         raise
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings that no connection could be made with
+
+PCRS = enclavia.Pcrs(pcr0="11" * 48, pcr1="22" * 48, pcr2="33" * 48)
+
+
+def _host(length: int) -> str:
+    """A name of so many characters that no resolver knows."""
+    return ("a" * 31 + ".") * (length // 32) + "b" * (length % 32 - 8) + ".invalid"
+
+
+def _settings(length: int, kind: str) -> tuple[str, dict[str, Any]]:
+    match kind:
+        case "host":
+            return f"ws://{_host(length)}", {}
+        case "path":
+            return "ws://127.0.0.1:1/" + "p" * (length - 1), {}
+        case "upgrade_headers":
+            return "ws://127.0.0.1:1", {"upgrade_headers": {"n": "v" * (length - 5)}}
+        case "proxy":
+            return "ws://127.0.0.1:1", {"proxy": f"http://{_host(length)}"}
+        case _:
+            user = "u:" + "p" * (length - 2)
+            return "ws://127.0.0.1:1", {"proxy": f"http://{user}@127.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "error"),
+    [
+        ("host", 127, enclavia.InvalidURL),
+        ("path", 8191, enclavia.InvalidURL),
+        ("upgrade_headers", 16_384, ValueError),
+        ("proxy", 127, ValueError),
+        ("credentials", 93, ValueError),
+    ],
+)
+def test_what_is_too_long_is_refused_where_it_is_given(
+    kind: str, most: int, error: type[Exception]
+) -> None:
+    """The core refuses it as well, when it connects: the two have the same limits."""
+    url, options = _settings(most, kind)
+    with pytest.raises((enclavia.ConnectError, enclavia.ConnectTimeout)):
+        enclavia.Channel.connect(url, pcrs=PCRS, timeout=HANG, **options)
+    url, options = _settings(most + 1, kind)
+    for make in (enclavia.Client, enclavia.AsyncClient, enclavia.EnclaveTransport):
+        with pytest.raises(error, match=f"at most {most}"):
+            make(url, pcrs=PCRS, **options)
+
+
+def test_no_certificate_of_an_ipv6_address_can_be_checked() -> None:
+    with pytest.raises(enclavia.InvalidURL, match="use a host name"):
+        enclavia.Client("wss://[::1]", pcrs=PCRS)
+    enclavia.Client("wss://[::1]", pcrs=PCRS, verify=False).close()
+    enclavia.Client("ws://[::1]", pcrs=PCRS).close()
