@@ -417,7 +417,10 @@ def _timeouts(timeout: object) -> dict[str, float | None] | None:
                 f"timeout: expected a number or (connect, read), got {len(timeout)} numbers"
             )
         timeout = _of_urllib3(*timeout)
-    elif not isinstance(timeout, urllib3.Timeout):
+    elif isinstance(timeout, urllib3.Timeout):
+        timeout = timeout.clone()
+        timeout.start_connect()  # what is left of a total is counted from here
+    else:
         timeout = _of_urllib3(timeout, timeout)
     connect = _seconds("connect", timeout.connect_timeout)
     read = _seconds("read", timeout.read_timeout)

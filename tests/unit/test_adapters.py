@@ -49,6 +49,27 @@ def recorded(heads: list[bytes], bodies: list[bytes], *responses: bytes) -> Any:
 # requests
 
 
+def test_requests_takes_a_timeout_with_a_total() -> None:
+    from urllib3 import Timeout
+
+    def script(connection: Connection) -> None:
+        head, _ = connection.request()
+        if b"/silent" in head:
+            connection.wait_closed()
+        connection.send(ok())
+
+    with (
+        byte_enclave(script) as (enclave, _),
+        over_requests.session(enclave.url, **keywords(enclave)) as session,
+    ):
+        assert session.get(session.base_url, timeout=Timeout(total=HANG)).text == "ok"
+        assert session.get(session.base_url, timeout=Timeout(total=HANG, read=HANG)).text == "ok"
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            session.get(session.base_url + "silent", timeout=Timeout(total=HANG, read=0.2))
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            session.get(session.base_url + "silent", timeout=Timeout(total=0.5, connect=HANG))
+
+
 def test_requests_answer() -> None:
     answer = (
         b"HTTP/1.1 203 Fine\r\nContent-Type: text/plain; charset=latin-1\r\nSet-Cookie: a=1\r\n"

@@ -270,7 +270,8 @@ def test_a_piece_that_is_no_buffer(kind: str) -> None:
         async def case(client: Face) -> None:
             content: Any = texts() if client.is_async else iter(["text"])
             with pytest.raises(
-                TypeError, match="content: expected bytes or another buffer, got str"
+                TypeError,
+                match="content: expected pieces that are bytes or another buffer, got str",
             ):
                 await client.post("/", content=content)
             assert (await client.get("/")).text == "ok"
