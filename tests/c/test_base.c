@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/buf.h"
+#include "base/list.h"
 #include "base/rate.h"
 #include "base/secmem.h"
 
@@ -130,6 +131,69 @@ static void so_many_at_once_and_so_many_a_second(void **state) {
     assert_false(encl_rate_take(&rate, UINT64_MAX, now));
 }
 
+static int64_t looks; /* how often the clock was looked at */
+
+static int64_t five_seconds(void) {
+    looks++;
+    return 5 * (int64_t)1000000000;
+}
+
+static void only_what_is_new_and_not_excused_is_charged(void **state) {
+    encl_charge charge = {{0}, 0, 0};
+
+    (void)state;
+    looks = 0;
+    assert_true(encl_charge_for(&charge, 0, 0, five_seconds));
+    assert_int_equal(looks, 0);
+    assert_true(encl_charge_for(&charge, ENCL_IDLE_AT_ONCE, 0, five_seconds));
+    assert_true(encl_charge_for(&charge, ENCL_IDLE_AT_ONCE, 0, five_seconds)); /* nothing new */
+    assert_int_equal(looks, 1);
+    /* three of them are excused, one is left of that */
+    assert_true(encl_charge_for(&charge, ENCL_IDLE_AT_ONCE + 3, 4, five_seconds));
+    assert_true(encl_charge_for(&charge, ENCL_IDLE_AT_ONCE + 4, 4, five_seconds));
+    assert_false(encl_charge_for(&charge, ENCL_IDLE_AT_ONCE + 5, 4, five_seconds));
+}
+
+typedef struct item {
+    int number;
+    encl_link link;
+} item;
+
+static void assert_items(const encl_list *list, const char *expected) {
+    char found[16] = "";
+    size_t n = 0;
+
+    for (encl_link *at = encl_list_first(list); at != NULL; at = encl_list_next(list, at)) {
+        found[n++] = (char)('0' + ENCL_OWNER(at, item, link)->number);
+    }
+    found[n] = '\0';
+    assert_string_equal(found, expected);
+}
+
+static void a_list_keeps_its_order(void **state) {
+    item items[5] = {{0, {0}}, {1, {0}}, {2, {0}}, {3, {0}}, {4, {0}}};
+    encl_list list;
+
+    (void)state;
+    encl_list_init(&list);
+    assert_true(encl_list_is_empty(&list));
+    assert_null(ENCL_OWNER(encl_list_first(&list), item, link));
+    encl_list_append(&list, &items[1].link);
+    encl_list_append(&list, &items[3].link);
+    encl_list_prepend(&list, &items[0].link);
+    encl_link_before(&items[3].link, &items[2].link);
+    encl_link_before(&list.ends, &items[4].link);
+    assert_items(&list, "01234");
+    encl_link_remove(&items[0].link);
+    encl_link_remove(&items[2].link);
+    encl_link_remove(&items[4].link);
+    assert_items(&list, "13");
+    assert_false(encl_link_is_linked(&items[2].link));
+    encl_link_remove(&items[2].link); /* it is in no list */
+    encl_list_append(&list, &items[2].link);
+    assert_items(&list, "132");
+}
+
 static void a_forked_child_has_another_generation(void **state) {
     encl_error err;
     uint64_t mine;
@@ -157,6 +221,8 @@ int main(void) {
         cmocka_unit_test(errors_are_cut_not_overrun),
         cmocka_unit_test(compares_lengths_and_every_byte),
         cmocka_unit_test(so_many_at_once_and_so_many_a_second),
+        cmocka_unit_test(only_what_is_new_and_not_excused_is_charged),
+        cmocka_unit_test(a_list_keeps_its_order),
         cmocka_unit_test(a_forked_child_has_another_generation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <openssl/ssl.h>
@@ -714,6 +715,107 @@ static void timers_fire_in_the_order_of_their_times(void **state) {
     encl_loop_free(o.loop);
 }
 
+static atomic_uint_fast64_t wake_ups;
+
+/* In place of libwebsockets', which is then called: how often the service thread is woken. */
+void lws_cancel_service(struct lws_context *context) {
+    static void (*original)(struct lws_context *);
+
+    if (original == NULL) {
+        original =
+            (void (*)(struct lws_context *))(uintptr_t)dlsym(RTLD_NEXT, "lws_cancel_service");
+    }
+    atomic_fetch_add(&wake_ups, 1);
+    original(context);
+}
+
+typedef struct chain {
+    encl_loop *loop;
+    encl_timer *timer;
+    encl_job job;
+    pthread_mutex_t lock; /* guards left */
+    pthread_cond_t changed;
+    int left;
+    bool by_timer;
+} chain;
+
+/* Every step is posted in the service thread: from a job, or from a timer that a job has set. */
+static void next_step(void *arg) {
+    chain *c = arg;
+    int left;
+
+    pthread_mutex_lock(&c->lock);
+    left = --c->left;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    if (left > 0 && c->by_timer) {
+        encl_timer_set(c->timer, 1);
+    } else if (left > 0) {
+        assert_true(encl_loop_post(c->loop, &c->job));
+    }
+}
+
+static void timer_posts(void *arg) {
+    chain *c = arg;
+
+    assert_true(encl_loop_post(c->loop, &c->job));
+}
+
+static void jobs_of_the_service_thread_need_no_wake_up(void **state) {
+    chain c = {.left = 0};
+    uint64_t before, wakes;
+    encl_error err;
+
+    (void)state;
+    pthread_mutex_init(&c.lock, NULL);
+    pthread_cond_init(&c.changed, NULL);
+    assert_int_equal(encl_loop_new(&c.loop, &err), ENCL_OK);
+    assert_int_equal(encl_timer_new(c.loop, timer_posts, &c, &c.timer, &err), ENCL_OK);
+    c.job = (encl_job){.run = next_step, .arg = &c};
+    for (int by_timer = 0; by_timer < 2; by_timer++) {
+        c.left = 50;
+        c.by_timer = by_timer != 0;
+        before = wake_ups;
+        assert_true(encl_loop_post(c.loop, &c.job));
+        WAIT_FOR(&c, c.left == 0);
+        wakes = wake_ups - before;
+        print_message("%llu wake-ups\n", (unsigned long long)wakes);
+        assert_int_equal(wakes, 1);
+    }
+    encl_timer_free(c.timer);
+    encl_loop_free(c.loop);
+}
+
+typedef struct errand_seen {
+    encl_loop *loop;
+    bool inside, nested;
+} errand_seen;
+
+static void see_nested(void *arg) {
+    errand_seen *seen = arg;
+
+    seen->nested = true;
+}
+
+static void see(void *arg) {
+    errand_seen *seen = arg;
+
+    seen->inside = encl_loop_is_current(seen->loop);
+    assert_true(encl_loop_run(seen->loop, see_nested, seen)); /* would wait for itself */
+}
+
+static void what_is_run_has_been_done(void **state) {
+    errand_seen seen = {.inside = false};
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_loop_new(&seen.loop, &err), ENCL_OK);
+    assert_true(encl_loop_run(seen.loop, see, &seen));
+    assert_true(seen.inside && seen.nested);
+    assert_false(encl_loop_is_current(seen.loop));
+    encl_loop_free(seen.loop);
+}
+
 /* The process dies of SIGPIPE where this is wrong. */
 static void writing_tls_to_a_gone_peer_raises_no_signal(void **state) {
     struct sigaction before, usual = {.sa_handler = SIG_DFL};
@@ -771,6 +873,8 @@ int main(void) {
         cmocka_unit_test(writing_tls_to_a_gone_peer_raises_no_signal),
         cmocka_unit_test(signals_are_as_they_were),
         cmocka_unit_test(timers_fire_in_the_order_of_their_times),
+        cmocka_unit_test(jobs_of_the_service_thread_need_no_wake_up),
+        cmocka_unit_test(what_is_run_has_been_done),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
