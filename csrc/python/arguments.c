@@ -29,12 +29,24 @@ static bool refused(const char *name, const char *expected, PyObject *value) {
     return binding_wrong_type(name, expected, value);
 }
 
+bool binding_counted(const char *function, Py_ssize_t got, Py_ssize_t expected) {
+    if (got != expected) {
+        PyErr_Format(PyExc_TypeError, "%s: expected %zd arguments, got %zd", function, expected,
+                     got);
+        return false;
+    }
+    return true;
+}
+
 /* ---- whole numbers ---- */
 
 /* The int that value is or can be used as; a new reference, or NULL. */
 static PyObject *as_int(const char *name, PyObject *value) {
     PyObject *number;
 
+    if (PyLong_CheckExact(value)) {
+        return Py_NewRef(value);
+    }
     if (PyBool_Check(value)) {
         (void)binding_wrong_type(name, "a whole number", value);
         return NULL;

@@ -13,8 +13,12 @@
 
 #include "base/buf.h"
 
-/* The readers have the signature that "O&" asks for: 1 on success, 0 with an exception set. The
- * second parameter is a pointer to the type above each. */
+/* The readers have the signature that "O&" asks for: not 0 on success, 0 with an exception set. The
+ * second parameter is a pointer to the type above each. Calls that are made often have
+ * METH_FASTCALL or METH_O and use the readers without a format, a buffer's last. */
+
+/* Whether a METH_FASTCALL function has as many arguments as it takes; false with TypeError. */
+bool binding_counted(const char *function, Py_ssize_t got, Py_ssize_t expected);
 
 /* An int or what can be used as one (__index__), least <= value <= most; no bool. */
 typedef struct binding_whole {

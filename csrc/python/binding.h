@@ -17,6 +17,10 @@
 #include "base/error.h"
 #include "channel/channel.h"
 
+/* A function of another signature than PyCFunction's, for a PyMethodDef that says so in its flags.
+ */
+#define BINDING_CALL(function) ((PyCFunction)(void (*)(void))(function))
+
 /* ---- convert ---- */
 
 /* Raises what enclavia._errors.from_core makes of err; gives NULL. */

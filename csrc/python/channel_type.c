@@ -279,13 +279,13 @@ static encl_code await_open(void *channel, int64_t until, encl_error *err) {
     return rc == ENCL_OK ? ENCL_OK : ENCL_E_CLOSED;       /* err says why it is closed */
 }
 
-static PyObject *channel_wait_open(PyObject *self, PyObject *args) {
+static PyObject *channel_wait_open(PyObject *self, PyObject *timeout) {
     encl_channel *channel = channel_of(self);
     binding_outcome outcome;
     int64_t until;
     encl_error err;
 
-    if (!PyArg_ParseTuple(args, "O&", binding_read_deadline, &until)) {
+    if (!binding_read_deadline(timeout, &until)) {
         return NULL;
     }
     outcome = binding_wait(until, STILL_WAITING, await_open, channel, &err);
@@ -310,12 +310,12 @@ static void withdraw(void *channel, const encl_notifier *n, uint64_t token) {
 
 static const binding_source opening = {enlist, withdraw};
 
-static PyObject *channel_notify_open(PyObject *self, PyObject *args) {
+static PyObject *channel_notify_open(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     encl_notifier *notifier;
     uint64_t token;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier, &notifier, binding_read_token,
-                          &token)) {
+    if (!binding_counted("notify_open", count, 2) || !binding_read_notifier(args[0], &notifier) ||
+        !binding_read_token(args[1], &token)) {
         return NULL;
     }
     return binding_watch(self, channel_of(self), &opening, 0, notifier, token);
@@ -351,7 +351,7 @@ static void keep_notifier(encl_notifier *notifier) {
     }
 }
 
-static PyObject *channel_reserve(PyObject *self, PyObject *args) {
+static PyObject *channel_reserve(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     encl_channel *channel = channel_of(self);
     encl_notifier *notifier;
     uint64_t token;
@@ -359,8 +359,9 @@ static PyObject *channel_reserve(PyObject *self, PyObject *args) {
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier_or_none, &notifier,
-                          binding_read_token, &token)) {
+    if (!binding_counted("reserve", count, 2) ||
+        !binding_read_notifier_or_none(args[0], &notifier) ||
+        !binding_read_token(args[1], &token)) {
         return NULL;
     }
     keep_notifier(notifier);
@@ -398,13 +399,14 @@ static PyObject *open_with(encl_slot *slot, encl_slice payload) {
     return result;
 }
 
-static PyObject *channel_open_stream(PyObject *self, PyObject *args) {
+static PyObject *channel_open_stream(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     binding_buffer payload = {.name = "payload"};
     PyObject *result;
     encl_slot *slot;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_slot, &slot, binding_read_buffer, &payload)) {
+    if (!binding_counted("open_stream", count, 2) || !binding_read_slot(args[0], &slot) ||
+        !binding_read_buffer(args[1], &payload)) {
         return NULL;
     }
     result = open_with(slot, ENCL_SLICE(payload.view.buf, (size_t)payload.view.len));
@@ -412,7 +414,7 @@ static PyObject *channel_open_stream(PyObject *self, PyObject *args) {
     return result;
 }
 
-static PyObject *channel_start_request(PyObject *self, PyObject *args) {
+static PyObject *channel_start_request(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     binding_buffer payload = {.name = "payload"};
     encl_slot *slot;
     encl_request *request;
@@ -420,7 +422,8 @@ static PyObject *channel_start_request(PyObject *self, PyObject *args) {
     encl_code rc;
 
     (void)self;
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_slot, &slot, binding_read_buffer, &payload)) {
+    if (!binding_counted("start_request", count, 2) || !binding_read_slot(args[0], &slot) ||
+        !binding_read_buffer(args[1], &payload)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -433,15 +436,16 @@ static PyObject *channel_start_request(PyObject *self, PyObject *args) {
 
 /* ---- documents ---- */
 
-static PyObject *channel_start_attest(PyObject *self, PyObject *args) {
+static PyObject *channel_start_attest(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     encl_channel *channel = channel_of(self);
     encl_notifier *notifier;
     uint64_t token, number;
     encl_error err;
     encl_code rc;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_notifier_or_none, &notifier,
-                          binding_read_token, &token)) {
+    if (!binding_counted("start_attest", count, 2) ||
+        !binding_read_notifier_or_none(args[0], &notifier) ||
+        !binding_read_token(args[1], &token)) {
         return NULL;
     }
     keep_notifier(notifier);
@@ -464,14 +468,14 @@ static encl_code await_document(void *context, int64_t until, encl_error *err) {
     return encl_channel_finish_attest(c->channel, c->number, until, &c->doc, err);
 }
 
-static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
+static PyObject *channel_finish_attest(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     document_context c = {.channel = channel_of(self)};
     binding_outcome outcome;
     int64_t until;
     encl_error err;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_number, &c.number, binding_read_deadline,
-                          &until)) {
+    if (!binding_counted("finish_attest", count, 2) || !binding_read_number(args[0], &c.number) ||
+        !binding_read_deadline(args[1], &until)) {
         return NULL;
     }
     outcome = binding_wait(until, ENCL_E_READ_TIMEOUT, await_document, &c, &err);
@@ -481,11 +485,11 @@ static PyObject *channel_finish_attest(PyObject *self, PyObject *args) {
     return outcome == BINDING_DONE ? take_doc(c.doc) : binding_not_done(outcome, &err);
 }
 
-static PyObject *channel_abandon_attest(PyObject *self, PyObject *args) {
+static PyObject *channel_abandon_attest(PyObject *self, PyObject *value) {
     encl_channel *channel = channel_of(self);
     uint64_t number;
 
-    if (!PyArg_ParseTuple(args, "O&", binding_read_number, &number)) {
+    if (!binding_read_number(value, &number)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -495,16 +499,19 @@ static PyObject *channel_abandon_attest(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef channel_methods[] = {
-    {"wait_open", channel_wait_open, METH_VARARGS, "Until it is open; raises why it is not."},
+    {"wait_open", channel_wait_open, METH_O, "Until it is open; raises why it is not."},
     {"attestation", channel_attestation, METH_NOARGS, "What was verified last."},
-    {"notify_open", channel_notify_open, METH_VARARGS, "Asks to be told once."},
-    {"reserve", channel_reserve, METH_VARARGS, "Asks for a slot, in order."},
-    {"open_stream", channel_open_stream, METH_VARARGS, "Opens a stream on a granted slot."},
-    {"start_request", channel_start_request, METH_VARARGS, "Sends a one-shot request."},
-    {"start_attest", channel_start_attest, METH_VARARGS, "Asks for a fresh document."},
-    {"finish_attest", channel_finish_attest, METH_VARARGS, "Collects it."},
-    {"abandon_attest", channel_abandon_attest, METH_VARARGS, "Nobody will collect it."},
-    {"close", (PyCFunction)(void (*)(void))channel_close, METH_VARARGS | METH_KEYWORDS,
+    {"notify_open", BINDING_CALL(channel_notify_open), METH_FASTCALL, "Asks to be told once."},
+    {"reserve", BINDING_CALL(channel_reserve), METH_FASTCALL, "Asks for a slot, in order."},
+    {"open_stream", BINDING_CALL(channel_open_stream), METH_FASTCALL,
+     "Opens a stream on a granted slot."},
+    {"start_request", BINDING_CALL(channel_start_request), METH_FASTCALL,
+     "Sends a one-shot request."},
+    {"start_attest", BINDING_CALL(channel_start_attest), METH_FASTCALL,
+     "Asks for a fresh document."},
+    {"finish_attest", BINDING_CALL(channel_finish_attest), METH_FASTCALL, "Collects it."},
+    {"abandon_attest", channel_abandon_attest, METH_O, "Nobody will collect it."},
+    {"close", BINDING_CALL(channel_close), METH_VARARGS | METH_KEYWORDS,
      "Ends the connection in good order."},
     {"stats", channel_stats, METH_NOARGS, "Counters."},
     {NULL, NULL, 0, NULL},

@@ -221,15 +221,13 @@ static PyObject *enclave_drop_connections(PyObject *object, PyObject *args, PyOb
     Py_RETURN_NONE;
 }
 
-#define KEYWORDS(function) ((PyCFunction)(void (*)(void))(function))
-
 static PyMethodDef enclave_methods[] = {
-    {"set_faults", KEYWORDS(enclave_set_faults), METH_VARARGS | METH_KEYWORDS,
+    {"set_faults", BINDING_CALL(enclave_set_faults), METH_VARARGS | METH_KEYWORDS,
      "Switches exactly these faults on, all others off."},
-    {"set_document", KEYWORDS(enclave_set_document), METH_VARARGS | METH_KEYWORDS,
+    {"set_document", BINDING_CALL(enclave_set_document), METH_VARARGS | METH_KEYWORDS,
      "Another identity from now on; open connections stay."},
     {"stats", enclave_stats, METH_NOARGS, "Counters; of a stopped enclave the last ones."},
-    {"drop_connections", KEYWORDS(enclave_drop_connections), METH_VARARGS | METH_KEYWORDS,
+    {"drop_connections", BINDING_CALL(enclave_drop_connections), METH_VARARGS | METH_KEYWORDS,
      "Ends every connection at once, and goes on listening."},
     {"stop", enclave_stop, METH_NOARGS, "Ends everything. May be called again."},
     {NULL, NULL, 0, NULL},

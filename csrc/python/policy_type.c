@@ -166,7 +166,7 @@ static PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs) {
 }
 
 static PyMethodDef functions[] = {
-    {"verify", (PyCFunction)(void (*)(void))verify, METH_VARARGS | METH_KEYWORDS,
+    {"verify", BINDING_CALL(verify), METH_VARARGS | METH_KEYWORDS,
      "Verifies an attestation document (AWS Nitro Enclaves; RFC 9052, RFC 5280)."},
     {NULL, NULL, 0, NULL},
 };

@@ -64,13 +64,13 @@ static encl_code await_result(void *context, int64_t until, encl_error *err) {
     return encl_request_result(c->request, until, &c->answer, err);
 }
 
-static PyObject *request_result(PyObject *self, PyObject *args) {
+static PyObject *request_result(PyObject *self, PyObject *timeout) {
     result_context c = {.request = live_request(self)};
     binding_outcome outcome;
     int64_t until;
     encl_error err;
 
-    if (c.request == NULL || !PyArg_ParseTuple(args, "O&", binding_read_deadline, &until)) {
+    if (c.request == NULL || !binding_read_deadline(timeout, &until)) {
         return NULL;
     }
     outcome = binding_wait(until, ENCL_E_READ_TIMEOUT, await_result, &c, &err);
@@ -95,21 +95,21 @@ static void withdraw(void *request, const encl_notifier *n, uint64_t token) {
 
 static const binding_source answered = {enlist, withdraw};
 
-static PyObject *request_notify(PyObject *self, PyObject *args) {
+static PyObject *request_notify(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     encl_request *request = live_request(self);
     encl_notifier *notifier;
     uint64_t token;
 
-    if (request == NULL || !PyArg_ParseTuple(args, "O&O&", binding_read_notifier, &notifier,
-                                             binding_read_token, &token)) {
+    if (request == NULL || !binding_counted("notify", count, 2) ||
+        !binding_read_notifier(args[0], &notifier) || !binding_read_token(args[1], &token)) {
         return NULL;
     }
     return binding_watch(self, request, &answered, 0, notifier, token);
 }
 
 static PyMethodDef request_methods[] = {
-    {"result", request_result, METH_VARARGS, "The answer; None where it would wait."},
-    {"notify", request_notify, METH_VARARGS, "Asks to be told once; gives a Watch."},
+    {"result", request_result, METH_O, "The answer; None where it would wait."},
+    {"notify", BINDING_CALL(request_notify), METH_FASTCALL, "Asks to be told once; gives a Watch."},
     {"abandon", request_abandon, METH_NOARGS, "Gives the answer up."},
     {NULL, NULL, 0, NULL},
 };

@@ -49,12 +49,12 @@ static encl_code await_grant(void *slot, int64_t until, encl_error *err) {
     return encl_slot_wait(slot, until, err);
 }
 
-static PyObject *slot_wait(PyObject *self, PyObject *args) {
+static PyObject *slot_wait(PyObject *self, PyObject *timeout) {
     binding_outcome outcome;
     int64_t until;
     encl_error err;
 
-    if (!PyArg_ParseTuple(args, "O&", binding_read_deadline, &until)) {
+    if (!binding_read_deadline(timeout, &until)) {
         return NULL;
     }
     outcome = binding_wait(until, ENCL_E_POOL_TIMEOUT, await_grant, slot_of(self), &err);
@@ -77,7 +77,7 @@ static PyObject *get_granted(PyObject *self, void *unused) {
 }
 
 static PyMethodDef slot_methods[] = {
-    {"wait", slot_wait, METH_VARARGS, "Until it is granted."},
+    {"wait", slot_wait, METH_O, "Until it is granted."},
     {"release", slot_give_up, METH_NOARGS, "Gives it up."},
     {NULL, NULL, 0, NULL},
 };

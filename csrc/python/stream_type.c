@@ -114,14 +114,15 @@ static PyObject *read_waiting(encl_stream *stream, size_t n, int64_t until) {
     return result;
 }
 
-static PyObject *stream_read(PyObject *self, PyObject *args) {
+static PyObject *stream_read(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     encl_stream *stream = stream_of(self);
     binding_whole n = {"n", 0, LLONG_MAX, 0};
     PyObject *result = NULL;
     size_t most;
     int64_t until;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_whole, &n, binding_read_deadline, &until)) {
+    if (!binding_counted("read", count, 2) || !binding_read_whole(args[0], &n) ||
+        !binding_read_deadline(args[1], &until)) {
         return NULL;
     }
     most = (unsigned long long)n.value > READ_MAX ? READ_MAX : (size_t)n.value;
@@ -131,15 +132,15 @@ static PyObject *stream_read(PyObject *self, PyObject *args) {
     return read_waiting(stream, most, until);
 }
 
-static PyObject *stream_readinto(PyObject *self, PyObject *args) {
+static PyObject *stream_readinto(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     binding_buffer buffer = {.name = "buffer", .writable = true};
     read_context c = {.stream = stream_of(self)};
     binding_outcome outcome;
     int64_t until;
     encl_error err;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_buffer, &buffer, binding_read_deadline,
-                          &until)) {
+    if (!binding_counted("readinto", count, 2) || !binding_read_deadline(args[1], &until) ||
+        !binding_read_buffer(args[0], &buffer)) {
         return NULL;
     }
     c.block = buffer.view.buf;
@@ -179,15 +180,15 @@ binding_outcome binding_write(encl_stream *stream, encl_slice data, int64_t unti
     return outcome;
 }
 
-static PyObject *stream_write(PyObject *self, PyObject *args) {
+static PyObject *stream_write(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     binding_buffer data = {.name = "data"};
     binding_outcome outcome;
     size_t done = 0;
     int64_t until;
     encl_error err;
 
-    if (!PyArg_ParseTuple(args, "O&O&", binding_read_buffer, &data, binding_read_deadline,
-                          &until)) {
+    if (!binding_counted("write", count, 2) || !binding_read_deadline(args[1], &until) ||
+        !binding_read_buffer(args[0], &data)) {
         return NULL;
     }
     outcome = binding_write(stream_of(self), ENCL_SLICE(data.view.buf, (size_t)data.view.len),
@@ -234,13 +235,13 @@ static void withdraw(void *stream, const encl_notifier *n, uint64_t token) {
 
 static const binding_source readiness = {enlist, withdraw};
 
-static PyObject *stream_notify(PyObject *self, PyObject *args) {
+static PyObject *stream_notify(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     binding_whole what = {"what", 0, ENCL_READABLE | ENCL_WRITABLE, 0};
     encl_notifier *notifier;
     uint64_t token;
 
-    if (!PyArg_ParseTuple(args, "O&O&O&", binding_read_whole, &what, binding_read_notifier,
-                          &notifier, binding_read_token, &token)) {
+    if (!binding_counted("notify", count, 3) || !binding_read_whole(args[0], &what) ||
+        !binding_read_notifier(args[1], &notifier) || !binding_read_token(args[2], &token)) {
         return NULL;
     }
     return binding_watch(self, stream_of(self), &readiness, (int)what.value, notifier, token);
@@ -267,12 +268,13 @@ static PyObject *get_readable(PyObject *self, void *unused) {
 }
 
 static PyMethodDef stream_methods[] = {
-    {"read", stream_read, METH_VARARGS, "1..n bytes; b'' at the end; None where it would wait."},
-    {"readinto", stream_readinto, METH_VARARGS, "The same, into a buffer."},
-    {"write", stream_write, METH_VARARGS, "Writes all of a buffer."},
+    {"read", BINDING_CALL(stream_read), METH_FASTCALL,
+     "1..n bytes; b'' at the end; None where it would wait."},
+    {"readinto", BINDING_CALL(stream_readinto), METH_FASTCALL, "The same, into a buffer."},
+    {"write", BINDING_CALL(stream_write), METH_FASTCALL, "Writes all of a buffer."},
     {"write_eof", stream_write_eof, METH_NOARGS, "Shuts down our direction."},
     {"close", stream_close, METH_NOARGS, "Ends the stream and frees its slot."},
-    {"notify", stream_notify, METH_VARARGS, "Asks to be told once; gives a Watch."},
+    {"notify", BINDING_CALL(stream_notify), METH_FASTCALL, "Asks to be told once; gives a Watch."},
     {NULL, NULL, 0, NULL},
 };
 

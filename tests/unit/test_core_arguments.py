@@ -415,6 +415,15 @@ def test_what_is_inside_is_taken(calls: dict[str, Call]) -> None:
     assert calls["Channel.close"].make() is None
 
 
+def test_the_number_of_arguments(calls: dict[str, Call]) -> None:
+    for name, call in calls.items():
+        values = [*call.good.values()]
+        for wrong in ([], [*values, *values]):
+            if "." in name and not call.by_name and len(wrong) != len(values):
+                with pytest.raises(TypeError, match=r"expected \d arguments, got|exactly one"):
+                    call.function(*wrong)
+
+
 def functions() -> dict[str, list[str]]:
     """By function of the stub, or class that can be made: the names of its parameters."""
     found: dict[str, list[str]] = {}
