@@ -3,17 +3,16 @@
  * with that lock held, except for stopping, which waits for the enclave's thread. */
 #include "python/binding.h"
 
-#include <pthread.h>
-
 #include "base/secmem.h"
 #include "enclave/enclave.h"
 #include "python/enclave_arguments.h"
+#include "sync/lock.h"
 
 typedef struct enclave_object {
     PyObject_HEAD
     bool lock_made;
     uint64_t generation;     /* of the process that may use the lock */
-    pthread_mutex_t lock;    /* guards both below; held without the GIL, or for a moment with it */
+    encl_mutex lock;         /* guards both below; held without the GIL, or for a moment with it */
     encl_enclave *enclave;   /* NULL once stopped */
     encl_enclave_stats last; /* of a stopped one */
 } enclave_object;
@@ -21,20 +20,24 @@ typedef struct enclave_object {
 /* ---- life ---- */
 
 /* A forked child's copy of the lock may be held for ever by a thread that is not there. Nothing is
- * changed in a child, so it needs none. */
+ * changed in a child, so it needs none. That is also why hold and let_go themselves are left out by
+ * the analysis: their callers are to let go what they hold, in both processes. */
 static bool is_forked(const enclave_object *self) {
     return self->generation != encl_fork_generation();
 }
 
-static void hold(enclave_object *self) {
+static void hold(enclave_object *self) ENCL_ACQUIRES(self->lock);
+static void let_go(enclave_object *self) ENCL_RELEASES(self->lock);
+
+ENCL_LOCK_UNCHECKED static void hold(enclave_object *self) {
     if (!is_forked(self)) {
-        pthread_mutex_lock(&self->lock);
+        encl_lock(&self->lock);
     }
 }
 
-static void let_go(enclave_object *self) {
+ENCL_LOCK_UNCHECKED static void let_go(enclave_object *self) {
     if (!is_forked(self)) {
-        pthread_mutex_unlock(&self->lock);
+        encl_unlock(&self->lock);
     }
 }
 
@@ -46,7 +49,7 @@ static PyObject *start(PyTypeObject *type, const encl_enclave_config *config) {
     if (self == NULL) {
         return NULL;
     }
-    if (pthread_mutex_init(&self->lock, NULL) != 0) {
+    if (!encl_mutex_init(&self->lock)) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -108,7 +111,7 @@ static void enclave_dealloc(PyObject *object) {
             stop(self);
         Py_END_ALLOW_THREADS
         if (!is_forked(self)) {
-            pthread_mutex_destroy(&self->lock);
+            encl_mutex_destroy(&self->lock);
         }
     }
     binding_free(object);
