@@ -1,4 +1,5 @@
-/* peer: whether the other end of a TCP connection still takes what is sent, as the kernel saw it. */
+/* peer: whether the other end of a TCP connection still takes what is sent, as the kernel saw it.
+ */
 #ifndef ENCL_NET_PEER_H
 #define ENCL_NET_PEER_H
 
