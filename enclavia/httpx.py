@@ -19,7 +19,8 @@ import httpx2
 from ._channel.authority import keep_inside, url_names_enclave
 from ._channel.url import EnclaveURL
 from ._client.async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
-from ._client.settings import Settings, TransportOptions
+from ._client.options import TransportOptions
+from ._client.settings import Settings
 from ._client.transport import EnclaveTransport as _EnclaveTransport
 from ._errors import EnclaviaError, IncompleteResponse
 from ._exchange.engine import Stats

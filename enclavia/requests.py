@@ -27,7 +27,8 @@ from ._arguments import timeout as checked_timeout
 from ._arguments import value_shown
 from ._channel.authority import names_enclave
 from ._channel.url import EnclaveURL
-from ._client.settings import Settings, TransportOptions
+from ._client.options import TransportOptions
+from ._client.settings import Settings
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,

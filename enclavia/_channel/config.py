@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import httpx2
 
@@ -21,26 +21,18 @@ from .._arguments import expect_file, flag, path_text, seconds, value_shown, who
 from .._errors import DebugModeWarning, InvalidURL
 from .._identity.pcrs import Pcrs
 from .._identity.pins import (
-    CLOCK_LEEWAY,
-    Pins,
-    RootCertificate,
     checked_leeway,
     pin_tuples,
     read_root,
 )
 from . import trust_store
+from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
 from .url import EnclaveURL
 
-__all__ = ["KEEPALIVE", "ChannelConfig", "UpgradeHeaders", "Verify", "expect_connect", "logger"]
-
-UpgradeHeaders = Mapping[str, str] | Iterable[tuple[str, str]] | None
-Verify = bool | str | os.PathLike[str]
+__all__ = ["ChannelConfig", "expect_connect", "logger"]
 
 logger = logging.getLogger("enclavia")
 
-KEEPALIVE = 20.0
-"""Seconds without a byte from the peer after which it is asked for one, and after which it is given
-up where none came."""
 _KEEPALIVE_MAX = 86_400
 
 # What csrc/net takes.
@@ -84,25 +76,21 @@ class ChannelConfig(NamedTuple):
         return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
 
     @classmethod
+    @takes(ChannelOptions, CHANNEL_DEFAULTS)
     def build(
         cls,
         url: str | httpx2.URL,
-        *,
-        pcrs: Pins = None,
-        root: RootCertificate = None,
-        debug_mode: bool = False,
-        clock_leeway: float = CLOCK_LEEWAY,
-        upgrade_headers: UpgradeHeaders = None,
-        verify: Verify = True,
-        proxy: str | httpx2.URL | None = None,
-        max_in_flight: int = 64,
-        keepalive: float | None = KEEPALIVE,
+        caller: str = "ChannelConfig.build",
+        /,
+        **options: Unpack[ChannelOptions],
     ) -> ChannelConfig:
-        flag("debug_mode", debug_mode)
+        """``caller``: whose keywords these are, for the message about one that does not exist."""
+        given = completed(caller, options, CHANNEL_DEFAULTS)
+        debug_mode = flag("debug_mode", given["debug_mode"])
         parsed = EnclaveURL.parse(url)
-        pins = pin_tuples(pcrs)
+        pins = pin_tuples(given["pcrs"])
         _check_pins(pins, debug_mode)
-        must_verify, ca_file = _tls(verify)
+        must_verify, ca_file = _tls(given["verify"])
         if parsed.tls and must_verify and ":" in parsed.host:
             raise InvalidURL(
                 f"expected a host name for wss://, got the IPv6 address {parsed.host}, for which a "
@@ -111,15 +99,15 @@ class ChannelConfig(NamedTuple):
         config = cls(
             url=parsed,
             pins=pins,
-            root=read_root(root),
+            root=read_root(given["root"]),
             debug_mode=debug_mode,
-            clock_leeway=checked_leeway(clock_leeway),
-            headers=_headers(upgrade_headers),
+            clock_leeway=checked_leeway(given["clock_leeway"]),
+            headers=_headers(given["upgrade_headers"]),
             verify=must_verify,
             ca_file=ca_file,
-            proxy=_proxy(proxy),
-            max_in_flight=_in_flight(max_in_flight),
-            keepalive_ms=_keepalive_ms(keepalive),
+            proxy=_proxy(given["proxy"]),
+            max_in_flight=_in_flight(given["max_in_flight"]),
+            keepalive_ms=_keepalive_ms(given["keepalive"]),
         )
         config.policy()  # refuses an unusable root or pin here, not at the first request
         return config

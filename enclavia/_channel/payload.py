@@ -9,7 +9,7 @@ from .._arguments import byte_view, whole
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["first_piece", "read_size"]
+__all__ = ["FIRST_PAYLOAD", "first_piece", "read_size"]
 
 FIRST_PAYLOAD = 16_320
 _READ_MAX = 1 << 30  # above what one read gives, and no number that C cannot hold

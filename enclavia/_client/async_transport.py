@@ -2,93 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Self, Unpack
 
 import anyio
 import anyio.to_thread
 import httpx2
 
-from .._arguments import timeout as checked_timeout
-from .._channel.config import KEEPALIVE, UpgradeHeaders, Verify
-from .._exchange.exchange import Exchange
-from .._exchange.retry import Retries
-from .._exchange.timeouts import positive
-from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
+from .._channel.options import takes
 from .._io.loops import LoopIo
-from .response import Response, Timed
-from .settings import DEFAULT_TIMEOUT, Settings
+from .._public import public
+from .options import TRANSPORT_DEFAULTS, TransportOptions
+from .response import AsyncResponseBody, Response
+from .settings import Settings
 from .transport_base import TransportBase
 
 __all__ = ["AsyncEnclaveTransport"]
 
 
-class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
+@public
+class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
     """As :class:`enclavia.EnclaveTransport`, awaited. Not bound to one event loop."""
 
-    def __init__(
-        self,
-        url: str | httpx2.URL,
-        *,
-        pcrs: Pins = None,
-        root: RootCertificate = None,
-        debug_mode: bool = False,
-        clock_leeway: float = CLOCK_LEEWAY,
-        upgrade_headers: UpgradeHeaders = None,
-        verify: Verify = True,
-        proxy: str | httpx2.URL | None = None,
-        timeout: httpx2.Timeout | float | None = DEFAULT_TIMEOUT,
-        retries: Retries = 2,
-        patience: float | None = None,
-        auto_reconnect: bool = True,
-        max_channels: int = 2,
-        max_in_flight: int = 64,
-        keepalive: float | None = KEEPALIVE,
-        limits: httpx2.Limits | None = None,
-    ) -> None:
-        settings = Settings.build(
-            url,
-            pcrs=pcrs,
-            root=root,
-            debug_mode=debug_mode,
-            clock_leeway=clock_leeway,
-            upgrade_headers=upgrade_headers,
-            verify=verify,
-            proxy=proxy,
-            timeout=timeout,
-            retries=retries,
-            patience=patience,
-            auto_reconnect=auto_reconnect,
-            max_channels=max_channels,
-            max_in_flight=max_in_flight,
-            keepalive=keepalive,
-            limits=limits,
-        )
+    _make_io = LoopIo
+    _body = AsyncResponseBody
+
+    @takes(TransportOptions, TRANSPORT_DEFAULTS)
+    def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
+        settings = Settings.build(url, "AsyncEnclaveTransport.__init__", **options)
         settings.config.warn_debug(stacklevel=2)
-        TransportBase.__init__(self, settings, LoopIo)
-
-    @classmethod
-    def _of(cls, settings: Settings) -> Self:
-        """For a client or an adapter of ours, which sees to redirects itself."""
-        transport = cls.__new__(cls)
-        TransportBase.__init__(transport, settings, LoopIo, mountable=False)
-        return transport
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state["settings"].config.warn_debug(stacklevel=2)
-        TransportBase.__init__(self, state["settings"], LoopIo, state["mountable"])
+        super().__init__(settings)
 
     async def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
-        engine = self._engine
-        timeouts = engine.timeouts
-        if timeout is not None:
-            timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
-        await engine.connections.open(timeouts)
+        await self._connect(timeout)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
-        exchange = await self._engine.handle(request)
-        return self._response(request, exchange, AsyncResponseBody(exchange), _network_stream)
+        return await self._respond(request)
+
+    async def _read(self, response: Response) -> None:
+        await response.aread()
+
+    async def _close(self, response: Response) -> None:
+        await response.aclose()
 
     async def aclose(self) -> None:
         tunnels = self._engine.close()
@@ -104,29 +59,3 @@ class AsyncEnclaveTransport(httpx2.AsyncBaseTransport, TransportBase):
             await self.aclose()
             raise
         return self
-
-
-def _network_stream(exchange: Exchange) -> object:
-    from .upgraded import AsyncNetworkStream
-
-    return AsyncNetworkStream(exchange)
-
-
-class AsyncResponseBody(Timed, httpx2.AsyncByteStream):
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._exchange.upgraded:
-            return
-        if self._exchange.settled:
-            for piece in self._exchange.pieces():
-                yield piece
-            return
-        while (data := await self._exchange.next_data()) is not None:
-            yield data
-
-    async def aclose(self) -> None:
-        self._ended()
-        if not self._exchange.settled:
-            await self._exchange.abandon()

@@ -7,14 +7,9 @@ from typing import Any, Final, NamedTuple
 
 import httpx2
 
-from .._arguments import timeout_members
+from .options import timeout_of
 
-__all__ = ["RequestCache", "timeout_of"]
-
-
-def timeout_of(value: object) -> httpx2.Timeout:
-    connect, read, write, pool = timeout_members("timeout", value)
-    return httpx2.Timeout(connect=connect, read=read, write=write, pool=pool)
+__all__ = ["RequestCache"]
 
 
 class _CachedRequest(NamedTuple):
@@ -38,7 +33,8 @@ _MAY_BE_NONE: Final = frozenset(
 
 class RequestCache:
     """Building a request is a third of what it costs in Python: httpx2 parses its URL and the base
-    URL, and merges and encodes the headers, each time anew. The same comes of the same."""
+    URL, and merges and encodes the headers, each time anew. So what it came to is kept, for
+    as long as the client's own headers and base URL are the same."""
 
     _MOST: Final = 64
     _LONGEST: Final = 256

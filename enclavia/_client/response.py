@@ -1,17 +1,80 @@
-"""The response that a transport returns. A body that is already complete is taken in one piece."""
+"""The response that a transport returns. A body that is already complete is taken in one piece.
+
+Its two bodies step through an :class:`enclavia._exchange.exchange.Exchange`, one in a thread and
+one in an event loop.
+"""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import httpx2
 
 from .._exchange.exchange import Exchange
+from .._io.face import run
+from .httpx2_inside import SHORT_WAY_WORKS, is_untouched, set_content
 
-__all__ = ["Response", "Timed", "fields_of", "response_of"]
+__all__ = [
+    "AsyncResponseBody",
+    "Fields",
+    "RawHeaders",
+    "Response",
+    "ResponseBody",
+    "fields_of",
+    "response_of",
+]
+
+
+class _Body:
+    """An exchange, and the time until it is closed, which nothing of httpx2's takes on the short
+    way of sending."""
+
+    begun: float | None = None
+    elapsed: datetime.timedelta | None = None
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def ended(self) -> None:
+        if self.begun is not None and self.elapsed is None:
+            self.elapsed = datetime.timedelta(seconds=time.perf_counter() - self.begun)
+
+
+class ResponseBody(_Body, httpx2.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        # An answer that is here already needs no stepping through.
+        return iter(self._exchange.pieces()) if self._exchange.settled else self._stepwise()
+
+    def _stepwise(self) -> Iterator[bytes]:
+        if self._exchange.upgraded:
+            return
+        while (data := run(self._exchange.next_data())) is not None:
+            yield data
+
+    def close(self) -> None:
+        self.ended()
+        if not self._exchange.settled:
+            run(self._exchange.abandon())
+
+
+class AsyncResponseBody(_Body, httpx2.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._exchange.upgraded:
+            return
+        if self._exchange.settled:
+            for piece in self._exchange.pieces():
+                yield piece
+            return
+        while (data := await self._exchange.next_data()) is not None:
+            yield data
+
+    async def aclose(self) -> None:
+        self.ended()
+        if not self._exchange.settled:
+            await self._exchange.abandon()
 
 
 class Response(httpx2.Response):
@@ -22,35 +85,43 @@ class Response(httpx2.Response):
     sets_cookies = True
     is_encoded = True
 
+    @property
+    def body(self) -> ResponseBody | AsyncResponseBody:
+        return cast("ResponseBody | AsyncResponseBody", self.stream)
+
+    def read_at_once(self) -> bool:
+        """Reads and closes it, where that takes no waiting: for who has wrapped nothing around its
+        body, as httpx2's clients do."""
+        if not self._take_body():
+            return False
+        self.body.ended()
+        return True
+
+    def _take_body(self) -> bool:
+        """The whole body, where nothing of it was taken, is missing, or has to be decoded."""
+        exchange = self._exchange
+        if (
+            exchange is None
+            or not exchange.settled
+            or self.is_encoded
+            or not is_untouched(self)
+            or not SHORT_WAY_WORKS
+        ):
+            return False
+        set_content(self, b"".join(exchange.pieces()))
+        return True
+
     def read(self) -> bytes:
-        body = self._here()
-        if body is None:
+        if not self._take_body():
             return super().read()
-        self._content = body
-        self.is_closed = True
         self.stream.close()  # type: ignore[union-attr]
-        return body
+        return self.content
 
     async def aread(self) -> bytes:
-        body = self._here()
-        if body is None:
+        if not self._take_body():
             return await super().aread()
-        self._content = body
-        self.is_closed = True
         await self.stream.aclose()  # type: ignore[union-attr]
-        return body
-
-    def _here(self) -> bytes | None:
-        """The whole body, where nothing of it was taken, is missing, or has to be decoded."""
-        if self.is_stream_consumed or self.is_closed or hasattr(self, "_content"):
-            return None
-        exchange = self._exchange
-        if exchange is None or not exchange.settled or self.is_encoded:
-            return None
-        body = b"".join(exchange.pieces())
-        self.is_stream_consumed = True
-        self._num_bytes_downloaded = len(body)
-        return body
+        return self.content
 
     @property
     def has_redirect_location(self) -> bool:
@@ -64,8 +135,7 @@ class Response(httpx2.Response):
 
 def response_of(
     exchange: Exchange,
-    stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
-    network_stream: Callable[[Exchange], object],
+    body: ResponseBody | AsyncResponseBody,
     fields_of: Callable[[RawHeaders], Fields],
 ) -> Response:
     head = exchange.head
@@ -75,9 +145,13 @@ def response_of(
         "trailers": exchange.trailers,
     }
     if exchange.upgraded:
+        from .upgraded import AsyncNetworkStream, NetworkStream  # seldom, and slow to import
+
+        blocking = isinstance(body, ResponseBody)
+        network_stream = NetworkStream if blocking else AsyncNetworkStream
         extensions["network_stream"] = network_stream(exchange)
     fields = fields_of(head.headers)
-    response = Response(head.status, headers=fields.headers, stream=stream, extensions=extensions)
+    response = Response(head.status, headers=fields.headers, stream=body, extensions=extensions)
     response.sets_cookies = fields.sets_cookies
     response.is_encoded = fields.is_encoded
     response._exchange = exchange
@@ -101,14 +175,3 @@ def fields_of(headers: RawHeaders) -> Fields:
         sets_cookies=b"set-cookie" in names or b"set-cookie2" in names,
         is_encoded=b"content-encoding" in names,
     )
-
-
-class Timed:
-    """Takes the time until a body is closed, where nothing of httpx2's does."""
-
-    begun: float | None = None
-    elapsed: datetime.timedelta | None = None
-
-    def _ended(self) -> None:
-        if self.begun is not None and self.elapsed is None:
-            self.elapsed = datetime.timedelta(seconds=time.perf_counter() - self.begun)

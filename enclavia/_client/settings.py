@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import NamedTuple, Unpack
 
 import httpx2
 
 from .._arguments import flag, seconds, timeout_members, whole
 from .._arguments import timeout as checked_timeout
-from .._channel.config import KEEPALIVE, ChannelConfig, UpgradeHeaders, Verify
+from .._channel.config import ChannelConfig
+from .._channel.options import CHANNEL_DEFAULTS, completed, takes
 from .._exchange.retry import Retries, checked_retries
-from .._exchange.timeouts import Timeouts, positive
-from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
+from .._exchange.timeouts import Timeouts
+from .._io.face import positive
 from .._pool.pool import PoolLimits
+from .options import TRANSPORT_DEFAULTS, TransportOptions
 
-if TYPE_CHECKING:
-    from httpx2._types import TimeoutTypes
-
-__all__ = ["DEFAULT_TIMEOUT", "Settings", "TransportOptions"]
-
-DEFAULT_TIMEOUT = httpx2.Timeout(30.0)
-
-
-class TransportOptions(TypedDict, total=False):
-    """The keywords of :class:`EnclaveTransport`, for those who pass them on."""
-
-    pcrs: Pins
-    root: RootCertificate
-    debug_mode: bool
-    clock_leeway: float
-    upgrade_headers: UpgradeHeaders
-    verify: Verify
-    proxy: str | httpx2.URL | None
-    timeout: httpx2.Timeout | float | None
-    retries: Retries
-    patience: float | None
-    auto_reconnect: bool
-    max_channels: int
-    max_in_flight: int
-    keepalive: float | None
-    limits: httpx2.Limits | None
+__all__ = ["Settings"]
 
 
 class Settings(NamedTuple):
@@ -53,57 +30,35 @@ class Settings(NamedTuple):
     @classmethod
     def of_options(cls, owner: str, url: str | httpx2.URL, options: TransportOptions) -> Settings:
         """Of the keywords that ``owner`` was given and passes on."""
-        for name in options:
-            if name not in TransportOptions.__annotations__:
-                raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
-        return cls.build(url, **options)
+        return cls.build(url, owner, **options)
 
     @classmethod
+    @takes(TransportOptions, TRANSPORT_DEFAULTS)
     def build(
         cls,
         url: str | httpx2.URL,
-        *,
-        pcrs: Pins = None,
-        root: RootCertificate = None,
-        debug_mode: bool = False,
-        clock_leeway: float = CLOCK_LEEWAY,
-        upgrade_headers: UpgradeHeaders = None,
-        verify: Verify = True,
-        proxy: str | httpx2.URL | None = None,
-        timeout: TimeoutTypes = DEFAULT_TIMEOUT,
-        retries: Retries = 2,
-        patience: float | None = None,
-        auto_reconnect: bool = True,
-        max_channels: int = 2,
-        max_in_flight: int = 64,
-        keepalive: float | None = KEEPALIVE,
-        limits: httpx2.Limits | None = None,
+        caller: str = "Settings.build",
+        /,
+        **options: Unpack[TransportOptions],
     ) -> Settings:
-        config = ChannelConfig.build(
-            url,
-            pcrs=pcrs,
-            root=root,
-            debug_mode=debug_mode,
-            clock_leeway=clock_leeway,
-            upgrade_headers=upgrade_headers,
-            verify=verify,
-            proxy=proxy,
-            max_in_flight=max_in_flight,
-            keepalive=keepalive,
-        )
+        """``caller``: whose keywords these are, for the message about one that does not exist."""
+        given = completed(caller, options, TRANSPORT_DEFAULTS)
+        of_channel = {name: given[name] for name in CHANNEL_DEFAULTS}
+        config = ChannelConfig.build(url, **of_channel)
+        patience = given["patience"]
         pool = PoolLimits(
-            max_channels=whole("max_channels", max_channels, 1),
+            max_channels=whole("max_channels", given["max_channels"], 1),
             max_in_flight=config.max_in_flight,
             patience=(
                 None if patience is None else seconds("patience", patience, otherwise="None")
             ),
-            reconnect=flag("auto_reconnect", auto_reconnect),
+            reconnect=flag("auto_reconnect", given["auto_reconnect"]),
         )
         return cls(
             config=config,
-            limits=_limited(pool, limits),
-            retries=checked_retries(retries),
-            timeouts=Timeouts(*map(positive, timeout_members("timeout", timeout))),
+            limits=_limited(pool, given["limits"]),
+            retries=checked_retries(given["retries"]),
+            timeouts=Timeouts(*map(positive, timeout_members("timeout", given["timeout"]))),
         )
 
 

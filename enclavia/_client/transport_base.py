@@ -6,15 +6,17 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
+from .._arguments import timeout as checked_timeout
 from .._exchange.engine import Engine, Stats
 from .._exchange.exchange import Exchange
 from .._exchange.retry import RetryPolicy
 from .._identity.attestation import Attestation
-from .response import Response, fields_of, response_of
+from .._io.face import positive
+from .response import AsyncResponseBody, Response, ResponseBody, fields_of, response_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -40,18 +42,27 @@ os.register_at_fork(after_in_child=_renew_fork_lock)
 class TransportBase:
     """Keeps one engine per process: a forked child starts with nothing of its parent's."""
 
-    def __init__(
-        self, settings: Settings, make_io: Callable[[], Io[Any]], mountable: bool = True
-    ) -> None:
+    _make_io: Callable[[], Io[Any]]
+    """How it waits; of the class."""
+    _body: Callable[[Exchange], ResponseBody | AsyncResponseBody]
+    """What steps through an answer; of the class."""
+
+    def __init__(self, settings: Settings, mountable: bool = True) -> None:
         """``mountable``: it may be one of several transports of a client that is not ours."""
         self._settings = settings
-        self._make_io = make_io
         self._mountable = mountable
         self._inherited: list[Engine] = []
         self._current = self._new_engine()
         # Answers of one workload tend to have the same headers, so parsed headers are cached. Per
         # transport, not per module: they must die with the client.
         self._fields_of = functools.lru_cache(maxsize=16)(fields_of)
+
+    @classmethod
+    def _of(cls, settings: Settings) -> Self:
+        """For a client or an adapter of ours, which sees to redirects itself."""
+        transport = cls.__new__(cls)
+        TransportBase.__init__(transport, settings, mountable=False)
+        return transport
 
     def _new_engine(self) -> Engine:
         settings = self._settings
@@ -97,19 +108,27 @@ class TransportBase:
     def stats(self) -> Stats:
         return self._engine.stats()
 
-    def _response(
-        self,
-        request: httpx2.Request,
-        exchange: Exchange,
-        stream: httpx2.SyncByteStream | httpx2.AsyncByteStream,
-        network_stream: Callable[[Exchange], object],
-    ) -> Response:
-        response = response_of(exchange, stream, network_stream, self._fields_of)
+    async def _connect(self, timeout: float | None) -> None:
+        """Connects and verifies now, where that has not been done."""
+        engine = self._engine
+        timeouts = engine.timeouts
+        if timeout is not None:
+            timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
+        await engine.connections.open(timeouts)
+
+    async def _respond(self, request: httpx2.Request) -> Response:
+        """Sends the request, and makes a response of its answer's head."""
+        exchange = await self._engine.handle(request)
+        response = response_of(exchange, self._body(exchange), self._fields_of)
         if self._mountable and "location" in response.headers:
             from .._channel.authority import keep_inside
 
             keep_inside(self._settings.config.url, response.headers, request.url, httpx2.InvalidURL)
         return response
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state["settings"].config.warn_debug(stacklevel=2)
+        TransportBase.__init__(self, state["settings"], state["mountable"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self._settings, "mountable": self._mountable}

@@ -14,7 +14,7 @@ import httpcore2
 
 from .._errors import ConnectionClosed, EnclaviaError, ReadTimeout, WriteTimeout
 from .._exchange.exchange import Exchange
-from .._io.loops import read_stream, write_stream
+from .._io.face import run
 
 __all__ = ["AsyncNetworkStream", "NetworkStream"]
 
@@ -60,14 +60,23 @@ def _writing() -> Iterator[None]:
         raise _WriteError(str(error), retryable=False) from error
 
 
-class _Base:
+class _Upgraded:
+    """The exchange's stream, and what came on it together with the head of the answer."""
+
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._leftover = exchange.leftover
 
-    def _take_leftover(self, n: int) -> bytes:
-        piece, self._leftover = self._leftover[:n], self._leftover[n:]
-        return piece
+    async def _read(self, n: int, timeout: float | None) -> bytes:
+        if self._leftover:
+            piece, self._leftover = self._leftover[:n], self._leftover[n:]
+            return piece
+        with _reading():
+            return await self._exchange.io.read(self._exchange.stream, n, timeout)
+
+    async def _write(self, buffer: bytes, timeout: float | None) -> None:
+        with _writing():
+            await self._exchange.io.write(self._exchange.stream, buffer, timeout)
 
     def get_extra_info(self, info: str) -> None:
         return None
@@ -76,36 +85,23 @@ class _Base:
         raise NotImplementedError("TLS inside an upgraded connection of the tunnel")
 
 
-class NetworkStream(_Base, httpcore2.NetworkStream):
+class NetworkStream(_Upgraded, httpcore2.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._leftover:
-            return self._take_leftover(max_bytes)
-        with _reading():
-            data = self._exchange.stream.read(max_bytes, timeout)
-            if data is None:
-                raise ReadTimeout(f"expected bytes within {timeout} s, got none")
-            return data
+        return run(self._read(max_bytes, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _writing():
-            put = self._exchange.stream.write(buffer, timeout)
-            if put < memoryview(buffer).nbytes:  # a timeout of 0 takes what fits
-                raise WriteTimeout(f"expected to send within {timeout} s, could not")
+        run(self._write(buffer, timeout))
 
     def close(self) -> None:
         self._exchange.drop()
 
 
-class AsyncNetworkStream(_Base, httpcore2.AsyncNetworkStream):
+class AsyncNetworkStream(_Upgraded, httpcore2.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._leftover:
-            return self._take_leftover(max_bytes)
-        with _reading():
-            return await read_stream(self._exchange.stream, max_bytes, timeout)
+        return await self._read(max_bytes, timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _writing():
-            await write_stream(self._exchange.stream, buffer, timeout)
+        await self._write(buffer, timeout)
 
     async def aclose(self) -> None:
         self._exchange.drop()

@@ -9,11 +9,11 @@ import logging
 from typing import Any, cast
 
 from .._channel.config import ChannelConfig
+from .._channel.operations import log_verified
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
-from .._io.face import Io, Waiter, now
+from .._io.face import SHORTEST, Io, Waiter, now, time_left
 from .._pool.pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
-from .._text import shown
-from .timeouts import SHORTEST, Timeouts, earlier, is_before, time_left
+from .timeouts import Timeouts, earlier, is_before
 from .tunnel import Link, Traffic, Tunnel
 
 __all__ = ["Connections"]
@@ -158,10 +158,5 @@ class Connections:
             self.raw_attestation = raw = tunnel.core.attestation()
         except EnclaviaError as error:
             return error
-        logger.info(
-            "verified %s: form %s, module %s",
-            self.config.url.authority,
-            raw["form"],
-            shown(str(raw["module_id"])) or "-",
-        )
+        log_verified(self.config, raw)
         return None

@@ -18,7 +18,7 @@ from .._io.face import Io, now
 from .._pool.pool import PoolLimits
 from .connections import Connections
 from .exchange import Exchange
-from .message import Message, Told
+from .message import Message, RequestHead
 from .retry import Attempt, RetryPolicy
 from .timeouts import Timeouts
 from .tunnel import Tunnel
@@ -65,7 +65,7 @@ class Engine:
         self._retries = 0
         # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
         # module: heads carry cookies and credentials and must die with the client.
-        self._tell = functools.lru_cache(maxsize=16)(Told.of)
+        self._head_of = functools.lru_cache(maxsize=16)(RequestHead.of)
         self._read_head = remembering()
 
     # -- requests ---------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Engine:
         if refusal is not None:
             raise ForeignURL(refusal, request=request)
         timeouts = Timeouts.of(request, self.timeouts)
-        message = Message(request, self._tell)
+        message = Message(request, self._head_of)
         with self._lock:
             self._requests += 1
         resent = unsent = 0

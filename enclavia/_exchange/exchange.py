@@ -10,6 +10,7 @@ import contextlib
 from typing import cast
 
 from .. import _core
+from .._channel.operations import start_stream
 from .._channel.payload import first_piece
 from .._errors import (
     ConnectionClosed,
@@ -24,10 +25,10 @@ from .._errors import (
 from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
-from .._io.face import Body, now
+from .._io.face import READ_SIZE, now
 from .._pool.pool import Lease
 from .connections import Connections
-from .message import READ_SIZE, Message, WholeBody
+from .message import Body, Message, WholeBody
 from .timeouts import Timeouts
 from .tunnel import Link, Tunnel
 
@@ -43,7 +44,7 @@ class Exchange:
         self, connections: Connections, message: Message, timeouts: Timeouts, read_head: ReadHead
     ) -> None:
         self._connections = connections
-        self._io = connections.io
+        self.io = connections.io
         self._message = message
         self._timeouts = timeouts
         self._encoder = BodyEncoder(message.length)
@@ -114,7 +115,7 @@ class Exchange:
             else:
                 self._body = WholeBody(message.content)
         elif message.content is None:
-            self._body = message.body(self._io) if not message.expects_continue else None
+            self._body = message.body(self.io) if not message.expects_continue else None
         elif not message.content:
             first += self._encoder.finish()
         self._uploading = True
@@ -127,20 +128,14 @@ class Exchange:
             return
         piece, self._pending = first_piece(first)
         try:
-            await self._open(lease.handle.core, piece)
+            self._stream = await start_stream(
+                self.io, lease.handle.core, piece, self._timeouts.pool
+            )
         except (ConnectionClosed, StateError) as error:
             # It may look open for a moment longer.
             lease.handle.broken = True
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
-            raise
-
-    async def _open(self, core: _core.Channel, first: memoryview) -> None:
-        slot = await self._io.reserve(core, self._timeouts.pool)
-        try:
-            self._stream = core.open_stream(slot, first)
-        except BaseException:
-            slot.release()
             raise
         self.sent = True
         self._uploading = self._body is not None or bool(self._pending)
@@ -167,7 +162,7 @@ class Exchange:
         deadline = now() + wait
         while not self._continue and self._answer is None:
             remaining = deadline - now()
-            if remaining <= 0 or not await self._io.wait_stream(
+            if remaining <= 0 or not await self.io.wait_stream(
                 self.stream, _core.READABLE, remaining
             ):
                 break
@@ -177,7 +172,7 @@ class Exchange:
         message = self._message
         self._uploading, self._cut = True, False
         content = message.content
-        self._body = WholeBody(content) if content is not None else message.body(self._io)
+        self._body = WholeBody(content) if content is not None else message.body(self.io)
 
     async def _step(self) -> None:
         """Something goes out or comes in; while a body is being sent, an answer may come early."""
@@ -189,7 +184,7 @@ class Exchange:
             await self._next_chunk()
 
     async def _pull(self) -> None:
-        data = await self._io.read(self.stream, READ_SIZE, self._timeouts.read)
+        data = await self.io.read(self.stream, READ_SIZE, self._timeouts.read)
         if not self._parser.started:
             self._answered_at = now()
         events = self._parser.feed(data) if data else self._parser.feed_eof()
@@ -221,7 +216,7 @@ class Exchange:
                 raise
             await self._stop_upload()
             return
-        if self._pending and not await self._io.wait_stream(
+        if self._pending and not await self.io.wait_stream(
             self.stream, _core.READABLE | _core.WRITABLE, self._timeouts.write
         ):
             raise WriteTimeout(f"expected to send within {self._timeouts.write} s, could not")

@@ -8,16 +8,14 @@ from typing import Any, NamedTuple
 import httpx2
 
 from .._http1.request import asks_to_close, body_encoder, encode_head, expects_continue
-from .._io.face import Body, Io
+from .._io.face import READ_SIZE, Io
 from .._pool.pool import Job
 from .retry import IDEMPOTENT
 
-__all__ = ["READ_SIZE", "Message", "Told", "WholeBody"]
-
-READ_SIZE = 65_536
+__all__ = ["Body", "Message", "RequestHead", "WholeBody"]
 
 
-class Told(NamedTuple):
+class RequestHead(NamedTuple):
     """What the head of a request says, and what it means for the body."""
 
     head: bytes
@@ -27,7 +25,9 @@ class Told(NamedTuple):
     expects_continue: bool
 
     @classmethod
-    def of(cls, method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> Told:
+    def of(
+        cls, method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...]
+    ) -> RequestHead:
         names = {name.lower() for name, _ in headers}
         length: int | None = 0
         if b"content-length" in names or b"transfer-encoding" in names:
@@ -44,12 +44,12 @@ class Told(NamedTuple):
 class Message:
     """A request as bytes: its head, and where its body comes from."""
 
-    def __init__(self, request: httpx2.Request, tell: Callable[..., Told]) -> None:
+    def __init__(self, request: httpx2.Request, head_of: Callable[..., RequestHead]) -> None:
         self.request = request
         self.method = request.method.encode("ascii", "replace")
         target: bytes = request.extensions.get("target", request.url.raw_path)
-        told = tell(self.method, target, tuple(request.headers.raw))
-        self.head, self.length, self.upgrade, self.closes, expects = told
+        head = head_of(self.method, target, tuple(request.headers.raw))
+        self.head, self.length, self.upgrade, self.closes, expects = head
         self.content: bytes | None = None
         if isinstance(request.stream, httpx2.ByteStream):
             self.content = b"".join(request.stream)
@@ -67,7 +67,30 @@ class Message:
 
     def body(self, io: Io[Any]) -> Body:
         self._body_used = True
-        return io.body(self.request)
+        return IteratedBody(io, io.body_of(self.request))
+
+
+class IteratedBody:
+    """A request body that is produced piece by piece."""
+
+    def __init__(self, io: Io[Any], body: object) -> None:
+        self._io = io
+        self._body = body
+        self._pieces: object = None
+
+    async def next(self, timeout: float | None) -> bytes | None:
+        """A piece that is not empty; None at the end. Raises WriteTimeout where it can tell that
+        nothing comes."""
+        if self._pieces is None:
+            self._pieces = self._io.pieces_of(self._body)
+        while (piece := await self._io.next_piece(self._pieces, timeout)) is not None:
+            if piece:
+                return piece
+        return None
+
+    async def close(self) -> None:
+        if self._pieces is not None:
+            await self._io.close_pieces(self._pieces)
 
 
 class WholeBody:
@@ -82,3 +105,6 @@ class WholeBody:
 
     async def close(self) -> None:
         self._rest = memoryview(b"")
+
+
+Body = IteratedBody | WholeBody

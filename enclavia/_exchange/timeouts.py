@@ -8,10 +8,10 @@ from typing import NamedTuple
 import httpx2
 
 from .._arguments import TIMEOUT_MAX, timeout
-from .._io.face import now
+from .._io.face import SHORTEST, positive
 
-__all__ = ["SHORTEST", "Timeouts", "earlier", "is_before", "positive", "time_left"]
-SHORTEST = 1e-6
+__all__ = ["Timeouts", "earlier", "is_before"]
+
 _NUMBERS = (float, int)
 
 
@@ -42,11 +42,6 @@ def _allowed(name: str, seconds: float | None) -> float | None:
     return positive(timeout(f"timeout ({name})", seconds))
 
 
-def positive(seconds: float | None) -> float | None:
-    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
-    return seconds if seconds is None or seconds > SHORTEST else SHORTEST
-
-
 def earlier(end: float | None, deadline: float | None) -> float | None:
     return end if is_before(end, deadline) else deadline
 
@@ -54,7 +49,3 @@ def earlier(end: float | None, deadline: float | None) -> float | None:
 def is_before(end: float | None, deadline: float | None) -> bool:
     """None is never."""
     return end is not None and (deadline is None or end < deadline)
-
-
-def time_left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(SHORTEST, deadline - now())

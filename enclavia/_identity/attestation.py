@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._arguments import byte_view, real, value_shown
+from .._public import public
 from .._text import shown
 from .pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
 
@@ -32,6 +33,7 @@ _FORMS = {
 }
 
 
+@public
 @dataclasses.dataclass(frozen=True, repr=False)
 class Attestation:
     """A verified attestation document.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from .._arguments import byte_view, path_text
+from .._public import public
 from .._text import shown
 
 __all__ = ["Pcrs"]
@@ -66,6 +67,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "…")
 
 
+@public
 class Pcrs:
     """PCR0, PCR1 and PCR2 of one enclave image, as hex or bytes; immutable.
 

@@ -8,17 +8,37 @@ of this package but the C core's types.
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import httpx2
 
 from .. import _core
 from .._arguments import byte_view
 
-__all__ = ["Body", "Io", "Waiter", "expected_body", "now", "piece_of", "run"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "READ_SIZE",
+    "SHORTEST",
+    "Io",
+    "Register",
+    "Waiter",
+    "deadline_of",
+    "expected_body",
+    "now",
+    "piece_of",
+    "positive",
+    "run",
+    "time_left",
+]
 # Goes on while the machine sleeps, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+SHORTEST: Final = 1e-6
+"""Seconds: a deadline that is over as soon as it was looked at."""
+READ_SIZE: Final = 65_536
 
 T = TypeVar("T")
 W = TypeVar("W", bound="Waiter")
@@ -26,6 +46,19 @@ W = TypeVar("W", bound="Waiter")
 
 def now() -> float:
     return time.clock_gettime(_CLOCK)
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    return None if timeout is None else now() + timeout
+
+
+def time_left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(SHORTEST, deadline - now())
+
+
+def positive(seconds: float | None) -> float | None:
+    """In C a timeout of 0 asks for what is there already; here it is a deadline like any other."""
+    return seconds if seconds is None or seconds > SHORTEST else SHORTEST
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -39,29 +72,51 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking transport must not be given something to await")
 
 
+Register = Callable[[_core.Notifier, int], _core.Watch]
+"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
+
+
 class Waiter(Protocol):
-    def set(self) -> None: ...
-
-
-class Body(Protocol):
-    """A request body that is produced piece by piece."""
-
-    async def next(self, timeout: float | None) -> bytes | None:
-        """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
-
-    async def close(self) -> None: ...
+    def set(self) -> None:
+        """Wakes who waits for it."""
 
 
 class Io(Protocol[W]):
-    """Everything that may wait. A wait says False where its time was up."""
+    """Everything that may wait. A wait says False, or None, where its time was up.
+
+    Whatever a wait has asked for in the C core is taken back by it, however it ends.
+    """
 
     def waiter(self) -> W: ...
     async def wait(self, waiter: W, timeout: float | None) -> bool: ...
-    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool: ...
-    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot: ...
-    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes: ...
+    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+        """Until it is open or closed."""
+
+    async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
+        """Until it is open; raises why it is not."""
+
+    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+        """A granted slot. Raises PoolTimeout, or why the channel closed."""
+
+    async def answer(self, request: _core.Request, timeout: float | None) -> bytes | None: ...
+    async def attest(
+        self, channel: _core.Channel, timeout: float | None
+    ) -> _core.RawAttestation | None: ...
+    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+        """1 to n bytes, none at the end. Raises ReadTimeout."""
+
+    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+        """All of data. Raises WriteTimeout."""
+
     async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool: ...
-    def body(self, request: httpx2.Request) -> Body: ...
+    def body_of(self, request: httpx2.Request) -> Any:  # noqa: ANN401 - of the kind it can step
+        """The request's body. Raises TypeError where it is of the other kind."""
+
+    def pieces_of(self, body: Any) -> Any: ...  # noqa: ANN401
+    async def next_piece(self, pieces: Any, timeout: float | None) -> bytes | None:  # noqa: ANN401
+        """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
+
+    async def close_pieces(self, pieces: Any) -> None: ...  # noqa: ANN401
 
 
 def expected_body(request: object, kind: str) -> str:

@@ -10,9 +10,8 @@ import abc
 import asyncio
 import collections
 import functools
-import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -21,29 +20,18 @@ import httpx2
 
 from .. import _core
 from .._arguments import byte_view
-from .._errors import EnclaviaError, PoolTimeout, ReadTimeout, StateError, WriteTimeout
-from .face import expected_body, piece_of
+from .._errors import ConnectTimeout, PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from .face import SHORTEST, Register, deadline_of, expected_body, piece_of, time_left
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from .face import Body
 
 __all__ = [
     "LoopHub",
     "LoopIo",
     "Waiter",
-    "deadline_of",
-    "in_time",
     "loop_hub",
-    "read_stream",
-    "reserve_slot",
-    "time_left",
-    "write_stream",
 ]
-
-Register = Callable[[_core.Notifier, int], _core.Watch]
-"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
 
 
 class Waiter:
@@ -271,73 +259,9 @@ def _leader_hub() -> LeaderHub:
     return hub
 
 
-def deadline_of(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def time_left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
-
-
-async def read_stream(stream: _core.Stream, n: int, timeout: float | None) -> bytes:
-    data = stream.read(n, 0)
-    if data is None:
-        hub = loop_hub()
-        deadline = deadline_of(timeout)
-        while data is None:
-            if not await hub.wait(
-                lambda notifier, token: stream.notify(_core.READABLE, notifier, token),
-                time_left(deadline),
-            ):
-                raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
-            data = stream.read(n, 0)
-    return data
-
-
-async def write_stream(stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
-    view = byte_view("data", data)
-    total = len(view)
-    view = view[stream.write(view, 0) :]
-    deadline = deadline_of(timeout)
-    while view:
-        if not await loop_hub().wait(
-            lambda notifier, token: stream.notify(_core.WRITABLE, notifier, token),
-            time_left(deadline),
-        ):
-            raise WriteTimeout(f"expected to send within {timeout} s, could not")
-        if sent := stream.write(view, 0):
-            view = view[sent:]
-            deadline = deadline_of(timeout)
-    return total
-
-
-async def in_time(wait: Awaitable[bool], error: type[EnclaviaError], message: str) -> None:
-    if not await wait:
-        raise error(message)
-
-
-async def reserve_slot(channel: _core.Channel, timeout: float | None) -> _core.Slot:
-    hub = loop_hub()
-    waiter = hub.waiter()
-    slot = hub.reserve(channel, waiter)
-    if slot.granted:
-        return slot
-    try:
-        await in_time(
-            hub.wait_for(waiter, timeout),
-            PoolTimeout,
-            f"expected a free slot within {timeout} s, got none",
-        )
-        # Returns at once: it is granted, or raises why the channel closed.
-        slot.wait(1e-6)
-    except BaseException:
-        slot.release()
-        raise
-    return slot
-
-
 class LoopIo:
-    """Waiting, as a task does it: the event loop goes on meanwhile."""
+    """Waiting, as a task does it: the event loop goes on meanwhile. An operation is tried first,
+    and only what would wait registers for being told."""
 
     def waiter(self) -> Waiter:
         return loop_hub().waiter()
@@ -348,45 +272,112 @@ class LoopIo:
     async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
         return await loop_hub().wait(channel.notify_open, timeout)
 
+    async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
+        if not await loop_hub().wait(channel.notify_open, timeout):
+            raise ConnectTimeout(f"expected a verified connection within {timeout} s, got none")
+        channel.wait_open(0)
+
     async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
-        return await reserve_slot(channel, timeout)
+        hub = loop_hub()
+        waiter = hub.waiter()
+        slot = hub.reserve(channel, waiter)
+        if slot.granted:
+            return slot
+        try:
+            in_time = await hub.wait_for(waiter, timeout)
+            if in_time:
+                # Returns at once: it is granted, or raises why the channel closed.
+                slot.wait(SHORTEST)
+        except BaseException:
+            slot.release()
+            raise
+        if not in_time:
+            slot.release()
+            raise PoolTimeout(f"expected a free slot within {timeout} s, got none")
+        return slot
+
+    async def answer(self, request: _core.Request, timeout: float | None) -> bytes | None:
+        answer = request.result(0)
+        if answer is None and await loop_hub().wait(request.notify, timeout):
+            answer = request.result(0)
+        return answer
+
+    async def attest(
+        self, channel: _core.Channel, timeout: float | None
+    ) -> _core.RawAttestation | None:
+        hub = loop_hub()
+        waiter = hub.waiter()
+        number = hub.start_attest(channel, waiter)
+        raw = None
+        try:
+            raw = channel.finish_attest(number, 0)
+            if raw is None and await hub.wait_for(waiter, timeout):
+                raw = channel.finish_attest(number, 0)
+        finally:
+            if raw is None:
+                channel.abandon_attest(number)
+        return raw
 
     async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
-        return await read_stream(stream, n, timeout)
+        data = stream.read(n, 0)
+        if data is None:
+            deadline = deadline_of(timeout)
+            while data is None:
+                await self._readable(stream, timeout, deadline)
+                data = stream.read(n, 0)
+        return data
+
+    async def readinto(self, stream: _core.Stream, buffer: Buffer, timeout: float | None) -> int:
+        view = byte_view("buffer", buffer, writable=True)
+        deadline = deadline_of(timeout)
+        while (count := stream.readinto(view, 0)) is None:
+            await self._readable(stream, timeout, deadline)
+        return count
+
+    async def _readable(
+        self, stream: _core.Stream, timeout: float | None, deadline: float | None
+    ) -> None:
+        if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
+            raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+
+    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+        view = byte_view("data", data)
+        total = len(view)
+        view = view[stream.write(view, 0) :]
+        deadline = deadline_of(timeout)
+        while view:
+            if not await self.wait_stream(stream, _core.WRITABLE, time_left(deadline)):
+                raise WriteTimeout(f"expected to send within {timeout} s, could not")
+            if sent := stream.write(view, 0):
+                view = view[sent:]
+                deadline = deadline_of(timeout)
+        return total
 
     async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
         return await loop_hub().wait(
-            lambda notifier, token: stream.notify(what, notifier, token),
-            timeout,
+            lambda notifier, token: stream.notify(what, notifier, token), timeout
         )
 
-    def body(self, request: httpx2.Request) -> Body:
+    def body_of(self, request: httpx2.Request) -> httpx2.AsyncByteStream:
         if not isinstance(request.stream, httpx2.AsyncByteStream):
             raise TypeError(expected_body(request, "async"))
-        return _IteratedBody(request.stream)
+        return request.stream
 
+    def pieces_of(self, body: httpx2.AsyncByteStream) -> AsyncIterator[bytes]:
+        return body.__aiter__()
 
-class _IteratedBody:
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
-        self._stream = stream
-        self._iterator: AsyncIterator[bytes] | None = None
+    async def next_piece(self, pieces: AsyncIterator[bytes], timeout: float | None) -> bytes | None:
+        piece = b""
+        with anyio.move_on_after(timeout) as scope:
+            try:
+                piece = piece_of(await anext(pieces))
+            except StopAsyncIteration:
+                return None
+        if not piece and scope.cancelled_caught:
+            raise WriteTimeout(f"expected more of the request body within {timeout} s")
+        return piece
 
-    async def next(self, timeout: float | None) -> bytes | None:
-        if self._iterator is None:
-            self._iterator = self._stream.__aiter__()
-        while True:
-            piece = b""
-            with anyio.move_on_after(timeout) as scope:
-                try:
-                    piece = piece_of(await anext(self._iterator))
-                except StopAsyncIteration:
-                    return None
-            if piece:
-                return piece
-            if scope.cancelled_caught:
-                raise WriteTimeout(f"expected more of the request body within {timeout} s")
-
-    async def close(self) -> None:
-        if isinstance(self._iterator, AsyncGenerator):
+    async def close_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        if isinstance(pieces, AsyncGenerator):
             with anyio.CancelScope(shield=True):
-                await self._iterator.aclose()
+                await pieces.aclose()

@@ -9,25 +9,23 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx2
 
 from .. import _core
-from .._errors import ReadTimeout
-from .face import expected_body, piece_of
+from .._errors import ReadTimeout, WriteTimeout
+from .face import Register, expected_body, piece_of, positive
 
 if TYPE_CHECKING:
-    from .face import Body
+    from typing_extensions import Buffer
 
 __all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
 
+
 # poll() takes its milliseconds as a C int: a longer wait goes on in turns.
 _TURN_MS = 86_400_000
-
-Register = Callable[[_core.Notifier, int], _core.Watch]
-"""Registers a wait in C. What it returns owns the registration and takes it back when it ends."""
 
 
 class ThreadHub:
@@ -102,42 +100,62 @@ class ThreadIo:
                 raise
         return slot
 
+    async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
+        channel.wait_open(timeout)
+
+    async def answer(self, request: _core.Request, timeout: float | None) -> bytes | None:
+        try:
+            return request.result(positive(timeout))
+        except ReadTimeout:
+            return None
+
+    async def attest(
+        self, channel: _core.Channel, timeout: float | None
+    ) -> _core.RawAttestation | None:
+        number = channel.start_attest(None, 0)
+        try:
+            return channel.finish_attest(number, positive(timeout))
+        except BaseException as error:
+            channel.abandon_attest(number)
+            if isinstance(error, ReadTimeout):
+                return None
+            raise
+
     async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
         try:
-            return cast(bytes, stream.read(n, timeout))
+            data = stream.read(n, timeout)
         except ReadTimeout:
-            raise ReadTimeout(
-                f"expected bytes from the workload within {timeout} s, got none"
-            ) from None
+            data = None
+        if data is None:
+            raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+        return data
+
+    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+        sent = stream.write(data, timeout)
+        if timeout is not None and timeout <= 0 and sent < memoryview(data).nbytes:
+            raise WriteTimeout(f"expected to send within {timeout} s, could not")
+        return sent
 
     async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
         return thread_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token), timeout
         )
 
-    def body(self, request: httpx2.Request) -> Body:
+    def body_of(self, request: httpx2.Request) -> httpx2.SyncByteStream:
         if not isinstance(request.stream, httpx2.SyncByteStream):
             raise TypeError(expected_body(request, "sync"))
-        return _IteratedBody(request.stream)
+        return request.stream
 
+    def pieces_of(self, body: httpx2.SyncByteStream) -> Iterator[bytes]:
+        return iter(body)
 
-class _IteratedBody:
-    def __init__(self, stream: httpx2.SyncByteStream) -> None:
-        self._stream = stream
-        self._iterator: Iterator[bytes] | None = None
+    async def next_piece(self, pieces: Iterator[bytes], timeout: float | None) -> bytes | None:
+        try:
+            return piece_of(next(pieces))
+        except StopIteration:
+            return None
 
-    async def next(self, timeout: float | None) -> bytes | None:
-        if self._iterator is None:
-            self._iterator = iter(self._stream)
-        while True:
-            try:
-                chunk = next(self._iterator)
-            except StopIteration:
-                return None
-            if piece := piece_of(chunk):
-                return piece
-
-    async def close(self) -> None:
-        close = getattr(self._iterator, "close", None)
+    async def close_pieces(self, pieces: Iterator[bytes]) -> None:
+        close = getattr(pieces, "close", None)
         if close is not None:
             close()

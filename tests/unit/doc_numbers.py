@@ -165,7 +165,7 @@ def plus(*sources: Source) -> Source:
 
 
 def read_timeout() -> Number:
-    timeouts = importlib.import_module("enclavia._client.settings").DEFAULT_TIMEOUT
+    timeouts = importlib.import_module("enclavia._client.options").DEFAULT_TIMEOUT
     assert timeouts.connect == timeouts.read == timeouts.write == timeouts.pool
     value: float = timeouts.read
     return value

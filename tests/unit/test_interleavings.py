@@ -27,9 +27,10 @@ from enclavia._client import transport, transport_base
 from enclavia._client.settings import Settings
 from enclavia._client.transport import EnclaveTransport
 from enclavia._client.transport_base import TransportBase
-from enclavia._exchange import connections, engine, exchange, timeouts, tunnel
+from enclavia._exchange import connections, engine, exchange, tunnel
 from enclavia._exchange.engine import Engine
 from enclavia._exchange.timeouts import Timeouts
+from enclavia._io import face
 from enclavia._io.face import run
 from enclavia._pool import pool
 from enclavia._pool.pool import Job, Lease, PoolLimits, State
@@ -135,7 +136,8 @@ class World:
         self.limits = PoolLimits(**{"max_in_flight": 1, "max_channels": 1, **limits})
         settings = Settings(Config(self), self.limits, 2, NO_LIMIT)  # type: ignore[arg-type]
         self.transport = EnclaveTransport.__new__(EnclaveTransport)
-        TransportBase.__init__(self.transport, settings, lambda: Io(self))  # type: ignore[arg-type]
+        self.transport._make_io = lambda: Io(self)  # type: ignore[assignment, method-assign]
+        TransportBase.__init__(self.transport, settings)  # type: ignore[arg-type]
         self.pool: Any = self.engine.pool
         self.pool._lock = Lock(scheduler)
         self.pool._jitter = lambda: 1.0
@@ -284,7 +286,7 @@ def play(
     connected, failures = limits.pop("connected", True), limits.pop("failures", 0)
     scheduler = Scheduler(choose, WATCHED)
     world = World(scheduler, **limits)
-    for module in (connections, exchange, engine, timeouts, tunnel):
+    for module in (connections, exchange, engine, face, tunnel):
         monkeypatch.setattr(module, "now", lambda: world.now)
     if connected:
         world.connected()

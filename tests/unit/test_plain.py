@@ -40,14 +40,14 @@ RESPONSES = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Which way each request went: True where it was the shorter one."""
     ways: list[bool] = []
-    asked = fast_path.is_plain
+    asked = fast_path.is_simple
 
     def noted(*args: Any) -> bool:
         ways.append(asked(*args))
         return ways[-1]
 
     for module in (client, async_client):
-        monkeypatch.setattr(module, "is_plain", noted)
+        monkeypatch.setattr(module, "is_simple", noted)
     return ways
 
 
@@ -76,7 +76,7 @@ def both_ways(
 ) -> tuple[list[object], list[object]]:
     plainly = run()
     for module in (client, async_client):
-        monkeypatch.setattr(module, "is_plain", lambda *args: False)
+        monkeypatch.setattr(module, "is_simple", lambda *args: False)
     return plainly, run()
 
 
@@ -256,7 +256,7 @@ def test_what_was_said_to_one_enclave_is_remembered_by_its_client_only() -> None
     ):
         one.get("/")
         assert [c._enclave._fields_of.cache_info().currsize for c in (one, other)] == [1, 0]
-        assert [c._enclave._engine._tell.cache_info().currsize for c in (one, other)] == [1, 0]
+        assert [c._enclave._engine._head_of.cache_info().currsize for c in (one, other)] == [1, 0]
 
 
 @pytest.mark.parametrize("empty", [{}, [], (), "", httpx2.QueryParams()], ids=repr)

@@ -1,0 +1,241 @@
+"""All that is known of httpx2's private parts, and what becomes of a client where one is missing.
+
+``Client`` and ``AsyncClient`` are httpx2's, and differ from them in a few places for which httpx2
+has no public way. A release of httpx2 may rename any of these. So they are named here and nowhere
+else (tests/unit/test_layers.py), and looked for before they are used:
+
+* what no client can be made without is missing: an ImportError says which versions are known;
+* what only the short way of sending needs is missing: :data:`SHORT_WAY_WORKS` is False, and every
+  request takes httpx2's own way, which costs more and does the same.
+"""
+
+from __future__ import annotations
+
+import http.cookiejar
+import urllib.request
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import httpx2
+
+from .._errors import ProtocolError, StateError
+from .options import timeout_of
+from .request_cache import RequestCache
+
+if TYPE_CHECKING:
+    from httpx2._client import BaseClient, ClientState, UseClientDefault
+    from httpx2._types import AuthTypes, CookieTypes, TimeoutTypes
+
+    from .._channel.url import EnclaveURL
+
+    Auth = AuthTypes | UseClientDefault | None
+    Follow = bool | UseClientDefault
+else:
+    try:
+        from httpx2._client import BaseClient, ClientState
+
+        BaseClient._redirect_url, BaseClient._build_redirect_request  # noqa: B018 - overridden below
+        ClientState.UNOPENED, ClientState.OPENED, ClientState.CLOSED  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            "enclavia expected an httpx2 whose client can be told where a redirect leads, got "
+            f"version {httpx2.__version__}, in which that has changed ({error}): install a newer "
+            "enclavia, or an httpx2 of versions 2.4 to 2.16",
+            name="httpx2",
+        ) from error
+
+__all__ = [
+    "SHORT_WAY_WORKS",
+    "OwnClient",
+    "default_encoding_of",
+    "from_pickle",
+    "is_open",
+    "is_untouched",
+    "redirect_of",
+    "set_content",
+    "to_pickle",
+]
+
+# What is kept of a client, in its instances.
+_NEEDED: Final = ("_state", "_transport", "_timeout", "_cookies")
+
+
+def _short_way_works() -> bool:
+    """Whether a response and a client of this httpx2 have what the short way reads and writes."""
+    response = httpx2.Response(200, stream=httpx2.ByteStream(b"x"))
+    before = dict(vars(response))
+    response.read()
+    after = vars(response)
+    return (
+        before.get("is_closed") is before.get("is_stream_consumed") is False
+        and before.get("_num_bytes_downloaded") == 0
+        and after.get("is_closed") is after.get("is_stream_consumed") is True
+        and after.get("_num_bytes_downloaded") == 1
+        and "_content" not in before
+        and after.get("_content") == b"x"
+    )
+
+
+SHORT_WAY_WORKS: Final = _short_way_works()
+
+
+# -- responses --------------------------------------------------------------------------------
+
+
+def is_untouched(response: httpx2.Response) -> bool:
+    """Nothing of its body was taken, and it is not closed."""
+    return not (response.is_stream_consumed or response.is_closed or hasattr(response, "_content"))
+
+
+def set_content(response: httpx2.Response, body: bytes) -> None:
+    """As httpx2 leaves a response whose body it has read to the end."""
+    response.is_stream_consumed = True
+    response._num_bytes_downloaded = len(body)
+    response._content = body
+    response.is_closed = True
+
+
+# -- clients ----------------------------------------------------------------------------------
+
+
+def is_open(client: BaseClient) -> bool:
+    return client._state is ClientState.OPENED
+
+
+def default_encoding_of(client: BaseClient) -> Any:  # noqa: ANN401 - text, or a function
+    return client._default_encoding
+
+
+def redirect_of(
+    client: BaseClient, request: httpx2.Request, response: httpx2.Response
+) -> httpx2.Request:
+    """The request that following this redirect would make."""
+    return client._build_redirect_request(request, response)
+
+
+class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
+    """Keeps no cookie that no request could carry: httpx2 writes headers in ASCII, so one such
+    cookie from the workload would make every later request fail."""
+
+    @classmethod
+    def like(cls, policy: http.cookiejar.DefaultCookiePolicy) -> Self:
+        """With the settings of the policy, also with those that are changed there later."""
+        own = cls()
+        own.__dict__ = policy.__dict__
+        return own
+
+    def set_ok(self, cookie: http.cookiejar.Cookie, request: urllib.request.Request) -> bool:
+        return (
+            f"{cookie.name}{cookie.value}{cookie.path}{cookie.domain}".isascii()
+            and super().set_ok(cookie, request)
+        )
+
+
+class OwnClient(BaseClient):
+    """What both clients do differently from httpx2's."""
+
+    _request_cache: RequestCache
+    _short_way: bool
+
+    def _prepare(self) -> None:
+        """Called by both constructors, once httpx2's own is through."""
+        kept = vars(self)
+        missing = [name for name in _NEEDED if name not in kept]
+        if missing:
+            raise ImportError(
+                f"enclavia expected a client of httpx2 to have {', '.join(missing)}, got one of "
+                f"version {httpx2.__version__} without: install a newer enclavia, or an httpx2 of "
+                "versions 2.4 to 2.16",
+                name="httpx2",
+            )
+        self._request_cache = RequestCache()
+        self._short_way = SHORT_WAY_WORKS and "_default_encoding" in kept
+
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """What a request has that is given none of its own."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, timeout: TimeoutTypes) -> None:
+        self._timeout = timeout_of(timeout)
+
+    @property
+    def cookies(self) -> httpx2.Cookies:
+        """Of the workload and of the caller. What takes cookies from an answer comes by here."""
+        jar = self._cookies.jar
+        policy = getattr(jar, "_policy", None)
+        # A jar of the caller's with a policy of another kind stays what it is.
+        if type(policy) is http.cookiejar.DefaultCookiePolicy:
+            jar.set_policy(_CookiesOfASCII.like(policy))
+        return self._cookies
+
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None:
+        self._cookies = httpx2.Cookies(cookies)
+
+    def _redirect_url(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.URL:
+        """Where a redirect leads. The workload behind the tunnel knows its authority, from the
+        Host header, but not how it is reached, so it often writes ``http://`` before it: that is
+        the enclave all the same, and the request goes on in the tunnel as it came."""
+        url = super()._redirect_url(request, response)
+        if self._own_url.refusal(url) is None:
+            url = url.copy_with(scheme=request.url.scheme, port=request.url.port)
+        return url
+
+    def _build_redirect_request(
+        self, request: httpx2.Request, response: httpx2.Response
+    ) -> httpx2.Request:
+        try:
+            return super()._build_redirect_request(request, response)
+        except (httpx2.RemoteProtocolError, httpx2.InvalidURL, ValueError) as error:
+            # httpx2 lets some of what a server may write there pass as a UnicodeError.
+            raise ProtocolError(
+                f"expected a URL in the redirect's Location header: {error}", request=request
+            ) from error
+
+    @property
+    def _enclave(self) -> Any:  # noqa: ANN401 - each client says which
+        return self._transport  # type: ignore[attr-defined]
+
+    @property
+    def _own_url(self) -> EnclaveURL:
+        url: EnclaveURL = self._enclave._settings.config.url
+        return url
+
+    def _expect_usable(self) -> None:
+        if self._state is ClientState.CLOSED:
+            raise StateError("Cannot send a request, as the client has been closed.")
+
+    def _expect_unopened(self) -> None:
+        if self._state is ClientState.CLOSED:
+            raise StateError("Cannot reopen a client instance, once it has been closed.")
+        if self._state is ClientState.OPENED:
+            raise StateError("Cannot open a client instance more than once.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return to_pickle(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(from_pickle(state))
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._own_url}>"
+
+
+def to_pickle(state: dict[str, Any]) -> dict[str, Any]:
+    """What has been opened here has not been there; closed stays closed. A cookie jar has a lock,
+    its cookies have none; what decides which cookies it takes goes along."""
+    states = type(state["_state"])
+    kept = states.CLOSED if state["_state"] is states.CLOSED else states.UNOPENED
+    jar = state["_cookies"].jar
+    cookies = (list(jar), getattr(jar, "_policy", None))
+    return {**state, "_state": kept, "_cookies": cookies, "_request_cache": None}
+
+
+def from_pickle(state: dict[str, Any]) -> dict[str, Any]:
+    kept, policy = state["_cookies"]
+    cookies = httpx2.Cookies(http.cookiejar.CookieJar(policy))
+    for cookie in kept:
+        cookies.jar.set_cookie(cookie)
+    return {**state, "_cookies": cookies}
