@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack
 
 import httpx2
 
@@ -11,8 +11,8 @@ from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
 from .._public import public
-from .fast_path import is_simple, send_simple
-from .httpx2_inside import OwnClient
+from .fast_path import send_simple
+from .httpx2_inside import OwnClient, is_simple
 from .options import (
     CLIENT_DEFAULTS,
     ClientOptions,
@@ -32,6 +32,9 @@ __all__ = ["AsyncClient"]
 @public
 class AsyncClient(OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
+
+    if TYPE_CHECKING:
+        _enclave: AsyncEnclaveTransport
 
     @takes(ClientOptions, CLIENT_DEFAULTS, others="unsupported")
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ClientOptions]) -> None:
@@ -61,10 +64,6 @@ class AsyncClient(OwnClient, httpx2.AsyncClient):
             return client
 
         return Connecting(cls.__name__, start)
-
-    @property
-    def _enclave(self) -> AsyncEnclaveTransport:
-        return cast("AsyncEnclaveTransport", super()._enclave)
 
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: object

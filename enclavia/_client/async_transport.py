@@ -37,7 +37,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
         await self._connect(timeout)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
-        return await self._respond(request)
+        return self._response(request, await self._engine.handle(request))
 
     async def _read(self, response: Response) -> None:
         await response.aread()

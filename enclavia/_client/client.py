@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack
 
 import httpx2
 
@@ -11,8 +11,8 @@ from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
 from .._io.face import run
 from .._public import public
-from .fast_path import is_simple, send_simple
-from .httpx2_inside import OwnClient
+from .fast_path import send_simple
+from .httpx2_inside import OwnClient, is_simple
 from .options import (
     CLIENT_DEFAULTS,
     ClientOptions,
@@ -59,6 +59,9 @@ class Client(OwnClient, httpx2.Client):
         (:class:`ConnectionClosed`, retryable). None: never.
     """
 
+    if TYPE_CHECKING:
+        _enclave: EnclaveTransport
+
     @takes(ClientOptions, CLIENT_DEFAULTS, others="unsupported")
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ClientOptions]) -> None:
         refuse_unsupported(type(self), options)
@@ -79,10 +82,6 @@ class Client(OwnClient, httpx2.Client):
             client.close()
             raise
         return client
-
-    @property
-    def _enclave(self) -> EnclaveTransport:
-        return cast(EnclaveTransport, super()._enclave)
 
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: object

@@ -11,8 +11,11 @@ else (tests/unit/test_layers.py), and looked for before they are used:
 
 from __future__ import annotations
 
+import contextlib
 import http.cookiejar
+import logging
 import urllib.request
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx2
@@ -46,15 +49,15 @@ else:
 __all__ = [
     "SHORT_WAY_WORKS",
     "OwnClient",
-    "default_encoding_of",
+    "complete_response",
     "from_pickle",
-    "is_open",
-    "is_untouched",
-    "redirect_of",
-    "set_content",
+    "is_simple",
+    "take_body",
     "to_pickle",
 ]
 
+_log: Final = logging.getLogger("httpx2")
+_UNSET: Final = httpx2.USE_CLIENT_DEFAULT
 # What is kept of a client, in its instances.
 _NEEDED: Final = ("_state", "_transport", "_timeout", "_cookies")
 
@@ -81,35 +84,23 @@ SHORT_WAY_WORKS: Final = _short_way_works()
 # -- responses --------------------------------------------------------------------------------
 
 
-def is_untouched(response: httpx2.Response) -> bool:
-    """Nothing of its body was taken, and it is not closed."""
-    return not (response.is_stream_consumed or response.is_closed or hasattr(response, "_content"))
-
-
-def set_content(response: httpx2.Response, body: bytes) -> None:
-    """As httpx2 leaves a response whose body it has read to the end."""
-    response.is_stream_consumed = True
+def take_body(response: httpx2.Response, pieces: Callable[[], list[bytes]]) -> bool:
+    """Leaves the response as httpx2 does once it has read its body, which is here already, to the
+    end. False, and nothing was done, where some of it was taken, or the response was closed."""
+    if (
+        response.is_stream_consumed
+        or response.is_closed
+        or not SHORT_WAY_WORKS
+        or hasattr(response, "_content")
+    ):
+        return False
+    response._content = body = b"".join(pieces())
     response._num_bytes_downloaded = len(body)
-    response._content = body
-    response.is_closed = True
+    response.is_stream_consumed = response.is_closed = True
+    return True
 
 
 # -- clients ----------------------------------------------------------------------------------
-
-
-def is_open(client: BaseClient) -> bool:
-    return client._state is ClientState.OPENED
-
-
-def default_encoding_of(client: BaseClient) -> Any:  # noqa: ANN401 - text, or a function
-    return client._default_encoding
-
-
-def redirect_of(
-    client: BaseClient, request: httpx2.Request, response: httpx2.Response
-) -> httpx2.Request:
-    """The request that following this redirect would make."""
-    return client._build_redirect_request(request, response)
 
 
 class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
@@ -133,6 +124,8 @@ class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
 class OwnClient(BaseClient):
     """What both clients do differently from httpx2's."""
 
+    _enclave: Any
+    """The transport; each client says which."""
     _request_cache: RequestCache
     _short_way: bool
 
@@ -147,6 +140,7 @@ class OwnClient(BaseClient):
                 "versions 2.4 to 2.16",
                 name="httpx2",
             )
+        self._enclave = kept["_transport"]
         self._request_cache = RequestCache()
         self._short_way = SHORT_WAY_WORKS and "_default_encoding" in kept
 
@@ -194,10 +188,6 @@ class OwnClient(BaseClient):
             ) from error
 
     @property
-    def _enclave(self) -> Any:  # noqa: ANN401 - each client says which
-        return self._transport  # type: ignore[attr-defined]
-
-    @property
     def _own_url(self) -> EnclaveURL:
         url: EnclaveURL = self._enclave._settings.config.url
         return url
@@ -221,6 +211,44 @@ class OwnClient(BaseClient):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._own_url}>"
+
+
+def is_simple(client: OwnClient, request: httpx2.Request, auth: Auth, follow: Follow) -> bool:
+    """There is nothing around the request that httpx2 would have to see to."""
+    hooks = client.event_hooks
+    return (
+        client._short_way
+        and (auth is _UNSET or auth is None)
+        and client.auth is None
+        and not (client.follow_redirects if follow is _UNSET else follow)
+        and not hooks["request"]
+        and not hooks["response"]
+        and client._state is ClientState.OPENED
+        and "timeout" in request.extensions
+        and not request.url.userinfo
+    )
+
+
+def complete_response(
+    client: OwnClient, request: httpx2.Request, response: httpx2.Response, sets_cookies: bool
+) -> None:
+    """What httpx2 adds to a transport's answer. The time it took is added by the body."""
+    response.request = request
+    response.default_encoding = client._default_encoding
+    if sets_cookies:
+        client.cookies.extract_cookies(response)
+    if _log.isEnabledFor(logging.INFO):
+        _log.info(
+            'HTTP Request: %s %s "%s %d %s"',
+            request.method,
+            request.url,
+            response.http_version,
+            response.status_code,
+            response.reason_phrase,
+        )
+    if response.has_redirect_location:
+        with contextlib.suppress(httpx2.RemoteProtocolError):
+            response.next_request = client._build_redirect_request(request, response)
 
 
 def to_pickle(state: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import httpx2
 
 from .._exchange.exchange import Exchange
 from .._io.face import run
-from .httpx2_inside import SHORT_WAY_WORKS, is_untouched, set_content
+from .httpx2_inside import take_body
 
 __all__ = [
     "AsyncResponseBody",
@@ -82,34 +82,27 @@ class Response(httpx2.Response):
     of a few bytes has half a dozen generators to go through otherwise."""
 
     _exchange: Exchange | None = None
+    stream: ResponseBody | AsyncResponseBody  # where nothing is wrapped around it
     sets_cookies = True
     is_encoded = True
-
-    @property
-    def body(self) -> ResponseBody | AsyncResponseBody:
-        return cast("ResponseBody | AsyncResponseBody", self.stream)
 
     def read_at_once(self) -> bool:
         """Reads and closes it, where that takes no waiting: for who has wrapped nothing around its
         body, as httpx2's clients do."""
         if not self._take_body():
             return False
-        self.body.ended()
+        self.stream.ended()
         return True
 
     def _take_body(self) -> bool:
         """The whole body, where nothing of it was taken, is missing, or has to be decoded."""
         exchange = self._exchange
-        if (
-            exchange is None
-            or not exchange.settled
-            or self.is_encoded
-            or not is_untouched(self)
-            or not SHORT_WAY_WORKS
-        ):
-            return False
-        set_content(self, b"".join(exchange.pieces()))
-        return True
+        return (
+            exchange is not None
+            and exchange.settled
+            and not self.is_encoded
+            and take_body(self, exchange.pieces)
+        )
 
     def read(self) -> bytes:
         if not self._take_body():

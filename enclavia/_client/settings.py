@@ -13,7 +13,7 @@ from .._channel.options import CHANNEL_DEFAULTS, completed, takes
 from .._exchange.retry import Retries, checked_retries
 from .._exchange.timeouts import Timeouts
 from .._io.face import positive
-from .._pool.pool import PoolLimits
+from .._pool.kinds import PoolLimits
 from .options import TRANSPORT_DEFAULTS, TransportOptions
 
 __all__ = ["Settings"]

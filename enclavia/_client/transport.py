@@ -40,7 +40,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
         run(self._connect(timeout))
 
     def handle_request(self, request: httpx2.Request) -> Response:
-        return run(self._respond(request))
+        return self._response(request, run(self._engine.handle(request)))
 
     async def _read(self, response: Response) -> None:
         response.read()

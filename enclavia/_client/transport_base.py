@@ -116,9 +116,7 @@ class TransportBase:
             timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
         await engine.connections.open(timeouts)
 
-    async def _respond(self, request: httpx2.Request) -> Response:
-        """Sends the request, and makes a response of its answer's head."""
-        exchange = await self._engine.handle(request)
+    def _response(self, request: httpx2.Request, exchange: Exchange) -> Response:
         response = response_of(exchange, self._body(exchange), self._fields_of)
         if self._mountable and "location" in response.headers:
             from .._channel.authority import keep_inside

@@ -12,9 +12,11 @@ from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
 from .._io.face import SHORTEST, Io, Waiter, now, time_left
-from .._pool.pool import Job, Lease, Member, Phase, Pool, PoolLimits, State, Ticket
+from .._pool.kinds import Job, Member, Phase, PoolLimits, State
+from .._pool.pool import Pool
+from .._pool.ticket import Lease, Ticket
 from .timeouts import Timeouts, earlier, is_before
-from .tunnel import Link, Traffic, Tunnel
+from .tunnel import IdleStream, Traffic, Tunnel
 
 __all__ = ["Connections"]
 
@@ -29,7 +31,7 @@ class Connections:
     def __init__(self, config: ChannelConfig, limits: PoolLimits, io: Io[Any]) -> None:
         self.config = config
         self.io = io
-        self.pool: Pool[Tunnel, Link] = Pool(limits)
+        self.pool: Pool[Tunnel, IdleStream] = Pool(limits)
         self.past = Traffic()
         self.raw_attestation: dict[str, object] | None = None
         self._limits = limits
@@ -39,7 +41,7 @@ class Connections:
         lease = await self.obtain(Job(), timeouts)
         self.pool.release(lease, lease.link, now())
 
-    async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, Link]:
+    async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, IdleStream]:
         ticket = self.pool.request(job, now())
         try:
             if ticket.state is not State.GRANTED:
@@ -55,7 +57,7 @@ class Connections:
         if self._limits.reconnect:
             tunnel.unanswered()
 
-    async def _wait_turn(self, ticket: Ticket[Tunnel, Link], timeouts: Timeouts) -> None:
+    async def _wait_turn(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
         phase: Phase | None = None
         deadline: float | None = None
         while True:
@@ -103,13 +105,13 @@ class Connections:
 
     async def _connect(
         self,
-        ticket: Ticket[Tunnel, Link],
+        ticket: Ticket[Tunnel, IdleStream],
         waiter: Waiter,
         deadline: float | None,
         timeouts: Timeouts,
     ) -> None:
         """One attempt, for all who wait."""
-        member = cast("Member[Tunnel, Link]", ticket.member)
+        member = cast("Member[Tunnel, IdleStream]", ticket.member)
         pause = member.not_before - now()
         if pause > 0:
             remaining = time_left(deadline)

@@ -15,7 +15,7 @@ from .._errors import ForeignURL, ReconnectDisabled, StateError
 from .._http1.head import remembering
 from .._identity.attestation import Attestation
 from .._io.face import Io, now
-from .._pool.pool import PoolLimits
+from .._pool.kinds import PoolLimits
 from .connections import Connections
 from .exchange import Exchange
 from .message import Message, RequestHead

@@ -26,11 +26,11 @@ from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
-from .._pool.pool import Lease
+from .._pool.ticket import Lease
 from .connections import Connections
 from .message import Body, Message, WholeBody
 from .timeouts import Timeouts
-from .tunnel import Link, Tunnel
+from .tunnel import IdleStream, Tunnel
 
 __all__ = ["Exchange"]
 # How long a body is held back for a server that does not know ``Expect: 100-continue``.
@@ -50,7 +50,7 @@ class Exchange:
         self._encoder = BodyEncoder(message.length)
         self._parser = ResponseParser(message.method, read=read_head)
         self._events: collections.deque[Event] = collections.deque()
-        self._lease: Lease[Tunnel, Link] | None = None
+        self._lease: Lease[Tunnel, IdleStream] | None = None
         self._stream: _core.Stream | None = None
         self._pending = memoryview(b"")
         self._body: Body | None = None
@@ -102,11 +102,11 @@ class Exchange:
         if self._message.expects_continue:
             await self._wait_continue()
         while self._answer is None:
-            await self._step()
+            await (self._step() if self._uploading else self._pull())
         if self._answer.status == 101 and not self._message.upgrade:
             raise ProtocolError("expected a response to a request without Upgrade, got status 101")
 
-    async def _begin(self, lease: Lease[Tunnel, Link]) -> None:
+    async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
         message = self._message
         first = message.head
         if message.content and not message.expects_continue:
@@ -119,7 +119,7 @@ class Exchange:
         elif not message.content:
             first += self._encoder.finish()
         self._uploading = True
-        lease.handle.asked()
+        lease.tunnel.asked()
         if lease.link is not None:
             self._stream = lease.link.stream
             self._pending = memoryview(first)
@@ -129,11 +129,11 @@ class Exchange:
         piece, self._pending = first_piece(first)
         try:
             self._stream = await start_stream(
-                self.io, lease.handle.core, piece, self._timeouts.pool
+                self.io, lease.tunnel.core, piece, self._timeouts.pool
             )
         except (ConnectionClosed, StateError) as error:
             # It may look open for a moment longer.
-            lease.handle.broken = True
+            lease.tunnel.broken = True
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
             raise
@@ -299,14 +299,14 @@ class Exchange:
         )
         if not keep:
             stream.close()
-        link = Link(stream) if keep else None
+        link = IdleStream(stream) if keep else None
         self._connections.pool.release(lease, link, now(), self._answered_at)
 
     def blame(self, error: BaseException) -> None:
         if self._body_failed:
             return  # what produces the body says nothing about the connection
         if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
-            self._connections.unanswered(self._lease.handle)
+            self._connections.unanswered(self._lease.tunnel)
         if isinstance(error, ServerError):
             # Of a request's stream: its connection to the workload broke. Whether the workload
             # closed or reset it makes no difference to the caller.

@@ -9,7 +9,7 @@ import httpx2
 
 from .._http1.request import asks_to_close, body_encoder, encode_head, expects_continue
 from .._io.face import READ_SIZE, Io
-from .._pool.pool import Job
+from .._pool.kinds import Job
 from .retry import IDEMPOTENT
 
 __all__ = ["Body", "Message", "RequestHead", "WholeBody"]

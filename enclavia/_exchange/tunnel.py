@@ -7,7 +7,7 @@ import threading
 from .. import _core
 from .._io.face import now
 
-__all__ = ["Link", "Traffic", "Tunnel"]
+__all__ = ["IdleStream", "Traffic", "Tunnel"]
 # From when on a deadline that passed without a record from the enclave is held against the channel.
 SILENCE = 5.0
 
@@ -71,7 +71,7 @@ class Tunnel:
             self._past.add(*self.traffic())
 
 
-class Link:
+class IdleStream:
     """A workload connection that waits for its next request."""
 
     def __init__(self, stream: _core.Stream) -> None:

@@ -323,7 +323,8 @@ class LoopIo:
         if data is None:
             deadline = deadline_of(timeout)
             while data is None:
-                await self._readable(stream, timeout, deadline)
+                if not await loop_hub().wait(_readable(stream), time_left(deadline)):
+                    raise _nothing_read(timeout)
                 data = stream.read(n, 0)
         return data
 
@@ -331,14 +332,9 @@ class LoopIo:
         view = byte_view("buffer", buffer, writable=True)
         deadline = deadline_of(timeout)
         while (count := stream.readinto(view, 0)) is None:
-            await self._readable(stream, timeout, deadline)
+            if not await loop_hub().wait(_readable(stream), time_left(deadline)):
+                raise _nothing_read(timeout)
         return count
-
-    async def _readable(
-        self, stream: _core.Stream, timeout: float | None, deadline: float | None
-    ) -> None:
-        if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
-            raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
 
     async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
         view = byte_view("data", data)
@@ -381,3 +377,11 @@ class LoopIo:
         if isinstance(pieces, AsyncGenerator):
             with anyio.CancelScope(shield=True):
                 await pieces.aclose()
+
+
+def _readable(stream: _core.Stream) -> Register:
+    return functools.partial(stream.notify, _core.READABLE)
+
+
+def _nothing_read(timeout: float | None) -> ReadTimeout:
+    return ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")

@@ -22,226 +22,20 @@ import bisect
 import collections
 import contextlib
 import copy
-import enum
 import functools
 import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Generic, cast
 
 from .._errors import ReconnectDisabled, StateError
+from .choose import Do, Outlook, at_limit, choose, has_expired, may_take_last
+from .guard import carried_out, refused
+from .kinds import C, Job, L, Member, Phase, PoolLimits, PoolStats, State, Wakeable
+from .ticket import Lease, Ticket
 
-__all__ = ["Job", "Lease", "Member", "Phase", "Pool", "PoolLimits", "PoolStats", "State", "Ticket"]
-
-
-class ChannelHandle(Protocol):
-    @property
-    def alive(self) -> bool: ...
-    def close(self) -> None: ...
-
-
-class LinkHandle(Protocol):
-    """A workload connection kept for another request."""
-
-    @property
-    def fresh(self) -> bool:
-        """Nothing came on it since it was put away."""
-
-    def close(self) -> None: ...
-
-
-class Wakeable(Protocol):
-    def set(self) -> None:
-        """Raises where nobody is left who could be woken."""
-
-
-C = TypeVar("C", bound="ChannelHandle")
-L = TypeVar("L", bound="LinkHandle")
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class PoolLimits(NamedTuple):
-    max_channels: int = 2
-    """One of several is the spare one."""
-    long_body: int = 256 * 1024
-    spare_backoff: float = 30.0
-    """How long a spare channel that could not be had is not asked for again: the server may have
-    no room for it, and it is a wish, not a need."""
-    max_in_flight: int = 64
-    """Per channel, connections kept for reuse included: each holds one of the server's slots."""
-    max_connections: int | None = None
-    """In use at once, over all channels."""
-    max_idle: int | None = None
-    keepalive_expiry: float | None = 4.0
-    channel_expiry: float = 45.0
-    """A channel unused for longer is replaced. The server closes one after 30 s."""
-    careful_expiry: float = 1.0
-    """A request that cannot be repeated takes only a connection used that recently: workloads
-    close idle ones after two seconds or more, and a close may be on its way unseen."""
-    patience: float | None = None
-    """How long, in seconds, a caller has connecting repeated while it fails. None: for as long as
-    the caller waits. 0: one attempt."""
-    reconnect: bool = True
-    """Whether a channel may be opened after all earlier ones were lost."""
-    backoff_base: float = 0.05
-    backoff_cap: float = 2.0
-
-
-class Job(NamedTuple):
-    """What is known of a request before it is sent."""
-
-    repeatable: bool = True
-    body_size: int | None = 0
-    """None where it is not known."""
-
-
-class State(enum.Enum):
-    WAITING = enum.auto()
-    CONNECT = enum.auto()
-    GRANTED = enum.auto()
-    FAILED = enum.auto()
-
-
-class Phase(enum.Enum):
-    """What a waiting request waits for, and so which of its timeouts counts."""
-
-    CONNECT = "connect"
-    POOL = "pool"
-
-
-class PoolStats(NamedTuple):
-    channels: int
-    streams_active: int
-    streams_idle: int
-    waiting: int
-    connects: int
-    reconnects: int
-
-
-class Member(Generic[C, L]):
-    """One channel: on its way, open, or gone."""
-
-    def __init__(self, spare: bool = False) -> None:
-        self.handle: C | None = None
-        self.spare = spare
-        self.open = False
-        self.gone = False
-        self.in_use = 0
-        self.used = 0.0
-        self.idle: list[tuple[float, L]] = []
-        self.connector: int | None = None
-        self.not_before = 0.0
-
-    @property
-    def alive(self) -> bool:
-        return self.open and self.handle is not None and self.handle.alive
-
-    @property
-    def load(self) -> int:
-        return self.in_use + len(self.idle)
-
-
-class Lease(Generic[C, L]):
-    """The right to one workload connection: ``link`` is one to be reused, or None for a new one.
-    Given back with :meth:`Pool.release`; a lost one comes back by itself."""
-
-    __slots__ = ("__weakref__", "_pool", "link", "member", "released")
-
-    def __init__(self, pool: Pool[C, L], member: Member[C, L], link: L | None) -> None:
-        self._pool = pool
-        self.member = member
-        self.link = link
-        self.released = True  # until it is granted
-
-    @property
-    def handle(self) -> C:
-        return cast(C, self.member.handle)
-
-    def __del__(self) -> None:
-        if not self.released:
-            self._pool.lost_lease(self.member)
-
-
-class Ticket(Generic[C, L]):
-    """One request's place in the queue."""
-
-    __slots__ = (
-        "__weakref__", "_pool", "error", "job", "lease", "member", "order", "since", "state",
-        "waiter",
-    )  # fmt: skip
-
-    def __init__(self, pool: Pool[C, L], job: Job, order: int, since: float) -> None:
-        self._pool = pool
-        self.job = job
-        self.order = order
-        self.since = since
-        self.state = State.WAITING
-        self.waiter: Wakeable | None = None
-        self.member: Member[C, L] | None = None
-        self.lease: Lease[C, L] | None = None
-        self.error: Exception | None = None
-
-    @property
-    def phase(self) -> Phase:
-        return self._pool.phase if self.state is State.WAITING else Phase.CONNECT
-
-    def take(self) -> Lease[C, L]:
-        lease, self.lease = self.lease, None
-        return cast("Lease[C, L]", lease)
-
-    def __del__(self) -> None:
-        if self.state in (State.WAITING, State.CONNECT):
-            self._pool.lost_ticket(self.order)
-
-
-def _carried_out(interrupting: Callable[..., Any] | None) -> Callable[[F], F]:
-    """For every method of the pool that others call. It runs under the lock, and what was decided,
-    by it or meanwhile by a destructor that found the lock taken, is carried out before it ends.
-    That holds too where the handler of a signal raises in between; the pool is then put in order
-    first.
-
-    ``interrupting`` is called instead where this thread is inside of the pool already. The garbage
-    collector and the handlers of signals run in the middle of any function, and may end a request
-    or close the client there: waiting for the lock would be waiting for oneself, and deciding on
-    what is half decided is no better. None: the method only reads, and does so there too.
-
-    Not a context manager, because a signal's handler could raise inside of one that is written in
-    Python, after the lock was taken and before the block that gives it back was entered.
-    """
-
-    def decorate(method: F) -> F:
-        instead = interrupting or method
-
-        @functools.wraps(method)
-        def whole(self: Pool[Any, Any], *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-            try:
-                with self._lock:
-                    if self._inside:
-                        return instead(self, *args, **keywords)
-                    self._inside = True
-                    try:
-                        result = method(self, *args, **keywords)
-                    finally:
-                        self._inside = False
-                if self._to_wake or self._to_close or self._lost:
-                    self._carry_out()
-            except BaseException:
-                self._mend()
-                raise
-            return result
-
-        return cast(F, whole)
-
-    return decorate
-
-
-def _refused(*_: object, **__: object) -> NoReturn:
-    raise StateError(
-        "expected a request from ordinary code, got one from a signal's handler or a destructor "
-        "that interrupted another request of this client: a client can be closed there, but make "
-        "no request; note there what to do, and do it afterwards"
-    )
+__all__ = ["Pool"]
 
 
 # What may be asked for in the middle of something else is done by whoever was interrupted.
@@ -309,7 +103,7 @@ class Pool(Generic[C, L]):
     def closed(self) -> bool:
         return self._closed is not None
 
-    @_carried_out(interrupting=_refused)
+    @carried_out(interrupting=refused)
     def request(self, job: Job, now: float) -> Ticket[C, L]:
         self._orders += 1
         ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
@@ -320,17 +114,17 @@ class Pool(Generic[C, L]):
                 self._probe_connectors()
         return ticket
 
-    @_carried_out(interrupting=_refused)
+    @carried_out(interrupting=refused)
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
         """The waiter is set when the ticket changed; look at the ticket after this, then wait."""
         ticket.waiter = waiter
 
-    @_carried_out(interrupting=_withdraw_later)
+    @carried_out(interrupting=_withdraw_later)
     def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
         """The caller gave up."""
         self._withdraw(ticket, StateError("the request was withdrawn"), now)
 
-    @_carried_out(interrupting=_refused)
+    @carried_out(interrupting=refused)
     def starting(self, ticket: Ticket[C, L], handle: C) -> None:
         """The connector has begun; whoever takes its place goes on with this one. Look at the
         ticket after this: where the pool was closed meanwhile, so is the handle."""
@@ -339,7 +133,7 @@ class Pool(Generic[C, L]):
         else:
             self._to_close[handle] = None
 
-    @_carried_out(interrupting=_refused)
+    @carried_out(interrupting=refused)
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
         member = ticket.member
         # Otherwise closed meanwhile.
@@ -355,7 +149,7 @@ class Pool(Generic[C, L]):
             self._wait_again(ticket)
         self._decide(now)
 
-    @_carried_out(interrupting=_refused)
+    @carried_out(interrupting=refused)
     def connect_failed(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
         """Either everybody who waits is told, or the same ticket tries again after a while."""
         # Otherwise closed meanwhile.
@@ -363,7 +157,7 @@ class Pool(Generic[C, L]):
             self._after_failure(ticket, ticket.member, error, now)
         self._decide(now)
 
-    @_carried_out(interrupting=_release_later)
+    @carried_out(interrupting=_release_later)
     def release(
         self, lease: Lease[C, L], link: L | None, now: float, answered: float | None = None
     ) -> None:
@@ -391,17 +185,17 @@ class Pool(Generic[C, L]):
             self._reap()
             raise
 
-    @_carried_out(interrupting=None)
+    @carried_out(interrupting=None)
     def alone(self, ticket: Ticket[C, L]) -> bool:
         """Whether nobody else waits for what this ticket waits for."""
         return all(order == ticket.order for order in self._queue)
 
-    @_carried_out(interrupting=_settle_later)
+    @carried_out(interrupting=_settle_later)
     def settle(self, now: float) -> None:
         """Looks at everything once more: expiry, channels that went away."""
         self._decide(now)
 
-    @_carried_out(interrupting=_close_later)
+    @carried_out(interrupting=_close_later)
     def close(self, error: Exception) -> list[C]:
         """Fails who waits and whoever asks from now on. The channels are the caller's to close;
         another call returns those of them that are still there."""
@@ -410,11 +204,11 @@ class Pool(Generic[C, L]):
         self._decide(self._last_now)
         return left
 
-    @_carried_out(interrupting=None)
+    @carried_out(interrupting=None)
     def handles(self) -> list[C]:
         return [member.handle for member in self._members if member.handle is not None]
 
-    @_carried_out(interrupting=None)
+    @carried_out(interrupting=None)
     def stats(self) -> PoolStats:
         return PoolStats(
             channels=sum(member.open for member in self._members),
@@ -432,109 +226,42 @@ class Pool(Generic[C, L]):
         there is nobody to wait behind and nothing else to decide."""
         if self._queue or self._lost or len(self._members) != 1:
             return False
-        member, limits = self._members[0], self._limits
-        if member.spare or not member.idle or self._at_limit() or self._is_long(ticket.job):
-            return False
-        expiry = limits.keepalive_expiry
-        used, link = member.idle[-1]
-        if (
-            (expiry is not None and member.idle[0][0] + expiry < now)
-            or (not ticket.job.repeatable and used < now - limits.careful_expiry)
-            or not member.alive
-            or self._slept(member, now)
-            or not link.fresh
+        member = self._members[0]
+        if at_limit(self._members, self._limits) or not may_take_last(
+            ticket.job, member, self._limits, now
         ):
             return False
-        member.idle.pop()
+        _, link = member.idle.pop()
         self._grant(ticket, member, link)
         return True
 
     def _serve(self, ticket: Ticket[C, L], now: float) -> bool:
         """Gives the ticket what it needs, or says that it has to wait."""
-        ready = [member for member in self._members if member.open]
-        if self._is_long(ticket.job) and ready:
-            return self._serve_long(ticket, ready, now)
-        ready = self._shared(ready)
-        if not self._at_limit() and (
-            self._serve_idle(ticket, ready, now) or self._serve_new(ticket, ready)
-        ):
-            return True
-        return self._serve_connect(ticket, ready, now)
-
-    def _is_long(self, job: Job) -> bool:
-        return job.body_size is None or job.body_size > self._limits.long_body
-
-    def _shared(self, ready: list[Member[C, L]]) -> list[Member[C, L]]:
-        """Those for requests of all kinds; the spare one where no other is open."""
-        shared = [member for member in ready if not member.spare]
-        if shared or not ready:
-            return shared
-        if all(member.spare for member in self._members):
-            ready[0].spare = False
-        return ready
-
-    def _serve_long(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
-        if self._at_limit():
+        outlook = Outlook(now, self._grow_after, self._spare_after, self._is_over())
+        while True:
+            choice = choose(ticket.job, self._members, self._limits, outlook)
+            do, member = choice.do, cast("Member[C, L]", choice.member)
+            if do is Do.DROP:
+                self._to_close[member.idle.pop()[1]] = None
+            elif do is Do.SHARE:
+                member.spare = False
+            else:
+                break
+        if do is Do.WAIT:
             return False
-        ready = sorted(ready, key=lambda member: (member.in_use > 0, not member.spare))
-        if ready[0].in_use and self._may_have_spare(now):
-            member: Member[C, L] = Member(spare=True)
-            self._members.append(member)
-            self._make_connector(ticket, member)
-            return True
-        for member in ready:
-            if self._serve_idle(ticket, [member], now) or self._serve_new(ticket, [member]):
-                return True
-        return False
-
-    def _may_have_spare(self, now: float) -> bool:
-        return (
-            self._limits.max_channels > 1
-            and now >= self._spare_after
-            and not any(member.spare for member in self._members)
-        )
-
-    def _serve_idle(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
-        """The connection used last: it is the least likely to be closed meanwhile."""
-        oldest = float("-inf") if ticket.job.repeatable else now - self._limits.careful_expiry
-        if len(ready) > 1:
-            ready = sorted(ready, key=lambda member: -member.idle[-1][0] if member.idle else 0.0)
-        for member in ready:
-            while member.idle and member.idle[-1][0] >= oldest:
-                _, link = member.idle.pop()
-                if link.fresh:
-                    self._grant(ticket, member, link)
-                    return True
-                self._to_close[link] = None
-        return False
-
-    def _serve_new(self, ticket: Ticket[C, L], ready: list[Member[C, L]]) -> bool:
-        for member in sorted(ready, key=lambda member: member.load):
-            if member.load >= self._limits.max_in_flight and member.idle:
+        if do is Do.REUSE:
+            self._grant(ticket, member, member.idle.pop()[1])
+        elif do is Do.OPEN:
+            if member.load >= self._limits.max_in_flight:
                 self._to_close[member.idle.pop(0)[1]] = None
-            if member.load < self._limits.max_in_flight:
-                self._grant(ticket, member, None)
-                return True
-        return False
-
-    def _serve_connect(self, ticket: Ticket[C, L], ready: list[Member[C, L]], now: float) -> bool:
-        members = [member for member in self._members if not member.spare]
-        if len(ready) < len(members):  # one is on its way
-            return False
-        if not ready and self._is_over():
+            self._grant(ticket, member, None)
+        elif do is Do.REFUSE:
             self._fail(ticket, _lost_for_good())
-            return True
-        most = max(1, self._limits.max_channels - 1)
-        if ready and (self._at_limit() or len(ready) >= most or now < self._grow_after):
-            return False
-        member: Member[C, L] = Member()
-        self._members.append(member)
-        self._make_connector(ticket, member)
+        else:
+            new: Member[C, L] = Member(spare=do is Do.CONNECT_SPARE)
+            self._members.append(new)
+            self._make_connector(ticket, new)
         return True
-
-    def _at_limit(self) -> bool:
-        limit = self._limits.max_connections
-        return limit is not None and sum(member.in_use for member in self._members) >= limit
 
     def _after_failure(
         self, ticket: Ticket[C, L], member: Member[C, L], error: Exception, now: float
@@ -716,7 +443,7 @@ class Pool(Generic[C, L]):
             if not member.open:
                 continue
             handle = cast(C, member.handle)
-            if not handle.alive or self._slept(member, now):
+            if not handle.alive or has_expired(member, self._limits, now):
                 self._retire(member)
                 continue
             if expiry is not None:
@@ -730,13 +457,6 @@ class Pool(Generic[C, L]):
         member.idle.clear()
         self._close_if_unused(member)
         self._members.remove(member)
-
-    def _slept(self, member: Member[C, L], now: float) -> bool:
-        """So long unused that it is not to be relied on: where a machine slept or a router forgot
-        the connection, the next request would wait for its timeout in vain."""
-        if not self._limits.reconnect:
-            return False  # it is all there will be
-        return member.in_use == 0 and now - member.used > self._limits.channel_expiry
 
     def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
         lease = Lease(self, member, link)

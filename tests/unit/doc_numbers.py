@@ -206,7 +206,7 @@ UNREAD_CHANNEL = c("channel/channel.h", "ENCL_CHANNEL_UNREAD_MAX")
 STALL = c("channel/stall.h", "ENCL_STALL_NS", 1e-9)
 OPEN = c("session/session.h", "ENCL_MAX_OPEN")
 RETRIES = default("enclavia", "Client", "retries")
-LONG_BODY = py("enclavia._pool.pool", "PoolLimits.long_body")
+LONG_BODY = py("enclavia._pool.kinds", "PoolLimits.long_body")
 IDLE = default("enclavia.testing", "LocalEnclave", "idle_timeout")
 HEADERS = py("enclavia._http1.limits", "Limits.header_count")
 PACE = "channel/pace.h"
@@ -390,7 +390,7 @@ CLAIMS = [
         py("enclavia._exchange.connections", "SPARE_WAIT"),
     ),
     claim(
-        RULE, "is not tried again for {}.", py("enclavia._pool.pool", "PoolLimits.spare_backoff")
+        RULE, "is not tried again for {}.", py("enclavia._pool.kinds", "PoolLimits.spare_backoff")
     ),
     claim(RULE, "| up to {} of a stream | read on |", UNREAD_STREAM),
     claim(RULE, "| above, up to {} of all streams together |", UNREAD_CHANNEL),

@@ -32,7 +32,7 @@ import enclavia.httpx
 import enclavia.requests
 import enclavia.testing
 from enclavia._exchange.timeouts import Timeouts
-from enclavia._pool.pool import PoolLimits
+from enclavia._pool.kinds import PoolLimits
 from enclavia.testing import Fault, LocalEnclave
 
 PINS = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)

@@ -10,7 +10,7 @@ import pytest
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia._client import httpx2_inside, response
+from enclavia._client import httpx2_inside
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
 
@@ -61,8 +61,7 @@ def test_without_the_short_way_answers_are_the_same(monkeypatch: pytest.MonkeyPa
 
     with byte_enclave(answering(*[ok(b"hello")] * 2)) as (enclave, _):
         shortly = answer_of(enclavia.Client(enclave.url, **keywords(enclave)))
-        for module in (httpx2_inside, response):
-            monkeypatch.setattr(module, "SHORT_WAY_WORKS", False)
+        monkeypatch.setattr(httpx2_inside, "SHORT_WAY_WORKS", False)
         client = enclavia.Client(enclave.url, **keywords(enclave))
         assert not client._short_way
         assert answer_of(client) == shortly == (200, b"hello", 5, True)

@@ -32,8 +32,10 @@ from enclavia._exchange.engine import Engine
 from enclavia._exchange.timeouts import Timeouts
 from enclavia._io import face
 from enclavia._io.face import run
-from enclavia._pool import pool
-from enclavia._pool.pool import Job, Lease, PoolLimits, State
+from enclavia._pool import choose as choosing
+from enclavia._pool import guard, pool, ticket
+from enclavia._pool.kinds import Job, PoolLimits, State
+from enclavia._pool.ticket import Lease
 
 # Of a caller that was interrupted before it took its first step.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
@@ -41,7 +43,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 EFFORT = int(os.environ.get("ENCLAVIA_INTERLEAVINGS", "1"))
 WATCHED = frozenset(
     str(module.__file__)
-    for module in (pool, connections, engine, tunnel, transport, transport_base)
+    for module in (
+        choosing,
+        guard,
+        pool,
+        ticket,
+        connections,
+        engine,
+        tunnel,
+        transport,
+        transport_base,
+    )
     if module.__file__
 )
 NO_LIMIT = Timeouts()
@@ -160,7 +172,7 @@ class World:
     def request(self, job: Job = GET, keep: bool = True) -> None:
         """As an answer that was read to its end."""
         lease = self.obtain(job)
-        assert lease.handle.core.state != "failed"
+        assert lease.tunnel.core.state != "failed"
         self.scheduler.point()
         self.pool.release(lease, Link() if keep else None, self.now)  # type: ignore[arg-type]
 
@@ -172,7 +184,7 @@ class World:
 
     def lose_the_channel(self) -> None:
         lease = self.obtain()
-        lease.handle.core.state = "closed"
+        lease.tunnel.core.state = "closed"
         self.scheduler.point()
         self.pool.release(lease, None, self.now)
 

@@ -16,7 +16,7 @@ import pytest
 from support import KINDS, Face, answering, byte_enclave, keywords, ok, with_client
 
 import enclavia
-from enclavia._client import async_client, client, fast_path
+from enclavia._client import async_client, client, httpx2_inside
 from enclavia.testing import LocalEnclave
 
 pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
@@ -40,7 +40,7 @@ RESPONSES = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Which way each request went: True where it was the shorter one."""
     ways: list[bool] = []
-    asked = fast_path.is_simple
+    asked = httpx2_inside.is_simple
 
     def noted(*args: Any) -> bool:
         ways.append(asked(*args))

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import enclavia
-from enclavia._pool.pool import Job, Lease, Phase, Pool, PoolLimits, State, Ticket
+from enclavia._pool.choose import is_long
+from enclavia._pool.kinds import Job, Phase, PoolLimits, State
+from enclavia._pool.pool import Pool
+from enclavia._pool.ticket import Lease, Ticket
 
 GET = Job()
 POST = Job(repeatable=False)
@@ -295,7 +298,7 @@ class TestWithoutReconnecting:
         pool = make(reconnect=False, keepalive_expiry=None, channel_expiry=45)
         channel, lease = opened(pool)
         pool.release(lease, None, 0)
-        assert take(pool, now=1000).handle is channel
+        assert take(pool, now=1000).tunnel is channel
 
 
 class TestSlots:
@@ -513,12 +516,12 @@ class TestChannels:
         channel, first = opened(pool, 0)
         second = take(pool, now=1)
         pool.release(second, None, 2)
-        assert take(pool, now=100).handle is channel  # the first request is still under way
+        assert take(pool, now=100).tunnel is channel  # the first request is still under way
         gc.collect()
         pool.release(first, Link(), 100)
         assert pool.stats().streams_active == 0
         lease = take(pool, now=144)
-        assert lease.handle is channel
+        assert lease.tunnel is channel
         pool.release(lease, Link(), 144)
         assert pool.request(GET, 190).state is State.CONNECT
         assert channel.closed
@@ -532,10 +535,10 @@ class TestChannels:
         pool.starting(ticket, Channel())
         pool.connected(ticket, 0)
         second = ticket.take()
-        assert second.handle is not first_channel
+        assert second.tunnel is not first_channel
         assert later.state is State.WAITING
         pool.release(second, None, 0)
-        assert later.take().handle is second.handle
+        assert later.take().tunnel is second.tunnel
 
     def test_a_second_one_is_a_wish(self) -> None:
         """The server takes no more connections: the request waits for the first one."""
@@ -602,14 +605,14 @@ class TestLongBodies:
         spare, _long = self.second(pool, Job(body_size=size))
         assert pool.stats().reconnects == 0
         others = [take(pool) for _ in range(63)]
-        assert {lease.handle for lease in others} == {first}
+        assert {lease.tunnel for lease in others} == {first}
         assert pool.request(GET, 0).state is State.WAITING
-        assert take(pool, LONG).handle is spare
+        assert take(pool, LONG).tunnel is spare
 
     def test_shorter_ones_share(self) -> None:
         pool = make()
         first, _lease = opened(pool)
-        assert take(pool, Job(body_size=256 * 1024)).handle is first
+        assert take(pool, Job(body_size=256 * 1024)).tunnel is first
 
     def test_with_nothing_beside_it_the_first_channel_does(self) -> None:
         pool = make()
@@ -617,17 +620,17 @@ class TestLongBodies:
         link = Link()
         pool.release(lease, link, 0)
         long = take(pool, LONG)
-        assert long.handle is first
+        assert long.tunnel is first
         assert long.link is link
-        assert take(pool).handle is first
+        assert take(pool).tunnel is first
 
     def test_the_spare_channel_is_kept_for_the_next(self) -> None:
         pool = make()
         first, _lease = opened(pool)
         spare, long = self.second(pool)
         pool.release(long, Link(), 0)
-        assert take(pool).handle is first
-        assert take(pool, LONG).handle is spare
+        assert take(pool).tunnel is first
+        assert take(pool, LONG).tunnel is spare
 
     def test_others_do_not_wait_while_it_connects(self) -> None:
         pool = make()
@@ -635,8 +638,8 @@ class TestLongBodies:
         ticket, other = pool.request(LONG, 0), pool.request(LONG, 0)
         assert ticket.state is State.CONNECT
         assert ticket.phase is Phase.CONNECT
-        assert other.take().handle is first
-        assert take(pool).handle is first
+        assert other.take().tunnel is first
+        assert take(pool).tunnel is first
 
     @pytest.mark.parametrize("error", [enclavia.ConnectTimeout("no"), enclavia.PcrMismatch("no")])
     def test_without_room_on_the_server_it_shares(self, error: Exception) -> None:
@@ -647,9 +650,9 @@ class TestLongBodies:
         pool.starting(ticket, channel)
         pool.connect_failed(ticket, error, 3)
         assert channel.closed
-        assert ticket.take().handle is first
+        assert ticket.take().tunnel is first
         assert pool.last_error is None
-        assert take(pool, LONG, 20).handle is first
+        assert take(pool, LONG, 20).tunnel is first
         assert pool.request(LONG, 34).state is State.CONNECT
 
     def test_given_up_while_it_connects(self) -> None:
@@ -667,14 +670,14 @@ class TestLongBodies:
     def test_no_second_channel_where_one_is_allowed(self) -> None:
         pool = make(max_channels=1)
         first, _lease = opened(pool)
-        assert take(pool, LONG).handle is first
+        assert take(pool, LONG).tunnel is first
 
     def test_the_spare_channel_stands_in_for_a_lost_one(self) -> None:
         pool = make()
         first, _lease = opened(pool)
         spare, _long = self.second(pool)
         first.alive = False
-        assert take(pool).handle is spare
+        assert take(pool).tunnel is spare
         assert pool.request(LONG, 0).state is State.CONNECT
 
     def test_the_spare_channel_serves_while_the_lost_one_is_replaced(self) -> None:
@@ -687,8 +690,8 @@ class TestLongBodies:
         spare = Channel()
         pool.starting(pending, spare)
         pool.connected(pending, 0)
-        assert pending.take().handle is spare
-        assert take(pool).handle is spare
+        assert pending.take().tunnel is spare
+        assert take(pool).tunnel is spare
 
     def test_the_only_one_left_is_everybodys(self) -> None:
         """It fails like the first: those who wait are told."""
@@ -810,7 +813,7 @@ class AnyHistory(RuleBasedStateMachine):
             return
         ready = [member for member in self.pool._members if member.open]
         assert ready
-        if not self.pool._is_long(waiting[0].job) and not all(m.spare for m in ready):
+        if not is_long(waiting[0].job, self.pool._limits) and not all(m.spare for m in ready):
             ready = [member for member in ready if not member.spare]
         assert all(member.load == self.limits.max_in_flight for member in ready)
         assert not any(member.idle for member in ready)

@@ -18,11 +18,21 @@ from support import answering, byte_enclave, keywords, ok
 
 import enclavia
 from enclavia._errors import StateError
+from enclavia._pool import choose, guard
 from enclavia._pool import pool as pool_module
-from enclavia._pool.pool import Job, Lease, Pool, PoolLimits, State, Ticket
+from enclavia._pool import ticket as ticket_module
+from enclavia._pool.kinds import Job, PoolLimits, State
+from enclavia._pool.pool import Pool
+from enclavia._pool.ticket import Lease, Ticket
 
 ENDS_WITHIN = 60  # seconds after which a run is taken for one that never ends
-FILES = {pool_module.__file__, threading.__file__}
+FILES = {
+    choose.__file__,
+    guard.__file__,
+    pool_module.__file__,
+    ticket_module.__file__,
+    threading.__file__,
+}
 
 
 class Channel:

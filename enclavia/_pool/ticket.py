@@ -1,0 +1,76 @@
+"""A request's place in the queue, and the right to a connection that it turns into.
+
+Both come back by themselves where their caller was interrupted and lost them: that is all that
+they ask of whoever gave them out.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, cast
+
+from .kinds import C, Job, L, Member, Phase, State, Wakeable
+
+__all__ = ["Lease", "Owner", "Ticket"]
+
+
+class Owner(Protocol[C, L]):
+    """Who gives out tickets and leases. Both methods are called by destructors, at any place of
+    any thread."""
+
+    @property
+    def phase(self) -> Phase: ...
+    def lost_lease(self, member: Member[C, L]) -> None: ...
+    def lost_ticket(self, order: int) -> None: ...
+
+
+class Lease(Generic[C, L]):
+    """The right to one workload connection: ``link`` is one to be reused, or None for a new one.
+    Given back with :meth:`enclavia._pool.pool.Pool.release`; a lost one comes back by itself."""
+
+    __slots__ = ("__weakref__", "_owner", "link", "member", "released")
+
+    def __init__(self, owner: Owner[C, L], member: Member[C, L], link: L | None) -> None:
+        self._owner = owner
+        self.member = member
+        self.link = link
+        self.released = True  # until it is granted
+
+    @property
+    def tunnel(self) -> C:
+        return cast(C, self.member.handle)
+
+    def __del__(self) -> None:
+        if not self.released:
+            self._owner.lost_lease(self.member)
+
+
+class Ticket(Generic[C, L]):
+    """One request's place in the queue."""
+
+    __slots__ = (
+        "__weakref__", "_owner", "error", "job", "lease", "member", "order", "since", "state",
+        "waiter",
+    )  # fmt: skip
+
+    def __init__(self, owner: Owner[C, L], job: Job, order: int, since: float) -> None:
+        self._owner = owner
+        self.job = job
+        self.order = order
+        self.since = since
+        self.state = State.WAITING
+        self.waiter: Wakeable | None = None
+        self.member: Member[C, L] | None = None
+        self.lease: Lease[C, L] | None = None
+        self.error: Exception | None = None
+
+    @property
+    def phase(self) -> Phase:
+        return self._owner.phase if self.state is State.WAITING else Phase.CONNECT
+
+    def take(self) -> Lease[C, L]:
+        lease, self.lease = self.lease, None
+        return cast("Lease[C, L]", lease)
+
+    def __del__(self) -> None:
+        if self.state in (State.WAITING, State.CONNECT):
+            self._owner.lost_ticket(self.order)
