@@ -137,14 +137,14 @@ def test_a_one_shot_request_has_one_deadline(kind: str, monkeypatch: pytest.Monk
         answer.wait(0.4)
         connection.send(b"late")
 
-    reserve = loops.reserve_slot
+    reserve = loops.LoopIo.reserve
 
     async def late(*args: Any) -> Any:
         slot = await reserve(*args)
         await anyio.sleep(0.6)
         return slot
 
-    monkeypatch.setattr("enclavia._channel.async_channel.reserve_slot", late)
+    monkeypatch.setattr(loops.LoopIo, "reserve", late)
     with byte_enclave(script) as (enclave, _):
 
         async def case() -> None:
@@ -371,7 +371,7 @@ def test_a_payload_that_does_not_fit_into_no_time() -> None:
         byte_enclave(stuck) as (enclave, _),
         enclavia.Channel.connect(enclave.url, **keywords(enclave)) as channel,
     ):
-        with pytest.raises(enclavia.WriteTimeout, match="the payload"):
+        with pytest.raises(enclavia.WriteTimeout, match="to send within 0 s"):
             channel.open_stream(TOO_MUCH, timeout=0)
         stuck.go.set()
 
