@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import re
 import ssl
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
