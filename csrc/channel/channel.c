@@ -56,6 +56,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     ch->generation = encl_fork_generation();
     ch->loop = loop;
     ch->max_in_flight = config->max_in_flight;
+    encl_list_init(&ch->queue);
     (void)encl_mutex_init(&ch->lock);
     encl_cond_init(&ch->changed);
     ENCL_TRY_GOTO(encl_policy_copy(&ch->policy, config->policy, err), fail);

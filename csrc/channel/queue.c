@@ -4,34 +4,21 @@
 
 void queue_add(encl_channel *ch, encl_slot *slot) {
     slot->state = SLOT_WAITING;
-    slot->prev = ch->last_waiting;
-    if (ch->last_waiting != NULL) {
-        ch->last_waiting->next = slot;
-    } else {
-        ch->first_waiting = slot;
-    }
-    ch->last_waiting = slot;
+    encl_list_append(&ch->queue, &slot->link);
     count_up(&ch->waiting);
     ch->look = true;
 }
 
 static void take_out(encl_channel *ch, encl_slot *slot) ENCL_REQUIRES(ch->lock) {
-    if (slot->prev != NULL) {
-        slot->prev->next = slot->next;
-    } else {
-        ch->first_waiting = slot->next;
-    }
-    if (slot->next != NULL) {
-        slot->next->prev = slot->prev;
-    } else {
-        ch->last_waiting = slot->prev;
-    }
-    slot->next = slot->prev = NULL;
+    encl_link_remove(&slot->link);
     count_down(&ch->waiting);
 }
 
 encl_slot *queue_next(encl_channel *ch) {
-    return counted(&ch->in_use) < ch->max_in_flight ? ch->first_waiting : NULL;
+    if (counted(&ch->in_use) >= ch->max_in_flight) {
+        return NULL;
+    }
+    return ENCL_OWNER(encl_list_first(&ch->queue), encl_slot, link);
 }
 
 void queue_grant(encl_channel *ch, encl_slot *slot) {
@@ -68,7 +55,10 @@ void queue_free_place(encl_channel *ch) {
 }
 
 void queue_tell_all(encl_channel *ch) {
-    for (encl_slot *slot = ch->first_waiting; slot != NULL; slot = slot->next) {
+    for (encl_link *at = encl_list_first(&ch->queue); at != NULL;
+         at = encl_list_next(&ch->queue, at)) {
+        encl_slot *slot = ENCL_OWNER(at, encl_slot, link);
+
         pthread_cond_broadcast(&slot->changed);
         watch_fire(&slot->granted);
     }

@@ -7,7 +7,7 @@
 static bool is_alone(const encl_channel *ch, const transfer *t, int64_t now)
     ENCL_REQUIRES(ch->lock) {
     return ch->expecting == (t != NULL && t->expecting) &&
-           ch->writers_waiting == (t != NULL && t->turn != 0) && ch->first_waiting == NULL &&
+           ch->writers_waiting == (t != NULL && t->turn != 0) && counted(&ch->waiting) == 0 &&
            ch->promised == 0 && encl_pace_is_quiet(&ch->pace, t == NULL ? 0 : t->id, now);
 }
 

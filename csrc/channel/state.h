@@ -21,6 +21,7 @@
 
 #include <stdatomic.h>
 
+#include "base/list.h"
 #include "base/rate.h"
 #include "channel/channel.h"
 #include "channel/pace.h"
@@ -36,7 +37,7 @@
  * wait for it. Nothing else is concluded from it, so no order with other memory is asked for. */
 typedef atomic_size_t counter;
 
-static inline size_t counted(counter *c) {
+static inline size_t counted(const counter *c) {
     return atomic_load_explicit(c, memory_order_relaxed);
 }
 
@@ -57,7 +58,7 @@ struct encl_slot {
     _Atomic slot_state state; /* changed with the lock held, read without */
     watch granted;
     pthread_cond_t changed;
-    encl_slot *next, *prev; /* in the queue, while SLOT_WAITING */
+    encl_link link; /* ch->queue, while SLOT_WAITING */
 };
 
 /* A question for a fresh document. */
@@ -134,7 +135,7 @@ struct encl_channel {
     bool end_told; /* everybody has been told that the channel has ended */
 
     /* ---- slots: queue.c ---- */
-    encl_slot *first_waiting, *last_waiting;
+    encl_list queue; /* of slots; `waiting` counts them */
     size_t promised; /* granted, and the opening record has not been sent */
 
     /* ---- what is open: transfer.c ---- */

@@ -30,7 +30,7 @@ static bool somebody_waits(const encl_channel *ch) ENCL_REQUIRES(ch->lock) {
             return true;
         }
     }
-    return ch->first_waiting != NULL || documents_awaited(ch);
+    return counted(&ch->waiting) != 0 || documents_awaited(ch);
 }
 
 bool unread_should_pause(const encl_channel *ch) {

@@ -1,5 +1,5 @@
 /* Inside net only: what its files share, the lowest first. A file calls those above it here and
- * none below it; test_layers.py holds that up.
+ * none below it; test_circles.py fails where that leads back.
  *
  * Three locks: conn->io, loop->lock, timers->lock, taken in this order, no two of the last
  * together. registry.c has one of its own, inside all others. What no lock guards belongs to the
@@ -37,7 +37,7 @@
 typedef struct net_owned {
     int fd;
     uintmax_t inode; /* of the socket behind it, 0 where there is none */
-    encl_link link;  /* all three are guarded by the registry's lock */
+    encl_link link;  /* all three are changed by their owner, with the registry's lock held */
 } net_owned;
 
 encl_result net_registry_init(encl_error *err); /* once for the process; any thread */
@@ -229,7 +229,7 @@ typedef struct net_receiver {
     encl_ws_decoder decoder;
     encl_charge idle; /* frames that carried nothing */
     encl_buf early;   /* read before it was open, or after libwebsockets gave the descriptor up */
-    int64_t heard_at; /* when the last byte came */
+    int64_t heard_at; /* when the last byte was read */
     bool reading;     /* its loop runs, and looks at `paused` itself */
     bool stopped;     /* libwebsockets does not look for bytes */
     bool eof;         /* TCP: the peer shut down writing */

@@ -23,7 +23,7 @@ typedef enum encl_keepalive_step {
 } encl_keepalive_step;
 
 void encl_keepalive_start(encl_keepalive *k, int64_t interval, int64_t now);
-/* What to do now. heard_at: when the last byte came. */
+/* What to do now. heard_at: when the last byte was read. */
 encl_keepalive_step encl_keepalive_look(encl_keepalive *k, int64_t heard_at, bool excused,
                                         int64_t now);
 /* When to look again. */

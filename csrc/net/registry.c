@@ -47,8 +47,12 @@ void net_own(net_owned *owned, int fd) {
     encl_unlock(&registry_lock);
 }
 
+/* Only the owner changes it, so that it may look without the lock: freeing a connection that is not
+ * listed waits for nobody. */
 void net_disown(net_owned *owned) {
-    net_own(owned, -1);
+    if (owned->inode != 0) {
+        net_own(owned, -1);
+    }
 }
 
 /* Closes what is still the same socket: the number may have been given to another file by then. It
