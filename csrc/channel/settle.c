@@ -145,12 +145,13 @@ static bool settle(encl_channel *ch) ENCL_REQUIRES(ch->lock) {
         told = tell_writers(ch) || told;
         ch->look = false;
     }
-    if (ch->state != ENCL_CHANNEL_CLOSED) {
-        weigh_unread(ch);
-    } else if (!ch->end_told) {
+    if (ch->state == ENCL_CHANNEL_CLOSED && !ch->end_told) {
         tell_the_end(ch);
         told = true;
     }
+    /* After the end as well: nobody's bytes wait any more, and a connection that is not read would
+     * not see the peer's close frame. */
+    weigh_unread(ch);
     return told;
 }
 

@@ -565,6 +565,51 @@ static void a_slow_reader_does_not_stop_the_others(void **state) {
     done_with(ch);
 }
 
+static void *pour_until_refused(void *arg) {
+    pour *p = arg;
+    encl_error err;
+    size_t put;
+
+    if (encl_stream_write(p->st, ENCL_SLICE(p->bytes, p->len), encl_now_ns() + 30 * SECOND, &put,
+                          &err) == ENCL_OK) {
+        print_message("expected the channel to close before all was sent\n");
+        abort();
+    }
+    return NULL;
+}
+
+static bool is_paused(encl_channel *ch) {
+    bool paused;
+
+    encl_lock(&ch->lock);
+    paused = ch->paused;
+    encl_unlock(&ch->lock);
+    return paused;
+}
+
+/* The peer's close frame ends the connection in good order. It stands behind the bytes that were
+ * not read, so a connection that stays paused would not see it. */
+static void closing_reads_on_behind_a_slow_reader(void **state) {
+    const size_t total = 24 * 1024 * 1024; /* more than is on its way at any time */
+    encl_channel *ch = open_channel(64);
+    encl_stream *slow = open_stream(ch, "");
+    uint8_t *bytes = calloc(1, total);
+    pthread_t thread;
+    pour p = {slow, bytes, total};
+
+    (void)state;
+    assert_int_equal(pthread_create(&thread, NULL, pour_until_refused, &p), 0);
+    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
+    assert_nothing_more_is_held(slow);
+    assert_true(is_paused(ch));
+    encl_channel_close(ch, NULL);
+    assert_false(is_paused(ch));
+    pthread_join(thread, NULL);
+    free(bytes);
+    encl_stream_release(slow);
+    done_with(ch);
+}
+
 static void what_a_slow_reader_was_sent_is_there_when_it_comes(void **state) {
     const size_t total = ENCL_CHANNEL_UNREAD_MAX + 2 * 1024 * 1024;
     encl_channel *ch = open_channel(64);
@@ -781,6 +826,7 @@ int main(void) {
         cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),
         cmocka_unit_test(a_slow_reader_does_not_stop_the_others),
         cmocka_unit_test(what_a_slow_reader_was_sent_is_there_when_it_comes),
+        cmocka_unit_test(closing_reads_on_behind_a_slow_reader),
         cmocka_unit_test(fresh_documents_are_collected_by_number),
         cmocka_unit_test(no_more_than_sixteen_documents_are_kept),
         cmocka_unit_test(nothing_is_sent_before_it_is_open),
