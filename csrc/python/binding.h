@@ -62,7 +62,8 @@ PyObject *binding_not_done(binding_outcome outcome, const encl_error *err);
 /* ---- the types: readers for "O&" (arguments.h), and makers ---- */
 
 /* encl_notifier *, borrowed: retained by whoever uses it without the GIL, because another thread
- * may close it meanwhile. NULL for None, which only the second one takes. */
+ * may close it meanwhile. Read after all other arguments, because reading a number may run Python
+ * code (__index__), which may close it as well. NULL for None, which only the second one takes. */
 int binding_read_notifier(PyObject *value, void *notifier);
 int binding_read_notifier_or_none(PyObject *value, void *notifier);
 

@@ -314,8 +314,8 @@ static PyObject *channel_notify_open(PyObject *self, PyObject *const *args, Py_s
     encl_notifier *notifier;
     uint64_t token;
 
-    if (!binding_counted("notify_open", count, 2) || !binding_read_notifier(args[0], &notifier) ||
-        !binding_read_token(args[1], &token)) {
+    if (!binding_counted("notify_open", count, 2) || !binding_read_token(args[1], &token) ||
+        !binding_read_notifier(args[0], &notifier)) {
         return NULL;
     }
     return binding_watch(self, channel_of(self), &opening, 0, notifier, token);
@@ -359,9 +359,8 @@ static PyObject *channel_reserve(PyObject *self, PyObject *const *args, Py_ssize
     encl_error err;
     encl_code rc;
 
-    if (!binding_counted("reserve", count, 2) ||
-        !binding_read_notifier_or_none(args[0], &notifier) ||
-        !binding_read_token(args[1], &token)) {
+    if (!binding_counted("reserve", count, 2) || !binding_read_token(args[1], &token) ||
+        !binding_read_notifier_or_none(args[0], &notifier)) {
         return NULL;
     }
     keep_notifier(notifier);
@@ -443,9 +442,8 @@ static PyObject *channel_start_attest(PyObject *self, PyObject *const *args, Py_
     encl_error err;
     encl_code rc;
 
-    if (!binding_counted("start_attest", count, 2) ||
-        !binding_read_notifier_or_none(args[0], &notifier) ||
-        !binding_read_token(args[1], &token)) {
+    if (!binding_counted("start_attest", count, 2) || !binding_read_token(args[1], &token) ||
+        !binding_read_notifier_or_none(args[0], &notifier)) {
         return NULL;
     }
     keep_notifier(notifier);

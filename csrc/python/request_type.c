@@ -101,7 +101,7 @@ static PyObject *request_notify(PyObject *self, PyObject *const *args, Py_ssize_
     uint64_t token;
 
     if (request == NULL || !binding_counted("notify", count, 2) ||
-        !binding_read_notifier(args[0], &notifier) || !binding_read_token(args[1], &token)) {
+        !binding_read_token(args[1], &token) || !binding_read_notifier(args[0], &notifier)) {
         return NULL;
     }
     return binding_watch(self, request, &answered, 0, notifier, token);

@@ -241,7 +241,7 @@ static PyObject *stream_notify(PyObject *self, PyObject *const *args, Py_ssize_t
     uint64_t token;
 
     if (!binding_counted("notify", count, 3) || !binding_read_whole(args[0], &what) ||
-        !binding_read_notifier(args[1], &notifier) || !binding_read_token(args[2], &token)) {
+        !binding_read_token(args[2], &token) || !binding_read_notifier(args[1], &notifier)) {
         return NULL;
     }
     return binding_watch(self, stream_of(self), &readiness, (int)what.value, notifier, token);

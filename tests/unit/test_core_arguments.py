@@ -405,6 +405,28 @@ def test_what_is_outside_a_domain_is_refused(
     assert row.got in message
 
 
+class Closing:
+    """A number that closes a notifier when it is read."""
+
+    def __init__(self, notifier: _core.Notifier) -> None:
+        self._notifier = notifier
+
+    def __index__(self) -> int:
+        self._notifier.close()
+        return 1
+
+
+@pytest.mark.parametrize("call", [call for call, rows in TABLE.items() if "notifier" in rows])
+def test_a_notifier_that_reading_another_argument_closes_is_refused(
+    calls: dict[str, Call], call: str
+) -> None:
+    """Otherwise the core would announce to memory that has been freed."""
+    for name in TABLE[call].keys() - {"notifier"}:
+        notifier = _core.Notifier()
+        with pytest.raises(ValueError, match="notifier: expected an open one, got a closed one"):
+            calls[call].make(notifier=notifier, **{name: Closing(notifier)})
+
+
 def test_what_is_inside_is_taken(calls: dict[str, Call]) -> None:
     """Of these arguments each row changes one. So it is that one for which they are refused."""
     last = {"Channel.open_stream", "Channel.start_request", "Channel.close"}
