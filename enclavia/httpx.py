@@ -155,6 +155,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
         return self._incoming(request, incoming, _ResponseBody(stream), NetworkStream)
 
     def close(self) -> None:
+        """Closes all connections and channels; requests still running fail."""
         self._enclave.close()
 
     def __enter__(self) -> Self:
@@ -190,6 +191,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
             await self._enclave.connect(timeout)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends a request; its answer is returned once the head is there, and read later."""
         content = request.stream
         if not isinstance(content, httpx.AsyncByteStream):
             raise TypeError(_expected_body(request, "an async", "a sync"))
@@ -200,6 +202,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
         return self._incoming(request, incoming, _AsyncResponseBody(stream), AsyncNetworkStream)
 
     async def aclose(self) -> None:
+        """Closes all connections and channels; requests still running fail."""
         await self._enclave.aclose()
 
     async def __aenter__(self) -> Self:

@@ -124,6 +124,7 @@ class AsyncStream(StreamBase):
 
     @property
     def closed(self) -> bool:
+        """True once :meth:`close` was called."""
         return self._closed
 
     async def read(self, n: int | None = -1) -> bytes:
@@ -138,6 +139,7 @@ class AsyncStream(StreamBase):
         return b"".join(pieces)
 
     async def readinto(self, buffer: Buffer) -> int:
+        """Reads into ``buffer``; how many bytes, 1 to ``len(buffer)``, or 0 at the end."""
         self._check_open()
         return await _IO.readinto(self._core, buffer, self._read_timeout)
 
@@ -152,6 +154,7 @@ class AsyncStream(StreamBase):
         self._core.write_eof()
 
     async def close(self) -> None:
+        """Closes the stream on both sides; what was written before is still sent."""
         self._closed = True
         self._core.close()
 

@@ -141,6 +141,8 @@ class Stream(StreamBase, io.RawIOBase):
         return None if piece is None and not pieces else b"".join(pieces)
 
     def readinto(self, buffer: Buffer, /) -> int | None:
+        """Reads into ``buffer``; how many bytes, 1 to ``len(buffer)``, or 0 at the end. None where
+        a timeout of 0 would have to wait."""
         self._check_open()
         try:
             return self._core.readinto(buffer, self._read_timeout)

@@ -42,10 +42,12 @@ class ChannelBase:
 
     @property
     def stats(self) -> dict[str, int]:
+        """Counters of this channel, by name, as of now."""
         return self._core.stats()
 
     @property
     def closed(self) -> bool:
+        """True once nothing more can be sent: it was closed here, by the peer, or by an error."""
         return self._core.state == "closed"
 
     def _expect_not_ended(self) -> None:
@@ -95,6 +97,7 @@ class StreamBase:
 
     @property
     def id(self) -> int:
+        """The number of this stream in the records of its channel; no two open ones share it."""
         return self._core.id
 
     @property

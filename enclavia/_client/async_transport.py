@@ -37,6 +37,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
         await self._connect(timeout)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
+        """Sends a request; its answer is returned once the head is there, and read later."""
         return self._response(request, await self._engine.handle(request))
 
     async def _read(self, response: Response) -> None:
@@ -46,6 +47,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
         await response.aclose()
 
     async def aclose(self) -> None:
+        """Closes all connections and channels; requests still running fail."""
         tunnels = self._engine.close()
         with anyio.CancelScope(shield=True):
             for tunnel in tunnels:

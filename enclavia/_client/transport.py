@@ -49,6 +49,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
         response.close()
 
     def close(self) -> None:
+        """Closes all connections and channels; requests still running fail."""
         engine = self._engine
         try:
             for tunnel in engine.close():

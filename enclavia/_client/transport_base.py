@@ -106,6 +106,7 @@ class TransportBase:
 
     @property
     def stats(self) -> Stats:
+        """Counters of all channels that this transport has had, as of now."""
         return self._engine.stats()
 
     async def _connect(self, timeout: float | None) -> None:

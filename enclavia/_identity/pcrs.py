@@ -162,6 +162,7 @@ class Pcrs:
         return not (any(self.pcr0) or any(self.pcr1) or any(self.pcr2))
 
     def as_tuple(self) -> tuple[bytes, bytes, bytes]:
+        """The three values in order, 48 bytes each."""
         return self.pcr0, self.pcr1, self.pcr2
 
     def as_dict(self) -> dict[str, str]:

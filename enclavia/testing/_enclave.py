@@ -254,16 +254,19 @@ class LocalEnclave:
 
     @property
     def url(self) -> str:
+        """What a client connects to: ``ws://127.0.0.1:PORT``; with TLS ``wss://localhost:PORT``."""
         facts = self._running()
         scheme = "ws" if facts.tls_certificate is None else "wss"
         return f"{scheme}://{self.host}:{facts.port}"
 
     @property
     def host(self) -> str:
+        """The host in :attr:`url`."""
         return "127.0.0.1" if self._running().tls_certificate is None else "localhost"
 
     @property
     def port(self) -> int:
+        """The TCP port in :attr:`url`, 1 to 65535."""
         return self._running().port
 
     @property
@@ -278,6 +281,7 @@ class LocalEnclave:
 
     @property
     def mode(self) -> Mode:
+        """``"debug"`` or ``"production"``, as it was made."""
         return self._options.mode
 
     @property

@@ -437,3 +437,29 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def public_members() -> Iterator[tuple[str, object]]:
+    """Every class, function, method and property that users are told of, by its full name."""
+    for name in ("enclavia", "enclavia.testing", "enclavia.httpx", "enclavia.requests"):
+        module = importlib.import_module(name)
+        for public in module.__all__:
+            thing = getattr(module, public)
+            if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+                continue
+            yield f"{name}.{public}", thing
+            for member in dir(thing) if inspect.isclass(thing) else ():
+                owner = next((c for c in thing.__mro__ if member in vars(c)), object)
+                if member.startswith("_") or owner.__module__.partition(".")[0] != "enclavia":
+                    continue
+                found = inspect.getattr_static(thing, member)
+                if isinstance(found, property | functools.cached_property):
+                    yield f"{name}.{public}.{member}", found
+                elif callable(getattr(thing, member)):
+                    yield f"{name}.{public}.{member}", getattr(thing, member)
+
+
+def test_every_public_member_says_what_it_is() -> None:
+    members = list(public_members())
+    assert len(members) > 150
+    assert [name for name, member in members if not inspect.getdoc(member)] == []
