@@ -38,7 +38,8 @@ from .ticket import Lease, Ticket
 __all__ = ["Pool"]
 
 
-# What may be asked for in the middle of something else is done by whoever was interrupted.
+# A call that interrupts another one of the same thread (see guard.py) only notes what it asks for.
+# The interrupted call does it before it ends.
 
 
 def _withdraw_later(pool: Pool[C, L], ticket: Ticket[C, L], now: float) -> None:
@@ -328,10 +329,12 @@ class Pool(Generic[C, L]):
 
     # -- carrying it out, in here ------------------------------------------------------------
 
-    # A signal's handler may raise after any call in here. So a counter changes next to what it
-    # counts, without a call in between; what is lost otherwise comes back when it is collected;
-    # what is still to be carried out stays noted until it was; and whatever else is left half done
-    # is found by :meth:`_mend`.
+    # A signal's handler may raise after any call in here. Therefore:
+    #
+    # 1. A counter changes on the line next to what it counts, without a call in between. A ticket
+    #    or a lease that is lost all the same comes back when it is collected.
+    # 2. What is to be woken or closed stays noted until that was done. Doing it twice is harmless.
+    # 3. Whatever else an interruption leaves half done is found and completed by :meth:`_mend`.
 
     def _decide(self, now: float) -> None:
         self._last_now = now

@@ -235,6 +235,27 @@ def test_sans_io_modules_know_only_each_other() -> None:
     assert seen > len(SANS_IO)
 
 
+# What imports anyio, which costs time: imported by a client that awaits, and not before.
+AWAITED = {"_io.loops", "_channel.async_channel", "_client.async_transport"}
+
+
+def test_anyio_is_imported_late() -> None:
+    imports = {module_name(path): imports_of(path) for path in python_files()}
+    assert {name for name, (_, others) in imports.items() if "anyio" in others} == AWAITED
+    for path in python_files():
+        tree = ast.parse(path.read_text())
+        at_once = {
+            f"{'.' * node.level}{node.module}"
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.level
+        }
+        awaited = {name for name in at_once if name.lstrip(".").split(".")[-1] in _LAST_PARTS}
+        assert not awaited or module_name(path) in {*AWAITED, "httpx"}, f"{path} imports {awaited}"
+
+
+_LAST_PARTS = {name.rpartition(".")[2] for name in AWAITED}
+
+
 # Of httpx2's clients and responses; each of them may be renamed by any release of it.
 _INSIDE_HTTPX2 = re.compile(
     r"\bhttpx2\._\w+|\._(?:state|default_encoding|build_redirect_request|redirect_url|cookies"
