@@ -164,7 +164,6 @@ encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
         .type = LWS_ADOPT_RAW_FILE_DESC,
         .fd = {.filefd = fd},
         .vh_prot_name = NET_PROTOCOL,
-        .opaque = conn,
     };
 
     encl_socket_prepare(fd);
@@ -181,6 +180,8 @@ encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
         encl_conn_release(conn);
         return encl_fail(err, ENCL_E_NOMEM, "no room for another connection");
     }
+    /* Only now: one that cannot be adopted is destroyed without being anybody's. */
+    lws_set_opaque_user_data(conn->raw_wsi, conn);
     return ENCL_OK;
 }
 

@@ -64,6 +64,7 @@ typedef struct net_target {
     uint64_t keepalive_ms;
     net_addresses addresses;
     size_t next_address;
+    bool trying; /* libwebsockets is being asked to connect: it may refuse within the call */
     char last_failure[384]; /* why the address before that one was of no use; empty at first */
 } net_target;
 
@@ -128,7 +129,8 @@ struct encl_loop {
     net_vhost *vhosts;
     encl_list conns; /* all that are not finished */
     encl_list listeners;
-    uint8_t *rx; /* one block that every connection reads into */
+    encl_list owed; /* connections with a wsi that may or may not exist; see try_address */
+    uint8_t *rx;    /* one block that every connection reads into */
 };
 
 encl_result net_loop_new(encl_loop **out, encl_error *err); /* NET_STARTING, without a thread */
@@ -271,6 +273,7 @@ struct encl_conn {
     encl_result (*begin)(encl_conn *conn, encl_error *err);
     net_target *target;
     unsigned wsi_refs;   /* references held for libwebsockets' client wsi's */
+    encl_link owed;      /* loop->owed */
     encl_error rejected; /* what was wrong with the answer; its code is ENCL_OK where nothing was */
 };
 
@@ -279,6 +282,8 @@ encl_result net_conn_alloc(encl_loop *loop, bool framed, encl_ws_side side, encl
 bool net_conn_has_failed(const encl_conn *conn) ENCL_REQUIRES(conn->io);
 /* The first break counts. */
 void net_conn_note_break(encl_conn *conn, const char *while_doing) ENCL_REQUIRES(conn->io);
+/* Once libwebsockets' context is gone: gives back what was held for wsi's that never were. */
+void net_conn_settle_owed(encl_loop *loop);
 /* Why a connection ends that was closed, or whose loop ended, on this side. */
 void net_closed_here(encl_error *why);
 

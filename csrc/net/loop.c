@@ -24,6 +24,7 @@ encl_result net_loop_new(encl_loop **out, encl_error *err) {
     net_timers_init(&loop->timers);
     encl_list_init(&loop->conns);
     encl_list_init(&loop->listeners);
+    encl_list_init(&loop->owed);
     *out = loop;
     return ENCL_OK;
 }

@@ -54,22 +54,30 @@ static void no_address_left(encl_conn *conn) {
     net_conn_finish(conn, &why);
 }
 
-/* False where libwebsockets refuses at once. */
+/* False where libwebsockets refuses at once. It then reports the failure within the call, or not at
+ * all; the next address is tried by the caller in either case, so that one call never stands in
+ * another.
+ *
+ * Where nothing was destroyed within the call, there may have been nothing to destroy, or it is
+ * destroyed when its own time is over (a path that is too long for libwebsockets): both look alike.
+ * So the reference stays until the one or, at the latest, the loop's end. */
 static bool try_address(encl_conn *conn, struct lws_vhost *vhost, const char *address) {
     unsigned refs_before = conn->wsi_refs;
+    struct lws *made;
 
     conn->ws_wsi = NULL;
     encl_conn_retain(conn); /* ws_wsi's, given back when it is destroyed */
     conn->wsi_refs++;
-    if (connect_to(conn, vhost, address) != NULL) {
+    conn->target->trying = true;
+    made = connect_to(conn, vhost, address);
+    conn->target->trying = false;
+    if (made != NULL) {
         net_own(&conn->ws_owned, lws_get_socket_fd(conn->ws_wsi));
         return true;
     }
     conn->ws_wsi = NULL;
-    if (conn->wsi_refs != refs_before) {
-        /* It failed so early that there was nothing to destroy. */
-        conn->wsi_refs--;
-        encl_conn_release(conn);
+    if (conn->wsi_refs != refs_before && !encl_link_is_linked(&conn->owed)) {
+        encl_list_append(&conn->loop->owed, &conn->owed);
     }
     return false;
 }
@@ -190,7 +198,9 @@ static void connect_failed(encl_conn *conn, struct lws *wsi, encl_slice text) {
     }
     net_upgrade_note_failure(conn->target, text);
     net_conn_forget_ws(conn); /* on its way out; its destruction gives the reference back */
-    connect_next(conn);
+    if (!conn->target->trying) {
+        connect_next(conn);
+    }
 }
 
 static void destroyed(encl_conn *conn, struct lws *wsi) {
@@ -204,8 +214,23 @@ static void destroyed(encl_conn *conn, struct lws *wsi) {
         net_conn_forget_ws(conn);
     }
     lws_set_opaque_user_data(wsi, NULL);
-    conn->wsi_refs--;
+    if (--conn->wsi_refs == 0) {
+        encl_link_remove(&conn->owed);
+    }
     encl_conn_release(conn);
+}
+
+void net_conn_settle_owed(encl_loop *loop) {
+    encl_link *link;
+
+    while ((link = encl_list_first(&loop->owed)) != NULL) {
+        encl_conn *conn = ENCL_OWNER(link, encl_conn, owed);
+
+        encl_link_remove(link);
+        for (unsigned owed = conn->wsi_refs; owed > 0; owed--) {
+            encl_conn_release(conn);
+        }
+    }
 }
 
 /* libwebsockets saw the socket end before our own descriptor was asked. */
