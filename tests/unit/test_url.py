@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import ssl
 from pathlib import Path
@@ -187,3 +188,18 @@ def test_root_from_everywhere(tmp_path: Path) -> None:
     path.write_bytes(root)
     for given in (root, bytearray(root), path, str(path)):
         assert ChannelConfig.build("wss://e", pcrs=PINS, root=given).root == root  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "most"),
+    [("ws://" + "h" * 63 + ".", 63), ("ws://h/", 8190)],
+)
+def test_hosts_and_paths_have_a_longest(before: str, most: int) -> None:
+    EnclaveURL.parse(before + "x" * most)
+    with pytest.raises(enclavia.InvalidURL, match="at most"):
+        EnclaveURL.parse(before + "x" * (most + 1))
+
+
+def test_a_device_is_no_file_for_verify() -> None:
+    with pytest.raises(ValueError, match="got no regular file"):
+        ChannelConfig.build("wss://h", pcrs=PINS, verify=os.devnull)
