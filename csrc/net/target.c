@@ -8,8 +8,14 @@
 #include "net/internal.h"
 
 /* libwebsockets cuts the name it checks certificates for at 127 bytes. */
-#define HOST_MAX    127
-#define HEADERS_MAX ((size_t)16 * 1024)
+#define HOST_MAX 127
+/* libwebsockets 4.1 also cuts the request line of the upgrade at 2047 bytes, its Host line at 127,
+ * and what it says to a proxy at 255, which has the host and the port twice. What is longer would
+ * reach the server as something else. */
+#define PATH_MAX_LEN     2032
+#define AUTHORITY_MAX    119
+#define PROXIED_HOST_MAX 99
+#define HEADERS_MAX      ((size_t)16 * 1024)
 /* Its room for them, in base64. */
 #define PROXY_AUTH_MAX 93
 
@@ -67,6 +73,20 @@ static bool is_numeric_v6(const char *host) {
     return inet_pton(AF_INET6, host, &address) == 1;
 }
 
+static encl_result check_lengths(const encl_ws_target *t, encl_error *err) {
+    ENCL_ENSURE(strlen(t->path) <= PATH_MAX_LEN, err, ENCL_E_INVALID_URL,
+                "expected a path and query of at most %d bytes, got %zu", PATH_MAX_LEN,
+                strlen(t->path));
+    ENCL_ENSURE(strlen(t->authority) <= AUTHORITY_MAX, err, ENCL_E_INVALID_URL,
+                "expected a host and port of at most %d bytes, got %zu", AUTHORITY_MAX,
+                strlen(t->authority));
+    ENCL_ENSURE(t->proxy_host == NULL || strlen(t->host) <= PROXIED_HOST_MAX, err,
+                ENCL_E_INVALID_URL,
+                "expected a host name of at most %d bytes through a proxy, got %zu",
+                PROXIED_HOST_MAX, strlen(t->host));
+    return ENCL_OK;
+}
+
 static encl_result check(const encl_ws_target *t, encl_error *err) {
     size_t total = 0;
 
@@ -76,11 +96,11 @@ static encl_result check(const encl_ws_target *t, encl_error *err) {
     ENCL_ENSURE(!t->tls || !t->verify || !is_numeric_v6(t->host), err, ENCL_E_INVALID_URL,
                 "wss:// to an IPv6 address is not possible: its certificate cannot be checked; "
                 "use a host name");
-    ENCL_ENSURE(t->path != NULL && t->path[0] == '/' && strlen(t->path) < 8192 &&
-                    is_printable(t->path, false),
-                err, ENCL_E_INVALID_URL, "expected a path that begins with '/'");
+    ENCL_ENSURE(t->path != NULL && t->path[0] == '/' && is_printable(t->path, false), err,
+                ENCL_E_INVALID_URL, "expected a path that begins with '/'");
     ENCL_ENSURE(t->authority != NULL && is_printable(t->authority, false), err, ENCL_E_INVALID_URL,
                 "expected a Host header without blanks");
+    ENCL_TRY(check_lengths(t, err));
     ENCL_ENSURE(t->proxy_host == NULL || strlen(t->proxy_host) <= HOST_MAX, err, ENCL_E_INVALID,
                 "proxy: expected a host name of 1 to %d bytes", HOST_MAX);
     ENCL_ENSURE(t->proxy_auth == NULL || strlen(t->proxy_auth) <= PROXY_AUTH_MAX, err,

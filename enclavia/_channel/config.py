@@ -37,6 +37,7 @@ _KEEPALIVE_MAX = 86_400
 # What csrc/net takes.
 _HEADERS_MAX = 16 * 1024
 _PROXY_HOST_MAX = 127
+_PROXIED_HOST_MAX = 99
 _PROXY_AUTH_MAX = 93
 
 _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -95,6 +96,12 @@ class ChannelConfig(NamedTuple):
                 f"expected a host name for wss://, got the IPv6 address {parsed.host}, for which a "
                 "certificate cannot be checked: use a host name"
             )
+        proxy = _proxy(given["proxy"])
+        if proxy is not None and len(parsed.host) > _PROXIED_HOST_MAX:
+            raise InvalidURL(
+                f"expected a host name of at most {_PROXIED_HOST_MAX} characters through a proxy, "
+                f"got {len(parsed.host)}"
+            )
         config = cls(
             url=parsed,
             pins=pins,
@@ -104,7 +111,7 @@ class ChannelConfig(NamedTuple):
             headers=_headers(given["upgrade_headers"]),
             verify=must_verify,
             ca_file=ca_file,
-            proxy=_proxy(given["proxy"]),
+            proxy=proxy,
             max_in_flight=_in_flight(given["max_in_flight"]),
             keepalive_ms=_keepalive_ms(given["keepalive"]),
         )

@@ -13,8 +13,8 @@ __all__ = ["EnclaveURL"]
 
 _HOST = r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 # What csrc/net takes.
-_HOST_MAX = 127
-_PATH_MAX = 8191
+_AUTHORITY_MAX = 119
+_PATH_MAX = 2032
 _DEFAULT_PORTS = {"ws": 80, "wss": 443, "https": 443, "http": 80}
 
 
@@ -54,11 +54,6 @@ class EnclaveURL(NamedTuple):
         host = _host_of(parsed)
         if host is None or not re.fullmatch(_HOST, host):
             raise InvalidURL(f"expected a host name or an address in the URL, got {_shown(text)}")
-        if len(host) > _HOST_MAX:
-            raise InvalidURL(
-                f"expected a host name of at most {_HOST_MAX} characters, got {len(host)}: "
-                f"{_shown(text)}"
-            )
         if len(parsed.raw_path) > _PATH_MAX:
             raise InvalidURL(
                 f"expected a path and query of at most {_PATH_MAX} bytes, got "
@@ -67,12 +62,18 @@ class EnclaveURL(NamedTuple):
         port = parsed.port if parsed.port is not None else _DEFAULT_PORTS[parsed.scheme]
         if not 0 < port < 65536:
             raise InvalidURL(f"expected a port from 1 to 65535, got {port}")
-        return cls(
+        made = cls(
             scheme="ws" if parsed.scheme == "ws" else "wss",
             host=host,
             port=port,
             path=parsed.raw_path.decode("ascii"),
         )
+        if len(made.authority) > _AUTHORITY_MAX:
+            raise InvalidURL(
+                f"expected a host and port of at most {_AUTHORITY_MAX} characters, got "
+                f"{len(made.authority)}: {_shown(text)}"
+            )
+        return made
 
     @property
     def tls(self) -> bool:

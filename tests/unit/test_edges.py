@@ -502,13 +502,16 @@ PCRS = enclavia.Pcrs(pcr0="11" * 48, pcr1="22" * 48, pcr2="33" * 48)
 
 def _host(length: int) -> str:
     """A name of so many characters that no resolver knows."""
-    return ("a" * 31 + ".") * (length // 32) + "b" * (length % 32 - 8) + ".invalid"
+    labels = (length - 9) // 32
+    return ("a" * 31 + ".") * labels + "b" * (length - 8 - 32 * labels) + ".invalid"
 
 
 def _settings(length: int, kind: str) -> tuple[str, dict[str, Any]]:
     match kind:
         case "host":
             return f"ws://{_host(length)}", {}
+        case "proxied":
+            return f"ws://{_host(length)}", {"proxy": "http://127.0.0.1:1"}
         case "path":
             return "ws://127.0.0.1:1/" + "p" * (length - 1), {}
         case "upgrade_headers":
@@ -523,8 +526,9 @@ def _settings(length: int, kind: str) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("kind", "most", "error"),
     [
-        ("host", 127, enclavia.InvalidURL),
-        ("path", 8191, enclavia.InvalidURL),
+        ("host", 119, enclavia.InvalidURL),
+        ("proxied", 99, enclavia.InvalidURL),
+        ("path", 2032, enclavia.InvalidURL),
         ("upgrade_headers", 16_384, ValueError),
         ("proxy", 127, ValueError),
         ("credentials", 93, ValueError),

@@ -59,6 +59,38 @@ def answered(data: bytes, **options: Any) -> enclavia.EnclaviaError:
     return caught.value
 
 
+@pytest.mark.parametrize("length", [1, 2031, 2032])
+def test_the_longest_path_is_sent_whole(length: int) -> None:
+    heads: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        heads.append(peer.read_head())
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    path = "/" + "p" * (length - 1)
+    with RawServer(script) as server, pytest.raises(enclavia.UpgradeRejected):
+        connect(server.url + path)
+    assert heads[0].startswith(b"GET %s HTTP/1.1\r\n" % path.encode())
+
+
+@pytest.mark.parametrize("length", [60, 98, 99])
+def test_the_longest_host_is_told_to_a_proxy_whole(length: int) -> None:
+    heads: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        heads.append(peer.read_head())
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        heads.append(peer.read_head())
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    host = ("h" * 50 + "." + "h" * 50)[:length]
+    with RawServer(script) as server, pytest.raises(enclavia.UpgradeRejected):
+        connect(f"ws://{host}:65535", proxy=server.url.replace("ws://", "http://"))
+    authority = f"{host}:65535".encode()
+    assert heads[0].startswith(b"CONNECT %s HTTP/1.1\r\n" % authority)
+    assert header(heads[1], b"host") == authority
+
+
 # refused by status
 
 
