@@ -1,27 +1,17 @@
 /* platform on Linux: eventfd, timerfd, /proc/self/fd, TCP_INFO. platform.h says what each function
- * promises. Decides nothing; calls the C library alone; no lock. */
+ * promises. Decides nothing; calls posix.c and the C library; no lock. */
 #ifdef __linux__
 
-#include "platform/platform.h"
+#include "platform/posix.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <linux/tcp.h> /* <netinet/tcp.h> defines the same names with fewer fields */
 #include <netinet/in.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
-
-#define NS_PER_S ((int64_t)1000000000)
-
-static struct timespec as_timespec(int64_t at) {
-    return (struct timespec){.tv_sec = (time_t)(at / NS_PER_S), .tv_nsec = (long)(at % NS_PER_S)};
-}
 
 int64_t encl_now_ns(void) {
     struct timespec now;
@@ -40,7 +30,7 @@ void encl_platform_cond_init(pthread_cond_t *cond) {
 }
 
 void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until) {
-    struct timespec at = as_timespec(until);
+    struct timespec at = encl_posix_timespec(until);
 
     (void)pthread_cond_timedwait(cond, lock, &at);
 }
@@ -81,7 +71,7 @@ int encl_alarm_open(void) {
 }
 
 void encl_alarm_set(int fd, int64_t at) {
-    struct itimerspec when = {.it_value = as_timespec(at)};
+    struct itimerspec when = {.it_value = encl_posix_timespec(at)};
 
     (void)timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
@@ -133,21 +123,7 @@ bool encl_socket_get_progress(int fd, encl_socket_progress *out) {
 }
 
 int encl_descriptor_find(bool (*is_it)(int fd, void *arg), void *arg) {
-    DIR *dir = opendir("/proc/self/fd");
-    struct dirent *at;
-    int found = -1;
-
-    while (dir != NULL && found < 0 && (at = readdir(dir)) != NULL) {
-        int fd = (int)strtol(at->d_name, NULL, 10);
-
-        if (at->d_name[0] != '.' && is_it(fd, arg)) {
-            found = fd;
-        }
-    }
-    if (dir != NULL) {
-        closedir(dir);
-    }
-    return found;
+    return encl_posix_descriptor_find("/proc/self/fd", is_it, arg);
 }
 
 bool encl_file_identify(const char *path, encl_file_id *out) {
@@ -156,12 +132,7 @@ bool encl_file_identify(const char *path, encl_file_id *out) {
     if (stat(path, &file) != 0) {
         return false;
     }
-    *out = (encl_file_id){
-        .inode = file.st_ino,
-        .size = file.st_size,
-        .seconds = file.st_mtim.tv_sec,
-        .nanoseconds = file.st_mtim.tv_nsec,
-    };
+    *out = encl_posix_file_id(&file, file.st_mtim);
     return true;
 }
 

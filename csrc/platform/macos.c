@@ -1,28 +1,18 @@
 /* platform on macOS: kqueue, a pipe, /dev/fd, TCP_CONNECTION_INFO. platform.h says what each
  * function promises. Compiled for its syntax only so far (`make lint`): the project has no such
- * machine. Decides nothing; calls the C library alone; no lock. */
+ * machine. Decides nothing; calls posix.c and the C library; no lock. */
 #ifdef __APPLE__
 
-#include "platform/platform.h"
+#include "platform/posix.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/event.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
-
-#define NS_PER_S ((int64_t)1000000000)
-
-static struct timespec as_timespec(int64_t at) {
-    return (struct timespec){.tv_sec = (time_t)(at / NS_PER_S), .tv_nsec = (long)(at % NS_PER_S)};
-}
 
 int64_t encl_now_ns(void) {
     return (int64_t)clock_gettime_nsec_np(CLOCK_UPTIME_RAW);
@@ -35,7 +25,7 @@ void encl_platform_cond_init(pthread_cond_t *cond) {
 /* There is no choice of a clock for condition variables: the time that is left is given instead. */
 void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until) {
     int64_t left = until - encl_now_ns();
-    struct timespec wait = as_timespec(left < 0 ? 0 : left);
+    struct timespec wait = encl_posix_timespec(left < 0 ? 0 : left);
 
     (void)pthread_cond_timedwait_relative_np(cond, lock, &wait);
 }
@@ -159,21 +149,7 @@ bool encl_socket_get_progress(int fd, encl_socket_progress *out) {
 }
 
 int encl_descriptor_find(bool (*is_it)(int fd, void *arg), void *arg) {
-    DIR *dir = opendir("/dev/fd");
-    struct dirent *at;
-    int found = -1;
-
-    while (dir != NULL && found < 0 && (at = readdir(dir)) != NULL) {
-        int fd = (int)strtol(at->d_name, NULL, 10);
-
-        if (at->d_name[0] != '.' && is_it(fd, arg)) {
-            found = fd;
-        }
-    }
-    if (dir != NULL) {
-        closedir(dir);
-    }
-    return found;
+    return encl_posix_descriptor_find("/dev/fd", is_it, arg);
 }
 
 bool encl_file_identify(const char *path, encl_file_id *out) {
@@ -182,12 +158,7 @@ bool encl_file_identify(const char *path, encl_file_id *out) {
     if (stat(path, &file) != 0) {
         return false;
     }
-    *out = (encl_file_id){
-        .inode = file.st_ino,
-        .size = file.st_size,
-        .seconds = file.st_mtimespec.tv_sec,
-        .nanoseconds = file.st_mtimespec.tv_nsec,
-    };
+    *out = encl_posix_file_id(&file, file.st_mtimespec);
     return true;
 }
 
