@@ -56,12 +56,13 @@ static bool is_token(const char *text) {
     return true;
 }
 
-static bool is_printable(const char *text, bool spaces) {
+static bool is_printable(const char *text, bool with_blanks) {
     for (; *text != '\0'; text++) {
         unsigned char c = (unsigned char)*text;
+        bool is_blank = c == ' ' || c == '\t';
 
-        if (c < (spaces ? 0x20 : 0x21) || c == 0x7f) {
-            return spaces && c == '\t';
+        if (is_blank ? !with_blanks : c < 0x20 || c == 0x7f) {
+            return false;
         }
     }
     return true;

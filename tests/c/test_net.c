@@ -330,6 +330,7 @@ static void refused_connections_say_so(void **state) {
 
 static void bad_targets_are_refused_at_once(void **state) {
     static const encl_header injected[] = {{"X-A", "1\r\nX-B: 2"}}, blank[] = {{"X A", "1"}};
+    static const encl_header behind_a_tab[] = {{"X-A", "1\t2\r\nX-B: 3"}};
     encl_loop *loop;
     encl_conn *conn;
     encl_error err;
@@ -339,6 +340,9 @@ static void bad_targets_are_refused_at_once(void **state) {
     assert_int_equal(encl_loop_new(&loop, &err), ENCL_OK);
     target.headers = injected;
     target.header_count = 1;
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID);
+    target.headers = behind_a_tab;
     assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
                      ENCL_E_INVALID);
     target.headers = blank;
