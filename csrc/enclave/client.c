@@ -401,9 +401,7 @@ static void on_idle(void *arg) {
 }
 
 static void free_client(encl_client *c) {
-    if (c->idle != NULL) {
-        encl_timer_free(c->idle);
-    }
+    encl_timer_free(c->idle);
     encl_slots_drop(&c->slots);
     encl_answers_free(&c->answers);
     encl_buf_free(&c->unread);

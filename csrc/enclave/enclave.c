@@ -147,9 +147,7 @@ void encl_enclave_stop(encl_enclave *enclave) {
     if (enclave == NULL || !is_ours(enclave)) {
         return;
     }
-    if (enclave->listener != NULL) {
-        encl_listener_free(enclave->listener);
-    }
+    encl_listener_free(enclave->listener);
     if (enclave->loop != NULL) {
         /* First: clients are not to be told of workloads that end because we do. */
         encl_enclave_drop_connections(enclave, false);

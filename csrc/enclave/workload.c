@@ -73,9 +73,7 @@ encl_result encl_workload_new(encl_enclave *e, encl_workload_kind kind, bool sil
 }
 
 static void destroy(encl_workload *w) {
-    if (w->timer != NULL) {
-        encl_timer_free(w->timer);
-    }
+    encl_timer_free(w->timer);
     encl_buf_free(&w->queued);
     encl_buf_free(&w->answer);
     free(w);

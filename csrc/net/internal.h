@@ -64,8 +64,8 @@ typedef struct net_target {
     uint64_t keepalive_ms;
     net_addresses addresses;
     size_t next_address;
-    bool trying; /* libwebsockets is being asked to connect: it may refuse within the call */
-    char last_failure[384]; /* why the address before that one was of no use; empty at first */
+    bool trying; /* within the call that asks libwebsockets to connect; see try_address */
+    char last_failure[384]; /* why the address tried last was of no use; empty at first */
 } net_target;
 
 /* Checks and copies. */
@@ -129,7 +129,7 @@ struct encl_loop {
     net_vhost *vhosts;
     encl_list conns; /* all that are not finished */
     encl_list listeners;
-    encl_list owed; /* connections with a wsi that may or may not exist; see try_address */
+    encl_list owed; /* connections that a wsi may still lead to, or not; see try_address */
     uint8_t *rx;    /* one block that every connection reads into */
 };
 
@@ -272,7 +272,7 @@ struct encl_conn {
     encl_job connect; /* posted once, before anything else */
     encl_result (*begin)(encl_conn *conn, encl_error *err);
     net_target *target;
-    unsigned wsi_refs;   /* references held for libwebsockets' client wsi's */
+    unsigned wsi_refs;   /* references held for wsi that libwebsockets has not destroyed */
     encl_link owed;      /* loop->owed */
     encl_error rejected; /* what was wrong with the answer; its code is ENCL_OK where nothing was */
 };
@@ -282,8 +282,6 @@ encl_result net_conn_alloc(encl_loop *loop, bool framed, encl_ws_side side, encl
 bool net_conn_has_failed(const encl_conn *conn) ENCL_REQUIRES(conn->io);
 /* The first break counts. */
 void net_conn_note_break(encl_conn *conn, const char *while_doing) ENCL_REQUIRES(conn->io);
-/* Once libwebsockets' context is gone: gives back what was held for wsi's that never were. */
-void net_conn_settle_owed(encl_loop *loop);
 /* Why a connection ends that was closed, or whose loop ended, on this side. */
 void net_closed_here(encl_error *why);
 
@@ -355,5 +353,8 @@ void net_upgrade_note_failure(net_target *target, encl_slice text);
 int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons reason, void *in,
                      size_t len);
 int net_server_established(struct lws *wsi);
+/* Once libwebsockets' context, and every wsi with it, is gone: gives back the references that were
+ * kept because nothing showed whether a wsi had been made. */
+void net_client_settle_owed(encl_loop *loop);
 
 #endif

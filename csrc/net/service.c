@@ -211,7 +211,7 @@ static void end(encl_loop *loop) {
     run_jobs(loop);
     net_conn_finish_all(loop); /* what those jobs began to connect */
     lws_context_destroy(loop->context);
-    net_conn_settle_owed(loop);
+    net_client_settle_owed(loop);
     net_vhosts_free(loop);
 }
 

@@ -58,9 +58,10 @@ static void no_address_left(encl_conn *conn) {
  * all; the next address is tried by the caller in either case, so that one call never stands in
  * another.
  *
- * Where nothing was destroyed within the call, there may have been nothing to destroy, or it is
- * destroyed when its own time is over (a path that is too long for libwebsockets): both look alike.
- * So the reference stays until the one or, at the latest, the loop's end. */
+ * Where it refuses and has destroyed no wsi within the call, it may have made none, or it may keep
+ * one that it destroys when a timeout of its own is over: both look alike. So the wsi's reference
+ * to the connection stays until that wsi is destroyed or, at the latest, until the loop has ended.
+ */
 static bool try_address(encl_conn *conn, struct lws_vhost *vhost, const char *address) {
     unsigned refs_before = conn->wsi_refs;
     struct lws *made;
@@ -220,7 +221,7 @@ static void destroyed(encl_conn *conn, struct lws *wsi) {
     encl_conn_release(conn);
 }
 
-void net_conn_settle_owed(encl_loop *loop) {
+void net_client_settle_owed(encl_loop *loop) {
     encl_link *link;
 
     while ((link = encl_list_first(&loop->owed)) != NULL) {
