@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import Any, Protocol, Self, Unpack, cast
 
 import httpx2
@@ -163,14 +162,6 @@ class EnclaveTransport(_About, httpx.BaseTransport):
             self._enclave.__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<enclavia.httpx.EnclaveTransport {self._enclave._settings.config.url}>"
 
@@ -209,14 +200,6 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
         with _errors_of_httpx():
             await self._enclave.__aenter__()
         return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<enclavia.httpx.AsyncEnclaveTransport {self._enclave._settings.config.url}>"

@@ -1,17 +1,14 @@
 """One verified connection, and raw streams over it: the awaited surface.
 
-Awaits the operations of :mod:`enclavia._channel.operations`. Imports anyio, and is therefore
-imported when it is first asked for.
+Awaits the operations of :mod:`enclavia._channel.operations`. Brings anyio by way of
+:mod:`enclavia._io.loops`, and is therefore imported when it is first asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
-import anyio
-import anyio.to_thread
 import httpx2
 
 from .. import _core
@@ -20,7 +17,7 @@ from .._errors import StateError
 from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
 from .._io.face import READ_SIZE
-from .._io.loops import LoopIo
+from .._io.loops import LoopIo, run_blocking
 from .._public import public
 from . import operations
 from .config import ChannelConfig
@@ -87,21 +84,14 @@ class AsyncChannel(ChannelBase):
     async def close(self) -> None:
         """Sends what was written, then closes; streams still open end."""
         self._ended = True
-        with anyio.CancelScope(shield=True):
-            # A limiter of its own: the threads that all share may wait for this very task.
-            await anyio.to_thread.run_sync(self._core.close, limiter=anyio.CapacityLimiter(1))
+        await run_blocking(self._core.close)
 
     aclose = close
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -172,12 +162,7 @@ class AsyncStream(StreamBase):
         self._check_open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __reduce__(self) -> NoReturn:

@@ -7,7 +7,6 @@ writing a stream are direct calls of the C core.
 from __future__ import annotations
 
 import io
-from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, Unpack
 
 import httpx2
@@ -86,12 +85,7 @@ class Channel(ChannelBase):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> NoReturn:

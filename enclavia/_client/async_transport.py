@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Self, Unpack
 
-import anyio
-import anyio.to_thread
 import httpx2
 
 from .._channel.options import takes
-from .._io.loops import LoopIo
+from .._io.loops import LoopIo, run_blocking
 from .._public import public
 from .options import TRANSPORT_DEFAULTS, TransportOptions
 from .response import AsyncResponseBody, Response
@@ -48,11 +46,8 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Closes all connections and channels; requests still running fail."""
-        tunnels = self._engine.close()
-        with anyio.CancelScope(shield=True):
-            for tunnel in tunnels:
-                # A limiter of its own: the threads that all share may wait for this very task.
-                await anyio.to_thread.run_sync(tunnel.close, 1.0, limiter=anyio.CapacityLimiter(1))
+        for tunnel in self._engine.close():
+            await run_blocking(tunnel.close, 1.0)
 
     async def __aenter__(self) -> Self:
         try:

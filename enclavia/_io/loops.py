@@ -1,7 +1,7 @@
 """Waiting in an event loop for what the C core announces. One descriptor per event loop.
 
-The only module beside :mod:`enclavia._channel.async_channel` and
-:mod:`enclavia._client.async_transport` that imports anyio.
+The only module that imports anyio, which costs time: imported where something is awaited, and not
+before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import httpx2
 
 from .. import _core
@@ -31,6 +32,7 @@ __all__ = [
     "LoopIo",
     "Waiter",
     "loop_hub",
+    "run_blocking",
 ]
 
 
@@ -377,6 +379,13 @@ class LoopIo:
         if isinstance(pieces, AsyncGenerator):
             with anyio.CancelScope(shield=True):
                 await pieces.aclose()
+
+
+async def run_blocking(call: Callable[..., object], *arguments: object) -> None:
+    """Runs what blocks, in a thread; a cancellation waits for its end."""
+    with anyio.CancelScope(shield=True):
+        # A limiter of its own: the threads that all share may wait for this very task.
+        await anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
 
 
 def _readable(stream: _core.Stream) -> Register:
