@@ -157,6 +157,9 @@ void net_vhost_info(encl_loop *loop, const char *name, struct lws_context_creati
 extern const lws_retry_bo_t net_no_idle_policy;
 encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_vhost **out,
                           encl_error *err);
+/* The next connection of this vhost goes through target's proxy, at this address. False: there is
+ * no way through it, and nothing may be connected. */
+bool net_vhost_use_proxy(struct lws_vhost *vhost, const net_target *target, const char *address);
 /* Called by libwebsockets while it makes a vhost; nothing else says where its TLS settings are. */
 void net_vhost_note_ctx(struct lws_vhost *vhost, SSL_CTX *ctx);
 void net_vhosts_free(encl_loop *loop);

@@ -102,8 +102,9 @@ static encl_result check(const encl_ws_target *t, encl_error *err) {
     ENCL_ENSURE(t->authority != NULL && is_printable(t->authority, false), err, ENCL_E_INVALID_URL,
                 "expected a Host header without blanks");
     ENCL_TRY(check_lengths(t, err));
-    ENCL_ENSURE(t->proxy_host == NULL || strlen(t->proxy_host) <= HOST_MAX, err, ENCL_E_INVALID,
-                "proxy: expected a host name of 1 to %d bytes", HOST_MAX);
+    ENCL_ENSURE(t->proxy_host == NULL ||
+                    (*t->proxy_host != '\0' && strlen(t->proxy_host) <= HOST_MAX),
+                err, ENCL_E_INVALID, "proxy: expected a host name of 1 to %d bytes", HOST_MAX);
     ENCL_ENSURE(t->proxy_auth == NULL || strlen(t->proxy_auth) <= PROXY_AUTH_MAX, err,
                 ENCL_E_INVALID, "proxy: expected a user name and password of at most %d bytes",
                 PROXY_AUTH_MAX);

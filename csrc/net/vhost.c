@@ -67,35 +67,13 @@ static void add_tls(struct lws_context_creation_info *info, const net_target *ta
     }
 }
 
-static bool set_proxy(struct lws_vhost *vhost, const net_target *target) {
-    const char *auth = target->proxy_auth == NULL ? "" : target->proxy_auth;
-    char proxy[512];
-    int n;
-    bool ok;
-
-    if (target->proxy_host == NULL) {
-        return true;
-    }
-    n = snprintf(proxy, sizeof proxy, "%s%s%s:%u", auth, target->proxy_auth == NULL ? "" : "@",
-                 target->proxy_host, target->proxy_port);
-    ok = n >= 0 && (size_t)n < sizeof proxy && lws_set_proxy(vhost, proxy) == 0;
-    encl_wipe(proxy, sizeof proxy);
-    return ok;
-}
-
 static struct lws_vhost *make(encl_loop *loop, const net_target *target, net_vhost *entry) {
     struct lws_context_creation_info info;
-    struct lws_vhost *vhost;
 
     net_vhost_info(loop, CLIENT_VHOST, &info);
     info.user = entry;
     add_tls(&info, target);
-    vhost = lws_create_vhost(loop->context, &info);
-    if (vhost != NULL && !set_proxy(vhost, target)) {
-        lws_vhost_destroy(vhost);
-        vhost = NULL;
-    }
-    return vhost;
+    return lws_create_vhost(loop->context, &info);
 }
 
 /* The parts that may hold any character come last or with their lengths, so that no two targets
@@ -213,6 +191,29 @@ encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_
     ENCL_TRY(trust_file(loop, entry, target, err));
     *out = entry->vhost;
     return ENCL_OK;
+}
+
+/* An IPv6 address needs its brackets: libwebsockets would take the first colon for the port's, find
+ * port 0 behind it, and connect without the proxy. The scheme stands there because libwebsockets
+ * drops one, which the credentials may begin with, too. */
+bool net_vhost_use_proxy(struct lws_vhost *vhost, const net_target *target, const char *address) {
+    const char *auth = target->proxy_auth == NULL ? "" : target->proxy_auth;
+    bool v6 = strchr(address, ':') != NULL;
+    char proxy[512];
+    int n;
+    bool ok;
+
+#ifndef LWS_WITH_IPV6
+    if (v6) {
+        return false; /* it would not know what brackets are */
+    }
+#endif
+    n = snprintf(proxy, sizeof proxy, "http://%s%s%s%s%s:%u", auth,
+                 target->proxy_auth == NULL ? "" : "@", v6 ? "[" : "", address, v6 ? "]" : "",
+                 target->proxy_port);
+    ok = n >= 0 && (size_t)n < sizeof proxy && lws_set_proxy(vhost, proxy) == 0;
+    encl_wipe(proxy, sizeof proxy);
+    return ok;
 }
 
 void net_vhosts_free(encl_loop *loop) {

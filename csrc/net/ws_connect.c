@@ -83,6 +83,22 @@ static bool try_address(encl_conn *conn, struct lws_vhost *vhost, const char *ad
     return false;
 }
 
+/* Behind a proxy it is the proxy that finds the host's address, and it is the proxy's address that
+ * was looked up: libwebsockets would do so once more, and hold up all other connections. */
+static bool try_proxy(encl_conn *conn, struct lws_vhost *vhost, const char *address) {
+    net_target *t = conn->target;
+    bool v6 = strchr(t->host, ':') != NULL;
+    char host[NET_ADDRESS_TEXT * 2 + 3]; /* as CONNECT has it (RFC 9110 section 9.3.6) */
+    int n = snprintf(host, sizeof host, "%s%s%s", v6 ? "[" : "", t->host, v6 ? "]" : "");
+
+    if (n < 0 || (size_t)n >= sizeof host || !net_vhost_use_proxy(vhost, t, address)) {
+        (void)snprintf(t->last_failure, sizeof t->last_failure,
+                       "the proxy's address %s cannot be used", address);
+        return false;
+    }
+    return try_address(conn, vhost, host);
+}
+
 static void connect_next(encl_conn *conn) {
     net_target *t = conn->target;
     struct lws_vhost *vhost;
@@ -95,8 +111,8 @@ static void connect_next(encl_conn *conn) {
     while (t->next_address < t->addresses.count) {
         const char *address = t->addresses.text[t->next_address++];
 
-        /* Behind a proxy it is the proxy that finds the address. */
-        if (try_address(conn, vhost, t->proxy_host != NULL ? t->host : address) ||
+        if ((t->proxy_host != NULL ? try_proxy(conn, vhost, address)
+                                   : try_address(conn, vhost, address)) ||
             conn->state == NET_FINISHED) {
             return;
         }
@@ -249,7 +265,7 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
                      size_t len) {
     switch (reason) {
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:
-        /* Behind a proxy with several addresses it need not be the first socket. */
+        /* It need not be the first socket: libwebsockets may have made another. */
         net_own(&conn->ws_owned, lws_get_socket_fd(wsi));
         return net_upgrade_append_headers(conn->target, in, len);
     case LWS_CALLBACK_ESTABLISHED_CLIENT_HTTP:

@@ -349,6 +349,10 @@ static void bad_targets_are_refused_at_once(void **state) {
     assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
                      ENCL_E_INVALID);
     target.header_count = 0;
+    target.proxy_host = "";
+    assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
+                     ENCL_E_INVALID);
+    target.proxy_host = NULL;
     target.path = "nowhere";
     assert_int_equal(encl_conn_connect_ws(loop, &target, &events, NULL, &conn, &err),
                      ENCL_E_INVALID_URL);

@@ -209,7 +209,8 @@ class RawServer:
         self.peers: list[Peer] = []
         self.failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server((host, 0), backlog=64)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=64)
         self.host = host
         self.port: int = self._listener.getsockname()[1]
         self._closing = False

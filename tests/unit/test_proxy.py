@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import select
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,15 +61,17 @@ class Proxy(RawServer):
         self,
         credentials: bytes | None = None,
         answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n",
+        host: str = "127.0.0.1",
     ) -> None:
-        super().__init__(self._script)
+        super().__init__(self._script, host=host)
         self._credentials = credentials
         self._answer = answer
         self.heads: list[bytes] = []
 
     @property
     def proxy_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     def _script(self, peer: Peer) -> None:
         head = peer.read_head()
@@ -129,8 +134,9 @@ def test_the_upgrade_headers_are_not_for_the_proxy() -> None:
         ("user:", b"user:"),
         ("us%40er:p%3Aass%2Fword%40x", b"us@er:p:ass/word@x"),
         ("user:" + "p" * 88, b"user:" + b"p" * 88),
+        ("http:%2F%2Fpassword", b"http://password"),
     ],
-    ids=["plain", "no password", "escaped", "long"],
+    ids=["plain", "no password", "escaped", "long", "like a scheme"],
 )
 def test_credentials(userinfo: str, credentials: bytes) -> None:
     with RawServer(serve) as server, Proxy(credentials) as proxy:
@@ -161,6 +167,98 @@ def test_the_name_is_not_resolved_here() -> None:
     with RawServer(script) as proxy:
         check_works("ws://only-the-proxy-knows.invalid", f"http://127.0.0.1:{proxy.port}")
         assert b"Host: only-the-proxy-knows.invalid\r\n" in bytes(proxy.peer.received)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_a_proxy_with_an_ipv6_address() -> None:
+    with RawServer(serve) as server, Proxy(b"a:b", host="::1") as proxy:
+        check_works(server.url, proxy.proxy_url.replace("//", "//a:b@"))
+        assert len(proxy.heads) == len(server.peers) == 1
+
+
+def test_a_proxy_with_an_ipv6_address_is_not_gone_around() -> None:
+    """libwebsockets would connect without it where its address has no brackets."""
+    with RawServer(serve) as server:
+        with pytest.raises(enclavia.ConnectError, match="through the proxy ::1"):
+            connect(server.url, proxy=f"http://[::1]:{unused_port()}")
+        assert server.peers == []
+
+
+def test_an_ipv6_address_is_told_to_the_proxy_in_brackets() -> None:
+    heads: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        heads.append(peer.read_head())
+        peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        serve(peer)
+
+    with RawServer(script) as proxy:
+        check_works("ws://[2001:db8::5]:81", proxy.url.replace("ws://", "http://"))
+    assert heads[0].startswith(b"CONNECT [2001:db8::5]:81 HTTP/1.1\r\n")
+    assert header(heads[0], b"host") == b"[2001:db8::5]:81"
+
+
+# Preloaded, this knows the proxy's name once, and never again.
+FORGETFUL = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <stdatomic.h>
+#include <string.h>
+
+typedef int (*call)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+static atomic_int asked;
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
+                struct addrinfo **found) {
+    call real = (call)dlsym(RTLD_NEXT, "getaddrinfo");
+
+    if (name == NULL || strncmp(name, "the-proxy", 9) != 0 ||
+        (hints != NULL && (hints->ai_flags & AI_NUMERICHOST) != 0)) {
+        return real(name, service, hints, found);
+    }
+    return asked++ == 0 ? real("127.0.0.1", service, hints, found) : EAI_NONAME;
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
+@pytest.mark.skipif("ENCLAVIA_SANITIZED" in os.environ, reason="LD_PRELOAD is taken")
+@pytest.mark.parametrize("length", [9, 119, 127])
+def test_the_proxys_name_is_looked_up_once(length: int, tmp_path: Path) -> None:
+    """In a thread of its own: a second time, in libwebsockets, would hold up all connections. The
+    longest name leaves its port whole."""
+    source, made = tmp_path / "forgetful.c", tmp_path / "forgetful.so"
+    source.write_text(FORGETFUL)
+    command = ["cc", "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(made), "-ldl"]
+    subprocess.run(command, check=True)
+    name = ("the-proxy" + ("." + "p" * 49) * 3)[:length]
+    program = (
+        "import sys; from enclave_peer import connect\nconnect(sys.argv[1], proxy=sys.argv[2])"
+    )
+
+    def refuse(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    with RawServer(refuse) as server, Proxy() as proxy:
+        ended = subprocess.run(
+            [sys.executable, "-c", program, server.url, f"http://{name}:{proxy.port}"],
+            env={**os.environ, "LD_PRELOAD": str(made), "PYTHONPATH": str(Path(__file__).parent)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "UpgradeRejected" in ended.stderr, ended.stderr
+        assert len(proxy.heads) == len(server.peers) == 1
 
 
 def test_two_proxies_and_none_at_once() -> None:
