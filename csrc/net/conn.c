@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <openssl/ssl.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "net/internal.h"
 
@@ -159,29 +158,21 @@ void net_conn_raw_closed(encl_conn *conn) {
 /* ---- becoming open ---- */
 
 encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
-    lws_adopt_desc_t info = {
-        .vh = conn->loop->raw_vhost,
-        .type = LWS_ADOPT_RAW_FILE_DESC,
-        .fd = {.filefd = fd},
-        .vh_prot_name = NET_PROTOCOL,
-    };
-
     encl_socket_prepare(fd);
     net_own(&conn->raw_owned, fd);
-    encl_lock(&conn->io);
-    conn->socket.fd = fd;
-    encl_unlock(&conn->io);
     encl_conn_retain(conn); /* raw_wsi's, given back in net_conn_raw_closed */
-    conn->raw_wsi = lws_adopt_descriptor_vhost_via_info(&info);
+    conn->raw_wsi = net_adopt(conn->loop, fd);
     if (conn->raw_wsi == NULL) {
         forget_socket(conn);
         net_disown(&conn->raw_owned);
-        (void)close(fd);
         encl_conn_release(conn);
         return encl_fail(err, ENCL_E_NOMEM, "no room for another connection");
     }
     /* Only now: one that cannot be adopted is destroyed without being anybody's. */
     lws_set_opaque_user_data(conn->raw_wsi, conn);
+    encl_lock(&conn->io);
+    conn->socket.fd = fd;
+    encl_unlock(&conn->io);
     return ENCL_OK;
 }
 

@@ -126,6 +126,8 @@ struct encl_loop {
     struct lws_protocols protocols[2];
     struct lws_vhost *raw_vhost; /* of adopted descriptors */
     struct lws *alarm;           /* the timers' descriptor */
+    bool adopting;               /* within the call that adopts a descriptor */
+    struct lws *made;            /* by that call */
     net_vhost *vhosts;
     encl_list conns; /* all that are not finished */
     encl_list listeners;
@@ -149,6 +151,12 @@ typedef enum net_turn {
 net_turn net_loop_next_turn(encl_loop *loop);
 /* What is posted meanwhile stays for the next turn. */
 void net_loop_run_jobs(encl_loop *loop);
+
+/* ---- adopt.c: descriptors that libwebsockets watches ---- */
+
+/* libwebsockets closes fd, at once where this is NULL: it has no room. */
+struct lws *net_adopt(encl_loop *loop, int fd);
+void net_adopt_note_wsi(encl_loop *loop, struct lws *wsi); /* libwebsockets made it */
 
 /* ---- vhost.c: TLS and proxy settings ---- */
 

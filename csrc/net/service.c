@@ -3,7 +3,6 @@
  *
  * No lock, but for what loop.c and registry.c take. */
 #include <signal.h>
-#include <unistd.h>
 
 #include "net/internal.h"
 
@@ -86,6 +85,9 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
     case LWS_CALLBACK_WSI_DESTROY:
         conn = lws_get_opaque_user_data(wsi);
         return conn == NULL ? 0 : net_client_event(conn, wsi, reason, in, len);
+    case LWS_CALLBACK_WSI_CREATE:
+        net_adopt_note_wsi(lws_context_user(lws_get_context(wsi)), wsi);
+        return 0;
     case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_CLIENT_VERIFY_CERTS:
         net_vhost_note_ctx(lws_get_vhost(wsi), user);
         return 0;
@@ -143,19 +145,12 @@ static bool make_raw_vhost(encl_loop *loop) {
 
 static bool adopt_alarm(encl_loop *loop) {
     int fd = encl_alarm_open();
-    lws_adopt_desc_t info = {
-        .vh = loop->raw_vhost,
-        .type = LWS_ADOPT_RAW_FILE_DESC,
-        .fd = {.filefd = fd},
-        .vh_prot_name = NET_PROTOCOL,
-    };
 
     if (fd < 0) {
         return false;
     }
-    loop->alarm = lws_adopt_descriptor_vhost_via_info(&info);
+    loop->alarm = net_adopt(loop, fd);
     if (loop->alarm == NULL) {
-        (void)close(fd);
         return false;
     }
     net_timers_set_alarm(&loop->timers, fd);

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import cbor2
 import pytest
@@ -260,3 +265,58 @@ def test_decoding_of_a_stream_is_bounded() -> None:
             if total > 100 * MIB:
                 break
         assert most < 64 * 1024, f"{most} KiB"
+
+
+# libwebsockets takes no descriptor above the limit that there was when its context was made. Each
+# round leaves one more below it, so that it ends for the client in one, for the enclave in another.
+FULL = """
+import os, resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+import enclavia
+from enclavia.testing import LocalEnclave
+
+def fill(below):
+    made = []
+    while not made or made[-1] < below:
+        made.append(os.open("/dev/null", os.O_RDONLY))
+    return made
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+refused = 0
+with LocalEnclave(app) as enclave:
+    keywords = {"pcrs": enclave.pcrs, "root": enclave.root, "timeout": 10}
+    enclavia.Channel.connect(enclave.url, **keywords).close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    ours = fill(125)
+    for room in list(range(6)) * 5:
+        for _ in range(room):
+            os.close(ours.pop())
+        try:
+            enclavia.Channel.connect(enclave.url, **keywords).close()
+        except (MemoryError, enclavia.ConnectError, enclavia.ConnectionClosed):
+            refused += 1
+        ours += fill(125)
+    ours += fill(200)
+for fd in ours:
+    os.fstat(fd)
+print("refused", refused > 0)
+"""
+
+
+@pytest.mark.skipif(
+    1024 > resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 0, reason="no room for descriptors"
+)
+def test_a_connection_that_finds_no_room_closes_no_descriptor_of_another() -> None:
+    """Not when it is refused, and not when the local enclave is stopped."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.stdout == "refused True\n", ended.stderr
