@@ -95,7 +95,10 @@ class ConnectError(EnclaviaError, httpx2.ConnectError):
 
 
 class UpgradeRejected(ConnectError):
-    """The router answered the WebSocket upgrade with something else. ``head``: what it sent."""
+    """The router answered the WebSocket upgrade with something else.
+
+    ``head``: its status and those header lines that fit into 1 KiB, each whole.
+    """
 
     def __init__(
         self,

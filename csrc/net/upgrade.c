@@ -30,7 +30,7 @@ static bool worth_a_retry(int status) {
 static void rebuild_head(struct lws *wsi, int status, encl_error *err) {
     uint8_t *head = err->detail.upgrade.head;
     size_t room = sizeof err->detail.upgrade.head, used;
-    char value[256];
+    char value[ENCL_ERROR_HEAD_MAX];
     int n = snprintf((char *)head, room, "HTTP/1.1 %d\r\n", status);
 
     used = n > 0 ? (size_t)n : 0;
@@ -42,10 +42,9 @@ static void rebuild_head(struct lws *wsi, int status, encl_error *err) {
             continue;
         }
         n = snprintf((char *)head + used, room - used, "%s %s\r\n", name, value);
-        if (n < 0 || (size_t)n >= room - used) {
-            break;
+        if (n >= 0 && (size_t)n < room - used) { /* otherwise it has no room, but the next may */
+            used += (size_t)n;
         }
-        used += (size_t)n;
     }
     err->detail.upgrade.head_len = used;
 }

@@ -130,6 +130,18 @@ def test_a_refusal_is_typed_and_says_whether_to_try_again(status: int, retryable
     assert error.head.startswith(b"HTTP/1.1 %d" % status)
 
 
+def test_a_refusals_long_lines_are_whole_or_left_out() -> None:
+    where = b"https://login.example/" + b"w" * 600
+    error = answered(
+        b"HTTP/1.1 401 Who\r\nContent-Type: text/%s\r\nLocation: %s\r\nServer: s\r\n"
+        b"Content-Length: 0\r\n\r\n" % (b"x" * 1200, where)
+    )
+    assert isinstance(error, enclavia.UpgradeRejected)
+    assert header(error.head, b"location") == where
+    assert header(error.head, b"server") == b"s"
+    assert b"xxx" not in error.head
+
+
 def test_a_page_of_html_is_a_refusal() -> None:
     page = b"<html><body>It works!</body></html>" * 300
     error = answered(
