@@ -11,7 +11,7 @@ from .._errors import InvalidURL
 
 __all__ = ["EnclaveURL"]
 
-_HOST = r"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+_HOST = r"[0-9A-Za-z_-][0-9A-Za-z._-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 # What csrc/net takes.
 _AUTHORITY_MAX = 119
 _PATH_MAX = 2032

@@ -62,6 +62,7 @@ def test_taken(text: str, scheme: str, host: str, port: int, path: str, authorit
         ("wss://e.example:99999", "port"),
         ("wss://e.example:port", "expected wss"),
         ("wss://exa mple", "host name"),
+        ("wss://.e.example", "host name"),  # "any name below" to a check of certificates
         ("wss://[::%\u00e9]/", "host name"),
         ("wss://e.example/\x00", "expected wss"),
     ],
