@@ -3,8 +3,14 @@
  *
  * No lock, but for what loop.c and registry.c take. */
 #include <signal.h>
+#include <unistd.h>
 
 #include "net/internal.h"
+
+enum {
+    WATCHED_MAX = 4096,
+    WATCHED_EXTRA = 8, /* libwebsockets adds to what it is told: two, and one for each resolver */
+};
 
 /* ---- the process ---- */
 
@@ -117,12 +123,25 @@ static struct lws_context *create_context(const struct lws_context_creation_info
     return context;
 }
 
+/* How many descriptors libwebsockets watches in one loop: fewer than the process may open at this
+ * moment. It then keeps them in a table that it searches. Otherwise it uses a descriptor's number
+ * as an index into the table, and libwebsockets 4.1 and 4.3 write behind the table when they close
+ * a descriptor whose number is too high for it, as a program has that raises its limit later. */
+static unsigned most_watched(void) {
+    long limit = sysconf(_SC_OPEN_MAX);
+
+    if (limit < 0 || limit - WATCHED_EXTRA > WATCHED_MAX) {
+        return WATCHED_MAX;
+    }
+    return limit > WATCHED_EXTRA ? (unsigned)(limit - WATCHED_EXTRA) : 1;
+}
+
 static bool make_context(encl_loop *loop) {
     struct lws_context_creation_info info = {
         .port = CONTEXT_PORT_NO_LISTEN,
         .options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS,
         .user = loop,
-        .fd_limit_per_thread = 4096,
+        .fd_limit_per_thread = most_watched(),
         .pt_serv_buf_size = 32 * 1024,
         .timeout_secs = 60,
         .connect_timeout_secs = 60,
