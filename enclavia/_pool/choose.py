@@ -1,6 +1,6 @@
 """Which connection a request gets: the cases, in the order in which they are tried.
 
-Pure. What it decides is a :class:`Choice`, which :class:`enclavia._pool.pool.Pool` carries out:
+Pure. What it decides is a :class:`Choice`, which :class:`enclavia._pool.turns.Turns` carries out:
 nothing here changes a member, wakes a request or closes a connection.
 
 1. A long body, where a channel is open: one on which nothing else is going on, else a spare channel

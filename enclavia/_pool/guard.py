@@ -12,6 +12,7 @@ from collections.abc import Callable, Sized
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from .._errors import StateError
+from .outbox import Outbox
 
 __all__ = ["Guarded", "carried_out", "refused"]
 
@@ -25,11 +26,9 @@ class Guarded(Protocol):
     """Whether the state is being changed. Guarded by the lock."""
 
     @property
-    def _to_wake(self) -> Sized: ...
-    @property
-    def _to_close(self) -> Sized: ...
-    @property
     def _lost(self) -> Sized: ...
+    @property
+    def _outbox(self) -> Outbox[Any, Any]: ...
     def _carry_out(self) -> None: ...
     def _mend(self) -> None: ...
 
@@ -63,7 +62,8 @@ def carried_out(interrupting: Callable[..., Any] | None) -> Callable[[F], F]:
                         result = method(self, *args, **keywords)
                     finally:
                         self._inside = False
-                if self._to_wake or self._to_close or self._lost:
+                outbox = self._outbox
+                if outbox.to_wake or outbox.to_close or self._lost:
                     self._carry_out()
             except BaseException:
                 self._mend()

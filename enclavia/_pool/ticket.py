@@ -48,12 +48,12 @@ class Ticket(Generic[C, L]):
     """One request's place in the queue."""
 
     __slots__ = (
-        "__weakref__", "_owner", "error", "job", "lease", "member", "order", "since", "state",
+        "__weakref__", "error", "job", "lease", "member", "order", "owner", "since", "state",
         "waiter",
     )  # fmt: skip
 
     def __init__(self, owner: Owner[C, L], job: Job, order: int, since: float) -> None:
-        self._owner = owner
+        self.owner = owner
         self.job = job
         self.order = order
         self.since = since
@@ -65,7 +65,7 @@ class Ticket(Generic[C, L]):
 
     @property
     def phase(self) -> Phase:
-        return self._owner.phase if self.state is State.WAITING else Phase.CONNECT
+        return self.owner.phase if self.state is State.WAITING else Phase.CONNECT
 
     def take(self) -> Lease[C, L]:
         lease, self.lease = self.lease, None
@@ -73,4 +73,4 @@ class Ticket(Generic[C, L]):
 
     def __del__(self) -> None:
         if self.state in (State.WAITING, State.CONNECT):
-            self._owner.lost_ticket(self.order)
+            self.owner.lost_ticket(self.order)

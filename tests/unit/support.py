@@ -306,7 +306,7 @@ def with_client(
 
 def heard_the_close(client: enclavia.Client | enclavia.AsyncClient) -> bool:
     """Whether every workload connection that is kept for a next request is known to be closed."""
-    members = client._enclave._engine.pool._members
+    members = client._enclave._engine.pool._members.all
     return all(not link.fresh for member in members for _, link in member.idle)
 
 

@@ -17,12 +17,14 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scheduler import AllSchedules, Event, Lock, RandomSchedule, Scheduler, Stuck, schedules
 
 import enclavia
+from enclavia import _pool
 from enclavia._client import transport, transport_base
 from enclavia._client.settings import Settings
 from enclavia._client.transport import EnclaveTransport
@@ -32,8 +34,6 @@ from enclavia._exchange.engine import Engine
 from enclavia._exchange.timeouts import Timeouts
 from enclavia._io import face
 from enclavia._io.face import run
-from enclavia._pool import choose as choosing
-from enclavia._pool import guard, pool, ticket
 from enclavia._pool.kinds import Job, PoolLimits, State
 from enclavia._pool.ticket import Lease
 
@@ -43,19 +43,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 EFFORT = int(os.environ.get("ENCLAVIA_INTERLEAVINGS", "1"))
 WATCHED = frozenset(
     str(module.__file__)
-    for module in (
-        choosing,
-        guard,
-        pool,
-        ticket,
-        connections,
-        engine,
-        tunnel,
-        transport,
-        transport_base,
-    )
+    for module in (connections, engine, tunnel, transport, transport_base)
     if module.__file__
-)
+) | frozenset(map(str, Path(_pool.__path__[0]).glob("*.py")))
 NO_LIMIT = Timeouts()
 GET = Job()
 LONG = Job(repeatable=False, body_size=100_000_000)
@@ -152,7 +142,7 @@ class World:
         TransportBase.__init__(self.transport, settings)  # type: ignore[arg-type]
         self.pool: Any = self.engine.pool
         self.pool._lock = Lock(scheduler)
-        self.pool._jitter = lambda: 1.0
+        self.pool._outage.jitter = lambda: 1.0
         self.opened_before = False
 
     @property
@@ -333,8 +323,8 @@ def explained(place: str) -> Iterator[None]:
 def check(world: World, closed: bool) -> None:
     pool = world.pool
     assert not pool._lock.taken
-    assert not pool._to_wake
-    assert not pool._to_close
+    assert not pool._outbox.to_wake
+    assert not pool._outbox.to_close
     assert not pool._lost
     stats = pool.stats()
     assert stats.streams_active == 0
@@ -345,8 +335,8 @@ def check(world: World, closed: bool) -> None:
             world.obtain()
         assert pool.handles() == []
         return
-    assert all(member.open and member.in_use == 0 for member in pool._members)
-    assert len(pool._members) <= world.limits.max_channels
+    assert all(member.open and member.in_use == 0 for member in pool._members.all)
+    assert len(pool._members.all) <= world.limits.max_channels
     # Every slot can be had, at once and together.
     leases = [world.obtain() for _ in range(world.limits.max_in_flight)]
     assert pool.stats().streams_active == len(leases)

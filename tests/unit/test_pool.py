@@ -209,7 +209,7 @@ class TestConnecting:
             assert ticket.member is not None
             pauses.add(ticket.member.not_before)
             pool.withdraw(ticket, 0)
-            pool._failures = 0
+            pool._outage.failures = 0
         assert len(pauses) == 20
         assert all(0.025 <= pause <= 0.05 for pause in pauses)
 
@@ -787,16 +787,16 @@ class AnyHistory(RuleBasedStateMachine):
         self.pool.settle(self.now)
         self.collect()
 
-    @precondition(lambda self: any(member.idle for member in self.pool._members))
+    @precondition(lambda self: any(member.idle for member in self.pool._members.all))
     @rule()
     def workload_closes_idle(self) -> None:
-        for member in self.pool._members:
+        for member in self.pool._members.all:
             for _, link in member.idle:
                 link.fresh = False
 
     @invariant()
     def slots_are_accounted_for(self) -> None:
-        members = self.pool._members
+        members = self.pool._members.all
         assert len(members) <= self.limits.max_channels
         assert all(member.load <= self.limits.max_in_flight for member in members)
         for member in members:
@@ -811,9 +811,9 @@ class AnyHistory(RuleBasedStateMachine):
             return
         if self.connectors():
             return
-        ready = [member for member in self.pool._members if member.open]
+        ready = [member for member in self.pool._members.all if member.open]
         assert ready
-        if not is_long(waiting[0].job, self.pool._limits) and not all(m.spare for m in ready):
+        if not is_long(waiting[0].job, self.limits) and not all(m.spare for m in ready):
             ready = [member for member in ready if not member.spare]
         assert all(member.load == self.limits.max_in_flight for member in ready)
         assert not any(member.idle for member in ready)
@@ -822,7 +822,7 @@ class AnyHistory(RuleBasedStateMachine):
     def leases_use_what_is_open(self) -> None:
         links = [lease.link for lease in self.leases if lease.link is not None]
         assert len(links) == len({id(link) for link in links})
-        idle = {id(link) for member in self.pool._members for _, link in member.idle}
+        idle = {id(link) for member in self.pool._members.all for _, link in member.idle}
         assert not idle & {id(link) for link in links}
 
 

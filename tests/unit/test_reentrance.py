@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,22 +18,14 @@ import pytest
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
+from enclavia import _pool
 from enclavia._errors import StateError
-from enclavia._pool import choose, guard
-from enclavia._pool import pool as pool_module
-from enclavia._pool import ticket as ticket_module
 from enclavia._pool.kinds import Job, PoolLimits, State
 from enclavia._pool.pool import Pool
 from enclavia._pool.ticket import Lease, Ticket
 
 ENDS_WITHIN = 60  # seconds after which a run is taken for one that never ends
-FILES = {
-    choose.__file__,
-    guard.__file__,
-    pool_module.__file__,
-    ticket_module.__file__,
-    threading.__file__,
-}
+FILES = {threading.__file__, *map(str, Path(_pool.__path__[0]).glob("*.py"))}
 
 
 class Channel:
