@@ -11,6 +11,7 @@ VERSION: Final[str]
 MAX_IN_FLIGHT: Final[int]
 READABLE: Final[int]
 WRITABLE: Final[int]
+STREAM_CHUNK: Final[int]  # bytes that one record of a stream carries, the opening one included
 AWS_ROOT_G1: Final[bytes]
 ERROR_NAMES: Final[tuple[str, ...]]
 """What csrc/base/error.c calls its codes, in their order: the names in ``_errors``."""
@@ -156,7 +157,7 @@ class Stream:
         """1..n bytes; b"" at the end. timeout 0: None where it would wait."""
     def readinto(self, buffer: Buffer, timeout: float | None) -> int | None: ...
     def write(self, data: Buffer, timeout: float | None) -> int:
-        """All of data, in records of at most 16 320 bytes. timeout 0: as much as can be taken
+        """All of data, in records of at most STREAM_CHUNK bytes. timeout 0: as much as can be taken
         now, and how much that was."""
     def write_eof(self) -> None: ...
     def close(self) -> None: ...

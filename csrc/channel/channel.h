@@ -110,8 +110,7 @@ encl_result encl_slot_wait(encl_slot *slot, int64_t until, encl_error *err); /* 
 void encl_slot_give_up(encl_slot *slot);
 void encl_slot_release(encl_slot *slot); /* the reference; gives up what was not used */
 
-/* Uses the slot up. The payload goes with the opening record. */
-#define ENCL_STREAM_FIRST_MAX 16320
+/* Uses the slot up. The payload, at most ENCL_STREAM_CHUNK bytes, goes with the opening record. */
 encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **out,
                              encl_error *err);
 void encl_stream_release(encl_stream *st); /* closes */

@@ -9,8 +9,6 @@
 #include "channel/transfer.h"
 #include "channel/waits.h"
 
-_Static_assert(ENCL_STREAM_FIRST_MAX == ENCL_STREAM_CHUNK, "one record");
-
 /* ---- open and close ---- */
 
 encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **out,
@@ -22,8 +20,8 @@ encl_result encl_stream_open(encl_slot *slot, encl_slice payload, encl_stream **
     if (encl_channel_is_forked(slot->ch)) {
         return ch_forked(err);
     }
-    ENCL_ENSURE(payload.len <= ENCL_STREAM_FIRST_MAX, err, ENCL_E_INVALID,
-                "first bytes of a stream: expected at most %d, got %zu", ENCL_STREAM_FIRST_MAX,
+    ENCL_ENSURE(payload.len <= ENCL_STREAM_CHUNK, err, ENCL_E_INVALID,
+                "first bytes of a stream: expected at most %d, got %zu", ENCL_STREAM_CHUNK,
                 payload.len);
     st = calloc(1, sizeof *st);
     ENCL_ENSURE(st != NULL, err, ENCL_E_NOMEM, "out of memory");

@@ -373,7 +373,7 @@ static PyObject *channel_reserve(PyObject *self, PyObject *const *args, Py_ssize
 
 /* The first record's part of payload, then the rest. NULL with an exception set. */
 static PyObject *open_with(encl_slot *slot, encl_slice payload) {
-    size_t done = payload.len < ENCL_STREAM_FIRST_MAX ? payload.len : ENCL_STREAM_FIRST_MAX;
+    size_t done = payload.len < ENCL_STREAM_CHUNK ? payload.len : ENCL_STREAM_CHUNK;
     binding_outcome outcome;
     PyObject *result;
     encl_stream *stream;

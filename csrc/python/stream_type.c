@@ -5,6 +5,7 @@
 #include "base/secmem.h"
 #include "python/arguments.h"
 #include "python/binding.h"
+#include "session/session.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -304,7 +305,8 @@ static PyType_Spec stream_spec = {
 int binding_add_stream(PyObject *module) {
     stream_type = binding_add_type(module, &stream_spec);
     if (stream_type == NULL || PyModule_AddIntConstant(module, "READABLE", ENCL_READABLE) != 0 ||
-        PyModule_AddIntConstant(module, "WRITABLE", ENCL_WRITABLE) != 0) {
+        PyModule_AddIntConstant(module, "WRITABLE", ENCL_WRITABLE) != 0 ||
+        PyModule_AddIntConstant(module, "STREAM_CHUNK", ENCL_STREAM_CHUNK) != 0) {
         return -1;
     }
     return 0;

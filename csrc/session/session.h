@@ -18,8 +18,8 @@
 #define ENCL_MAX_OPEN    64 /* ids in flight on one connection: the server's limit */
 #define ENCL_RECORD_HEAD 4  /* u32 big-endian: length of what follows */
 #define ENCL_RECORD_MAX  (ENCL_RECORD_HEAD + ENCL_NOISE_MAX_MESSAGE)
-/* Payload of one stream record: its encoding, at most twice as long, stays within the 32 KiB that
- * the path writes at a time, WebSocket and record framing included. */
+/* Payload of one stream record, the opening one included: its encoding, at most twice as long,
+ * stays within the 32 KiB that the path writes at a time, WebSocket and record framing included. */
 #define ENCL_STREAM_CHUNK 16320
 
 typedef enum encl_session_state {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .. import _core
 from .._arguments import byte_view, whole
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIRST_PAYLOAD", "first_piece", "read_size"]
 
-FIRST_PAYLOAD = 16_320
+FIRST_PAYLOAD = _core.STREAM_CHUNK
 _READ_MAX = 1 << 30  # above what one read gives, and no number that C cannot hold
 
 

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 
 #include "local.h"
+#include "session/session.h"
 
 #define THREADS 16
 #define ROUNDS  40
@@ -92,7 +93,7 @@ static void echo(worker *w) {
 }
 
 static void leave_a_stream_with_data_coming(worker *w) {
-    static const uint8_t bytes[ENCL_STREAM_FIRST_MAX];
+    static const uint8_t bytes[ENCL_STREAM_CHUNK];
     encl_stream *st = opened(w, ENCL_SLICE(bytes, sizeof bytes));
 
     if (st != NULL && draw(w, 2) == 0) {
