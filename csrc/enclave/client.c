@@ -1,9 +1,9 @@
 /* client: one client's connection. Callbacks of net, of a timer and of workloads each are one turn:
- * it changes what is known here (decodes, takes and gives back slots, sends answers), and settle()
+ * it changes what is known here (decodes, takes and gives back places, sends answers), and settle()
  * then acts on that: it goes on with what waited, ends the connection, stops or resumes reading on
  * both sides, and sets the idle timer. Nothing else in this folder does any of these.
  *
- * Stands above answers, greeting and slots, which know no clients and report by what they return.
+ * Stands above answers, greeting and places, which know no clients and report by what they return.
  * Everything runs in the loop's service thread, so there is no lock. */
 #include "enclave/client.h"
 
@@ -14,7 +14,7 @@
 #include "enclave/answers.h"
 #include "enclave/faults.h"
 #include "enclave/greeting.h"
-#include "enclave/slots.h"
+#include "enclave/places.h"
 
 /* What was read but not decoded when reading stopped: blocks that were on their way by then. */
 #define UNREAD_LIMIT ((size_t)4 * 1024 * 1024)
@@ -30,7 +30,7 @@ struct encl_client {
     encl_link link; /* in enclave->clients */
     encl_conn *conn;
     encl_answers answers; /* with the session */
-    encl_slots slots;
+    encl_places places;
     encl_buf unread; /* received, but not decoded while something blocked */
     bool open;       /* the handshake is done */
     bool attested;
@@ -42,7 +42,7 @@ struct encl_client {
     encl_timer *idle;
     bool idle_set;
     bool paused; /* we do not read from the client */
-    bool ended;  /* the session is closed, the slots are empty; only conn's end is awaited */
+    bool ended;  /* the session is closed, the places are empty; only conn's end is awaited */
 };
 
 static void settle(encl_client *c);
@@ -66,7 +66,7 @@ static void must_close(encl_client *c, const char *reason) {
 
 /* Nothing may be decoded: either there is no room for the answer, or no place for what it asks. */
 static bool blocked(const encl_client *c) {
-    return c->full || encl_slots_blocked(&c->slots);
+    return c->full || encl_places_blocked(&c->places);
 }
 
 static void weigh_answers(encl_client *c) {
@@ -84,7 +84,7 @@ static void note_sent(encl_client *c, encl_code rc, const encl_error *err) {
     }
 }
 
-/* ---- slots */
+/* ---- places */
 
 static void answer_failure(encl_client *c, uint64_t id, const char *text) {
     encl_error err;
@@ -93,14 +93,14 @@ static void answer_failure(encl_client *c, uint64_t id, const char *text) {
     note_sent(c, rc, &err);
 }
 
-static void fail_slot(encl_slot *slot, const char *text) {
-    answer_failure(slot->all->owner, encl_workload_id(slot->workload), text);
-    encl_slots_give_back(slot);
+static void fail_place(encl_place *place, const char *text) {
+    answer_failure(place->all->owner, encl_workload_id(place->workload), text);
+    encl_places_give_back(place);
 }
 
 static void on_data(void *user, encl_workload *w, encl_slice bytes) {
-    encl_slot *slot = user;
-    encl_client *c = slot->all->owner;
+    encl_place *place = user;
+    encl_client *c = place->all->owner;
     encl_error err;
     encl_code rc = encl_answers_data(&c->answers, encl_workload_id(w), bytes, &err);
 
@@ -109,8 +109,8 @@ static void on_data(void *user, encl_workload *w, encl_slice bytes) {
 }
 
 static void on_eof(void *user, encl_workload *w) {
-    encl_slot *slot = user;
-    encl_client *c = slot->all->owner;
+    encl_place *place = user;
+    encl_client *c = place->all->owner;
     encl_error err;
     encl_code rc = encl_answers_eof(&c->answers, encl_workload_id(w), &err);
 
@@ -119,33 +119,33 @@ static void on_eof(void *user, encl_workload *w) {
 }
 
 static void on_answered(void *user, encl_workload *w, encl_slice answer) {
-    encl_slot *slot = user;
-    encl_client *c = slot->all->owner;
+    encl_place *place = user;
+    encl_client *c = place->all->owner;
     encl_error err;
     encl_code rc = encl_answers_reply(&c->answers, encl_workload_id(w), answer, &err);
 
     note_sent(c, rc, &err);
-    encl_slots_give_back(slot);
+    encl_places_give_back(place);
     settle(c);
 }
 
 static void on_weight(void *user, encl_workload *w) {
-    encl_slot *slot = user;
+    encl_place *place = user;
 
     (void)w;
-    encl_slots_weigh(slot);
-    settle(slot->all->owner);
+    encl_places_weigh(place);
+    settle(place->all->owner);
 }
 
 static void on_workload_ended(void *user, encl_workload *w, const char *why) {
-    encl_slot *slot = user;
-    encl_client *c = slot->all->owner;
+    encl_place *place = user;
+    encl_client *c = place->all->owner;
 
     (void)w;
     if (why != NULL) {
-        fail_slot(slot, why);
+        fail_place(place, why);
     } else {
-        encl_slots_give_back(slot);
+        encl_places_give_back(place);
     }
     settle(c);
 }
@@ -161,11 +161,11 @@ static const encl_workload_events workload_events = {
 /* A workload that cannot be started answers with an error; the connection goes on. */
 static encl_result start(encl_client *c, const encl_event *event, encl_error *err) {
     encl_error why;
-    encl_slot *slot;
+    encl_place *place;
 
-    ENCL_TRY(encl_slots_take(&c->slots, event, &workload_events, &slot, err));
-    if (encl_workload_start(slot->workload, event->payload, &why) != ENCL_OK) {
-        fail_slot(slot, why.message);
+    ENCL_TRY(encl_places_take(&c->places, event, &workload_events, &place, err));
+    if (encl_workload_start(place->workload, event->payload, &why) != ENCL_OK) {
+        fail_place(place, why.message);
     }
     return ENCL_OK;
 }
@@ -175,28 +175,28 @@ static encl_result start_or_hold(encl_client *c, const encl_event *event, encl_e
         c->ending = MUST_RESET;
         return ENCL_OK;
     }
-    return c->slots.taken < ENCL_MAX_OPEN ? start(c, event, err)
-                                          : encl_slots_hold(&c->slots, event, err);
+    return c->places.taken < ENCL_MAX_OPEN ? start(c, event, err)
+                                           : encl_places_hold(&c->places, event, err);
 }
 
 static void write_stream(encl_client *c, const encl_event *event) {
-    encl_slot *slot = encl_slots_find(&c->slots, event->id);
+    encl_place *place = encl_places_find(&c->places, event->id);
     encl_error err;
 
-    if (slot == NULL) {
+    if (place == NULL) {
         answer_failure(c, event->id, "unknown stream id");
-    } else if (encl_workload_write(slot->workload, event->payload, &err) != ENCL_OK) {
-        fail_slot(slot, err.message);
+    } else if (encl_workload_write(place->workload, event->payload, &err) != ENCL_OK) {
+        fail_place(place, err.message);
     } else {
-        encl_slots_weigh(slot);
+        encl_places_weigh(place);
     }
 }
 
 static void close_stream(encl_client *c, const encl_event *event) {
-    encl_slot *slot = encl_slots_find(&c->slots, event->id);
+    encl_place *place = encl_places_find(&c->places, event->id);
 
-    if (slot != NULL && encl_slots_close(slot, event->half)) {
-        encl_slots_give_back(slot);
+    if (place != NULL && encl_places_close(place, event->half)) {
+        encl_places_give_back(place);
     }
 }
 
@@ -295,7 +295,7 @@ static void start_held(encl_client *c) {
     encl_buf payload;
     encl_error err;
 
-    if (!encl_slots_take_held(&c->slots, &event, &payload)) {
+    if (!encl_places_take_held(&c->places, &event, &payload)) {
         return;
     }
     if (start(c, &event, &err) != ENCL_OK) {
@@ -304,7 +304,7 @@ static void start_held(encl_client *c) {
     encl_buf_free(&payload);
 }
 
-/* First the request that waited for a slot, then what was received behind it. */
+/* First the request that waited for a place, then what was received behind it. */
 static void serve_waiting(encl_client *c) {
     start_held(c);
     if (encl_buf_readable(&c->unread) != 0) {
@@ -316,7 +316,7 @@ static void stop_serving(encl_client *c) {
     c->ended = true;
     encl_timer_stop(c->idle);
     encl_session_close(c->answers.session);
-    encl_slots_drop(&c->slots);
+    encl_places_drop(&c->places);
 }
 
 static void end(encl_client *c) {
@@ -331,7 +331,7 @@ static void end(encl_client *c) {
 static void set_reading(encl_client *c) {
     bool paused = blocked(c);
 
-    encl_slots_pause(&c->slots, c->full);
+    encl_places_pause(&c->places, c->full);
     if (c->paused != paused) {
         c->paused = paused;
         encl_conn_pause(c->conn, paused);
@@ -341,7 +341,7 @@ static void set_reading(encl_client *c) {
 /* The time begins anew with each turn, and does not run while a stream is open or while we are the
  * ones who do not read. */
 static void watch_idle(encl_client *c) {
-    bool watch = c->open && c->slots.streams_open == 0 && !blocked(c);
+    bool watch = c->open && c->places.streams_open == 0 && !blocked(c);
 
     if (watch) {
         encl_timer_set(c->idle, c->enclave->idle_timeout_ms);
@@ -402,7 +402,7 @@ static void on_idle(void *arg) {
 
 static void free_client(encl_client *c) {
     encl_timer_free(c->idle);
-    encl_slots_drop(&c->slots);
+    encl_places_drop(&c->places);
     encl_answers_free(&c->answers);
     encl_buf_free(&c->unread);
     free(c);
@@ -447,7 +447,7 @@ static encl_result client_new(encl_enclave *e, encl_conn *conn, encl_client **ou
     c->enclave = e;
     c->conn = conn;
     encl_buf_init(&c->unread, UNREAD_LIMIT);
-    encl_slots_init(&c->slots, e, c);
+    encl_places_init(&c->places, e, c);
     ENCL_TRY_GOTO(encl_answers_init(&c->answers, e, conn, err), fail);
     ENCL_TRY_GOTO(encl_timer_new(e->loop, on_idle, c, &c->idle, err), fail);
     *out = c;

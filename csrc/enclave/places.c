@@ -1,23 +1,23 @@
-/* slots: which places are free, whether a client's further messages may be read, and the counters
+/* places: which are free, whether a client's further messages may be read, and the counters
  * that users see. Calls workload, never its client; takes the enclave's lock to count, through
  * encl_stat_add, and holds none otherwise. */
-#include "enclave/slots.h"
+#include "enclave/places.h"
 
 #include "enclave/faults.h"
 
-void encl_slots_init(encl_slots *s, encl_enclave *e, void *owner) {
-    *s = (encl_slots){.enclave = e, .owner = owner};
+void encl_places_init(encl_places *s, encl_enclave *e, void *owner) {
+    *s = (encl_places){.enclave = e, .owner = owner};
     for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
         s->each[i].all = s;
     }
     encl_buf_init(&s->held_payload, ENCL_NOISE_MAX_PLAIN);
 }
 
-bool encl_slots_blocked(const encl_slots *s) {
+bool encl_places_blocked(const encl_places *s) {
     return s->full != 0 || s->held.type != ENCL_EV_NONE;
 }
 
-encl_slot *encl_slots_find(encl_slots *s, uint64_t id) {
+encl_place *encl_places_find(encl_places *s, uint64_t id) {
     for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
         const encl_workload *w = s->each[i].workload;
 
@@ -28,7 +28,7 @@ encl_slot *encl_slots_find(encl_slots *s, uint64_t id) {
     return NULL;
 }
 
-static encl_slot *find_free(encl_slots *s) {
+static encl_place *find_free(encl_places *s) {
     size_t i = 0;
 
     while (s->each[i].workload != NULL) {
@@ -37,7 +37,7 @@ static encl_slot *find_free(encl_slots *s) {
     return &s->each[i];
 }
 
-static void count_taken(encl_slots *s, encl_workload_kind kind) {
+static void count_taken(encl_places *s, encl_workload_kind kind) {
     encl_enclave_stats *stats = &s->enclave->stats;
 
     s->taken++;
@@ -50,69 +50,70 @@ static void count_taken(encl_slots *s, encl_workload_kind kind) {
     encl_stat_add(s->enclave, &stats->slots_open, 1);
 }
 
-encl_result encl_slots_take(encl_slots *s, const encl_event *event,
-                            const encl_workload_events *events, encl_slot **out, encl_error *err) {
+encl_result encl_places_take(encl_places *s, const encl_event *event,
+                             const encl_workload_events *events, encl_place **out,
+                             encl_error *err) {
     encl_workload_kind kind =
         event->type == ENCL_EV_REQUEST ? ENCL_WORKLOAD_ONE_SHOT : ENCL_WORKLOAD_STREAM;
     bool silent = encl_fault_on(s->enclave, ENCL_FAULT_SILENT_STREAMS);
-    encl_slot *slot;
+    encl_place *place;
 
-    ENCL_ENSURE(s->taken < ENCL_MAX_OPEN, err, ENCL_E_STATE, "all %d slots are taken",
+    ENCL_ENSURE(s->taken < ENCL_MAX_OPEN, err, ENCL_E_STATE, "all %d places are taken",
                 ENCL_MAX_OPEN);
-    slot = find_free(s);
-    ENCL_TRY(
-        encl_workload_new(s->enclave, kind, silent, event->id, events, slot, &slot->workload, err));
-    encl_workload_pause(slot->workload, s->paused);
+    place = find_free(s);
+    ENCL_TRY(encl_workload_new(s->enclave, kind, silent, event->id, events, place, &place->workload,
+                               err));
+    encl_workload_pause(place->workload, s->paused);
     count_taken(s, kind);
-    *out = slot;
+    *out = place;
     return ENCL_OK;
 }
 
-void encl_slots_weigh(encl_slot *slot) {
-    bool full = encl_workload_full(slot->workload);
+void encl_places_weigh(encl_place *place) {
+    bool full = encl_workload_full(place->workload);
 
-    if (full && !slot->full) {
-        slot->all->full++;
-    } else if (!full && slot->full) {
-        slot->all->full--;
+    if (full && !place->full) {
+        place->all->full++;
+    } else if (!full && place->full) {
+        place->all->full--;
     }
-    slot->full = full;
+    place->full = full;
 }
 
-void encl_slots_give_back(encl_slot *slot) {
-    encl_slots *s = slot->all;
+void encl_places_give_back(encl_place *place) {
+    encl_places *s = place->all;
 
-    if (slot->full) {
+    if (place->full) {
         s->full--;
     }
-    if (encl_workload_addressable(slot->workload)) {
+    if (encl_workload_addressable(place->workload)) {
         s->streams_open--;
     }
-    encl_workload_free(slot->workload);
-    slot->workload = NULL;
-    slot->full = false;
+    encl_workload_free(place->workload);
+    place->workload = NULL;
+    place->full = false;
     s->taken--;
     encl_stat_sub(s->enclave, &s->enclave->stats.slots_open, 1);
 }
 
-void encl_slots_drop(encl_slots *s) {
+void encl_places_drop(encl_places *s) {
     for (size_t i = 0; i < ENCL_MAX_OPEN; i++) {
         if (s->each[i].workload != NULL) {
-            encl_slots_give_back(&s->each[i]);
+            encl_places_give_back(&s->each[i]);
         }
     }
     s->held.type = ENCL_EV_NONE;
     encl_buf_free(&s->held_payload);
 }
 
-bool encl_slots_close(encl_slot *slot, encl_half half) {
+bool encl_places_close(encl_place *place, encl_half half) {
     if (half == ENCL_HALF_BOTH) {
-        slot->all->streams_open--;
+        place->all->streams_open--;
     }
-    return encl_workload_close(slot->workload, half);
+    return encl_workload_close(place->workload, half);
 }
 
-void encl_slots_pause(encl_slots *s, bool paused) {
+void encl_places_pause(encl_places *s, bool paused) {
     if (s->paused == paused) {
         return;
     }
@@ -124,13 +125,13 @@ void encl_slots_pause(encl_slots *s, bool paused) {
     }
 }
 
-encl_result encl_slots_hold(encl_slots *s, const encl_event *event, encl_error *err) {
+encl_result encl_places_hold(encl_places *s, const encl_event *event, encl_error *err) {
     ENCL_TRY(encl_buf_write(&s->held_payload, event->payload, err));
     s->held = *event;
     return ENCL_OK;
 }
 
-bool encl_slots_take_held(encl_slots *s, encl_event *event, encl_buf *payload) {
+bool encl_places_take_held(encl_places *s, encl_event *event, encl_buf *payload) {
     if (s->held.type == ENCL_EV_NONE || s->taken == ENCL_MAX_OPEN) {
         return false;
     }

@@ -1,4 +1,4 @@
-/* state: what the files of this folder share about one local enclave. Connections, their slots and
+/* state: what the files of this folder share about one local enclave. Connections, their places and
  * their workloads belong to the loop's service thread and need no lock; what other threads may
  * touch stands behind the enclave's lock, which is never held while a call of net is made. */
 #ifndef ENCL_ENCLAVE_STATE_H

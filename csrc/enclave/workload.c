@@ -184,7 +184,7 @@ encl_result encl_workload_write(encl_workload *w, encl_slice bytes, encl_error *
     return ENCL_OK;
 }
 
-/* The slot is held until all is written, however slowly the workload reads: encl_conn_close would
+/* The place is held until all is written, however slowly the workload reads: encl_conn_close would
  * give up after a moment. Returns whether all is written, or cannot be waited for. */
 static bool is_flushed(encl_workload *w) {
     encl_error err;
