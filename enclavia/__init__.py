@@ -5,6 +5,9 @@
 ...     client.get("/health").raise_for_status()
 """
 
+# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _identity,
+# _libraries. Locks: none.
+
 from __future__ import annotations
 
 import importlib

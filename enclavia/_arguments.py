@@ -2,6 +2,8 @@
 
 A wrong kind of object is a TypeError, a value outside the domain a ValueError; the messages say
 which argument it is, what was expected and what was got.
+
+Decides nothing else. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

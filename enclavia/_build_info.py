@@ -1,4 +1,7 @@
-"""What this build of the package is made of."""
+"""What this build of the package is made of.
+
+Decides nothing: it hands on what the core reports. Calls: _core. Locks: none.
+"""
 
 from __future__ import annotations
 

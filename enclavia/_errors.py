@@ -1,4 +1,8 @@
-"""The errors of the package: one tree, each also the httpx2 error of the same meaning."""
+"""The errors of the package: one tree, each also the httpx2 error of the same meaning.
+
+Decides which class an error of the C core has, and whether it may help to try again. Calls: _text.
+Locks: none.
+"""
 
 from __future__ import annotations
 

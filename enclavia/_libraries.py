@@ -3,6 +3,8 @@
 Wheels carry their libraries; an extension that was built from source finds those of the system, by
 the versions that were there when it was built. The package names are those of Debian 12 and 13,
 Fedora and Alpine.
+
+Decides which package is named. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

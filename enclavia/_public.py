@@ -1,4 +1,7 @@
-"""How a class says where users import it from."""
+"""How a class says where users import it from.
+
+Decides nothing else. Calls: nothing of the package. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Text that a peer chose, made fit for messages and log lines."""
+"""Text that a peer chose, made fit for messages and log lines.
+
+Decides which characters are shown as they are, and where a text is cut. Calls: nothing of the
+package. Locks: none.
+"""
 
 from __future__ import annotations
 

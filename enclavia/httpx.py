@@ -7,6 +7,9 @@ Needs ``pip install 'enclavia[httpx]'``. New code has :class:`enclavia.Client`, 
 ...     client.get("/health")
 """
 
+# Decides which error of classic httpx an error is. Calls: _channel, _client, _errors, _exchange,
+# _identity. Locks: none.
+
 from __future__ import annotations
 
 import contextlib

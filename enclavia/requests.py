@@ -11,6 +11,9 @@ Needs ``pip install 'enclavia[requests]'``.
 ...     own.get(adapter.base_url + "health", timeout=5)
 """
 
+# Decides which error of requests an error is, and which options of an adapter have a meaning here.
+# Calls: _arguments, _channel, _client, _errors, _exchange, _identity. Locks: none.
+
 from __future__ import annotations
 
 import enum

@@ -1,5 +1,6 @@
 /* The state of a channel as a whole: references, whether it is open, how it ends. Decides nothing
- * else. Calls documents and watch (to free what they keep) and the layers below. */
+ * else. Calls documents and watch (to free what they keep) and the layers below.
+ * The channel's lock is held to end it; references and what is asked are atomics, without it. */
 #include "channel/state.h"
 
 #include <stdlib.h>

@@ -2,6 +2,8 @@
 
 Awaits the operations of :mod:`enclavia._channel.operations`. Brings anyio by way of
 :mod:`enclavia._io.loops`, and is therefore imported when it is first asked for.
+
+Decides nothing itself. Calls: _arguments, _core, _errors, _identity, _io, _public. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Whether a URL names the enclave, however it spells it: what transports and adapters need that are
-mounted on a client of another's making, which chooses by a URL's text who carries a request."""
+mounted on a client of another's making, which chooses by a URL's text who carries a request.
+
+Decides which spellings are the enclave's. Calls: nothing of the package. Locks: none.
+"""
 
 from __future__ import annotations
 

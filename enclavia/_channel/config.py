@@ -1,4 +1,8 @@
-"""What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets)."""
+"""What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets).
+
+Decides which settings are refused before anything is connected. Calls: _arguments, _core, _errors,
+_identity. Locks: none.
+"""
 
 from __future__ import annotations
 

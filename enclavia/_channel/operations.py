@@ -3,6 +3,8 @@
 Each operation is a coroutine over :class:`enclavia._io.face.Io`: the blocking classes run it in one
 step, the awaiting ones await it. Decides who owns a slot, a request or a stream while something is
 waited for, and gives it back where the waiting ends in any other way than with success.
+
+Calls: _arguments, _core, _errors, _identity, _io, _text. Locks: none.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Whoever takes them declares ``**options: Unpack[ChannelOptions]``, which type checkers read, and has
 :func:`takes` show them one by one to ``help()`` and :func:`inspect.signature`. Transports and
 clients add their own in :mod:`enclavia._client.options`. Knows no other module of the channel.
+
+Decides which keywords there are, not which values they may have. Calls: _identity. Locks: none.
 """
 
 from __future__ import annotations

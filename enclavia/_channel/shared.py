@@ -1,6 +1,9 @@
 """What the blocking and the awaiting classes of a channel and its streams have in common.
 
 State and properties only: nothing here waits.
+
+Decides when a channel or a stream is over for its user. Calls: _arguments, _core, _errors,
+_identity. Locks: none.
 """
 
 from __future__ import annotations

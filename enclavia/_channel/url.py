@@ -1,4 +1,8 @@
-"""The URL of an enclave, taken apart once."""
+"""The URL of an enclave, taken apart once.
+
+Decides which URLs can name an enclave, and which others lead to the same one. Calls: _errors.
+Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,5 @@
-"""The transports and clients of httpx2 that are made from all of this."""
+"""The transports and clients of httpx2 that are made from all of this.
+
+Decides what a client of httpx2 does differently when it talks to an enclave. May call: _channel,
+_exchange, _http1, _identity, _io, _pool.
+"""

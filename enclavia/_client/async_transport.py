@@ -1,4 +1,7 @@
-"""The awaiting httpx2 transport. For asyncio, uvloop and trio."""
+"""The awaiting httpx2 transport. For asyncio, uvloop and trio.
+
+Decides nothing itself: it awaits the engine. Calls: _channel, _io, _public. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``Client``: httpx2's, talking to one enclave."""
+"""``Client``: httpx2's, talking to one enclave.
+
+Decides whether a request takes the short way; else httpx2 does. Calls: _channel, _exchange,
+_identity, _io, _public. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ httpx2's ``send`` steps through a generator for each of these, whether there is 
 not; for a small answer that is the larger part of what a request costs in Python. What is left
 without them is done here, once for both clients. Anything that has something around it takes
 httpx2's own way; :func:`enclavia._client.httpx2_inside.is_simple` says which.
+
+Decides only in which order the steps are taken. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ else (tests/unit/test_layers.py), and looked for before they are used:
 * what no client can be made without is missing: an ImportError says which versions are known;
 * what only the short way of sending needs is missing: :data:`SHORT_WAY_WORKS` is False, and every
   request takes httpx2's own way, which costs more and does the same.
+
+Decides whether this version of httpx2 can be used, and whether a request can go the short way.
+Calls: _channel, _errors. Locks: none.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Decides which keywords a client takes, refuses those of httpx2 that have no meaning for an enclave,
 and sorts the others into what makes the transport and what makes httpx2's client.
+
+Calls: _arguments, _channel, _errors, _exchange. Locks: none.
 """
 
 from __future__ import annotations

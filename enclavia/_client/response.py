@@ -2,6 +2,8 @@
 
 Its two bodies step through an :class:`enclavia._exchange.exchange.Exchange`, one in a thread and
 one in an event loop.
+
+Decides whether a body can be taken without stepping through it. Calls: _exchange, _io. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""All that a transport is made from: checked once, immutable, and what pickling keeps of it."""
+"""All that a transport is made from: checked once, immutable, and what pickling keeps of it.
+
+Decides which settings of a transport are refused. Calls: _arguments, _channel, _exchange, _io,
+_pool. Locks: none.
+"""
 
 from __future__ import annotations
 

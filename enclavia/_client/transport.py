@@ -1,4 +1,8 @@
-"""The blocking httpx2 transport."""
+"""The blocking httpx2 transport.
+
+Decides nothing itself: it runs the engine in the calling thread. Calls: _channel, _io, _public.
+Locks: none.
+"""
 
 from __future__ import annotations
 

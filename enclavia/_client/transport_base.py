@@ -1,4 +1,8 @@
-"""What both transports share: one engine per process, and how answers become responses."""
+"""What both transports share: one engine per process, and how answers become responses.
+
+Decides when an engine is another process's and a new one is made. Calls: _arguments, _channel,
+_exchange, _identity, _io. Locks: ``_fork_lock``, while a forked child makes its engine.
+"""
 
 from __future__ import annotations
 

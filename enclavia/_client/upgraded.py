@@ -2,6 +2,9 @@
 
 The shape is httpcore2's network stream, which httpx2's own WebSocket client works on, and the
 errors are caught as its errors too.
+
+Decides which of httpcore2's errors an error is caught as. Calls: _errors, _exchange, _io. Locks:
+none.
 """
 
 from __future__ import annotations

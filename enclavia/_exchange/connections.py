@@ -1,6 +1,8 @@
 """How a request obtains a connection: it waits its turn, and connects where that falls to it.
 
 Carries out what :mod:`enclavia._pool` decides. Knows nothing of HTTP.
+
+Calls: _channel, _errors, _io, _pool. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What the requests of one transport share in one process: sends each, again where that is safe."""
+"""What the requests of one transport share in one process: sends each, again where that is safe.
+
+Decides which requests are the enclave's; whether to send one again is for retry.py to decide.
+Calls: _channel, _errors, _http1, _identity, _io, _pool. Locks: ``_lock``, around its counters.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """One sending of a request, and its answer. Written once, over :class:`enclavia._io.face.Io`.
 
 Uses the connections it is given and the parser; does not decide whether a request is sent again.
+
+Calls: _channel, _core, _errors, _http1, _io, _pool. Locks: none.
 """
 
 from __future__ import annotations

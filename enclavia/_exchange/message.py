@@ -1,4 +1,8 @@
-"""A request as bytes: its head, and where its body comes from."""
+"""A request as bytes: its head, and where its body comes from.
+
+Decides whether a body is whole or comes in pieces, and whether it can be sent again. Calls: _http1,
+_io, _pool. Locks: none.
+"""
 
 from __future__ import annotations
 

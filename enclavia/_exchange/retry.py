@@ -1,4 +1,7 @@
-"""May this request be sent again? Decided from facts, without I/O."""
+"""May this request be sent again? Decided from facts, without I/O.
+
+Calls: _arguments, _errors. Locks: none.
+"""
 
 from __future__ import annotations
 

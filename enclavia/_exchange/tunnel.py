@@ -1,4 +1,8 @@
-"""What the pool lends: a channel, and a stream that was kept for another request."""
+"""What the pool lends: a channel, and a stream that was kept for another request.
+
+Decides when a channel on which nothing comes is given up. Calls: _core, _io. Locks: ``_lock``,
+around the bytes of closed channels.
+"""
 
 from __future__ import annotations
 

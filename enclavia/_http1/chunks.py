@@ -1,4 +1,7 @@
-"""The chunked transfer coding (RFC 9112, section 7.1), within limits."""
+"""The chunked transfer coding (RFC 9112, section 7.1), within limits.
+
+Decides what is a chunk, and when there is too much around the chunks. Calls: _errors. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What requests and responses have in common: header fields, and how bytes are shown in errors."""
+"""What requests and responses have in common: header fields, and how bytes are shown in errors.
+
+Decides nothing about them. Calls: nothing of the package. Locks: none.
+"""
 
 from __future__ import annotations
 

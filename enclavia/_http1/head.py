@@ -2,6 +2,8 @@
 
 llhttp reads the grammar, strictly. What a head means for the body (RFC 9112, section 6.3) is
 decided here, and everything that two parsers could see differently is refused.
+
+Calls: _errors. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a workload may make this process hold while its answer is read."""
+"""What a workload may make this process hold while its answer is read.
+
+Numbers alone; the files beside it decide by them. Calls: nothing of the package. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The parser of httptools (llhttp): loaded with the first answer, and its errors told apart."""
+"""The parser of httptools (llhttp): loaded with the first answer, and its errors told apart.
+
+Decides which exceptions were raised inside a callback, but not by it. Calls: nothing of the
+package. Locks: none.
+"""
 
 from __future__ import annotations
 

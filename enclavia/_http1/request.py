@@ -1,4 +1,7 @@
-"""Requests to bytes. Refuses whatever could be read as more than one request."""
+"""Requests to bytes. Refuses whatever could be read as more than one request.
+
+Decides how a request is framed. Calls: _errors. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The answer to one request: bytes to events, and whether its connection can be used again."""
+"""The answer to one request: bytes to events, and whether its connection can be used again.
+
+Decides where an answer ends, and what became of one that was cut off. Calls: _errors. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""What is pinned, and what an attestation document proved. Decides nothing about connections."""
+"""What is pinned, and what an attestation document proved. Decides nothing about connections.
+
+May call: no other package.
+"""

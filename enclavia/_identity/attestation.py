@@ -1,4 +1,8 @@
-"""What an attestation document says once it was verified, and the verification by hand."""
+"""What an attestation document says once it was verified, and the verification by hand.
+
+Decides nothing about trust: the core verifies, and this shows what was proved. Calls: _arguments,
+_core, _public, _text. Locks: none.
+"""
 
 from __future__ import annotations
 

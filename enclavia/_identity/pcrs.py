@@ -1,4 +1,8 @@
-"""The pinned identity of an enclave, and the texts it can be read from."""
+"""The pinned identity of an enclave, and the texts it can be read from.
+
+Decides what is a PCR value, and which values stand in a file. Calls: _arguments, _public, _text.
+Locks: none.
+"""
 
 from __future__ import annotations
 

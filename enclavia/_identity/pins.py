@@ -1,4 +1,7 @@
-"""Pins and root certificates in the forms that callers have them, and the leeway of the clock."""
+"""Pins and root certificates in the forms that callers have them, and the leeway of the clock.
+
+Decides which forms are taken. Calls: _arguments. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What is both awaited and entered: ``await X.connect(…)``, ``async with X.connect(…) as x``."""
+"""What is both awaited and entered: ``await X.connect(…)``, ``async with X.connect(…) as x``.
+
+Decides what those are told who use it without ``await``. Calls: nothing of the package. Locks:
+none.
+"""
 
 from __future__ import annotations
 

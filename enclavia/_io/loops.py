@@ -2,6 +2,9 @@
 
 The only module that imports anyio, which costs time: imported where something is awaited, and not
 before.
+
+Decides which task waits for the descriptor, and which one is woken. Calls: _arguments, _core,
+_errors. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Waiting in a thread for what the C core announces. One descriptor per thread.
 
 Knows the C core and the errors; nothing above it.
+
+Decides nothing: it hands on to the core, which waits. Calls: _core, _errors. Locks: none.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ nothing here changes a member, wakes a request or closes a connection.
 3. A new connection, over the channel that has the fewest; a full one gives up its oldest kept one.
 4. Another channel, where the limits allow one and none is on its way.
 5. Wait.
+
+Calls: nothing of the package. Locks: the pool's is held.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Decides what becomes of a call that comes in the middle of another one in the same thread, from the
 handler of a signal or from a destructor. Knows nothing of what is guarded but these few names.
+
+Calls: _errors. Locks: ``_lock`` of the pool, for the length of one call.
 """
 
 from __future__ import annotations

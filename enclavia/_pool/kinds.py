@@ -1,6 +1,8 @@
 """What the pool knows of requests, channels and connections: plain state, and no decision.
 
 A channel and a kept connection are whatever has the few properties that the protocols name.
+
+Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Decides what is kept, for how long, and when a channel is closed: once it is gone and nobody reads
 from it any more. Knows no tickets. Runs under the pool's lock; its outbox closes things afterwards.
+
+Calls: nothing of the package. Locks: the pool's is held.
 """
 
 from __future__ import annotations

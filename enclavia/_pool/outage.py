@@ -3,6 +3,8 @@
 Decides how long the pause after a failure is, whether there may be another channel at all, and what
 a waiting request waits for. Keeps the counts of connections. Knows no queue and changes no member;
 runs under the pool's lock.
+
+Calls: nothing of the package. Locks: the pool's is held.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Decides only the order: it is noted under the pool's lock, and done later without any lock, because
 a waiter or a channel may call the pool again. Calls waiters and channels, and nothing of the pool.
+
+Calls: nothing of the package. Locks: the pool's is held where something is noted, and none where it
+is carried out.
 """
 
 from __future__ import annotations

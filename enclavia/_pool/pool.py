@@ -23,6 +23,9 @@ is decided inside stands in the files below, each of which calls only those unde
     choose    which connection    outage    when it may be tried again
     outbox    who is to be woken, and what is to be closed
     guard  ticket  kinds          the lock's decorator, and the state that all share
+
+Calls: _errors. Locks: ``_lock``, which guards all of the pool's state, and none while something is
+woken or closed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Decides which ticket is served next: the first that still waits. Chooses no connection for it. Runs
 under the pool's lock; its outbox wakes the callers afterwards.
+
+Calls: nothing of the package. Locks: the pool's is held.
 """
 
 from __future__ import annotations

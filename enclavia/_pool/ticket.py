@@ -2,6 +2,8 @@
 
 Both come back by themselves where their caller was interrupted and lost them: that is all that
 they ask of whoever gave them out.
+
+They decide nothing. Calls: nothing of the package. Locks: none, because destructors run anywhere.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ The handler of a signal may raise after any call in here. Therefore:
    lease that is lost all the same comes back when it is collected.
 2. What is to be woken or closed stays noted until that was done. Doing it twice is harmless.
 3. Whatever else an interruption leaves half done is found and completed by :meth:`Turns.repair`.
+
+Calls: _errors. Locks: the pool's is held.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Needs ``pip install 'enclavia[testing]'``.
 """
 
+# Decides which names are public. Calls: nothing of the package. Locks: none.
+
 from __future__ import annotations
 
 from ._enclave import LocalEnclave

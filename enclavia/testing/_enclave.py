@@ -1,4 +1,8 @@
-"""A local enclave for tests and demos: the real protocol, in front of an app of yours."""
+"""A local enclave for tests and demos: the real protocol, in front of an app of yours.
+
+Decides what can be asked of an enclave that runs, and of one that does not. Calls: _arguments,
+_identity. Locks: none.
+"""
 
 from __future__ import annotations
 

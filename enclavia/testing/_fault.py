@@ -1,4 +1,7 @@
-"""What a local enclave can be made to do wrong."""
+"""What a local enclave can be made to do wrong.
+
+Decides nothing: the core carries them out. Calls: _core. Locks: none.
+"""
 
 from __future__ import annotations
 

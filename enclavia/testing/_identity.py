@@ -1,4 +1,7 @@
-"""Who a local enclave says it is: PCRs, module id, certificates."""
+"""Who a local enclave says it is: PCRs, module id, certificates.
+
+Decides which PCRs and ids are used where none are given. Calls: _identity. Locks: none.
+"""
 
 from __future__ import annotations
 

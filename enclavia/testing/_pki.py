@@ -1,6 +1,8 @@
 """Certificates of the shape AWS gives a Nitro enclave, for enclaves on this machine.
 
 Never a root of trust for anything but tests: the keys are made on the spot and not protected.
+
+Decides their extensions and how long they are valid. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Runs a local enclave in this process: its certificates, its workload, its responder."""
+"""Runs a local enclave in this process: its certificates, its workload, its responder.
+
+Decides the order in which these start and stop. Calls: _core, _identity. Locks: ``_lock``, around
+what is running, while it starts and stops too.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """The workload behind a local enclave: an app served on loopback, or an address where one
-listens already."""
+listens already.
+
+Decides what counts as an app, an address or a file. Calls: _arguments. Locks: none.
+"""
 
 from __future__ import annotations
 

@@ -220,6 +220,58 @@ def test_python_imports_go_down_only(path: Path) -> None:
         assert known <= PYTHON_GROUND[layer], f"{path} imports {known}"
 
 
+def head_of(path: Path) -> str:
+    """What stands before the first statement, in one line: the docstring, and where help()
+    shows that to users, the comment behind it."""
+    text = path.read_text()
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    comment = re.search(r'"""\n\n((?:#.*\n)*)', text)
+    return " ".join(f"{docstring} {comment[1] if comment else ''}".replace("#", " ").split())
+
+
+def listed(text: str, key: str) -> set[str]:
+    """Of ``Calls: _errors, _io. Locks: …``, where ``nothing …`` and ``no …`` are no names."""
+    found = re.search(rf"\b{key}: ([^.]+)\.", text)
+    assert found, f"{key}: …"
+    return set() if found[1].startswith("no") else set(found[1].split(", "))
+
+
+def all_python_files() -> list[Path]:
+    return sorted((ROOT / "enclavia").glob("**/*.py"))
+
+
+@pytest.mark.parametrize("path", all_python_files(), ids=module_name)
+def test_every_module_says_what_it_decides_calls_and_locks(path: Path) -> None:
+    head = head_of(path)
+    assert re.match(r".{20,}?[.:]( |$)", head), "begins with a sentence"
+    assert re.search(r"\b[Dd]ecid|\bdecision", head), "says what it decides"
+    layer = path.parent.name
+    if path.name == "__init__.py" and layer in PYTHON_LAYERS:
+        assert listed(head, "May call") == PYTHON_LAYERS[layer]
+        return
+    own, _ = imports_of(path)
+    assert listed(head, "Calls") == {layer_of(module) for module in own} - {layer}
+    locks = re.search(r"\bLocks: (\S.*)", head)
+    assert locks, "says which lock it holds"
+    made = set(re.findall(r"\b(\w+) = threading\.R?Lock\(", path.read_text()))
+    assert set(re.findall(r"``(\w+)``", locks[1])) >= made
+    assert made or "with self._lock" in path.read_text() or "``" not in locks[1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in c_files() if path.suffix == ".c"],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_every_c_file_says_what_it_is_for(path: Path) -> None:
+    comment = re.match(r"/\*(.+?)\*/", path.read_text(), re.DOTALL)
+    assert comment, "begins with a comment"
+    text = " ".join(comment[1].replace("\n *", " ").split())
+    assert re.search(r"\w.{30,}\.( |$)", text), "has a sentence"
+    if path.parent.name not in PURE:
+        assert re.search(r"lock\b|enters\b|GIL\b|->io\b", text), "says which lock is held, or none"
+
+
 def test_sans_io_modules_know_only_each_other() -> None:
     def is_sans_io(module: str) -> bool:
         return module in SANS_IO or layer_of(module) in SANS_IO
