@@ -65,7 +65,7 @@ test-c: build/installed-test
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test
-	.ci/python-san tests/unit/test_channel.py tests/unit/test_enclave.py tests/unit/test_buffers.py
+	.ci/python-san $(addprefix tests/python/,channel/test_channel.py testing/test_enclave.py core/test_buffers.py)
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib

@@ -29,7 +29,10 @@ CARRIED = ("libsodium", "libwebsockets", "libcbor")
 NEEDED_BY_TESTS = (
     "pytest hypothesis starlette httpx2[ws]>=2.12 websockets trio cbor2 uvloop".split()
 )
-TESTS = "channel client enclave tls attestation build_info trust_store".split()
+TESTS = """
+channel/test_channel.py channel/test_tls.py channel/test_trust_store.py client/test_client.py
+house/test_build_info.py identity/test_attestation.py testing/test_enclave.py
+""".split()
 
 
 class Root(NamedTuple):
@@ -119,7 +122,8 @@ def try_wheel(name: str, wheel: Path) -> None:
     work = where / "opt" / "try"
     shutil.rmtree(work, ignore_errors=True)
     download(root, wheel, work / "wheels")
-    shutil.copytree(ROOT / "tests" / "unit", work / "tests" / "unit")
+    for folder in "support", "python":
+        shutil.copytree(ROOT / "tests" / folder, work / "tests" / folder)
     shutil.copy(ROOT / "docs" / "examples" / "demo.py", work)
     shutil.copy(ROOT / "pyproject.toml", work)
     extras = " ".join(f"'{what}'" for what in NEEDED_BY_TESTS)
@@ -131,7 +135,7 @@ def try_wheel(name: str, wheel: Path) -> None:
             BUILD / f"{name}-install.log",
         )
         print(inside(where, "cd /opt/try && v/bin/python demo.py", BUILD / f"{name}-demo.log"))
-        tests = " ".join(f"tests/unit/test_{test}.py" for test in TESTS)
+        tests = " ".join(f"tests/python/{test}" for test in TESTS)
         told = inside(
             where,
             f"cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider {tests}",

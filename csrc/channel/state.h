@@ -14,8 +14,8 @@
  *             enter (take the lock), change, leave (settle, let the lock go)
  *
  * To announce something to whoever waits (a condition variable, a token on a notifier) is a change
- * like any other: it calls nobody back. tests/unit/test_circles.py fails where two files call each
- * other, directly or through others. */
+ * like any other: it calls nobody back. tests/python/house/test_circles.py fails where two files
+ * call each other, directly or through others. */
 #ifndef ENCL_CHANNEL_STATE_H
 #define ENCL_CHANNEL_STATE_H
 

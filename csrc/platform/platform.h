@@ -1,6 +1,7 @@
 /* platform: the calls that are not the same on every operating system, and only those. linux.c and
  * macos.c define the same functions; the compiler's target decides which of them counts. The layers
- * net, channel and enclave name no such call themselves (tests/unit/test_layers.py). No lock. */
+ * net, channel and enclave name no such call themselves (tests/python/house/test_layers.py).
+ * No lock. */
 #ifndef ENCL_PLATFORM_PLATFORM_H
 #define ENCL_PLATFORM_PLATFORM_H
 

@@ -2,7 +2,7 @@
 
 ``Client`` and ``AsyncClient`` are httpx2's, and differ from them in a few places for which httpx2
 has no public way. A release of httpx2 may rename any of these. So they are named here and nowhere
-else (tests/unit/test_layers.py), and looked for before they are used:
+else (tests/python/house/test_layers.py), and looked for before they are used:
 
 * what no client can be made without is missing: an ImportError says which versions are known;
 * what only the short way of sending needs is missing: :data:`SHORT_WAY_WORKS` is False, and every

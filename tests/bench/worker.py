@@ -505,7 +505,7 @@ class Plain(Raw):
     """websockets, cryptography and cbor2; it verifies no attestation. One thread."""
 
     def make(self) -> Any:
-        from tests.unit.plain_client import PlainClient
+        from tests.support.plain_client import PlainClient
 
         client = PlainClient.connect(self.url)
         client.attest()

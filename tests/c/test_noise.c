@@ -1,5 +1,5 @@
 /* noise: both roles against each other, tampering, exhaustion, fork. Published vectors are in
- * tests/unit/test_noise.py. */
+ * tests/python/core/test_noise.py. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

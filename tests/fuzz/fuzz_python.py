@@ -3,7 +3,7 @@
     pip install atheris
     python tests/fuzz/fuzz_python.py pcrs -max_total_time=60 NEW_INPUTS tests/fuzz/corpus/pcrs
 
-The kept inputs run in tests/unit/test_fuzz.py, without Atheris.
+The kept inputs run in tests/python/house/test_fuzz.py, without Atheris.
 """
 
 from __future__ import annotations

@@ -39,12 +39,12 @@ LIBRARY = OUT / "libencl_testing.so"
 
 # Which of them a mutant meets is found out by running them.
 PYTHON_TESTS = (
-    "tests/unit/test_attest.py",
-    "tests/unit/test_wire.py",
-    "tests/unit/test_noise.py",
-    "tests/unit/test_pcrs.py",
-    "tests/unit/test_url.py",
-    "tests/unit/test_client.py::test_other_hosts_are_refused",
+    "tests/python/identity/test_attest.py",
+    "tests/python/core/test_wire.py",
+    "tests/python/core/test_noise.py",
+    "tests/python/identity/test_pcrs.py",
+    "tests/python/channel/test_url.py",
+    "tests/python/client/test_client.py::test_other_hosts_are_refused",
 )
 
 # What is mutated, and the tests that its mutants meet, the likeliest to notice first.

@@ -1,5 +1,5 @@
-"""Every Python allocation of the binding failing in turn; run by tests/unit/test_torture.py in a
-process of its own, which a crash would end.
+"""Every Python allocation of the binding failing in turn; run by
+tests/python/house/test_torture.py in a process of its own, which a crash would end.
 
     python tests/torture/python_torture.py HOST:PORT
 """
