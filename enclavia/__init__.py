@@ -23,6 +23,7 @@ except ImportError as error:
 
 from ._build_info import build_info
 from ._channel.channel import Channel, Stream
+from ._channel.trust_store import ca_store
 from ._client.async_client import AsyncClient
 from ._client.client import Client
 from ._client.transport import EnclaveTransport
@@ -103,6 +104,7 @@ __all__ = [
     "WriteTimeout",
     "__version__",
     "build_info",
+    "ca_store",
     "verify_attestation",
 ]
 

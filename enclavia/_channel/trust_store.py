@@ -23,7 +23,7 @@ from pathlib import Path
 from .. import _core
 from .._errors import ConnectError
 
-__all__ = ["BUNDLES", "ca_file"]
+__all__ = ["BUNDLES", "ca_file", "ca_store"]
 
 BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch, Gentoo
@@ -60,6 +60,25 @@ def ca_file(environ: Mapping[str, str] = os.environ) -> str | None:
     if found is None:
         raise _none_found("the machine", [default_file, default_dir, *BUNDLES, "certifi"])
     return found
+
+
+def ca_store() -> str:
+    """The file or the folder with the certificate authorities that outer TLS connections are
+    checked with where ``verify`` is True. Of ``SSL_CERT_DIR``, which may name several folders, the
+    first that has any.
+
+    Raises:
+        ConnectError: there is none; the message says where was looked.
+    """
+    bundle = ca_file()
+    if bundle is not None:
+        return bundle
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if file is None and folder is None:
+        file, folder = _core.default_ca_paths()
+    if file is not None and _has_file(file):
+        return file
+    return next(each for each in (folder or "").split(os.pathsep) if _has_hashed(each))
 
 
 def _has_file(path: str | None) -> bool:

@@ -76,7 +76,9 @@ PYTHON_LAYERS = {
     "_client": {"_identity", "_io", "_channel", "_http1", "_pool", "_exchange"},
 }
 # What is public, and the modules that are no part of a package.
-PYTHON_FACES = {"__init__", "httpx", "requests"}
+PYTHON_FACES = {"__init__", "__main__", "httpx", "requests"}
+# A user of what is public, which nothing but __main__ imports.
+PROGRAM = "_cli"
 PYTHON_GROUND = {
     "_text": set(),
     "_arguments": set(),
@@ -201,7 +203,7 @@ def layer_of(module: str) -> str:
 
 def test_every_python_package_is_in_the_picture() -> None:
     folders = {path.parent.name for path in (ROOT / "enclavia").glob("*/__init__.py")}
-    assert folders == {*PYTHON_LAYERS, "testing"}
+    assert folders == {*PYTHON_LAYERS, "testing", PROGRAM}
     modules = {path.stem for path in (ROOT / "enclavia").glob("*.py")}
     assert modules == {*PYTHON_FACES, *PYTHON_GROUND}
 
@@ -213,6 +215,7 @@ def test_python_imports_go_down_only(path: Path) -> None:
     assert "enclavia" not in others, f"{path} imports the package by its public name"
     known = {layer_of(module) for module in own} - {layer}
     assert "testing" not in known, f"{path} imports enclavia.testing"
+    assert PROGRAM not in known or layer == "__main__", f"{path} imports the command line"
     if layer in PYTHON_LAYERS:
         assert known <= GROUND | PYTHON_LAYERS[layer], f"{path} imports {known}"
     elif layer in PYTHON_GROUND:
@@ -269,6 +272,42 @@ def test_every_c_file_says_what_it_is_for(path: Path) -> None:
     assert re.search(r"\w.{30,}\.( |$)", text), "has a sentence"
     if path.parent.name not in PURE:
         assert re.search(r"lock\b|enters\b|GIL\b|->io\b", text), "says which lock is held, or none"
+
+
+def program_files() -> list[Path]:
+    return sorted((ROOT / "enclavia" / PROGRAM).glob("*.py"))
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """What a module that is no part of the package takes of it, and is not public."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("enclavia._")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("enclavia"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if re.search(r"\._", name)}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("enclavia._"):
+            found.add(ast.unparse(node))
+    return {name for name in found if not re.fullmatch(r"enclavia\.__\w+__", name)}
+
+
+@pytest.mark.parametrize("path", program_files(), ids=lambda path: path.stem)
+def test_the_command_line_knows_what_is_public(path: Path) -> None:
+    own, _ = imports_of(path)
+    assert {layer_of(module) for module in own} <= {PROGRAM}, f"{path} imports {own}"
+    assert not private_names(ast.parse(path.read_text()))
+
+
+def test_private_names_are_found() -> None:
+    for code in (
+        "import enclavia._errors",
+        "from enclavia import _errors",
+        "from enclavia._errors import ServerError",
+        "import enclavia; enclavia._errors.ServerError",
+    ):
+        assert private_names(ast.parse(code)), code
+    assert not private_names(ast.parse("import enclavia; enclavia.__version__, enclavia.Client"))
 
 
 def test_sans_io_modules_know_only_each_other() -> None:

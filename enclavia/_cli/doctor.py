@@ -1,0 +1,53 @@
+"""``doctor`` as a command, with an enclave to look at and as JSON.
+
+Decides what is examined, and how it is printed. Calls: nothing. Locks: none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from . import exits, streams
+from .examination import code_of, of_enclave, of_installation, report
+from .settings import URL_VARIABLE, Connection, connection_options, needed_url, refusing
+
+__all__ = ["doctor"]
+
+
+@click.command()
+@click.argument("url", required=False)
+@connection_options
+@click.option("--json", "json_wanted", is_flag=True, help="Print it as JSON.")
+@click.pass_context
+def doctor(
+    context: click.Context, connection: Connection, url: str | None, json_wanted: bool
+) -> None:
+    """Print what this installation is made of: versions, libraries, certificate authorities.
+
+    With a URL (or ENCLAVIA_URL) also how the enclave looks from here: whether it can be reached,
+    whether it is in production or in debug mode, how far this machine's clock is from its
+    document's time, and, with pins, whether it is the pinned one. Nothing is sent to the workload.
+    Exit codes: 0 all is well, 1 something is wrong or the enclave is refused, 2 not reached.
+    """
+    facts = of_installation()
+    if url is not None or URL_VARIABLE in os.environ:
+        options = connection.options(need_pins=False)
+        with refusing():
+            facts += of_enclave(
+                needed_url(url),
+                pcrs=options["pcrs"],
+                root=options["root"],
+                way={
+                    "verify": options["verify"],
+                    "proxy": options["proxy"],
+                    "timeout": options["timeout"],
+                },
+            )
+    if json_wanted:
+        said = {fact.name: fact.value for fact in facts}
+        streams.say(json.dumps({"well": code_of(facts) == exits.OK, **said}, indent=2))
+        context.exit(code_of(facts))
+    context.exit(report(facts))

@@ -1,0 +1,64 @@
+"""How the program ends: the exit codes of docs/cli.md, and which error leads to which.
+
+Decides what each error means for whoever called the program. Calls: nothing. Locks: none.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httpx2
+
+import enclavia
+
+__all__ = [
+    "BROKEN_PIPE",
+    "CANNOT_WRITE",
+    "HTTP_STATUS",
+    "INTERNAL",
+    "OK",
+    "REFUSED",
+    "UNREACHABLE",
+    "USAGE",
+    "Problem",
+    "exit_code",
+]
+
+OK: Final = 0
+REFUSED: Final = 1
+UNREACHABLE: Final = 2
+HTTP_STATUS: Final = 22  # as curl's for --fail
+USAGE: Final = 64  # EX_USAGE of sysexits.h
+INTERNAL: Final = 70  # EX_SOFTWARE
+CANNOT_WRITE: Final = 73  # EX_CANTCREAT
+BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, as shells show a program that SIGPIPE has ended
+
+
+class Problem(Exception):
+    """Something that the program itself has to say, and the exit code that goes with it."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_OF_THE_CALLER = (
+    enclavia.ForeignURL,
+    enclavia.InvalidRequest,
+    enclavia.InvalidURL,
+    httpx2.InvalidURL,
+)
+_OF_THE_IDENTITY = (enclavia.AttestationError, enclavia.UpgradeChainError)
+
+
+def exit_code(error: BaseException) -> int:
+    """Of an error of the package or of httpx2, or of a :class:`Problem`."""
+    if isinstance(error, Problem):
+        return error.code
+    if isinstance(error, _OF_THE_IDENTITY):
+        return REFUSED
+    if isinstance(error, _OF_THE_CALLER):
+        return USAGE
+    if isinstance(error, enclavia.InternalError | enclavia.StateError):
+        return INTERNAL
+    return UNREACHABLE

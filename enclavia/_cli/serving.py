@@ -1,0 +1,199 @@
+"""``serve``: an app behind a local enclave, for tests of other programs.
+
+Decides what other processes are told, and who may write it. Calls: nothing. Locks: none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from . import streams
+from .exits import CANNOT_WRITE, Problem
+from .files import FileOutput, cannot_write
+from .settings import load_pins, refusing
+
+if TYPE_CHECKING:
+    from enclavia.testing import LocalEnclave
+
+__all__ = ["serve"]
+
+_URL: Final = "url"
+_PCRS: Final = "pcrs.json"
+_ROOT: Final = "root.pem"
+_CA: Final = "ca.pem"
+
+
+@click.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="0, the default: a free one."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["production", "debug", "stub"]),
+    default="production",
+    show_default=True,
+    help="What its documents are.",
+)
+@click.option(
+    "--interface",
+    type=click.Choice(["auto", "wsgi", "asgi"]),
+    default="auto",
+    show_default=True,
+    help="What kind of app it is.",
+)
+@click.option("--pcrs", metavar="FILE", help="The PCRs that it attests, in place of its own.")
+@click.option("--tls", is_flag=True, help="With a certificate of localhost made on the spot.")
+@click.option(
+    "--app-dir",
+    metavar="DIR",
+    default=".",
+    help="Where MODULE is looked for first. Default: the current folder.",
+)
+@click.option(
+    "--write-pins",
+    metavar="DIR",
+    help="Write url, pcrs.json, root.pem (and ca.pem with --tls) into DIR, made where it is not "
+    "there; url is the last. They are removed at the end.",
+)
+def serve(
+    app: str,
+    port: int,
+    mode: str,
+    interface: str,
+    pcrs: str | None,
+    tls: bool,
+    app_dir: str,
+    write_pins: str | None,
+) -> None:
+    """Serve an ASGI or WSGI app behind a local enclave until it is interrupted.
+
+    MODULE:APP is the app as it is imported, or the host:port of a server that runs already. For
+    tests: no hardware protects anything of it.
+    """
+    if not app_dir or not os.path.isdir(app_dir):
+        raise Problem(f"--app-dir: expected a folder, got '{streams.visible(app_dir)}'")
+    sys.path.insert(0, os.path.abspath(app_dir))
+    enclave = _made(app, port=port, mode=mode, interface=interface, pcrs=pcrs, tls=tls)
+    with _started(enclave, app), _written(enclave, write_pins):
+        streams.say(*_facts(enclave, write_pins))
+        while True:
+            signal.pause()
+
+
+def _made(app: str, *, pcrs: str | None, **options: Any) -> LocalEnclave:  # noqa: ANN401
+    with refusing():
+        try:
+            from enclavia.testing import LocalEnclave
+
+            return LocalEnclave(app, pcrs=None if pcrs is None else load_pins(pcrs), **options)
+        except ImportError as error:
+            raise Problem(str(error)) from None
+
+
+@contextmanager
+def _started(enclave: LocalEnclave, app: str) -> Iterator[None]:
+    """What an app says when it is imported is its own; its failure is told in one line."""
+    try:
+        enclave.start()
+    except Problem:
+        raise
+    except Exception as error:
+        raise Problem(
+            f"{app}: expected an app to serve, got {type(error).__name__}: {error}"
+        ) from None
+    try:
+        yield
+    finally:
+        enclave.stop()
+
+
+def _facts(enclave: LocalEnclave, folder: str | None) -> list[str]:
+    facts = [f"url   {enclave.url}", f"mode  {enclave.mode}"]
+    facts += [f"{name}  {value}" for name, value in enclave.pcrs.as_dict().items()]
+    if folder is None:
+        facts.append("note  --write-pins DIR writes what another process needs to verify it")
+    else:
+        facts.append(f"pins  {streams.visible(folder)}")
+    return facts
+
+
+@contextmanager
+def _written(enclave: LocalEnclave, folder: str | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    made = _folder(folder)
+    written: list[tuple[str, os.stat_result]] = []
+    try:
+        for name, content in _contents(enclave).items():
+            path = os.path.join(folder, name)
+            # Whatever the umask is, nobody else may change what others trust.
+            with FileOutput(path, 0o644) as file:
+                file.write(content)
+                file.commit()
+            written.append((path, os.stat(path)))
+        yield
+    finally:
+        _removed(written)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _contents(enclave: LocalEnclave) -> dict[str, bytes]:
+    contents = {_PCRS: f"{json.dumps(enclave.pcrs.as_dict(), indent=2)}\n".encode()}
+    if enclave.root is not None:
+        contents[_ROOT] = enclave.root
+    if enclave.tls_certificate is not None:
+        contents[_CA] = streams.read_input(enclave.tls_certificate, "a certificate", 1024 * 1024)
+    contents[_URL] = f"{enclave.url}\n".encode()
+    return contents
+
+
+def _folder(name: str) -> bool:
+    """Whether it was made here. Refuses one that everybody may write to."""
+    try:
+        os.mkdir(name, 0o755)
+    except FileExistsError:
+        _expect_own_folder(name)
+        return False
+    except OSError as error:
+        raise cannot_write(name, error) from None
+    return True
+
+
+def _expect_own_folder(name: str) -> None:
+    try:
+        found = os.stat(name)
+    except OSError as error:
+        raise cannot_write(name, error) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise Problem(
+            f"--write-pins: expected a folder, got {streams.visible(name)}, which is none",
+            CANNOT_WRITE,
+        )
+    if found.st_mode & stat.S_IWOTH:
+        raise Problem(
+            f"--write-pins: expected a folder that not everybody may write to, got "
+            f"{streams.visible(name)}: name a new one",
+            CANNOT_WRITE,
+        )
+
+
+def _removed(written: list[tuple[str, os.stat_result]]) -> None:
+    """Not what somebody else has put in their place."""
+    for path, before in written:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path, follow_symlinks=False), before):
+                os.unlink(path)
