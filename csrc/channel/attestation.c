@@ -90,7 +90,7 @@ static encl_result collect(encl_channel *ch, uint64_t number, int64_t until, enc
         }
         ENCL_TRY(ch_need_open(ch, err));
         ENCL_ENSURE(ch_wait(ch, &ch->changed, until), err, ENCL_E_READ_TIMEOUT,
-                    "expected an attestation document in time, got none");
+                    "expected an attestation document, got none");
     }
 }
 

@@ -86,7 +86,7 @@ static encl_result wait_while_connecting(encl_channel *ch, int64_t until, encl_e
     ENCL_REQUIRES(ch->lock) {
     while (ch->state == ENCL_CHANNEL_CONNECTING) {
         ENCL_ENSURE(ch_wait(ch, &ch->changed, until), err, ENCL_E_CONNECT_TIMEOUT,
-                    "not connected and verified in time: expected %s, got nothing", awaited(ch));
+                    "not connected and verified: expected %s, got nothing", awaited(ch));
     }
     if (ch->state == ENCL_CHANNEL_CLOSED) {
         *err = ch->why;

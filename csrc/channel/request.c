@@ -63,7 +63,7 @@ encl_result encl_request_result(encl_request *rq, int64_t until, encl_slice *ans
     while (rc == ENCL_OK && !t->eof) {
         rc = transfer_check(t, err);
         if (rc == ENCL_OK && !waits_for_data(ch, t, until)) {
-            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "expected an answer in time, got none");
+            rc = encl_fail(err, ENCL_E_READ_TIMEOUT, "expected an answer, got none");
         }
     }
     if (rc == ENCL_OK) {

@@ -70,8 +70,8 @@ static encl_result wait_for_turn(encl_channel *ch, encl_slot *slot, int64_t unti
     ENCL_REQUIRES(ch->lock) {
     while (ch->state != ENCL_CHANNEL_CLOSED && slot->state == SLOT_WAITING) {
         ENCL_ENSURE(ch_wait(ch, &slot->changed, until), err, ENCL_E_POOL_TIMEOUT,
-                    "no free place for another request in time: %zu of %zu are in flight, "
-                    "%zu wait",
+                    "%zu of %zu requests are in flight and %zu wait: expected a free place, got "
+                    "none",
                     counted(&ch->in_use), ch->max_in_flight, counted(&ch->waiting));
     }
     if (ch->state == ENCL_CHANNEL_CLOSED) {

@@ -107,7 +107,7 @@ static encl_result wait_until_readable(encl_channel *ch, transfer *t, int64_t un
     while (t->ring.len == 0 && !t->eof) {
         ENCL_TRY(transfer_check(t, err));
         ENCL_ENSURE(waits_for_data(ch, t, until), err, ENCL_E_READ_TIMEOUT,
-                    "expected bytes from the workload in time, got none");
+                    "expected bytes from the workload, got none");
     }
     return ENCL_OK;
 }
@@ -167,7 +167,7 @@ static encl_result write_some(encl_channel *ch, transfer *t, encl_slice bytes, i
         *put += n;
     } else {
         ENCL_ENSURE(waits_to_send(ch, t, until), err, ENCL_E_WRITE_TIMEOUT,
-                    "the connection took %zu of %zu bytes in time", *put, bytes.len);
+                    "expected to send %zu bytes, could send %zu", bytes.len, *put);
     }
     return ENCL_OK;
 }

@@ -330,7 +330,7 @@ static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"timeout", NULL};
     encl_channel *channel = channel_of(self);
     int64_t until = encl_now_ns() + 1000000000;
-    encl_error unused;
+    encl_error unused = {.message = ""};
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&", names, binding_read_deadline, &until)) {
         return NULL;

@@ -1,6 +1,9 @@
 /* The one loop in which a thread of Python waits for the core. Decides when a wait looks for
  * signals and when it is over. The GIL is held on entry and on return, and released around each
  * step; a step may wait for locks and for its deadline, and must not touch a Python object. */
+#include <stdio.h>
+#include <string.h>
+
 #include "python/binding.h"
 
 /* A wait looks for signals this often: well below the 100 ms that are promised. */
@@ -17,8 +20,27 @@ static int64_t slice_of(int64_t until) {
     return until < next ? until : next;
 }
 
+/* The core knows deadlines; how long a caller was ready to wait is known here. A wait that was over
+ * as soon as it began names nothing. */
+static void name_seconds(encl_error *err, int64_t allowed_ns) {
+    long long ms = (allowed_ns + 500000) / 1000000;
+    size_t used = strlen(err->message);
+
+    if (ms == 0) {
+        return;
+    }
+    if (ms % 1000 == 0) {
+        snprintf(err->message + used, sizeof err->message - used, " within %lld s", ms / 1000);
+    } else {
+        snprintf(err->message + used, sizeof err->message - used, " within %lld.%03lld s",
+                 ms / 1000, ms % 1000);
+    }
+}
+
 binding_outcome binding_wait(int64_t until, encl_code again, binding_step step, void *context,
                              encl_error *err) {
+    int64_t begun = encl_now_ns();
+
     for (;;) {
         int64_t slice = slice_of(until);
         encl_code rc;
@@ -36,6 +58,7 @@ binding_outcome binding_wait(int64_t until, encl_code again, binding_step step, 
             return BINDING_RAISED;
         }
         if (slice == until) {
+            name_seconds(err, until - begun);
             return BINDING_TIMED_OUT;
         }
     }

@@ -13,7 +13,7 @@ from typing import Any, cast
 from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
-from .._io.face import SHORTEST, Io, Waiter, now, time_left
+from .._io.face import SHORTEST, Io, Waiter, expect_verified, now, time_left
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
@@ -134,7 +134,7 @@ class Connections:
             return  # closed meanwhile
         if not opened and not member.spare and not is_before(end, deadline):
             if self.pool.alone(ticket) and self.pool.last_error is None:
-                tunnel.core.wait_open(SHORTEST)  # says what is missing, and closes
+                expect_verified(tunnel.core, self._allowed(Phase.CONNECT, timeouts))
             raise self._too_late(Phase.CONNECT, timeouts)
         error = self._verified(tunnel) if opened else self._missing(tunnel)
         if error is None:

@@ -1,10 +1,10 @@
 """What waiting looks like to code that is written once for threads and event loops.
 
 Everything that may wait goes through :class:`Io`. In an event loop it suspends; in a thread it
-blocks, and :func:`run` steps through a coroutine that therefore never suspends. May call nothing
-of this package but the C core's types.
+blocks, and :func:`run` steps through a coroutine that therefore never suspends. Knows nothing of
+what is above it.
 
-Decides how a timeout becomes a deadline. Calls: _arguments, _core. Locks: none.
+Decides how a timeout becomes a deadline. Calls: _arguments, _core, _errors. Locks: none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import httpx2
 
 from .. import _core
 from .._arguments import byte_view
+from .._errors import ConnectTimeout
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,6 +30,7 @@ __all__ = [
     "Register",
     "Waiter",
     "deadline_of",
+    "expect_verified",
     "expected_body",
     "now",
     "piece_of",
@@ -57,6 +59,14 @@ def deadline_of(timeout: float | None) -> float | None:
 
 def time_left(deadline: float | None) -> float | None:
     return None if deadline is None else max(SHORTEST, deadline - now())
+
+
+def expect_verified(channel: _core.Channel, waited: float | None) -> None:
+    """After a wait of so many seconds, which is over: says what is missing, and closes."""
+    try:
+        channel.wait_open(SHORTEST)
+    except ConnectTimeout as error:
+        raise ConnectTimeout(f"{error} within {waited} s") from None
 
 
 def positive(seconds: float | None) -> float | None:

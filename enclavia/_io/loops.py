@@ -24,8 +24,16 @@ import httpx2
 
 from .. import _core
 from .._arguments import byte_view
-from .._errors import ConnectTimeout, PoolTimeout, ReadTimeout, StateError, WriteTimeout
-from .face import SHORTEST, Register, deadline_of, expected_body, piece_of, time_left
+from .._errors import PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from .face import (
+    SHORTEST,
+    Register,
+    deadline_of,
+    expect_verified,
+    expected_body,
+    piece_of,
+    time_left,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -278,9 +286,10 @@ class LoopIo:
         return await loop_hub().wait(channel.notify_open, timeout)
 
     async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
-        if not await loop_hub().wait(channel.notify_open, timeout):
-            raise ConnectTimeout(f"expected a verified connection within {timeout} s, got none")
-        channel.wait_open(0)
+        if await loop_hub().wait(channel.notify_open, timeout):
+            channel.wait_open(0)
+        else:
+            expect_verified(channel, timeout)
 
     async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
         hub = loop_hub()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+import socket
 import threading
 from typing import Any
 
@@ -457,3 +458,49 @@ def test_a_full_enclave_says_what_to_do(kind: str) -> None:
                 await result(first.close() if kind == "sync" else first.aclose())
 
     drive(kind, main)
+
+
+def test_messages_of_timeouts_name_the_seconds(kind: str) -> None:
+    """Whether the wait was one of the core's (in a thread) or of an event loop."""
+    with (
+        ByteServer(silent) as server,
+        LocalEnclave(server.address) as enclave,
+        socket.create_server(("127.0.0.1", 0)) as nobody,
+    ):
+        url = f"ws://127.0.0.1:{nobody.getsockname()[1]}"
+
+        async def case() -> None:
+            cls: Any = enclavia.Channel if kind == "sync" else enclavia.AsyncChannel
+            channel = await connect(kind, enclave, max_in_flight=1)
+            stream = await result(channel.open_stream())
+            stream.read_timeout = 0.25
+
+            async def opened() -> None:
+                await result(cls.connect(url, **keywords(enclave), timeout=0.25))
+
+            async def read() -> None:
+                await result(stream.read(1))
+
+            async def read_into() -> None:
+                await result(stream.readinto(bytearray(1)))
+
+            async def another() -> None:
+                await result(channel.open_stream(timeout=0.25))
+
+            async def answered() -> None:
+                await result(channel.request(b"x", timeout=0.25))
+
+            for kinds, act in (
+                (enclavia.ConnectTimeout, opened),
+                (enclavia.ReadTimeout, read),
+                (enclavia.ReadTimeout, read_into),
+                (enclavia.PoolTimeout, another),
+                (enclavia.PoolTimeout, answered),
+            ):
+                with pytest.raises(kinds, match=r"expected .* within 0\.250? s") as got:
+                    await act()
+                if kinds is enclavia.ConnectTimeout:
+                    assert "WebSocket upgrade" in str(got.value)
+            await result(channel.close())
+
+        drive(kind, case)
