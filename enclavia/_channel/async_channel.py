@@ -84,7 +84,8 @@ class AsyncChannel(ChannelBase):
         return await operations.attest(_IO, self._core, self._or_default(timeout))
 
     async def close(self) -> None:
-        """Sends what was written, then closes; streams still open end."""
+        """Sends what was written, for which it waits at most one second, then closes; streams
+        still open end. What a slow link has not taken by then is lost."""
         self._ended = True
         await run_blocking(self._core.close)
 

@@ -80,7 +80,8 @@ class Channel(ChannelBase):
         return run(operations.attest(_IO, self._core, self._or_default(timeout)))
 
     def close(self) -> None:
-        """Sends what was written, then closes; streams still open end."""
+        """Sends what was written, for which it waits at most one second, then closes; streams
+        still open end. What a slow link has not taken by then is lost."""
         self._ended = True
         self._core.close()
 
