@@ -13,6 +13,7 @@ Needs ``pip install 'enclavia[httpx]'``. New code has :class:`enclavia.Client`, 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol, Self, Unpack, cast
 
@@ -46,6 +47,8 @@ class _Known(Protocol):
     @property
     def base_url(self) -> httpx2.URL: ...
     @property
+    def shown(self) -> str: ...
+    @property
     def attestation(self) -> Attestation: ...
     @property
     def stats(self) -> Stats: ...
@@ -66,6 +69,12 @@ class _About:
     @property
     def _url(self) -> EnclaveURL:
         return self._enclave._settings.config.url
+
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made._enclave = copy.copy(self._enclave)
+        return made
 
     def _names(self, url: httpx.URL) -> bool:
         return url_names_enclave(self._url, url)
@@ -166,7 +175,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
         return self
 
     def __repr__(self) -> str:
-        return f"<enclavia.httpx.EnclaveTransport {self._enclave._settings.config.url}>"
+        return f"<enclavia.httpx.EnclaveTransport {self._enclave.shown}>"
 
 
 class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
@@ -205,7 +214,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
         return self
 
     def __repr__(self) -> str:
-        return f"<enclavia.httpx.AsyncEnclaveTransport {self._enclave._settings.config.url}>"
+        return f"<enclavia.httpx.AsyncEnclaveTransport {self._enclave.shown}>"
 
 
 class _IncompleteResponse(httpx.RemoteProtocolError, httpx.ReadError):

@@ -16,13 +16,14 @@ Needs ``pip install 'enclavia[requests]'``.
 
 from __future__ import annotations
 
+import copy
 import enum
 import http.client
 import io
 import re
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 import httpx2
 
@@ -298,8 +299,14 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
     def close(self) -> None:
         self._enclave.close()
 
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made._enclave = copy.copy(self._enclave)
+        return made
+
     def __repr__(self) -> str:
-        return f"<EnclaveAdapter {self._url}>"
+        return f"<EnclaveAdapter {self._enclave.shown}>"
 
 
 class _Beside(requests.adapters.BaseAdapter):
@@ -383,6 +390,18 @@ class EnclaveSession(requests.Session):
     def stats(self) -> Stats:
         """See :attr:`EnclaveAdapter.stats`."""
         return self._adapter.stats
+
+    def __copy__(self) -> Self:
+        """With an adapter, cookies, headers and hooks of its own."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.adapters = copy.copy(self.adapters)
+        for prefix, adapter in self.adapters.items():
+            made.adapters[prefix] = copy.copy(adapter)
+        made.headers = self.headers.copy()
+        made.cookies = self.cookies.copy()
+        made.hooks = {name: list(each) for name, each in self.hooks.items()}
+        return made
 
     def get_adapter(self, url: str) -> requests.adapters.BaseAdapter:
         adapter = self._adapter

@@ -212,10 +212,10 @@ static const char *hint_of_early_end(const encl_channel *ch) {
 
     return state != ENCL_SESSION_NEW && state != ENCL_SESSION_HANDSHAKE
                ? ""
-               : "; an enclave that has all the connections it takes (about two for each of its "
-                 "cores) "
-                 "ends further ones like this: share one client among threads and tasks, close "
-                 "clients and channels that are not used any more, or try again later";
+               : "; an enclave at its connection limit (about two for each of its cores) ends "
+                 "further ones like this: share one client among threads and tasks, start fewer "
+                 "processes, close clients and channels that are not used any more, or wait longer "
+                 "(patience, or the connect timeout)";
 }
 
 /* Says what of the handshake was missing; what the connection said stands behind it. */

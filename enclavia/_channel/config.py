@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import re
 import ssl
 import sys
@@ -152,6 +153,20 @@ class ChannelConfig(NamedTuple):
         if self.ca_file is None and self.url.tls and self.verify:
             return trust_store.ca_file()
         return self.ca_file
+
+    def trusted(self) -> tuple[object, ...]:
+        """What of this machine decides, beside the settings, whom a new connection's outer TLS
+        trusts: which file ``verify`` names now and in what state, or what the environment says."""
+        if not self.url.tls or not self.verify:
+            return ()
+        if self.ca_file is None:
+            return tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+        path = os.path.abspath(self.ca_file)
+        try:
+            seen = os.stat(path)
+        except OSError:
+            return (path,)
+        return path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
     def warn_debug(self, stacklevel: int) -> None:
         if not self.debug_mode:

@@ -61,6 +61,9 @@ class Client(OwnClient, httpx2.Client):
     keepalive: seconds (more than 0, at most a day) without a byte from the peer after which it is
         sent a WebSocket ping, and after which the connection is given up where still none came
         (:class:`ConnectionClosed`, retryable). None: never.
+    shared_expiry: copies of this client (unpickled, or of the module ``copy``) share channels among
+        them in each process; for so many seconds (0 or more, default 30) these are kept after the
+        last copy there was closed or forgotten.
     """
 
     if TYPE_CHECKING:

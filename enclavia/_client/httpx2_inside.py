@@ -15,6 +15,7 @@ Calls: _channel, _errors. Locks: none.
 from __future__ import annotations
 
 import contextlib
+import copy
 import http.cookiejar
 import logging
 import urllib.request
@@ -53,6 +54,7 @@ __all__ = [
     "SHORT_WAY_WORKS",
     "OwnClient",
     "complete_response",
+    "copied",
     "from_pickle",
     "is_simple",
     "take_body",
@@ -62,7 +64,9 @@ __all__ = [
 _log: Final = logging.getLogger("httpx2")
 _UNSET: Final = httpx2.USE_CLIENT_DEFAULT
 # What is kept of a client, in its instances.
-_NEEDED: Final = ("_state", "_transport", "_timeout", "_cookies")
+_NEEDED: Final = (
+    "_state", "_transport", "_timeout", "_cookies", "_headers", "_event_hooks", "_mounts"
+)  # fmt: skip
 
 
 def _short_way_works() -> bool:
@@ -212,8 +216,14 @@ class OwnClient(BaseClient):
         self.__dict__.update(from_pickle(state))
         self._prepare()
 
+    def __copy__(self) -> Self:
+        """As pickling and unpickling, but of what cannot be pickled, such as hooks, the same."""
+        made = type(self).__new__(type(self))
+        made.__setstate__(copied(self.__getstate__()))
+        return made
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._own_url}>"
+        return f"<{type(self).__name__} {self._enclave.shown}>"
 
 
 def is_simple(client: OwnClient, request: httpx2.Request, auth: Auth, follow: Follow) -> bool:
@@ -270,3 +280,19 @@ def from_pickle(state: dict[str, Any]) -> dict[str, Any]:
     for cookie in kept:
         cookies.jar.set_cookie(cookie)
     return {**state, "_cookies": cookies}
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`to_pickle` has made, with containers of its own."""
+    transport = copy.copy(state["_transport"])
+    hooks: dict[str, list[Any]] = state["_event_hooks"]
+    cookies, policy = state["_cookies"]
+    return {
+        **state,
+        "_transport": transport,
+        "_enclave": transport,
+        "_headers": state["_headers"].copy(),
+        "_cookies": ([copy.copy(cookie) for cookie in cookies], copy.copy(policy)),
+        "_mounts": dict(state["_mounts"]),
+        "_event_hooks": {name: list(each) for name, each in hooks.items()},
+    }

@@ -54,6 +54,7 @@ class _Options(ChannelOptions, total=False):
     auto_reconnect: bool
     max_channels: int
     limits: httpx2.Limits | None
+    shared_expiry: float | None
 
 
 class TransportOptions(_Options, total=False):
@@ -90,6 +91,7 @@ TRANSPORT_DEFAULTS: Final[dict[str, Any]] = {
         },
     ),
     "limits": None,
+    "shared_expiry": None,
 }
 CLIENT_DEFAULTS: Final[dict[str, Any]] = {
     **TRANSPORT_DEFAULTS,

@@ -6,7 +6,8 @@ _pool. Locks: none.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Unpack
+from collections.abc import Hashable
+from typing import Final, NamedTuple, Unpack
 
 import httpx2
 
@@ -15,12 +16,16 @@ from .._arguments import timeout as checked_timeout
 from .._channel.config import ChannelConfig
 from .._channel.options import CHANNEL_DEFAULTS, completed, takes
 from .._exchange.retry import Retries, checked_retries
+from .._exchange.shared import key_of
 from .._exchange.timeouts import Timeouts
 from .._io.face import positive
 from .._pool.kinds import PoolLimits
 from .options import TRANSPORT_DEFAULTS, TransportOptions
 
-__all__ = ["Settings"]
+__all__ = ["SHARED_EXPIRY", "Settings"]
+
+SHARED_EXPIRY: Final = 30.0
+"""Seconds."""
 
 
 class Settings(NamedTuple):
@@ -30,6 +35,15 @@ class Settings(NamedTuple):
     limits: PoolLimits
     retries: Retries
     timeouts: Timeouts
+    shared_expiry: float = SHARED_EXPIRY
+    """Seconds. With a default, so that what an earlier version has pickled can be read."""
+
+    @property
+    def meaning(self) -> Hashable:
+        """Equal for settings with which copies may share their channels: where everything in them
+        is equal, now and in whatever is added to them later, and where this process would also
+        trust the same authorities for the outer TLS."""
+        return key_of((self, self.config.trusted()))
 
     @classmethod
     def of_options(cls, owner: str, url: str | httpx2.URL, options: TransportOptions) -> Settings:
@@ -49,7 +63,7 @@ class Settings(NamedTuple):
         given = completed(caller, options, TRANSPORT_DEFAULTS)
         of_channel = {name: given[name] for name in CHANNEL_DEFAULTS}
         config = ChannelConfig.build(url, **of_channel)
-        patience = given["patience"]
+        patience, expiry = given["patience"], given["shared_expiry"]
         pool = PoolLimits(
             max_channels=whole("max_channels", given["max_channels"], 1),
             max_in_flight=config.max_in_flight,
@@ -63,6 +77,11 @@ class Settings(NamedTuple):
             limits=_limited(pool, given["limits"]),
             retries=checked_retries(given["retries"]),
             timeouts=Timeouts(*map(positive, timeout_members("timeout", given["timeout"]))),
+            shared_expiry=(
+                SHARED_EXPIRY
+                if expiry is None
+                else seconds("shared_expiry", expiry, otherwise="None")
+            ),
         )
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 
 from .._arguments import timeout as checked_timeout
+from .._exchange.connections import Connections
 from .._exchange.engine import Engine, Stats
 from .._exchange.exchange import Exchange
 from .._exchange.retry import RetryPolicy
+from .._exchange.shared import SharedConnections, key_of
 from .._identity.attestation import Attestation
 from .._io.face import positive
 from .response import AsyncResponseBody, Response, ResponseBody, fields_of, response_of
@@ -44,17 +46,22 @@ os.register_at_fork(after_in_child=_renew_fork_lock)
 
 
 class TransportBase:
-    """Keeps one engine per process: a forked child starts with nothing of its parent's."""
+    """Keeps one engine per process: a forked child starts with nothing of its parent's.
+
+    One that was made with a URL has channels of its own. A copy, which was unpickled or made by the
+    module ``copy``, shares them with the other copies in its process that mean the same.
+    """
 
     _make_io: Callable[[], Io[Any]]
     """How it waits; of the class."""
     _body: Callable[[Exchange], ResponseBody | AsyncResponseBody]
     """What steps through an answer; of the class."""
 
-    def __init__(self, settings: Settings, mountable: bool = True) -> None:
+    def __init__(self, settings: Settings, mountable: bool = True, is_copy: bool = False) -> None:
         """``mountable``: it may be one of several transports of a client that is not ours."""
         self._settings = settings
         self._mountable = mountable
+        self._is_copy = is_copy
         self._inherited: list[Engine] = []
         self._current = self._new_engine()
         # Answers of one workload tend to have the same headers, so parsed headers are cached. Per
@@ -69,13 +76,20 @@ class TransportBase:
         return transport
 
     def _new_engine(self) -> Engine:
-        settings = self._settings
+        settings, io = self._settings, self._make_io()
+        make = functools.partial(Connections, settings.config, settings.limits, io)
         return Engine(
             settings.config,
-            settings.limits,
             RetryPolicy(settings.retries),
             settings.timeouts,
-            self._make_io(),
+            SharedConnections(
+                functools.partial(_shared_key, settings, type(io)),
+                settings.shared_expiry,
+                io,
+                make,
+            )
+            if self._is_copy
+            else make(),
         )
 
     @property
@@ -92,7 +106,7 @@ class TransportBase:
             # locks may be held by threads that do not exist in this process.
             self._inherited.append(engine)
             own = self._new_engine()
-            if engine.pool.closed:
+            if engine.closed:
                 own.close()
             if self._current is engine:
                 self._current = own
@@ -119,7 +133,7 @@ class TransportBase:
         timeouts = engine.timeouts
         if timeout is not None:
             timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
-        await engine.connections.open(timeouts)
+        await engine.connect(timeouts)
 
     def _response(self, request: httpx2.Request, exchange: Exchange) -> Response:
         response = response_of(exchange, self._body(exchange), self._fields_of)
@@ -131,10 +145,21 @@ class TransportBase:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state["settings"].config.warn_debug(stacklevel=2)
-        TransportBase.__init__(self, state["settings"], state["mountable"])
+        TransportBase.__init__(self, state["settings"], state["mountable"], is_copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self._settings, "mountable": self._mountable}
 
+    @property
+    def shown(self) -> str:
+        """What the representation of whatever has this transport says of it."""
+        url = str(self._settings.config.url)
+        return f"{url} (a copy: shares its channels)" if self._is_copy else url
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._settings.config.url}>"
+        return f"<{type(self).__name__} {self.shown}>"
+
+
+def _shared_key(settings: Settings, kind: type) -> Hashable:
+    """Of connections of one kind of waiting: threads and event loops share none."""
+    return settings.meaning, key_of(kind)

@@ -8,6 +8,7 @@ Calls: _channel, _errors, _io, _pool. Locks: none.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 from .._channel.config import ChannelConfig
@@ -43,9 +44,17 @@ class Connections:
         lease = await self.obtain(Job(), timeouts)
         self.pool.release(lease, lease.link, now())
 
-    async def obtain(self, job: Job, timeouts: Timeouts) -> Lease[Tunnel, IdleStream]:
+    async def obtain(
+        self,
+        job: Job,
+        timeouts: Timeouts,
+        told: Callable[[Ticket[Tunnel, IdleStream]], None] | None = None,
+    ) -> Lease[Tunnel, IdleStream]:
+        """``told`` is called with the ticket before anything is waited for."""
         ticket = self.pool.request(job, now())
         try:
+            if told is not None:
+                told(ticket)
             if ticket.state is not State.GRANTED:
                 await self._wait_turn(ticket, timeouts)
             return ticket.take()

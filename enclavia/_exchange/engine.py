@@ -1,4 +1,6 @@
-"""What the requests of one transport share in one process: sends each, again where that is safe.
+"""What the requests of one transport have in common in one process: sends each, again where that is
+safe. The connections may be the transport's own, or shared with other transports (shared.py); what
+carries cookies, credentials and counts is always its own.
 
 Decides which requests are the enclave's; whether to send one again is for retry.py to decide.
 Calls: _channel, _errors, _http1, _identity, _io, _pool. Locks: ``_lock``, around its counters.
@@ -10,7 +12,8 @@ import functools
 import logging
 import os
 import threading
-from typing import Any, NamedTuple
+import weakref
+from typing import NamedTuple
 
 import httpx2
 
@@ -18,14 +21,15 @@ from .._channel.config import ChannelConfig
 from .._errors import ForeignURL, ReconnectDisabled, StateError
 from .._http1.head import remembering
 from .._identity.attestation import Attestation
-from .._io.face import Io, now
-from .._pool.kinds import PoolLimits
+from .._io.face import now
+from .._pool.pool import Pool
 from .connections import Connections
 from .exchange import Exchange
 from .message import Message, RequestHead
 from .retry import Attempt, RetryPolicy
+from .shared import SharedConnections, Use
 from .timeouts import Timeouts
-from .tunnel import Tunnel
+from .tunnel import IdleStream, Tunnel
 
 __all__ = ["Engine", "Stats"]
 
@@ -33,7 +37,11 @@ logger = logging.getLogger("enclavia")
 
 
 class Stats(NamedTuple):
-    """What a client did and holds. Bytes are those on the wire, over all its channels."""
+    """What a client did and holds. Bytes are those on the wire, over all its channels.
+
+    ``shared``: the client is a copy, and everything but ``requests`` and ``retries`` counts for all
+    copies in this process with which it shares its channels.
+    """
 
     channels: int
     streams_active: int
@@ -45,23 +53,30 @@ class Stats(NamedTuple):
     retries: int
     bytes_in: int
     bytes_out: int
+    shared: bool
 
 
 class Engine:
-    """What the requests of one transport share in one process."""
+    """What the requests of one transport have in common in one process."""
 
     def __init__(
         self,
         config: ChannelConfig,
-        limits: PoolLimits,
         policy: RetryPolicy,
         timeouts: Timeouts,
-        io: Io[Any],
+        connections: Connections | SharedConnections,
     ) -> None:
         self.pid = os.getpid()
         self.config = config
-        self.connections = Connections(config, limits, io)
-        self.pool = self.connections.pool
+        self._shared: SharedConnections | None = None
+        self._own: Use | None = None
+        if isinstance(connections, SharedConnections):
+            self._shared = connections
+        else:
+            self._own = Use(connections)
+        # Requests over shared connections, which end with this engine although those do not.
+        self._running: dict[weakref.ref[Exchange], None] = {}
+        self._closed = False
         self.policy = policy
         self.timeouts = timeouts
         self._lock = threading.RLock()  # a destructor may come by in between
@@ -72,7 +87,31 @@ class Engine:
         self._head_of = functools.lru_cache(maxsize=16)(RequestHead.of)
         self._read_head = remembering()
 
+    def use(self) -> Use:
+        """The connections that a request takes now, to be held until its end."""
+        if self._own is not None:
+            return self._own
+        if self._shared is None or self._closed:
+            raise StateError("the client was closed")
+        return self._shared.take()
+
+    @property
+    def connections(self) -> Connections:
+        return self.use().connections
+
+    @property
+    def pool(self) -> Pool[Tunnel, IdleStream]:
+        return self.use().connections.pool
+
     # -- requests ---------------------------------------------------------------------------
+
+    async def connect(self, timeouts: Timeouts) -> None:
+        """Connects and verifies, where that has not been done."""
+        use = self.use()
+        try:
+            await use.connections.open(timeouts)
+        finally:
+            del use  # or an error that somebody keeps would hold it, by its traceback
 
     async def handle(self, request: httpx2.Request) -> Exchange:
         """Sends the request and reads the answer's head."""
@@ -86,12 +125,16 @@ class Engine:
         resent = unsent = 0
         lost: Exception | None = None
         while True:
-            exchange = Exchange(self.connections, message, timeouts, self._read_head)
+            exchange = Exchange(self._own or self.use(), message, timeouts, self._read_head)
+            if self._shared is not None:
+                self._remember(exchange)
             try:
                 await exchange.start()
             except Exception as error:
                 exchange.blame(error)
                 await exchange.abandon()
+                if self._closed:
+                    raise StateError("the client was closed") from error
                 attempt = Attempt(
                     request=request,
                     error=error,
@@ -119,10 +162,23 @@ class Engine:
             else:
                 return exchange
 
+    def _remember(self, exchange: Exchange) -> None:
+        # Only built-in functions, so that a destructor or a signal's handler interrupts none.
+        self._running[weakref.ref(exchange, self._running.pop)] = None
+        if self._closed:  # meanwhile, by another thread
+            exchange.end(StateError("the client was closed"))
+
     # -- about ------------------------------------------------------------------------------
 
+    def _known(self) -> Connections | None:
+        """To look at. None: a copy's, where no copy has used any yet."""
+        if self._own is not None:
+            return self._own.connections
+        return None if self._shared is None else self._shared.known()
+
     def attestation(self) -> Attestation:
-        raw = self.connections.raw_attestation
+        connections = self._known()
+        raw = None if connections is None else connections.raw_attestation
         if raw is None:
             raise StateError(
                 "not connected yet, so nothing was verified: make a request, enter the client "
@@ -131,10 +187,13 @@ class Engine:
         return Attestation._from_raw(raw)
 
     def stats(self) -> Stats:
-        self.pool.settle(now())
-        pool = self.pool.stats()
-        traffic = [tunnel.traffic() for tunnel in self.pool.handles()] + [
-            self.connections.past.total()
+        connections = self._known()
+        if connections is None:
+            return Stats(0, 0, 0, 0, 0, 0, self._requests, self._retries, 0, 0, shared=True)
+        connections.pool.settle(now())
+        pool = connections.pool.stats()
+        traffic = [tunnel.traffic() for tunnel in connections.pool.handles()] + [
+            connections.past.total()
         ]
         with self._lock:
             return Stats(
@@ -148,8 +207,23 @@ class Engine:
                 retries=self._retries,
                 bytes_in=sum(bytes_in for bytes_in, _ in traffic),
                 bytes_out=sum(bytes_out for _, bytes_out in traffic),
+                shared=self._shared is not None,
             )
 
+    @property
+    def closed(self) -> bool:
+        return self._closed or (self._own is not None and self._own.connections.pool.closed)
+
     def close(self) -> list[Tunnel]:
-        """The channels are the caller's to close; those still there are returned again."""
-        return self.pool.close(StateError("the client was closed"))
+        """The channels are the caller's to close; those still there are returned again. Shared
+        ones are none of these: they end by themselves when nobody has used them for a while."""
+        if self._own is not None:
+            return self._own.connections.pool.close(StateError("the client was closed"))
+        self._closed = True
+        for reference in list(self._running):
+            exchange = reference()
+            if exchange is not None:
+                exchange.end(StateError("the client was closed"))
+        if self._shared is not None:
+            self._shared.close()
+        return []

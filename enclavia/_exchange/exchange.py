@@ -28,9 +28,9 @@ from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
-from .._pool.ticket import Lease
-from .connections import Connections
+from .._pool.ticket import Lease, Ticket
 from .message import Body, Message, WholeBody
+from .shared import Use
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
 
@@ -42,16 +42,16 @@ CONTINUE_WAIT = 1.0
 class Exchange:
     """One sending of a request, and its answer."""
 
-    def __init__(
-        self, connections: Connections, message: Message, timeouts: Timeouts, read_head: ReadHead
-    ) -> None:
-        self._connections = connections
-        self.io = connections.io
+    def __init__(self, use: Use, message: Message, timeouts: Timeouts, read_head: ReadHead) -> None:
+        self._use: Use | None = use
+        self._connections = use.connections
+        self.io = use.connections.io
         self._message = message
         self._timeouts = timeouts
         self._encoder = BodyEncoder(message.length)
         self._parser = ResponseParser(message.method, read=read_head)
         self._events: collections.deque[Event] = collections.deque()
+        self._ticket: Ticket[Tunnel, IdleStream] | None = None
         self._lease: Lease[Tunnel, IdleStream] | None = None
         self._stream: _core.Stream | None = None
         self._pending = memoryview(b"")
@@ -62,6 +62,7 @@ class Exchange:
         self._answer: Head | None = None
         self._answered_at = 0.0
         self._continue = False
+        self._ended: Exception | None = None
         self.leased = False
         self.sent = False
         self.settled = False
@@ -98,15 +99,28 @@ class Exchange:
 
     async def start(self) -> None:
         """Up to the final head of the answer."""
-        self._lease = await self._connections.obtain(self._message.job, self._timeouts)
+        self._lease = lease = await self._connections.obtain(
+            self._message.job, self._timeouts, self._wait_with
+        )
+        self._ticket = None
+        self._expect_not_ended()
         self.leased = True
-        await self._begin(self._lease)
+        await self._begin(lease)
+        self._expect_not_ended()
         if self._message.expects_continue:
             await self._wait_continue()
         while self._answer is None:
             await (self._step() if self._uploading else self._pull())
         if self._answer.status == 101 and not self._message.upgrade:
             raise ProtocolError("expected a response to a request without Upgrade, got status 101")
+
+    def _wait_with(self, ticket: Ticket[Tunnel, IdleStream]) -> None:
+        self._ticket = ticket
+        self._expect_not_ended()
+
+    def _expect_not_ended(self) -> None:
+        if self._ended is not None:
+            raise self._ended
 
     async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
         message = self._message
@@ -257,6 +271,8 @@ class Exchange:
         except BaseException as error:
             self.blame(error)
             await self.abandon()
+            if self._ended is not None and isinstance(error, Exception):
+                raise self._ended from error
             raise
 
     def pieces(self) -> list[bytes]:
@@ -293,6 +309,7 @@ class Exchange:
         if lease is None or stream is None:
             return
         self.settled = True
+        self._use = None  # an answer may be kept for long after its end
         keep = (
             self._parser.reusable
             and not self._cut
@@ -324,9 +341,26 @@ class Exchange:
 
     def drop(self) -> None:
         self._uploading = False
+        self._use = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # Each of the two belongs to whoever takes it out of its attribute: this thread, or one that
+        # ends the exchange meanwhile. There is no call between these two steps of a line.
         lease, self._lease = self._lease, None
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
         if lease is not None:
             self._connections.pool.release(lease, None, now())
+
+    def end(self, error: Exception) -> None:
+        """From any thread, while another one may be anywhere in here: that one is woken where it
+        waits, and gets the error. Nothing where the answer is complete."""
+        if self.settled:
+            return
+        self._ended = error
+        ticket = self._ticket
+        if ticket is not None:
+            self._connections.pool.fail(ticket, error, now())
+        self._let_go()

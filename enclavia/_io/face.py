@@ -100,6 +100,10 @@ class Io(Protocol[W]):
     Whatever a wait has asked for in the C core is taken back by it, however it ends.
     """
 
+    def loop(self) -> object | None:
+        """What lives as long as the event loop that runs here, and is one for each; None in a
+        thread without."""
+
     def waiter(self) -> W: ...
     async def wait(self, waiter: W, timeout: float | None) -> bool: ...
     async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:

@@ -276,6 +276,12 @@ class LoopIo:
     """Waiting, as a task does it: the event loop goes on meanwhile. An operation is tried first,
     and only what would wait registers for being told."""
 
+    def loop(self) -> LoopHub | None:
+        try:
+            return loop_hub()
+        except RuntimeError:  # no event loop runs in this thread
+            return None
+
     def waiter(self) -> Waiter:
         return loop_hub().waiter()
 

@@ -83,6 +83,9 @@ def thread_hub() -> ThreadHub:
 class ThreadIo:
     """Waiting, as a thread does it: by blocking."""
 
+    def loop(self) -> None:
+        return None
+
     def waiter(self) -> threading.Event:
         return threading.Event()
 

@@ -64,6 +64,10 @@ def _release_later(pool: Pool[C, L], *args: Any, **keywords: Any) -> None:  # no
     pool._lost.append(functools.partial(pool._turns.give_back, *args, **keywords))
 
 
+def _fail_later(pool: Pool[C, L], ticket: Ticket[C, L], error: Exception, now: float) -> None:
+    pool._lost.append(functools.partial(pool._turns.fail_waiting, ticket, error, now))
+
+
 def _settle_later(pool: Pool[C, L], now: float) -> None:
     pool._lost.append(None)
 
@@ -101,6 +105,12 @@ class Pool(Generic[C, L]):
     @property
     def closed(self) -> bool:
         return self._closed is not None
+
+    @property
+    def spent(self) -> bool:
+        """There was a channel, none is left, and there may be no other. Takes no lock: another
+        thread may just now change it."""
+        return self._outage.is_final and not any(member.alive for member in list(self._members.all))
 
     @property
     def phase(self) -> Phase:
@@ -154,6 +164,13 @@ class Pool(Generic[C, L]):
     def withdraw(self, ticket: Ticket[C, L], now: float) -> None:
         """The caller gave up."""
         self._withdraw(ticket, StateError("the request was withdrawn"), now)
+
+    @carried_out(interrupting=_fail_later)
+    def fail(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
+        """Somebody else than its caller ends its wait: the caller is woken, and finds the error.
+        Nothing where it does not wait any more."""
+        self._turns.fail_waiting(ticket, error, now)
+        self._decide(now)
 
     @carried_out(interrupting=refused)
     def starting(self, ticket: Ticket[C, L], handle: C) -> None:

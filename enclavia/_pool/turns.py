@@ -137,6 +137,12 @@ class Turns(Generic[C, L]):
         if lease is not None:
             self.give_back(lease, lease.link, now)
 
+    def fail_waiting(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
+        """Its caller is told that it waits in vain. Nothing where it does not wait any more."""
+        if ticket.state in (State.WAITING, State.CONNECT):
+            self._outbox.wake(ticket)
+            self.give_up(ticket, error, now)
+
     def forget(self, order: int) -> None:
         """Of a ticket that was lost."""
         self._queue.drop(order)

@@ -417,6 +417,7 @@ TRANSPORT = {
     "timeout": TIMEOUT,
     "retries": RETRIES,
     "patience": [*WAIT, *TOO_LONG],
+    "shared_expiry": [*WAIT, *TOO_LONG],
     "auto_reconnect": FLAG,
     "max_channels": CHANNELS,
     "limits": LIMITS,

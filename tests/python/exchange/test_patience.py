@@ -200,6 +200,58 @@ def test_a_full_enclave_has_room_later(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("patience", [None, 0, 0.2])
+def test_a_full_enclave_is_named_as_such(kind: str, patience: float | None) -> None:
+    """With what to do about it, whoever's patience ends."""
+    with (
+        byte_enclave(answering(ok()), max_connections=1) as (enclave, _),
+        enclavia.Client.connect(enclave.url, **keywords(enclave)),
+    ):
+
+        async def run() -> None:
+            options = keywords(enclave, patience=patience, timeout=httpx2.Timeout(30, connect=0.4))
+            client = face(kind, enclave.url, **options)
+            with pytest.raises((enclavia.ConnectTimeout, enclavia.ConnectionClosed)) as caught:
+                await client.get("/")
+            assert isinstance(caught.value, enclavia.ConnectTimeout) is (patience is None)
+            assert caught.value.retryable
+            for advice in ("connection limit", "share one client", "fewer processes", "patience"):
+                assert advice in str(caught.value)
+            await client.close()
+
+        drive(kind, run)
+
+
+def test_who_waited_for_a_full_enclave_is_served_in_order() -> None:
+    """Also before one that comes when there is room again."""
+    served: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        while True:
+            served.append(connection.request()[0].split(b" ")[1])
+            connection.send(ok())
+
+    with byte_enclave(script, max_connections=1) as (enclave, _):
+        first = enclavia.Client.connect(enclave.url, **keywords(enclave))
+        options = keywords(enclave, timeout=60, max_in_flight=1, max_channels=1)
+        client = enclavia.Client(enclave.url, **options)
+        threads = []
+        with failures() as seen:
+            for number in range(6):
+                thread = threading.Thread(target=client.get, args=(f"/{number}",))
+                threads.append(thread)
+                thread.start()
+                eventually(lambda number=number: client.stats.waiting == number + 1)  # type: ignore[misc]
+            eventually(lambda: len(seen.levels) >= 3)
+            first.close()
+            client.get("/late")
+            for thread in threads:
+                thread.join()
+        client.close()
+    assert served == [b"/%d" % number for number in range(6)] + [b"/late"]
+
+
+@kinds
 @pytest.mark.parametrize(
     ("status", "attempts"),
     [(403, 1), (404, 1), (301, 1), (503, 3), (429, 3), (408, 3)],
