@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
+from forked import in_child
 from support import Connection, answering, byte_enclave, drive, eventually, keywords, ok
-from test_processes import in_child
 
 import enclavia
 from enclavia._client.options import TRANSPORT_DEFAULTS
