@@ -10,8 +10,8 @@ All of them hold the same one, so Python's reference count says when the last of
 whichever way it went: closed, collected, or lost where a signal's handler raised. From then on the
 connections are kept for a while, because the next copy often comes soon.
 
-Decides who shares with whom, and when unused connections end. Calls: _errors, _io. Locks: ``_lock``,
-around the table of what is kept; no lock of a pool is taken under it.
+Decides who shares with whom, and when unused connections end. Calls: _errors, _io. Locks:
+``_lock``, around the table of what is kept; no lock of a pool is taken under it.
 """
 
 from __future__ import annotations
