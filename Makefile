@@ -6,7 +6,9 @@
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
-# make test-wheels     installs them in Debian releases of their own and tests them there (as root)
+# make test-wheels     installs them in Debian releases of their own and tests them there (as root;
+#                      ROOTS="NAME…")
+# make reproduce-wheels  builds a wheel twice from nothing: the same bytes? (WHEELS="NAME…")
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
 PYTHON ?= python3
@@ -17,7 +19,7 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: wheels test-wheels demo test bench soak instructions lint test-c test-san test-fuzz test-python mutants torture clean
+.PHONY: wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fuzz test-python mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -59,6 +61,7 @@ lint: build/installed-test
 # threads under ThreadSanitizer.
 test-c: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent check
+	$(MAKE) -C tests/c --silent neon PYTHON=$(CURDIR)/$(BIN)/python
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
 	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
 	    TESTS='test_net test_enclave test_workload test_channel test_threads'
@@ -91,6 +94,10 @@ soak: build/installed-test
 instructions: build/installed-test
 	$(BIN)/python -m tests.bench.instructions $(OPTIONS)
 
+# The array codec on x86-64 and arm64, its blocks and the plain loop, under an emulator.
+emulated: build/installed-test
+	$(BIN)/python -m tests.bench.emulated $(OPTIONS)
+
 build/installed-wheels: $(BIN)/pip pyproject.toml
 	.ci/system-packages wheels
 	$(BIN)/pip install --quiet --group wheels
@@ -101,7 +108,10 @@ wheels: build/installed-wheels
 
 test-wheels: wheels
 	.ci/system-packages roots
-	$(BIN)/python packaging/roots.py
+	$(BIN)/python packaging/roots.py $(ROOTS)
+
+reproduce-wheels: build/installed-wheels
+	$(BIN)/python packaging/reproduce.py $(WHEELS)
 
 clean:
 	rm -rf build dist $(VENV) enclavia/*.so *.egg-info

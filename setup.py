@@ -2,8 +2,10 @@
 it; .ci/system-packages installs them."""
 
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -12,6 +14,9 @@ ROOT = Path(__file__).parent
 LAYERS = "base platform cbor noise wire attest session ws net channel enclave python".split()
 LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 MINIMUM_PYTHON = 0x030B0000
+# One extension for all versions from the minimum on. Free-threaded builds of Python have no such
+# interface before 3.15: there it is made for one version.
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 MISSING = """
 To build enclavia from source, install what it is built on, then run the same command again:
   Debian, Ubuntu: apt-get install gcc pkg-config
@@ -41,6 +46,13 @@ def version() -> str:
     raise SystemExit("pyproject.toml has no version")
 
 
+def long_description() -> str:
+    """README.md as it is shown where the repository is not beside it: a link to one of its files
+    leads nowhere there, so its text stands alone."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^][\n]+)\]\((?![a-z]+:|#)[^()\s]+\)", r"\1", text)
+
+
 def extension() -> Extension:
     sources = [
         str(path.relative_to(ROOT))
@@ -57,18 +69,20 @@ def extension() -> Extension:
         # A wheel for another machine brings headers of its own (packaging/wheels.py).
         include_dirs=["csrc", *os.environ.get("ENCLAVIA_INCLUDE", "").split()],
         define_macros=[
-            ("Py_LIMITED_API", hex(MINIMUM_PYTHON)),
+            *([("Py_LIMITED_API", hex(MINIMUM_PYTHON))] if LIMITED else []),
             ("_GNU_SOURCE", None),
             ("ENCL_VERSION", f'"{version()}"'),
             ("ENCL_PLATFORM", f'"{os.environ.get("ENCLAVIA_PLATFORM", "source")}"'),
         ],
         extra_compile_args=[*flags.split(), *pkg_config("--cflags"), *extra],
         extra_link_args=[*pkg_config("--libs"), *extra],
-        py_limited_api=True,
+        py_limited_api=LIMITED,
     )
 
 
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     ext_modules=[extension()],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
 )

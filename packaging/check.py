@@ -6,6 +6,10 @@ import platform
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 from elftools.elf.dynamic import DynamicSection, DynamicSegment
@@ -13,6 +17,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 from libraries import Target
+from readme_renderer import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
@@ -106,11 +111,38 @@ def objects(folder: Path) -> None:
     )
 
 
+def metadata(made: Path) -> Message:
+    if made.suffix == ".whl":
+        with zipfile.ZipFile(made) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+            return message_from_bytes(wheel.read(name))
+    with tarfile.open(made) as sdist:
+        found = sdist.extractfile(f"{made.name.removesuffix('.tar.gz')}/PKG-INFO")
+        assert found is not None
+        return message_from_bytes(found.read())
+
+
+def description(made: Path) -> None:
+    """The page of the package has no link to a file that is only in the repository. Rendered as a
+    package index does it."""
+    body = metadata(made).get_payload(decode=True)
+    assert isinstance(body, bytes)
+    html = markdown.render(body.decode())
+    if html is None:
+        raise SystemExit(f"{made.name}: expected a description that can be rendered as Markdown")
+    links = re.findall(r'(?:href|src)="([^"]*)"', html)
+    wrong = [link for link in links if not re.match(r"https?://|mailto:|#", link)]
+    if wrong:
+        raise SystemExit(f"{made.name}: expected absolute links in the description, got {wrong}")
+
+
 def packages(made: list[Path]) -> None:
     """The checks that published tools make of whole packages."""
     names = [str(path) for path in made]
     wheels = [name for name in names if name.endswith(".whl")]
     tool("twine", "check", "--strict", *names)
+    for path in made:
+        description(path)
     if wheels:
         tool("check_wheel_contents", *wheels)
         for wheel in wheels:

@@ -9,12 +9,16 @@ unless the assembler names a version.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+import sources
 
 # What OpenSSL is asked to leave out: what is needed neither for TLS 1.2 and 1.3, nor for Noise and
 # attestation documents.
@@ -85,7 +89,7 @@ class Toolchain:
         self.prefix = prefix
         self.work = work
         self.bin = prefix / "bin"
-        self.jobs = str(os.cpu_count() or 1)
+        self.jobs = os.environ.get("ENCLAVIA_JOBS") or str(os.cpu_count() or 1)
         self._write()
 
     def _write(self) -> None:
@@ -241,6 +245,8 @@ def build_libwebsockets(tools: Toolchain, source: Path) -> None:
     lib = tools.prefix / "lib"
     options = {
         **LWS_OPTIONS,
+        # It would put the commit of the repository around it, this one, into its version.
+        "CMAKE_DISABLE_FIND_PACKAGE_Git": "ON",
         "LWS_OPENSSL_INCLUDE_DIRS": str(tools.prefix / "include"),
         "LWS_OPENSSL_LIBRARIES": f"{lib}/libssl.a;{lib}/libcrypto.a",
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
@@ -249,19 +255,25 @@ def build_libwebsockets(tools: Toolchain, source: Path) -> None:
 
 
 BUILDS = {
-    "openssl": ("libcrypto.a", build_openssl),
-    "libsodium": ("libsodium.a", build_libsodium),
-    "libcbor": ("libcbor.a", build_libcbor),
-    "libwebsockets": ("libwebsockets.a", build_libwebsockets),
+    "openssl": build_openssl,
+    "libsodium": build_libsodium,
+    "libcbor": build_libcbor,
+    "libwebsockets": build_libwebsockets,  # against this OpenSSL
 }
 
 
-def build_all(target: Target, sources: dict[str, Path], prefix: Path, work: Path) -> Toolchain:
-    """Leaves libraries, headers and .pc files in prefix; what is there is not built again."""
+def build_all(target: Target, unpacked: dict[str, Path], prefix: Path, work: Path) -> Toolchain:
+    """Leaves libraries, headers and .pc files in prefix. A library that is there is not built again
+    while its source, those built before it, the compiler and this file are the same."""
     tools = Toolchain(target, prefix, work)
     work.mkdir(parents=True, exist_ok=True)
-    for name, (archive, build) in BUILDS.items():
-        if not (prefix / "lib" / archive).is_file():
+    pinned = {source.name: source for source in sources.pinned()}
+    made_of = hashlib.sha256(Path(__file__).read_bytes() + version("ziglang").encode())
+    for name, build in BUILDS.items():
+        made_of.update(repr(pinned[name]).encode())
+        stamp = prefix / f"{name}.made-of"
+        if not stamp.is_file() or stamp.read_text() != made_of.hexdigest():
             print(f"{target.platform_tag}: building {name}", flush=True)
-            build(tools, sources[name])
+            build(tools, unpacked[name])
+            stamp.write_text(made_of.hexdigest())
     return tools

@@ -1,10 +1,10 @@
 """Tries the wheels on systems that have none of the libraries: ``python packaging/roots.py
 [NAME…]``.
 
-Each root is a Debian release of its own folder (debootstrap; another architecture runs under
-qemu-user), so only root can run this, and only on Debian. What pip installs there is downloaded
-by this machine's pip for the root's platform, and installed without a network. Then the demo and
-a part of the tests run in it.
+Each root is a Debian release in a folder of its own (debootstrap; another architecture runs under
+qemu-user), or a system with musl (musl.py), so only root can run this, and only on Debian. What
+pip installs there is downloaded by this machine's pip for the root's platform, and installed
+without a network. Then the demo and a part of the tests run in it.
 """
 
 from __future__ import annotations
@@ -14,41 +14,54 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import musl
 from sources import archive_of_this_machine
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "wheels" / "roots"
+WHEELS = ROOT / "build" / "wheels"
+BUILD = WHEELS / "roots"
 
 # Libraries that a wheel carries and that no root may have. (Debian's Python brings OpenSSL's.)
 CARRIED = ("libsodium", "libwebsockets", "libcbor")
 NEEDED_BY_TESTS = (
     "pytest hypothesis starlette httpx2[ws]>=2.12 websockets trio cbor2 uvloop".split()
 )
-TESTS = """
-channel/test_channel.py channel/test_tls.py channel/test_trust_store.py client/test_client.py
-house/test_build_info.py identity/test_attestation.py testing/test_enclave.py
-""".split()
+# By the names of their files, wherever below tests they lie.
+TESTS = "channel client enclave tls attestation build_info trust_store".split()
+COPIED = ("tests", "packaging/sources.toml", "pyproject.toml", "docs/examples/demo.py")
 
 
 class Root(NamedTuple):
     suite: str
+    """Debian's release, or "musl"."""
     debian: str
     """What Debian calls the architecture."""
     machine: str
     """What a wheel's tag calls it."""
     python: str
-    glibc: tuple[int, int]
+    libc: tuple[int, int]
+    """The version of its C library, as tags count it."""
+
+    @property
+    def is_musl(self) -> bool:
+        return self.suite == "musl"
+
+    @property
+    def interpreter(self) -> str:
+        return f"{musl.PREFIX}/bin/python3" if self.is_musl else "/usr/bin/python3"
 
 
 ROOTS = {
     "bookworm-amd64": Root("bookworm", "amd64", "x86_64", "3.11", (2, 36)),
     "trixie-amd64": Root("trixie", "amd64", "x86_64", "3.13", (2, 41)),
     "bookworm-arm64": Root("bookworm", "arm64", "aarch64", "3.11", (2, 36)),
+    "musl-amd64": Root("musl", "amd64", "x86_64", "3.13", (1, 2)),
 }
 
 
@@ -62,16 +75,24 @@ def run(*command: str, log: Path | None = None) -> str:
     return done.stdout
 
 
+def debootstrap(where: Path, name: str, root: Root) -> None:
+    run(
+        "debootstrap", "--variant=minbase", f"--arch={root.debian}",
+        "--include=python3-venv,ca-certificates", root.suite, str(where),
+        archive_of_this_machine(), log=BUILD / f"{name}.log",
+    )  # fmt: skip
+
+
 def make(name: str, root: Root) -> Path:
     where = BUILD / name
-    if not (where / "usr" / "bin" / "python3").exists():
+    if not (where / "made").exists():
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
-        run(
-            "debootstrap", "--variant=minbase", f"--arch={root.debian}",
-            "--include=python3-venv,ca-certificates", root.suite, str(where),
-            archive_of_this_machine(), log=BUILD / f"{name}.log",
-        )  # fmt: skip
+        if root.is_musl:
+            musl.make(where, WHEELS)
+        else:
+            debootstrap(where, name, root)
+        (where / "made").touch()
     (where / "etc" / "hosts").write_text("127.0.0.1 localhost\n")  # debootstrap writes none
     found = [path for stem in CARRIED for path in where.glob(f"usr/lib/*/{stem}*.so*")]
     if found:
@@ -81,8 +102,11 @@ def make(name: str, root: Root) -> Path:
 
 def platforms(root: Root) -> list[str]:
     """The tags that this root's pip would take, newest first."""
-    newest = root.glibc[1]
-    tags = [f"manylinux_2_{minor}_{root.machine}" for minor in range(newest, 4, -1)]
+    major, newest = root.libc
+    if root.is_musl:
+        tags = [f"musllinux_{major}_{minor}_{root.machine}" for minor in range(newest, -1, -1)]
+        return [*tags, "any"]
+    tags = [f"manylinux_{major}_{minor}_{root.machine}" for minor in range(newest, 4, -1)]
     return [*tags, f"manylinux2014_{root.machine}", "any"]
 
 
@@ -111,6 +135,26 @@ def mounted(where: Path) -> Iterator[None]:
             subprocess.run(["umount", "--recursive", "--lazy", str(path)], check=False)
 
 
+def chosen(tree: Path) -> list[str]:
+    """The files of the chosen tests, relative to the tree that holds the folder tests."""
+    found = []
+    for test in TESTS:
+        files = sorted((tree / "tests").rglob(f"test_{test}.py"))
+        if len(files) != 1:
+            raise SystemExit(f"expected one file test_{test}.py in {tree}/tests, got {files}")
+        found.append(str(files[0].relative_to(tree)))
+    return found
+
+
+def copy_committed(into: Path) -> None:
+    """What the tests need of the repository: not the package, which comes from the wheel."""
+    archive = into / "committed.tar"
+    run("git", "-C", str(ROOT), "archive", "--format=tar", "-o", str(archive), "HEAD", *COPIED)
+    with tarfile.open(archive) as tar:
+        tar.extractall(into, filter="data")
+    archive.unlink()
+
+
 def inside(where: Path, script: str, log: Path) -> str:
     clean = ["env", "-i", "PATH=/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/root", "LANG=C.UTF-8"]
     return run("chroot", str(where), *clean, "sh", "-euc", script, log=log)
@@ -122,32 +166,31 @@ def try_wheel(name: str, wheel: Path) -> None:
     work = where / "opt" / "try"
     shutil.rmtree(work, ignore_errors=True)
     download(root, wheel, work / "wheels")
-    for folder in "support", "python":
-        shutil.copytree(ROOT / "tests" / folder, work / "tests" / folder)
-    shutil.copy(ROOT / "docs" / "examples" / "demo.py", work)
-    shutil.copy(ROOT / "pyproject.toml", work)
+    copy_committed(work)
     extras = " ".join(f"'{what}'" for what in NEEDED_BY_TESTS)
     with mounted(where):
         inside(
             where,
-            "cd /opt/try && python3 -m venv v && "
+            f"cd /opt/try && {root.interpreter} -m venv v && "
             f"v/bin/pip install -q --no-index --find-links wheels 'enclavia[testing]' {extras}",
             BUILD / f"{name}-install.log",
         )
-        print(inside(where, "cd /opt/try && v/bin/python demo.py", BUILD / f"{name}-demo.log"))
-        tests = " ".join(f"tests/python/{test}" for test in TESTS)
+        demo = "cd /opt/try && v/bin/python docs/examples/demo.py"
+        print(inside(where, demo, BUILD / f"{name}-demo.log"))
         told = inside(
             where,
-            f"cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider {tests}",
+            f"cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider "
+            + " ".join(chosen(work)),
             BUILD / f"{name}-tests.log",
         )
     print(f"{name}: {told.strip().splitlines()[-1]}", flush=True)
 
 
 def wheel_for(root: Root, folder: Path) -> Path:
-    found = sorted(folder.glob(f"enclavia-*manylinux*_{root.machine}.whl"))
+    kind = "musllinux" if root.is_musl else "manylinux"
+    found = sorted(folder.glob(f"enclavia-*{kind}*_{root.machine}.whl"))
     if not found:
-        raise SystemExit(f"expected a manylinux wheel for {root.machine} in {folder}, got none")
+        raise SystemExit(f"expected a {kind} wheel for {root.machine} in {folder}, got none")
     return found[-1].resolve()
 
 

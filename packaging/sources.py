@@ -31,9 +31,6 @@ class Edit(NamedTuple):
 class Source(NamedTuple):
     name: str
     version: str
-    spdx: str
-    licence: str
-    cpe: str
     file: str
     folder: str
     sha256: str
@@ -41,10 +38,17 @@ class Source(NamedTuple):
     package: str
     suites: tuple[str, ...]
     edits: tuple[Edit, ...]
+    # What a package that carries it has to say.
+    spdx: str = ""
+    licence: str = ""
+    cpe: str = ""
 
 
-def pinned() -> list[Source]:
-    table = tomllib.loads((HERE / "sources.toml").read_text())
+PINS = HERE / "sources.toml"
+
+
+def pinned(pins: Path = PINS) -> list[Source]:
+    table = tomllib.loads(pins.read_text())
     found = []
     for name, entry in table.items():
         fetch = entry.pop("fetch")
@@ -142,12 +146,17 @@ def fetch(source: Source, cache: Path) -> Path:
 
 
 def unpack(source: Source, archive: Path, into: Path) -> Path:
+    """The source as it is built; unpacked again where the pin or an edit is not what it was."""
     folder = into / source.folder
-    if not folder.is_dir():
+    stamp = folder / ".unpacked"
+    made_of = f"{source.sha256} {source.edits}"
+    if not stamp.is_file() or stamp.read_text() != made_of:
+        shutil.rmtree(folder, ignore_errors=True)
         with tarfile.open(archive) as tar:
             tar.extractall(into, filter="data")
         for each in source.edits:
             edit(folder, each)
+        stamp.write_text(made_of)
     return folder
 
 
@@ -159,9 +168,9 @@ def edit(folder: Path, change: Edit) -> None:
     path.write_text(text.replace(change.old, change.new))
 
 
-def all_unpacked(into: Path) -> dict[str, Path]:
+def all_unpacked(into: Path, pins: Path = PINS) -> dict[str, Path]:
     into.mkdir(parents=True, exist_ok=True)
-    return {s.name: unpack(s, fetch(s, into / "archives"), into) for s in pinned()}
+    return {s.name: unpack(s, fetch(s, into / "archives"), into) for s in pinned(pins)}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 DIR]``.
 
 Everything is built below ``build/wheels`` from what is committed (HEAD), in the order sources,
-libraries, extension, wheel. Two builds over the same libraries give the same bytes: times are set,
-and no folder of this machine gets into a binary. A wheel that carries a symbol, a dependency or a
-missing protection that it should not is refused here (``check.py``), before anybody can install
-it.
+libraries, source distribution, and from that the extension and the wheel. Two builds with the same
+tools give the same bytes (``reproduce.py`` tries it): times and permissions are set, and no folder
+or commit of this machine gets into a binary. A wheel that carries a symbol or a dependency that it
+should not, or lacks a protection, is refused here (``check.py``), before anybody can install it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,13 @@ def export_tree(into: Path) -> Path:
     return into
 
 
+def unpack_sdist(sdist: Path, into: Path) -> Path:
+    shutil.rmtree(into, ignore_errors=True)
+    with tarfile.open(sdist) as tar:
+        tar.extractall(into, filter="data")
+    return next(into.iterdir())
+
+
 def python_headers(into: Path) -> Path:
     """The building interpreter's headers with its own pyconfig.h in place of one that chooses by
     architecture: under the limited API it serves every 64-bit little-endian Linux."""
@@ -62,6 +70,7 @@ def python_headers(into: Path) -> Path:
 
 
 def build_sdist(tree: Path, out: Path, epoch: str) -> Path:
+    shutil.rmtree(out, ignore_errors=True)
     env = os.environ | {"SOURCE_DATE_EPOCH": epoch}
     run(
         sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", str(out), ".",
@@ -97,7 +106,7 @@ def build_raw_wheel(tools: libraries.Toolchain, tree: Path, epoch: str) -> Path:
         "SOURCE_DATE_EPOCH": epoch,
         "LDSHARED": "encl-link",
         "_PYTHON_HOST_PLATFORM": tools.target.host_platform,
-        "ENCLAVIA_INCLUDE": str(python_headers(BUILD / "python")),
+        "ENCLAVIA_INCLUDE": str(python_headers(BUILD / f"python-{platform.python_version()}")),
         "ENCLAVIA_PLATFORM": tools.target.platform_tag,
         "ENCLAVIA_CFLAGS": libraries.HARDENED,
     }
@@ -128,6 +137,12 @@ def add_licences(info: Path, unpacked: dict[str, Path]) -> None:
     metadata.write_text("".join(lines).rstrip("\n") + blank + body)
 
 
+def set_modes(tree: Path) -> None:
+    """The permissions that are packed depend on nobody's mask for new files."""
+    for path in tree.rglob("*"):
+        path.chmod(0o755 if path.is_dir() or path.suffix == ".so" else 0o644)
+
+
 def finish_wheel(raw: Path, tools: libraries.Toolchain, unpacked: dict[str, Path], out: Path,
                  epoch: str) -> Path:  # fmt: skip
     """Licences and the list of what is inside are added, and the platform's tag is set."""
@@ -144,6 +159,7 @@ def finish_wheel(raw: Path, tools: libraries.Toolchain, unpacked: dict[str, Path
     )
     extension = next((tree / "enclavia").glob("_core*.so"))
     check.binary(extension, tools.target)
+    set_modes(tree)
     run(sys.executable, "-m", "wheel", "pack", "-d", str(folder), str(tree), cwd=ROOT, env=env)
     packed = next(folder.glob("*.whl"))
     name = run(
@@ -159,12 +175,15 @@ def run_version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def build_wheel(name: str, unpacked: dict[str, Path], out: Path, epoch: str) -> Path:
+def build_wheel(
+    name: str, sdist: Path, unpacked: dict[str, Path], out: Path, epoch: str
+) -> Path:
+    """From the source distribution, so that one that lacks a file is noticed."""
     target = libraries.TARGETS[name]
     tools = libraries.build_all(
         target, unpacked, prefix=BUILD / name / "prefix", work=BUILD / name / "work"
     )
-    tree = export_tree(BUILD / name / "tree")
+    tree = unpack_sdist(sdist, BUILD / name / "tree")
     raw = build_raw_wheel(tools, tree, epoch)
     return finish_wheel(raw, tools, unpacked, out, epoch)
 
@@ -182,8 +201,11 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     unpacked = sources.all_unpacked(BUILD / "sources")
-    made = [build_sdist(export_tree(BUILD / "sdist"), out, epoch)] if not args.only else []
-    made += [build_wheel(name, unpacked, out, epoch) for name in args.only or libraries.TARGETS]
+    sdist = build_sdist(export_tree(BUILD / "sdist"), BUILD / "made", epoch)
+    made = [] if args.only else [Path(shutil.copy(sdist, out))]
+    made += [
+        build_wheel(name, sdist, unpacked, out, epoch) for name in args.only or libraries.TARGETS
+    ]
     check.packages(made)
     for path in made:
         print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.stat().st_size:>9,}  {path}")
