@@ -30,7 +30,7 @@ def build_zlib(tools: libraries.Toolchain, source: Path) -> None:
 
 
 def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
-    """The interpreter runs while it is built, by the loader that the Debian package musl installs."""
+    """The interpreter runs while it is built, by the loader of the Debian package musl."""
     where = libraries.fresh(tools.work / "python")
     tools.run(
         os.path.relpath(source / "configure", where),
@@ -56,9 +56,7 @@ def copy_system(root: Path) -> None:
     (root / "tmp").chmod(0o1777)
     shutil.copy(Path("/", LOADER).resolve(), root / LOADER)
     shutil.copy("/bin/busybox", root / "bin" / "busybox")
-    subprocess.run(
-        ["chroot", str(root), "/bin/busybox", "--install", "-s", "/bin"], check=True
-    )
+    subprocess.run(["chroot", str(root), "/bin/busybox", "--install", "-s", "/bin"], check=True)
     (root / "usr" / "bin" / "env").symlink_to("/bin/env")
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (root / "etc" / "group").write_text("root:x:0:\n")

@@ -179,7 +179,7 @@ def try_wheel(name: str, wheel: Path) -> None:
         print(inside(where, demo, BUILD / f"{name}-demo.log"))
         told = inside(
             where,
-            f"cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider "
+            "cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider "
             + " ".join(chosen(work)),
             BUILD / f"{name}-tests.log",
         )

@@ -175,9 +175,7 @@ def run_version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def build_wheel(
-    name: str, sdist: Path, unpacked: dict[str, Path], out: Path, epoch: str
-) -> Path:
+def build_wheel(name: str, sdist: Path, unpacked: dict[str, Path], out: Path, epoch: str) -> Path:
     """From the source distribution, so that one that lacks a file is noticed."""
     target = libraries.TARGETS[name]
     tools = libraries.build_all(

@@ -1,5 +1,5 @@
-/* What emulated.py counts: codec WHAT TIMES. It needs the array codec alone, so that it can be built
- * for another processor without any library. */
+/* What emulated.py counts: codec WHAT TIMES. It needs the array codec alone, so that it can be
+ * built for another processor without any library. */
 #include "wire/bytes.h"
 
 #include <stdio.h>

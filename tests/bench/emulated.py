@@ -112,9 +112,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         for processor in PROCESSORS:
             for what, count in counts(processor, Path(name)).items():
-                print(f"{processor.machine:8} {what:16} {count:6.2f} instructions a byte", flush=True)
+                print(
+                    f"{processor.machine:8} {what:16} {count:6.2f} instructions a byte", flush=True
+                )
             if asked.fuzz:
-                print(f"{processor.machine:8} {fuzz(processor, Path(name), asked.fuzz)}", flush=True)
+                print(
+                    f"{processor.machine:8} {fuzz(processor, Path(name), asked.fuzz)}", flush=True
+                )
     return 0
 
 

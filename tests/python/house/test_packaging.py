@@ -42,9 +42,7 @@ def archive(tmp_path: Path) -> Path:
     return made
 
 
-def test_an_edit_that_was_added_later_is_made(
-    sources: Any, archive: Path, tmp_path: Path
-) -> None:
+def test_an_edit_that_was_added_later_is_made(sources: Any, archive: Path, tmp_path: Path) -> None:
     folder = sources.unpack(source(sources, edits=()), archive, tmp_path)
     (folder / "left-by-a-build.o").touch()
     assert (folder / "code.c").read_text() == "int one;\n"
