@@ -17,6 +17,7 @@ import pytest
 import setuptools
 from repository import ROOT
 
+
 def tool(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
     """A module of the folder packaging, which is no package."""
     monkeypatch.syspath_prepend(str(ROOT / "packaging"))
