@@ -1,7 +1,7 @@
 """``AsyncClient``: httpx2's, talking to one enclave.
 
-Decides whether a request takes the short way; else httpx2 does. Calls: _channel, _exchange,
-_identity, _io, _public. Locks: none.
+Decides whether a request takes the short way; else httpx2 does. Calls: _channel, _io,
+_public. Locks: none.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Self, Unpack
 import httpx2
 
 from .._channel.options import takes
-from .._exchange.engine import Stats
-from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
 from .._public import public
 from .fast_path import send_simple
@@ -90,16 +88,6 @@ class AsyncClient(OwnClient, httpx2.AsyncClient):
         return await super().send(
             request, stream=stream, auth=auth, follow_redirects=follow_redirects
         )
-
-    @property
-    def attestation(self) -> Attestation:
-        """What was verified when the newest channel was opened."""
-        return self._enclave.attestation
-
-    @property
-    def stats(self) -> Stats:
-        """What this client did and holds, in this process."""
-        return self._enclave.stats
 
     async def __aenter__(self) -> Self:
         self._expect_unopened()

@@ -9,7 +9,7 @@ else (tests/python/house/test_layers.py), and looked for before they are used:
   request takes httpx2's own way, which costs more and does the same.
 
 Decides whether this version of httpx2 can be used, and whether a request can go the short way.
-Calls: _channel, _errors. Locks: none.
+Calls: _channel, _errors, _exchange, _identity. Locks: none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import httpx2
 
 from .._errors import ProtocolError, StateError
+from .._exchange.engine import Stats
+from .._identity.attestation import Attestation
 from .options import timeout_of
 from .request_cache import RequestCache
 
@@ -150,6 +152,18 @@ class OwnClient(BaseClient):
         self._enclave = kept["_transport"]
         self._request_cache = RequestCache()
         self._short_way = SHORT_WAY_WORKS and "_default_encoding" in kept
+
+    @property
+    def attestation(self) -> Attestation:
+        """What was verified when the newest channel was opened."""
+        attestation: Attestation = self._enclave.attestation
+        return attestation
+
+    @property
+    def stats(self) -> Stats:
+        """What this client did and holds, in this process."""
+        stats: Stats = self._enclave.stats
+        return stats
 
     @property
     def timeout(self) -> httpx2.Timeout:
