@@ -103,10 +103,12 @@ class Exchange:
             self._message.job, self._timeouts, self._wait_with
         )
         self._ticket = None
-        self._expect_not_ended()
+        if self._ended is not None:
+            raise self._ended
         self.leased = True
         await self._begin(lease)
-        self._expect_not_ended()
+        if self._ended is not None:
+            raise self._ended
         if self._message.expects_continue:
             await self._wait_continue()
         while self._answer is None:
@@ -116,9 +118,6 @@ class Exchange:
 
     def _wait_with(self, ticket: Ticket[Tunnel, IdleStream]) -> None:
         self._ticket = ticket
-        self._expect_not_ended()
-
-    def _expect_not_ended(self) -> None:
         if self._ended is not None:
             raise self._ended
 
