@@ -295,6 +295,7 @@ def connecting_in_production(bench: Bench, programs: Path, address: str) -> None
                 count=20,
                 warmup=2,
             )
+        fresh("client", facts)(do="connect", count=1)  # compiles what a first connect imports
         bench.compare(
             PRODUCTION,
             "first connect of a process",
@@ -345,13 +346,16 @@ def verifying(bench: Bench, programs: Path) -> None:
 
 def importing(bench: Bench) -> None:
     nowhere: Facts = {"url": "", "workload": "", "keywords": {}}
+    made = {
+        f"import {module}": partial(fresh("import", nowhere), module=module)
+        for module in ("httpx2", "enclavia")
+    }
+    for each in made.values():
+        each(do="import")  # compiles what is imported
     bench.compare(
         "-",
         "import",
-        {
-            f"import {module}": partial(fresh("import", nowhere), module=module)
-            for module in ("httpx2", "enclavia")
-        },
+        made,
         {"": ("ms", lambda r: r["wall_s"] * 1e3), "CPU": ("ms", lambda r: r["cpu_s"] * 1e3)},
         base="import httpx2",
         rounds=max(5, bench.rounds),
