@@ -1,4 +1,5 @@
-"""``make instructions``: how many instructions the client executes for a byte and for a request.
+"""``make instructions``: how many instructions the client executes for a byte, for a request and
+for connecting.
 
     python -m tests.bench.instructions [--keep]
 
@@ -118,29 +119,54 @@ def loops(directory: Path) -> dict[str, Count]:
     return {f"{what}, a byte": partial(a_byte, what) for what in ("encode", "decode", "record")}
 
 
+def worker(kind: str, facts: str, **command: object) -> tuple[list[str], str]:
+    told = json.dumps({"seconds": 600, **command}) + "\n"
+    return [sys.executable, "-m", "tests.bench.worker", kind, facts], told
+
+
+def compile_for(command: list[str], told: str) -> None:
+    """Python compiles what was not run before, and keeps it: not in a run that is counted."""
+    subprocess.run(
+        command,
+        input=told,
+        text=True,
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
+
+
 def requests(facts: str) -> dict[str, Count]:
-    def worker(kind: str, n: int) -> tuple[list[str], str]:
-        told = json.dumps({"do": "get", "path": "/later", "count": n, "seconds": 600})
-        return [sys.executable, "-m", "tests.bench.worker", kind, facts], told + "\n"
+    def asking(kind: str, n: int) -> tuple[list[str], str]:
+        return worker(kind, facts, do="get", path="/later", count=n)
 
     def a_request(kind: str) -> float:
-        command, told = worker(kind, 1)
-        # Python compiles what was not run before, and keeps it: not in a run that is counted.
-        subprocess.run(
-            command,
-            input=told,
-            text=True,
-            check=True,
-            capture_output=True,
-            cwd=ROOT,
-            env=ENVIRONMENT,
-        )
-        return each(partial(worker, kind), 20, 60)
+        compile_for(*asking(kind, 1))
+        return each(partial(asking, kind), 20, 60)
 
     return {
         "GET, Client": partial(a_request, "client"),
         "GET, AsyncClient": partial(a_request, "async"),
     }
+
+
+def connects(facts: str) -> dict[str, Count]:
+    """To an enclave in production mode: a document with its chain is verified each time."""
+
+    def connecting(n: int) -> tuple[list[str], str]:
+        return worker("client", facts, do="connect", count=n)
+
+    def first() -> float:
+        command, told = connecting(1)
+        compile_for(command, told)
+        return executed(command, told) - executed(command, "")
+
+    def again() -> float:
+        compile_for(*connecting(1))
+        return each(connecting, 5, 25)
+
+    return {"connect, first of a process": first, "connect, again": again}
 
 
 @contextlib.contextmanager
@@ -151,9 +177,13 @@ def counting() -> Iterator[dict[str, Count]]:
         LocalEnclave(
             workload.address, mode="debug", in_process=False, idle_timeout=IDLE_SECONDS
         ) as enclave,
+        LocalEnclave(
+            workload.address, mode="production", in_process=False, idle_timeout=IDLE_SECONDS
+        ) as production,
     ):
         facts = json.dumps(facts_of(enclave, workload.address))
-        yield {**loops(Path(directory)), **requests(facts)}
+        proven = json.dumps(facts_of(production, workload.address))
+        yield {**loops(Path(directory)), **requests(facts), **connects(proven)}
 
 
 def main() -> int:
