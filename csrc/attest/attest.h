@@ -26,6 +26,8 @@ typedef struct encl_policy {
     size_t pin_count;
     uint8_t *root; /* DER */
     size_t root_len;
+    struct x509_st *root_cert; /* OpenSSL's: what root was parsed to. Not changed any more, so that
+                                * threads may share it */
     bool debug;           /* accept self-signed and stub documents; checks only nonce and PCRs */
     bool need_pins;       /* a channel's policy: without pins only debug may pass */
     int64_t clock_leeway; /* seconds that a leaf may be used before its notBefore */
@@ -74,10 +76,11 @@ typedef struct encl_attestation {
 
 void encl_attestation_free(encl_attestation *a);
 
-/* Links of certificate chains that verified before, so that reconnecting pays for one signature
- * instead of six. A hit says only: "these exact child bytes carry a valid signature by these exact
- * issuer bytes"; validity times and every other check are made anew each time. Bounded; entries
- * end with the shorter validity of the two. Not thread-safe: its owner holds a lock. */
+/* Links of certificate chains that verified before, each with its child's certificate in parsed
+ * form, so that reconnecting pays for one signature and no parsing. A hit says only: "these exact
+ * child bytes carry a valid signature by these exact issuer bytes, and were parsed to this";
+ * validity times and every other check are made anew each time. Bounded; entries end with the
+ * shorter validity of the two. Not thread-safe: its owner uses it in one thread or holds a lock. */
 typedef struct encl_link_cache encl_link_cache;
 encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_error *err);
 void encl_link_cache_free(encl_link_cache *cache);
@@ -96,10 +99,12 @@ encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, e
                                int64_t now, encl_link_cache *cache, encl_attestation **out,
                                encl_error *err);
 
-/* ECDSA P-384/SHA-384 over message with a raw r||s signature of 96 bytes (RFC 9053 section 2.1);
- * public_key is an uncompressed point of 97 bytes. Exposed for attack vectors. */
+#ifdef ENCL_TESTING
+/* ECDSA P-384/SHA-384 over message with a raw r||s signature of 96 bytes (RFC 9053 section 2.1), as
+ * a document's is verified; public_key is an uncompressed point of 97 bytes. For attack vectors. */
 encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
                                      encl_slice signature, encl_error *err);
+#endif
 
 /* The signing side, for local enclaves only: builds and signs one document. key is the leaf's
  * private key, PKCS#8 DER. */
@@ -115,5 +120,14 @@ typedef struct encl_doc_template {
 /* key empty: a self-signed debug form, with 96 zero bytes where the signature would be. */
 encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_buf *out,
                              encl_error *err);
+
+/* The same with a key that is read once: OpenSSL takes longer to read one than to sign. It is not
+ * changed by signing. key is PKCS#8 DER of a P-384 key, otherwise ENCL_E_INVALID; freeing wipes it.
+ * signing_key NULL: the debug form. */
+typedef struct evp_pkey_st encl_signing_key; /* OpenSSL's */
+encl_result encl_signing_key_new(encl_slice key, encl_signing_key **out, encl_error *err);
+void encl_signing_key_free(encl_signing_key *key);
+encl_result encl_attest_sign_with(const encl_doc_template *doc, encl_signing_key *signing_key,
+                                  encl_buf *out, encl_error *err);
 
 #endif

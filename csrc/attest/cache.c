@@ -1,8 +1,10 @@
 /* Decides which verified links of certificate chains are remembered, and for how long. Calls
- * libsodium's SHA-256. Takes no lock: whoever owns a cache holds one around each call. */
+ * libsodium's SHA-256, and OpenSSL to hold certificates. Takes no lock: whoever owns a cache uses
+ * it in one thread or holds a lock around each call. */
 #include <stdlib.h>
 #include <string.h>
 
+#include <openssl/x509.h>
 #include <sodium.h>
 
 #include "attest/internal.h"
@@ -12,6 +14,7 @@
 typedef struct entry {
     uint8_t key[crypto_hash_sha256_BYTES];
     int64_t expires;
+    X509 *cert; /* the child's */
 } entry;
 
 struct encl_link_cache {
@@ -40,6 +43,9 @@ encl_result encl_link_cache_new(size_t max_entries, encl_link_cache **out, encl_
 
 void encl_link_cache_free(encl_link_cache *cache) {
     if (cache != NULL) {
+        for (size_t i = 0; i < cache->count; i++) {
+            X509_free(cache->entries[i].cert);
+        }
         free(cache->entries);
         free(cache);
     }
@@ -80,30 +86,35 @@ static entry *find(encl_link_cache *cache, const uint8_t key[crypto_hash_sha256_
     return NULL;
 }
 
-bool encl_link_cache_has(encl_link_cache *cache, encl_slice child, encl_slice issuer, int64_t now) {
+static void drop(encl_link_cache *cache, entry *e) {
+    X509_free(e->cert);
+    *e = cache->entries[--cache->count];
+}
+
+X509 *encl_link_cache_find(encl_link_cache *cache, encl_slice child, encl_slice issuer,
+                           int64_t now) {
     uint8_t key[crypto_hash_sha256_BYTES];
     entry *found;
 
     link_key(child, issuer, key);
     found = find(cache, key);
     if (found == NULL) {
-        return false;
+        return NULL;
     }
     if (now >= found->expires) {
-        *found = cache->entries[--cache->count];
-        return false;
+        drop(cache, found);
+        return NULL;
+    }
+    if (X509_up_ref(found->cert) != 1) {
+        return NULL;
     }
     cache->hits++;
-    return true;
+    return found->cert;
 }
 
-/* A free entry, or the one that would end first: what has expired goes before what is in use. */
-static entry *slot_for_new(encl_link_cache *cache) {
+static entry *ending_first(encl_link_cache *cache) {
     entry *first = cache->entries;
 
-    if (cache->count < cache->max) {
-        return &cache->entries[cache->count++];
-    }
     for (size_t i = 1; i < cache->count; i++) {
         if (cache->entries[i].expires < first->expires) {
             first = &cache->entries[i];
@@ -112,16 +123,22 @@ static entry *slot_for_new(encl_link_cache *cache) {
     return first;
 }
 
-void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer,
+/* In a full cache the one that would end first makes room: what has expired goes before what is in
+ * use. */
+void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer, X509 *cert,
                          int64_t expires) {
-    uint8_t key[crypto_hash_sha256_BYTES];
-    entry *slot;
+    entry made = {.expires = expires, .cert = cert};
+    entry *same;
 
-    link_key(child, issuer, key);
-    slot = find(cache, key);
-    if (slot == NULL) {
-        slot = slot_for_new(cache);
+    if (X509_up_ref(cert) != 1) {
+        return;
     }
-    memcpy(slot->key, key, sizeof key);
-    slot->expires = expires;
+    link_key(child, issuer, made.key);
+    same = find(cache, made.key);
+    if (same != NULL) {
+        drop(cache, same);
+    } else if (cache->count == cache->max) {
+        drop(cache, ending_first(cache));
+    }
+    cache->entries[cache->count++] = made;
 }

@@ -22,7 +22,8 @@
 
 typedef struct chain_cert {
     encl_slice der;
-    X509 *cert;
+    X509 *cert; /* a reference of its own */
+    bool known; /* that the issuer signed it was verified before */
     int64_t not_before, not_after;
     char label[LABEL_BYTES];
 } chain_cert;
@@ -30,7 +31,6 @@ typedef struct chain_cert {
 typedef struct chain {
     chain_cert links[CHAIN_MAX]; /* 0 is the pinned root, the last is the leaf */
     size_t count;
-    encl_slice leaf_point;
 } chain;
 
 /* A certificate's name is whatever its maker wrote. */
@@ -95,7 +95,7 @@ static encl_result check_extensions(const chain_cert *l, encl_error *err) {
 }
 
 /* The named curve itself, not parameters that spell it out, and an uncompressed point. */
-static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error *err) {
+static encl_result check_key(const chain_cert *l, encl_error *err) {
     ASN1_OBJECT *algorithm = NULL;
     const ASN1_OBJECT *curve = NULL;
     const void *parameter = NULL;
@@ -117,7 +117,6 @@ static encl_result check_key(const chain_cert *l, encl_slice *point, encl_error 
                 ENCL_ES384_POINT_BYTES, len);
     ENCL_ENSURE(X509_get0_pubkey(l->cert) != NULL, err, ENCL_E_CERTIFICATE,
                 "%s: its public key is not a point of P-384", l->label);
-    *point = ENCL_SLICE(bytes, ENCL_ES384_POINT_BYTES);
     return ENCL_OK;
 }
 
@@ -231,7 +230,7 @@ static encl_result check_one(chain *c, size_t i, encl_clock clock, encl_error *e
     chain_cert *l = &c->links[i];
 
     ENCL_TRY(check_form(l, err));
-    ENCL_TRY(check_key(l, &c->leaf_point, err));
+    ENCL_TRY(check_key(l, err));
     ENCL_TRY(check_extensions(l, err));
     ENCL_TRY(read_validity(l, err));
     if (i == c->count - 1) {
@@ -243,29 +242,29 @@ static encl_result check_one(chain *c, size_t i, encl_clock clock, encl_error *e
     return check_path_length(c, i, err);
 }
 
-static bool signature_holds(const chain_cert *child, const chain_cert *issuer, int64_t now,
+static bool signature_holds(const chain_cert *child, const chain_cert *issuer,
                             encl_link_cache *cache) {
     int64_t expires = child->not_after < issuer->not_after ? child->not_after : issuer->not_after;
 
-    if (cache != NULL && encl_link_cache_has(cache, child->der, issuer->der, now)) {
+    if (child->known) {
         return true;
     }
     if (X509_verify(child->cert, X509_get0_pubkey(issuer->cert)) != 1) {
         return false;
     }
     if (cache != NULL) {
-        encl_link_cache_put(cache, child->der, issuer->der, expires);
+        encl_link_cache_put(cache, child->der, issuer->der, child->cert, expires);
     }
     return true;
 }
 
-static encl_result check_link(const chain_cert *child, const chain_cert *issuer, int64_t now,
+static encl_result check_link(const chain_cert *child, const chain_cert *issuer,
                               encl_link_cache *cache, encl_error *err) {
     int verdict = X509_check_issued(issuer->cert, child->cert);
 
     ENCL_ENSURE(verdict == X509_V_OK, err, ENCL_E_CERTIFICATE, "%s is not issued by %s: %s",
                 child->label, issuer->label, X509_verify_cert_error_string(verdict));
-    ENCL_ENSURE(signature_holds(child, issuer, now, cache), err, ENCL_E_CERTIFICATE,
+    ENCL_ENSURE(signature_holds(child, issuer, cache), err, ENCL_E_CERTIFICATE,
                 "%s: its signature does not verify with the key of %s", child->label,
                 issuer->label);
     return ENCL_OK;
@@ -282,14 +281,36 @@ static void gather(chain *c, const encl_attestation *a, encl_slice root) {
     c->links[c->count++].der = a->certificate;
 }
 
-static encl_result verify(chain *c, encl_clock clock, encl_link_cache *cache, encl_error *err) {
+/* Of a link that verified before, the certificate is there that these same bytes were parsed to. */
+static encl_result take_child(chain *c, size_t i, int64_t now, encl_link_cache *cache,
+                              encl_error *err) {
+    chain_cert *l = &c->links[i];
+
+    if (cache != NULL) {
+        l->cert = encl_link_cache_find(cache, l->der, c->links[i - 1].der, now);
+        l->known = l->cert != NULL;
+    }
+    return l->known ? ENCL_OK : parse(l, err);
+}
+
+static encl_result take_root(chain_cert *l, const encl_root *root, encl_error *err) {
+    ENCL_ENSURE(X509_up_ref(root->cert) == 1, err, ENCL_E_INTERNAL,
+                "OpenSSL could not share a root certificate");
+    l->cert = root->cert;
+    return ENCL_OK;
+}
+
+static encl_result verify(chain *c, const encl_root *root, encl_clock clock, encl_link_cache *cache,
+                          encl_error *err) {
     for (size_t i = 0; i < c->count; i++) {
-        set_label(&c->links[i], i + 1, c->count);
-        ENCL_TRY(parse(&c->links[i], err));
-        set_label(&c->links[i], i + 1, c->count);
+        chain_cert *l = &c->links[i];
+
+        set_label(l, i + 1, c->count);
+        ENCL_TRY(i == 0 ? take_root(l, root, err) : take_child(c, i, clock.now, cache, err));
+        set_label(l, i + 1, c->count);
         ENCL_TRY(check_one(c, i, clock, err));
         if (i != 0) {
-            ENCL_TRY(check_link(&c->links[i], &c->links[i - 1], clock.now, cache, err));
+            ENCL_TRY(check_link(l, &c->links[i - 1], cache, err));
         }
     }
     return ENCL_OK;
@@ -301,33 +322,37 @@ static void release(chain *c) {
     }
 }
 
-encl_result encl_chain_verify(const encl_attestation *a, encl_slice root, encl_clock clock,
-                              encl_link_cache *cache, uint8_t leaf_point[ENCL_ES384_POINT_BYTES],
-                              encl_error *err) {
+encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_clock clock,
+                              encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err) {
     chain c = {.count = 0};
     encl_code rc;
 
-    gather(&c, a, root);
-    ENCL_TRY_GOTO(verify(&c, clock, cache, err), done);
-    memcpy(leaf_point, c.leaf_point.data, ENCL_ES384_POINT_BYTES);
+    *leaf_key = NULL;
+    gather(&c, a, root.der);
+    ENCL_TRY_GOTO(verify(&c, &root, clock, cache, err), done);
+    *leaf_key = X509_get_pubkey(c.links[c.count - 1].cert);
+    ENCL_ENSURE_GOTO(*leaf_key != NULL, done, err, ENCL_E_INTERNAL,
+                     "OpenSSL could not share the leaf's key");
 done:
     release(&c);
     return rc;
 }
 
-encl_result encl_chain_check_root(encl_slice root, encl_error *err) {
+encl_result encl_chain_parse_root(encl_slice root, X509 **cert, encl_error *err) {
     chain_cert l = {.der = root};
-    encl_slice point;
     encl_code rc;
 
+    *cert = NULL;
     set_label(&l, 1, 1);
-    ENCL_TRY_GOTO(parse(&l, err), done);
+    ENCL_TRY_GOTO(parse(&l, err), failed);
     set_label(&l, 1, 1);
-    ENCL_TRY_GOTO(check_form(&l, err), done);
-    ENCL_TRY_GOTO(check_key(&l, &point, err), done);
-    ENCL_TRY_GOTO(check_extensions(&l, err), done);
-    rc = check_ca(&l, err);
-done:
+    ENCL_TRY_GOTO(check_form(&l, err), failed);
+    ENCL_TRY_GOTO(check_key(&l, err), failed);
+    ENCL_TRY_GOTO(check_extensions(&l, err), failed);
+    ENCL_TRY_GOTO(check_ca(&l, err), failed);
+    *cert = l.cert;
+    return ENCL_OK;
+failed:
     X509_free(l.cert);
     return rc;
 }

@@ -7,6 +7,7 @@
 #include <openssl/core_names.h>
 #include <openssl/ec.h>
 #include <openssl/ecdsa.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/x509.h>
 
@@ -42,26 +43,6 @@ static encl_result digest_of(encl_slice message, uint8_t digest[DIGEST_BYTES], e
     return ENCL_OK;
 }
 
-/* NULL where point is not on the curve. */
-static EVP_PKEY *key_from_point(encl_slice point) {
-    char group[] = GROUP;
-    OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
-        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, (void *)(uintptr_t)point.data,
-                                          point.len),
-        OSSL_PARAM_construct_end(),
-    };
-    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
-    EVP_PKEY *key = NULL;
-
-    if (ctx != NULL && EVP_PKEY_fromdata_init(ctx) == 1 &&
-        EVP_PKEY_fromdata(ctx, &key, EVP_PKEY_PUBLIC_KEY, params) != 1) {
-        key = NULL;
-    }
-    EVP_PKEY_CTX_free(ctx);
-    return key;
-}
-
 /* The length of r||s as a DER ECDSA-Sig-Value, or 0. */
 static size_t der_from_raw(const uint8_t raw[ENCL_ES384_SIGNATURE_BYTES],
                            uint8_t der[DER_MAX_BYTES]) {
@@ -90,32 +71,62 @@ static bool verify_digest(EVP_PKEY *key, const uint8_t *der, size_t der_len,
     return good;
 }
 
-/* OpenSSL refuses r and s outside of 1..n-1, and points that are not on the curve. */
-encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
-                                     encl_slice signature, encl_error *err) {
+/* OpenSSL refuses r and s outside of 1..n-1. */
+encl_result encl_es384_verify(EVP_PKEY *key, encl_slice message, encl_slice signature,
+                              encl_error *err) {
     uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
     size_t der_len;
-    EVP_PKEY *key;
-    bool good;
 
-    ENCL_ENSURE(public_key.len == ENCL_ES384_POINT_BYTES && public_key.data[0] == 0x04, err,
-                ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, got %zu",
-                ENCL_ES384_POINT_BYTES, public_key.len);
     ENCL_ENSURE(signature.len == ENCL_ES384_SIGNATURE_BYTES, err, ENCL_E_SIGNATURE,
                 "ES384: expected a signature of %d bytes, got %zu", ENCL_ES384_SIGNATURE_BYTES,
                 signature.len);
     ENCL_TRY(digest_of(message, digest, err));
     der_len = der_from_raw(signature.data, der);
     ENCL_ENSURE(der_len != 0, err, ENCL_E_NOMEM, "out of memory for a signature");
-    key = key_from_point(public_key);
-    ENCL_ENSURE(key != NULL, err, ENCL_E_SIGNATURE, "ES384: the key is not a point of P-384");
-    good = verify_digest(key, der, der_len, digest);
-    EVP_PKEY_free(key);
-    ENCL_ENSURE(good, err, ENCL_E_SIGNATURE, "the ES384 signature does not verify");
+    ENCL_ENSURE(verify_digest(key, der, der_len, digest), err, ENCL_E_SIGNATURE,
+                "the ES384 signature does not verify");
     return ENCL_OK;
 }
 
-static encl_result private_key(encl_slice der, EVP_PKEY **out, encl_error *err) {
+#ifdef ENCL_TESTING
+/* NULL where point is not on the curve. */
+static EVP_PKEY *key_from_point(encl_slice point) {
+    char group[] = GROUP;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, (void *)(uintptr_t)point.data,
+                                          point.len),
+        OSSL_PARAM_construct_end(),
+    };
+    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
+    EVP_PKEY *key = NULL;
+
+    if (ctx != NULL && EVP_PKEY_fromdata_init(ctx) == 1 &&
+        EVP_PKEY_fromdata(ctx, &key, EVP_PKEY_PUBLIC_KEY, params) != 1) {
+        key = NULL;
+    }
+    EVP_PKEY_CTX_free(ctx);
+    return key;
+}
+
+/* OpenSSL refuses points that are not on the curve. */
+encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
+                                     encl_slice signature, encl_error *err) {
+    EVP_PKEY *key;
+    encl_code rc;
+
+    ENCL_ENSURE(public_key.len == ENCL_ES384_POINT_BYTES && public_key.data[0] == 0x04, err,
+                ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, got %zu",
+                ENCL_ES384_POINT_BYTES, public_key.len);
+    key = key_from_point(public_key);
+    ENCL_ENSURE(key != NULL, err, ENCL_E_SIGNATURE, "ES384: the key is not a point of P-384");
+    rc = encl_es384_verify(key, message, signature, err);
+    EVP_PKEY_free(key);
+    return rc;
+}
+#endif
+
+static encl_result read_private_key(encl_slice der, EVP_PKEY **out, encl_error *err) {
     const uint8_t *at = der.data;
     PKCS8_PRIV_KEY_INFO *info = NULL;
     char group[32] = "";
@@ -138,6 +149,19 @@ static encl_result private_key(encl_slice der, EVP_PKEY **out, encl_error *err) 
     }
     ENCL_ENSURE(good, err, ENCL_E_INVALID, "expected a P-384 private key in PKCS#8 DER");
     return ENCL_OK;
+}
+
+encl_result encl_signing_key_new(encl_slice key, encl_signing_key **out, encl_error *err) {
+    encl_code rc;
+
+    ERR_set_mark();
+    rc = read_private_key(key, out, err);
+    ERR_pop_to_mark();
+    return rc;
+}
+
+void encl_signing_key_free(encl_signing_key *key) {
+    EVP_PKEY_free(key);
 }
 
 static bool sign_digest(EVP_PKEY *key, const uint8_t digest[DIGEST_BYTES],
@@ -163,17 +187,13 @@ static bool raw_from_der(const uint8_t *der, size_t der_len,
     return good;
 }
 
-encl_result encl_es384_sign(encl_slice key, encl_slice message,
+encl_result encl_es384_sign(EVP_PKEY *key, encl_slice message,
                             uint8_t signature[ENCL_ES384_SIGNATURE_BYTES], encl_error *err) {
     uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
     size_t der_len;
-    EVP_PKEY *pkey;
-    bool good;
 
     ENCL_TRY(digest_of(message, digest, err));
-    ENCL_TRY(private_key(key, &pkey, err));
-    good = sign_digest(pkey, digest, der, &der_len) && raw_from_der(der, der_len, signature);
-    EVP_PKEY_free(pkey);
-    ENCL_ENSURE(good, err, ENCL_E_INTERNAL, "OpenSSL could not sign a document");
+    ENCL_ENSURE(sign_digest(key, digest, der, &der_len) && raw_from_der(der, der_len, signature),
+                err, ENCL_E_INTERNAL, "OpenSSL could not sign a document");
     return ENCL_OK;
 }

@@ -2,6 +2,8 @@
 #ifndef ENCL_ATTEST_INTERNAL_H
 #define ENCL_ATTEST_INTERNAL_H
 
+#include <openssl/types.h>
+
 #include "attest/attest.h"
 
 #define ENCL_ES384_POINT_BYTES     97
@@ -23,16 +25,26 @@ typedef struct encl_clock {
     int64_t leeway; /* how much later than that a leaf may begin to be valid, in seconds */
 } encl_clock;
 
-/* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key. */
-encl_result encl_chain_verify(const encl_attestation *a, encl_slice root, encl_clock clock,
-                              encl_link_cache *cache, uint8_t leaf_point[ENCL_ES384_POINT_BYTES],
-                              encl_error *err);
-/* Everything about a root that does not depend on the time. */
-encl_result encl_chain_check_root(encl_slice root, encl_error *err);
+/* What a policy trusts; cert is what der was parsed to. Both belong to the policy. */
+typedef struct encl_root {
+    encl_slice der;
+    X509 *cert;
+} encl_root;
 
-/* cache.c: has drops the entry it finds when that has expired at now. */
-bool encl_link_cache_has(encl_link_cache *cache, encl_slice child, encl_slice issuer, int64_t now);
-void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer,
+/* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key,
+ * which the caller frees with EVP_PKEY_free; NULL on failure. */
+encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_clock clock,
+                              encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err);
+/* Parses a root and checks everything about it that does not depend on the time. The caller frees
+ * the certificate with X509_free; NULL on failure. */
+encl_result encl_chain_parse_root(encl_slice root, X509 **cert, encl_error *err);
+
+/* cache.c. find: the child's certificate as it was parsed when the link verified, NULL where the
+ * link is not known or has expired at now, which also drops it. The caller frees it with X509_free.
+ * put keeps a reference of its own to cert, which is what the bytes of child were parsed to. */
+X509 *encl_link_cache_find(encl_link_cache *cache, encl_slice child, encl_slice issuer,
+                           int64_t now);
+void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer, X509 *cert,
                          int64_t expires);
 
 /* hint.c: says in a refusal's message what it looks like, where that is known. */
@@ -46,8 +58,11 @@ encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attesta
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,
                                encl_error *err);
 
-/* es384.c; key is PKCS#8 DER. */
-encl_result encl_es384_sign(encl_slice key, encl_slice message,
+/* es384.c. verify: a raw r||s signature of key, which is one of P-384, over message.
+ * sign: the signature of key, which encl_signing_key_new has read. */
+encl_result encl_es384_verify(EVP_PKEY *key, encl_slice message, encl_slice signature,
+                              encl_error *err);
+encl_result encl_es384_sign(EVP_PKEY *key, encl_slice message,
                             uint8_t signature[ENCL_ES384_SIGNATURE_BYTES], encl_error *err);
 
 #endif

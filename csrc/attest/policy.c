@@ -7,6 +7,7 @@
 
 #include <openssl/err.h>
 #include <openssl/pem.h>
+#include <openssl/x509.h>
 
 #include "attest/internal.h"
 #include "base/secmem.h"
@@ -67,7 +68,7 @@ static encl_result copy_pins(encl_policy *policy, const encl_pins *pins, size_t 
 }
 
 static encl_result copy_root(encl_policy *policy, encl_slice der, encl_error *err) {
-    if (encl_chain_check_root(der, err) != ENCL_OK) {
+    if (encl_chain_parse_root(der, &policy->root_cert, err) != ENCL_OK) {
         encl_error_prefix(err, "the root");
         err->code = ENCL_E_INVALID;
         return ENCL_E_INVALID;
@@ -170,7 +171,8 @@ encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_erro
     *to = *from;
     to->pins = from->pins == NULL ? NULL : malloc(from->pin_count * sizeof *to->pins);
     to->root = malloc(from->root_len);
-    if ((from->pins != NULL && to->pins == NULL) || to->root == NULL) {
+    to->root_cert = X509_up_ref(from->root_cert) == 1 ? from->root_cert : NULL;
+    if ((from->pins != NULL && to->pins == NULL) || to->root == NULL || to->root_cert == NULL) {
         encl_policy_free(to);
         return encl_fail(err, ENCL_E_NOMEM, "out of memory for a policy");
     }
@@ -184,6 +186,7 @@ encl_result encl_policy_copy(encl_policy *to, const encl_policy *from, encl_erro
 void encl_policy_free(encl_policy *policy) {
     free(policy->pins);
     free(policy->root);
+    X509_free(policy->root_cert);
     memset(policy, 0, sizeof *policy);
 }
 

@@ -92,7 +92,7 @@ static encl_result put_payload(encl_buf *out, const encl_doc_template *doc, encl
     return encl_writer_end(&w, out, "the document's payload", err);
 }
 
-static encl_result sign(encl_slice key, encl_slice header, encl_slice payload,
+static encl_result sign(EVP_PKEY *key, encl_slice header, encl_slice payload,
                         uint8_t signature[ENCL_ES384_SIGNATURE_BYTES], encl_error *err) {
     encl_buf message;
     encl_code rc;
@@ -121,8 +121,8 @@ static encl_result put_sign1(encl_buf *out, encl_slice header, encl_slice payloa
     return encl_writer_end(&w, out, "the document", err);
 }
 
-encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_buf *out,
-                             encl_error *err) {
+encl_result encl_attest_sign_with(const encl_doc_template *doc, encl_signing_key *signing_key,
+                                  encl_buf *out, encl_error *err) {
     static const uint8_t es384_header[] = {0xa1, 0x01, 0x38, 0x22}; /* {1: -35} */
     encl_slice header = ENCL_SLICE(es384_header, sizeof es384_header);
     uint8_t signature[ENCL_ES384_SIGNATURE_BYTES] = {0};
@@ -131,12 +131,25 @@ encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_
 
     encl_buf_init(&payload, ENCL_DOCUMENT_MAX_BYTES);
     ENCL_TRY_GOTO(put_payload(&payload, doc, err), done);
-    if (key.len != 0) {
-        ENCL_TRY_GOTO(sign(key, header, encl_buf_peek(&payload), signature, err), done);
+    if (signing_key != NULL) {
+        ENCL_TRY_GOTO(sign(signing_key, header, encl_buf_peek(&payload), signature, err), done);
     }
     rc = put_sign1(out, header, encl_buf_peek(&payload), ENCL_SLICE(signature, sizeof signature),
                    err);
 done:
     encl_buf_free(&payload);
+    return rc;
+}
+
+encl_result encl_attest_sign(const encl_doc_template *doc, encl_slice key, encl_buf *out,
+                             encl_error *err) {
+    encl_signing_key *signing_key = NULL;
+    encl_code rc;
+
+    if (key.len != 0) {
+        ENCL_TRY(encl_signing_key_new(key, &signing_key, err));
+    }
+    rc = encl_attest_sign_with(doc, signing_key, out, err);
+    encl_signing_key_free(signing_key);
     return rc;
 }

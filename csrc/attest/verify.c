@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <openssl/err.h>
+#include <openssl/evp.h>
 
 #include "attest/internal.h"
 #include "base/secmem.h"
@@ -19,15 +20,13 @@ static encl_result check_arguments(const encl_policy *policy, encl_slice nonce, 
     return ENCL_OK;
 }
 
-static encl_result check_signature(const encl_cose *cose, const uint8_t *leaf_point,
-                                   encl_error *err) {
+static encl_result check_signature(const encl_cose *cose, EVP_PKEY *leaf_key, encl_error *err) {
     encl_buf message;
     encl_code rc;
 
     encl_buf_init(&message, ENCL_DOCUMENT_MAX_BYTES);
     ENCL_TRY_GOTO(encl_sig_structure(cose->protected_header, cose->payload, &message, err), done);
-    rc = encl_attest_es384_verify(ENCL_SLICE(leaf_point, ENCL_ES384_POINT_BYTES),
-                                  encl_buf_peek(&message), cose->signature, err);
+    rc = encl_es384_verify(leaf_key, encl_buf_peek(&message), cose->signature, err);
     if (rc != ENCL_OK) {
         encl_error_prefix(err, "the document is not signed by its certificate");
     }
@@ -50,10 +49,24 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
     return ENCL_OK;
 }
 
+/* That the chain vouches for a key, and that this key signed the document. */
+static encl_result verify_signatures(const encl_attestation *a, const encl_cose *cose,
+                                     const encl_policy *policy, int64_t now, encl_link_cache *cache,
+                                     encl_error *err) {
+    encl_root root = {ENCL_SLICE(policy->root, policy->root_len), policy->root_cert};
+    encl_clock clock = {.now = now, .leeway = policy->clock_leeway};
+    EVP_PKEY *leaf_key;
+    encl_code rc;
+
+    ENCL_TRY(encl_chain_verify(a, root, clock, cache, &leaf_key, err));
+    rc = check_signature(cose, leaf_key, err);
+    EVP_PKEY_free(leaf_key);
+    return rc;
+}
+
 static encl_result verify_nitro(encl_slice document, const encl_policy *policy, encl_slice nonce,
                                 int64_t now, encl_link_cache *cache, encl_attestation *a,
                                 encl_error *err) {
-    uint8_t leaf_point[ENCL_ES384_POINT_BYTES];
     encl_cose cose;
 
     ENCL_ENSURE(document.len != STUB_BYTES, err, ENCL_E_DOCUMENT,
@@ -62,10 +75,7 @@ static encl_result verify_nitro(encl_slice document, const encl_policy *policy, 
                 STUB_BYTES);
     a->form = ENCL_DOC_NITRO;
     ENCL_TRY(encl_document_parse(document, false, a, &cose, err));
-    ENCL_TRY(encl_chain_verify(a, ENCL_SLICE(policy->root, policy->root_len),
-                               (encl_clock){.now = now, .leeway = policy->clock_leeway}, cache,
-                               leaf_point, err));
-    ENCL_TRY(check_signature(&cose, leaf_point, err));
+    ENCL_TRY(verify_signatures(a, &cose, policy, now, cache, err));
     ENCL_TRY(check_nonce(a, nonce, err));
     return encl_policy_check_pcrs(policy, a, err);
 }

@@ -6,7 +6,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "base/secmem.h"
 #include "enclave/faults.h"
 
 static encl_slice take_copy(encl_buf *b, encl_slice from, encl_error *err, encl_code *rc) {
@@ -19,8 +18,8 @@ static encl_slice take_copy(encl_buf *b, encl_slice from, encl_error *err, encl_
     return *rc == ENCL_OK ? ENCL_SLICE(b->data + at, from.len) : ENCL_SLICE_NONE;
 }
 
-static size_t total_len(const encl_doc_template *d, encl_slice leaf_key) {
-    size_t n = d->module_id.len + d->certificate.len + d->public_key.len + leaf_key.len;
+static size_t total_len(const encl_doc_template *d) {
+    size_t n = d->module_id.len + d->certificate.len + d->public_key.len;
 
     for (size_t i = 0; i < d->cabundle_len; i++) {
         n += d->cabundle[i].len;
@@ -28,8 +27,8 @@ static size_t total_len(const encl_doc_template *d, encl_slice leaf_key) {
     return n;
 }
 
-static encl_result copy_fields(const encl_doc_template *d, encl_slice leaf_key,
-                               encl_identity *identity, encl_error *err) {
+static encl_result copy_fields(const encl_doc_template *d, encl_identity *identity,
+                               encl_error *err) {
     encl_code rc = ENCL_OK;
     encl_buf b;
 
@@ -42,12 +41,7 @@ static encl_result copy_fields(const encl_doc_template *d, encl_slice leaf_key,
     for (size_t i = 0; i < d->cabundle_len; i++) {
         identity->document.cabundle[i] = take_copy(&b, d->cabundle[i], err, &rc);
     }
-    identity->leaf_key = take_copy(&b, leaf_key, err, &rc);
     return rc;
-}
-
-static encl_slice signing_key(const encl_identity *identity, encl_enclave_mode mode) {
-    return mode == ENCL_ENCLAVE_PRODUCTION ? identity->leaf_key : ENCL_SLICE_NONE;
 }
 
 /* A key or certificate that cannot sign is better found now than in each connection. */
@@ -62,7 +56,7 @@ static encl_result try_signing(const encl_identity *identity, encl_enclave_mode 
     }
     document.timestamp_ms = 1;
     encl_buf_init(&b, ENCL_DOCUMENT_MAX_BYTES);
-    rc = encl_attest_sign(&document, signing_key(identity, mode), &b, err);
+    rc = encl_attest_sign_with(&document, identity->leaf_key, &b, err);
     encl_buf_free(&b);
     return rc;
 }
@@ -79,10 +73,14 @@ encl_result encl_identity_copy(const encl_doc_template *document, encl_slice lea
                 "module_id: expected a text, got an empty one");
     ENCL_ENSURE(mode != ENCL_ENCLAVE_PRODUCTION || leaf_key.len != 0, err, ENCL_E_INVALID,
                 "production mode: expected the leaf's private key, got none");
-    out->block_len = total_len(document, leaf_key);
+    if (mode == ENCL_ENCLAVE_PRODUCTION) {
+        ENCL_TRY(encl_signing_key_new(leaf_key, &out->leaf_key, err));
+    }
+    out->block_len = total_len(document);
     out->block = malloc(out->block_len + 1);
-    ENCL_ENSURE(out->block != NULL, err, ENCL_E_NOMEM, "out of memory for an enclave's identity");
-    ENCL_TRY_GOTO(copy_fields(document, leaf_key, out, err), done);
+    ENCL_ENSURE_GOTO(out->block != NULL, done, err, ENCL_E_NOMEM,
+                     "out of memory for an enclave's identity");
+    ENCL_TRY_GOTO(copy_fields(document, out, err), done);
     ENCL_TRY_GOTO(try_signing(out, mode, err), done);
 done:
     if (rc != ENCL_OK) {
@@ -92,7 +90,7 @@ done:
 }
 
 void encl_identity_free(encl_identity *identity) {
-    encl_wipe(identity->block, identity->block_len);
+    encl_signing_key_free(identity->leaf_key);
     free(identity->block);
     memset(identity, 0, sizeof *identity);
 }
@@ -122,7 +120,7 @@ static encl_result sign_locked(encl_enclave *e, encl_slice nonce, encl_buf *out,
     if ((e->faults.mask & ENCL_FAULT_WRONG_PCRS) != 0) {
         spoil_pcrs(&document);
     }
-    ENCL_TRY(encl_attest_sign(&document, signing_key(&e->identity, e->mode), out, err));
+    ENCL_TRY(encl_attest_sign_with(&document, e->identity.leaf_key, out, err));
     if ((e->faults.mask & ENCL_FAULT_BAD_SIGNATURE) != 0) {
         out->data[out->w - 1] ^= 1; /* COSE_Sign1 ends with the signature */
     }

@@ -4,7 +4,7 @@
 
 #include "enclave/state.h"
 
-/* Copies everything into one block that out owns, and signs once to see whether that works. */
+/* Copies everything, reads the key in PRODUCTION, and signs once to see whether that works. */
 encl_result encl_identity_copy(const encl_doc_template *document, encl_slice leaf_key,
                                encl_enclave_mode mode, encl_identity *out, encl_error *err);
 void encl_identity_free(encl_identity *identity);

@@ -13,7 +13,7 @@
 /* What attestation documents are made of. The template's slices point into block. */
 typedef struct encl_identity {
     encl_doc_template document;
-    encl_slice leaf_key;
+    encl_signing_key *leaf_key; /* NULL: signs nothing */
     uint8_t *block;
     size_t block_len;
 } encl_identity;

@@ -90,14 +90,20 @@ encl_result encl_blake2s(encl_slice first, encl_slice second, uint8_t out[ENCL_N
     return done ? ENCL_OK : openssl_refused(err, "BLAKE2s");
 }
 
-static bool hmac_two(EVP_MAC_CTX *ctx, const uint8_t key[ENCL_NOISE_HASH_BYTES], encl_slice first,
-                     uint8_t last, bool with_last, uint8_t out[ENCL_NOISE_HASH_BYTES]) {
+/* A context that has its digest keeps it for all keys. Named again, it would be fetched again. */
+static bool set_digest(EVP_MAC_CTX *ctx) {
     char name[] = "BLAKE2S-256";
     OSSL_PARAM params[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),
                            OSSL_PARAM_construct_end()};
+
+    return EVP_MAC_CTX_set_params(ctx, params) == 1;
+}
+
+static bool hmac_two(EVP_MAC_CTX *ctx, const uint8_t key[ENCL_NOISE_HASH_BYTES], encl_slice first,
+                     uint8_t last, bool with_last, uint8_t out[ENCL_NOISE_HASH_BYTES]) {
     size_t len = 0;
 
-    return EVP_MAC_init(ctx, key, ENCL_NOISE_HASH_BYTES, params) == 1 &&
+    return EVP_MAC_init(ctx, key, ENCL_NOISE_HASH_BYTES, NULL) == 1 &&
            (first.len == 0 || EVP_MAC_update(ctx, first.data, first.len) == 1) &&
            (!with_last || EVP_MAC_update(ctx, &last, 1) == 1) &&
            EVP_MAC_final(ctx, out, &len, ENCL_NOISE_HASH_BYTES) == 1 &&
@@ -109,7 +115,7 @@ encl_result encl_noise_hkdf2(const uint8_t ck[ENCL_NOISE_HASH_BYTES], encl_slice
                              uint8_t second[ENCL_NOISE_HASH_BYTES], encl_error *err) {
     uint8_t temp[ENCL_NOISE_HASH_BYTES];
     EVP_MAC_CTX *ctx = EVP_MAC_CTX_new(hmac);
-    bool done = ctx != NULL && hmac_two(ctx, ck, input, 0, false, temp) &&
+    bool done = ctx != NULL && set_digest(ctx) && hmac_two(ctx, ck, input, 0, false, temp) &&
                 hmac_two(ctx, temp, ENCL_SLICE_NONE, 1, true, first) &&
                 hmac_two(ctx, temp, ENCL_SLICE(first, ENCL_NOISE_HASH_BYTES), 2, true, second);
 

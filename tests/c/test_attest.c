@@ -2,8 +2,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <openssl/ec.h>
@@ -297,6 +300,7 @@ static void a_policy_owns_copies(void **state) {
     encl_attestation_free(a);
     encl_policy_free(&policy);
     assert_null(policy.root);
+    assert_null(policy.root_cert);
     assert_null(policy.pins);
     assert_int_equal(encl_attest_verify(f->good, &policy, NONCE, NOW, NULL, &a, &err),
                      ENCL_E_INVALID);
@@ -418,13 +422,25 @@ static void signing_respects_the_buffer(void **state) {
     }
 }
 
-static bool has(encl_link_cache *cache, const char *child, const char *issuer, int64_t now) {
-    return encl_link_cache_has(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)),
-                               now);
+static bool knows(encl_link_cache *cache, encl_slice child, encl_slice issuer, int64_t now) {
+    X509 *cert = encl_link_cache_find(cache, child, issuer, now);
+
+    X509_free(cert);
+    return cert != NULL;
 }
 
+static bool has(encl_link_cache *cache, const char *child, const char *issuer, int64_t now) {
+    return knows(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)), now);
+}
+
+/* With a certificate of its own, which the cache alone holds afterwards. */
 static void put(encl_link_cache *cache, const char *child, const char *issuer, int64_t expires) {
-    encl_link_cache_put(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)), expires);
+    X509 *cert = X509_new();
+
+    assert_non_null(cert);
+    encl_link_cache_put(cache, BYTES(child, strlen(child)), BYTES(issuer, strlen(issuer)), cert,
+                        expires);
+    X509_free(cert);
 }
 
 static void the_cache_knows_exact_pairs_only(void **state) {
@@ -495,11 +511,154 @@ static void a_link_is_remembered_until_the_shorter_validity(void **state) {
 
     assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
     assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
-    assert_true(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR - 1));
-    assert_true(encl_link_cache_has(cache, f->cert[1], f->cert[0], NOW + HOUR - 1));
-    assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[1], NOW + HOUR));
-    assert_false(encl_link_cache_has(cache, f->cert[1], f->cert[0], NOW + HOUR));
-    assert_false(encl_link_cache_has(cache, f->cert[2], f->cert[0], NOW));
+    assert_true(knows(cache, f->cert[2], f->cert[1], NOW + HOUR - 1));
+    assert_true(knows(cache, f->cert[1], f->cert[0], NOW + HOUR - 1));
+    assert_false(knows(cache, f->cert[2], f->cert[1], NOW + HOUR));
+    assert_false(knows(cache, f->cert[1], f->cert[0], NOW + HOUR));
+    assert_false(knows(cache, f->cert[2], f->cert[0], NOW));
+    encl_link_cache_free(cache);
+}
+
+static void assert_is_certificate(const X509 *cert, encl_slice der) {
+    uint8_t block[ENCL_CERT_MAX_BYTES], *to = block;
+
+    assert_int_equal(i2d_X509(cert, NULL), der.len);
+    assert_int_equal(i2d_X509(cert, &to), der.len);
+    assert_memory_equal(block, der.data, der.len);
+}
+
+/* Parsed once, and what is given back is what those bytes say. */
+static void a_known_link_has_its_childs_certificate(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+    X509 *first[2], *again;
+
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    for (size_t i = 0; i < 2; i++) {
+        first[i] = encl_link_cache_find(cache, f->cert[i + 1], f->cert[i], NOW);
+        assert_non_null(first[i]);
+        assert_is_certificate(first[i], f->cert[i + 1]);
+    }
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    for (size_t i = 0; i < 2; i++) {
+        again = encl_link_cache_find(cache, f->cert[i + 1], f->cert[i], NOW);
+        assert_ptr_equal(again, first[i]);
+        X509_free(again);
+    }
+    encl_link_cache_free(cache);
+    for (size_t i = 0; i < 2; i++) {
+        assert_is_certificate(first[i], f->cert[i + 1]); /* whoever found it still has it */
+        X509_free(first[i]);
+    }
+}
+
+/* Nothing is put there before its issuer's signature verified. */
+static void a_refused_certificate_is_not_kept(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+    encl_doc_template doc = f->doc;
+    uint8_t ca[ENCL_CERT_MAX_BYTES], block[4096];
+    encl_slice document;
+
+    memcpy(ca, f->cert[1].data, f->cert[1].len);
+    ca[f->cert[1].len - 1] ^= 1;
+    f->doc.cabundle[1] = BYTES(ca, f->cert[1].len);
+    document = sign_into(f, f->leaf_key, block, sizeof block);
+    f->doc = doc;
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, document, cache, &err), ENCL_E_CERTIFICATE);
+    assert_false(knows(cache, BYTES(ca, f->cert[1].len), f->cert[0], NOW));
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, document, cache, &err), ENCL_E_CERTIFICATE);
+    assert_false(knows(cache, BYTES(ca, f->cert[1].len), f->cert[0], NOW));
+    encl_link_cache_free(cache);
+}
+
+/* What replaces or ends an entry lets its certificate go: AddressSanitizer sees one that stays, and
+ * one that is let go twice. */
+static void replaced_certificates_are_let_go(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(2, &cache, &err), ENCL_OK);
+    put(cache, "a", "b", 100);
+    put(cache, "a", "b", 200);
+    put(cache, "c", "d", 300);
+    put(cache, "e", "f", 400);
+    assert_false(has(cache, "a", "b", 0));
+    assert_true(has(cache, "c", "d", 299));
+    assert_false(has(cache, "c", "d", 300));
+    assert_true(has(cache, "e", "f", 300));
+    put(cache, "g", "h", 500);
+    assert_true(has(cache, "e", "f", 300) && has(cache, "g", "h", 300));
+    encl_link_cache_free(cache);
+}
+
+/* A policy's root certificate is parsed once and shared by all who verify under it. */
+static void *verify_often(void *arg) {
+    const fixture *f = arg;
+    encl_link_cache *cache = NULL;
+    encl_policy copy;
+    encl_error err;
+    void *failed = NULL;
+
+    if (encl_policy_copy(&copy, &f->policy, &err) != ENCL_OK) {
+        return arg;
+    }
+    if (encl_link_cache_new(8, &cache, &err) != ENCL_OK) {
+        failed = arg;
+    }
+    for (int i = 0; i < 20 && failed == NULL; i++) {
+        encl_attestation *a = NULL;
+
+        if (encl_attest_verify(f->good, i % 2 == 0 ? &copy : &f->policy, NONCE, NOW,
+                               i % 3 == 0 ? NULL : cache, &a, &err) != ENCL_OK) {
+            failed = arg;
+        }
+        encl_attestation_free(a);
+    }
+    encl_link_cache_free(cache);
+    encl_policy_free(&copy);
+    return failed;
+}
+
+static void threads_share_a_policy(void **state) {
+    pthread_t threads[4];
+    void *failed;
+
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, verify_often, *state), 0);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_join(threads[i], &failed), 0);
+        assert_null(failed);
+    }
+}
+
+static void a_forked_child_verifies_with_what_it_finds(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+    int status = 1;
+    pid_t child;
+
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    child = fork();
+    if (child == 0) {
+        encl_attestation *a = NULL;
+        encl_code rc = encl_attest_verify(f->good, &f->policy, NONCE, NOW, cache, &a, &err);
+
+        _exit(rc == ENCL_OK && encl_link_cache_hits(cache) == 2 ? 0 : 1);
+    }
+    assert_true(child > 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(encl_link_cache_hits(cache), 0);
     encl_link_cache_free(cache);
 }
 
@@ -541,6 +700,11 @@ int main(void) {
         cmocka_unit_test(cached_links_end_with_their_validity),
         cmocka_unit_test(a_full_cache_replaces_what_ends_first),
         cmocka_unit_test(a_link_is_remembered_until_the_shorter_validity),
+        cmocka_unit_test(a_known_link_has_its_childs_certificate),
+        cmocka_unit_test(a_refused_certificate_is_not_kept),
+        cmocka_unit_test(replaced_certificates_are_let_go),
+        cmocka_unit_test(threads_share_a_policy),
+        cmocka_unit_test(a_forked_child_verifies_with_what_it_finds),
         cmocka_unit_test(cache_sizes_are_bounded),
     };
 

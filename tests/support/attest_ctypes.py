@@ -101,6 +101,7 @@ class Policy(Structure):
         ("pin_count", c_size_t),
         ("root", c_void_p),
         ("root_len", c_size_t),
+        ("root_cert", c_void_p),
         ("debug", c_bool),
         ("need_pins", c_bool),
         ("clock_leeway", c_int64),
