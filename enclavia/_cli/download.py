@@ -33,7 +33,7 @@ __all__ = ["Asked", "FreshStore", "Store", "download", "send", "status_problem"]
 _IDLE_TRIES: Final = 5
 _RESTARTS: Final = 3
 _FIRST_PAUSE: Final = 0.25
-_ETAG: Final = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
 
 
@@ -130,7 +130,7 @@ def send(
 def download(client: enclavia.Client, asked: Asked, store: Store, progress: Progress) -> None:
     """Whole when it returns; ``store`` is committed. Goes on after each cut as long as bytes come,
     and gives up after five tries in a row without any."""
-    if store.source is not None and (store.source.url != str(asked.url) or asked.is_partial):
+    if store.source is not None and (store.source.url != _url(client, asked) or asked.is_partial):
         store.begin(None)
     idle = restarts = 0
     while True:
@@ -170,7 +170,7 @@ def _try(client: enclavia.Client, asked: Asked, store: Store, progress: Progress
     if source is not None and resuming:
         more = (
             (b"Range", b"bytes=%d-" % store.size),
-            (b"If-Range", source.validator.encode("latin-1")),
+            (b"If-Range", source.validator.encode("ascii")),
         )
     response = send(client, asked, more)
     try:
@@ -183,7 +183,7 @@ def _try(client: enclavia.Client, asked: Asked, store: Store, progress: Progress
         else:
             if response.status_code >= 400 and (asked.fail or resuming):
                 raise status_problem(response)
-            source = _source_of(response, asked, pcrs)
+            source = _source_of(response, asked, _url(client, asked), pcrs)
             store.begin(source)
         total = source.total if source is not None else _length(response)
         progress.begin(store.size, total)
@@ -218,13 +218,20 @@ def _expect_rest(
         raise _StartOverError
 
 
-def _source_of(response: httpx2.Response, asked: Asked, pcrs: tuple[str, ...]) -> Source | None:
+def _url(client: enclavia.Client, asked: Asked) -> str:
+    """With the enclave in it, also where only a path was asked for."""
+    return str(client.build_request(asked.method, asked.url).url)
+
+
+def _source_of(
+    response: httpx2.Response, asked: Asked, url: str, pcrs: tuple[str, ...]
+) -> Source | None:
     """None for what cannot be gone on with."""
     validator = _strong_validator(response.headers)
     refuses = response.headers.get("accept-ranges", "").strip().lower() == "none"
     if response.status_code != 200 or validator is None or asked.is_partial or refuses:
         return None
-    return Source(str(asked.url), validator, _length(response), pcrs)
+    return Source(url, validator, _length(response), pcrs)
 
 
 def _length(response: httpx2.Response) -> int | None:

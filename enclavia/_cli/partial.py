@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 from typing import BinaryIO, Final, NamedTuple, Self
 
@@ -21,6 +22,7 @@ __all__ = ["PartialOutput", "Source"]
 
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NOTE_MAX: Final = 64 * 1024
+_VALIDATOR: Final = re.compile(r"[\x20-\x7e]+")
 
 
 class Source(NamedTuple):
@@ -96,8 +98,9 @@ class PartialOutput:
             source = Source(**{**content, "pcrs": tuple(content["pcrs"])})
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        total_known = source.total is None or type(source.total) is int
-        return source if owned and total_known and isinstance(source.validator, str) else None
+        usable = source.total is None or type(source.total) is int
+        usable = usable and isinstance(source.validator, str)
+        return source if owned and usable and _VALIDATOR.fullmatch(source.validator) else None
 
     def begin(self, source: Source | None) -> None:
         """From the first byte, of something else than before."""

@@ -6,6 +6,7 @@ Decides where a request goes, and where its answer does. Calls: nothing. Locks: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -155,7 +156,7 @@ def _send(
         with made:
             _head(made, asked)
     elif (store := _store(method, name, go_on)) is not None:
-        with store, Progress(name or "") as progress, made:
+        with store, Progress(os.path.basename(name or "")) as progress, made:
             download(made, asked, store, progress)
     else:
         with output_for(name) as out, made:

@@ -21,6 +21,7 @@ from . import streams
 from .exits import CANNOT_WRITE, Problem
 from .files import FileOutput, cannot_write
 from .settings import load_pins, refusing
+from .signals import Signalled
 
 if TYPE_CHECKING:
     from enclavia.testing import LocalEnclave
@@ -87,8 +88,12 @@ def serve(
     enclave = _made(app, port=port, mode=mode, interface=interface, pcrs=pcrs, tls=tls)
     with _started(enclave, app), _written(enclave, write_pins):
         streams.say(*_facts(enclave, write_pins))
-        while True:
-            signal.pause()
+        try:
+            while True:
+                signal.pause()
+        except Signalled as error:
+            if error.number != signal.SIGTERM:
+                raise
 
 
 def _made(app: str, *, pcrs: str | None, **options: Any) -> LocalEnclave:  # noqa: ANN401
@@ -192,8 +197,9 @@ def _expect_own_folder(name: str) -> None:
 
 
 def _removed(written: list[tuple[str, os.stat_result]]) -> None:
-    """Not what somebody else has put in their place."""
+    """Not what somebody else has put in their place, perhaps with the same inode."""
     for path, before in written:
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path, follow_symlinks=False), before):
+            now = os.stat(path, follow_symlinks=False)
+            if os.path.samestat(now, before) and now.st_mtime_ns == before.st_mtime_ns:
                 os.unlink(path)
