@@ -181,6 +181,7 @@ def build_wheel(name: str, sdist: Path, unpacked: dict[str, Path], out: Path, ep
     tools = libraries.build_all(
         target, unpacked, prefix=BUILD / name / "prefix", work=BUILD / name / "work"
     )
+    check.assembler(tools.work / "openssl", target)
     tree = unpack_sdist(sdist, BUILD / name / "tree")
     raw = build_raw_wheel(tools, tree, epoch)
     return finish_wheel(raw, tools, unpacked, out, epoch)
