@@ -5,8 +5,8 @@
 ...     client.get("/health").raise_for_status()
 """
 
-# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _identity,
-# _libraries. Locks: none.
+# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _forward,
+# _identity, _libraries. Locks: none.
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ from ._identity.pcrs import Pcrs
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
     from ._client.async_transport import AsyncEnclaveTransport
+    from ._forward.forwarder import AsyncForwarder, Forwarder
 
 __all__ = [
     "AWS_ROOT_G1",
     "AsyncChannel",
     "AsyncClient",
     "AsyncEnclaveTransport",
+    "AsyncForwarder",
     "AsyncStream",
     "Attestation",
     "AttestationError",
@@ -83,6 +85,7 @@ __all__ = [
     "EnclaviaError",
     "ForeignURL",
     "ForkedError",
+    "Forwarder",
     "IncompleteResponse",
     "InternalError",
     "InvalidRequest",
@@ -113,11 +116,14 @@ __version__ = VERSION
 # A library says nothing unless its user sets logging up.
 logging.getLogger("enclavia").addHandler(logging.NullHandler())
 
-# What needs anyio, which costs time to import, is imported when it is first asked for.
+# What needs anyio, and what few programs use, costs time to import: it
+# is imported when it is first asked for.
 _LAZY = {
     "AsyncChannel": "._channel.async_channel",
     "AsyncEnclaveTransport": "._client.async_transport",
+    "AsyncForwarder": "._forward.forwarder",
     "AsyncStream": "._channel.async_channel",
+    "Forwarder": "._forward.forwarder",
 }
 
 

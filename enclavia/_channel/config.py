@@ -1,7 +1,7 @@
 """What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets).
 
 Decides which settings are refused before anything is connected. Calls: _arguments, _core, _errors,
-_identity. Locks: none.
+_identity, _io. Locks: none.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ from .._arguments import expect_file, flag, path_text, seconds, value_shown, who
 from .._errors import DebugModeWarning, InvalidURL
 from .._identity.pcrs import Pcrs
 from .._identity.pins import (
+    Pins,
     checked_leeway,
     pin_tuples,
     read_root,
 )
+from .._io.local import AnyChannel
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
+from .socket_path import Via
 from .url import EnclaveURL
+from .via import ViaChannel
 
-__all__ = ["ChannelConfig", "expect_connect", "logger"]
+__all__ = ["ChannelConfig", "checked_pins", "expect_connect", "logger"]
 
 logger = logging.getLogger("enclavia")
 
@@ -76,6 +80,8 @@ class ChannelConfig(NamedTuple):
     proxy: tuple[str, int, str | None] | None
     max_in_flight: int
     keepalive_ms: int
+    via: Via | None = None
+    """A forwarder of this machine that keeps the channel."""
 
     def __repr__(self) -> str:
         return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
@@ -93,8 +99,7 @@ class ChannelConfig(NamedTuple):
         given = completed(caller, options, CHANNEL_DEFAULTS)
         debug_mode = flag("debug_mode", given["debug_mode"])
         parsed = EnclaveURL.parse(url)
-        pins = pin_tuples(given["pcrs"])
-        _check_pins(pins, debug_mode)
+        pins = checked_pins(given["pcrs"], debug_mode)
         must_verify, ca_file = _tls(given["verify"])
         if parsed.tls and must_verify and ":" in parsed.host:
             raise InvalidURL(
@@ -148,6 +153,13 @@ class ChannelConfig(NamedTuple):
             keepalive_ms=self.keepalive_ms,
         )
 
+    def reach(self) -> AnyChannel:
+        """Starts connecting, to the enclave or to the forwarder that has a channel to it."""
+        if self.via is None:
+            return self.open()
+        logger.info("reaching %s via %s", self.url.authority, self.via)
+        return ViaChannel(self.url, self.policy(), self.via)
+
     def _ca_file(self) -> str | None:
         """Looked for where the connection is made: a pickled client may be elsewhere by now."""
         if self.ca_file is None and self.url.tls and self.verify:
@@ -189,6 +201,13 @@ def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
             f"expected {how}{cls.__name__}.connect(url, pcrs=…), which connects and verifies, got "
             f"{cls.__name__}(…)"
         )
+
+
+def checked_pins(pcrs: Pins, debug_mode: bool) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
+    """The pins as values, in a form that proves something. Raises ValueError where they do not."""
+    pins = pin_tuples(pcrs)
+    _check_pins(pins, debug_mode)
+    return pins
 
 
 def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...] | None, debug_mode: bool) -> None:

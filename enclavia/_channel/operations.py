@@ -10,13 +10,14 @@ Calls: _arguments, _core, _errors, _identity, _io, _text. Locks: none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import _core
 from .._arguments import byte_view
 from .._errors import ReadTimeout
 from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
+from .._io.local import AnyChannel, AnyStream
 from .._text import shown
 from .config import ChannelConfig, logger
 from .payload import first_piece
@@ -53,7 +54,7 @@ async def open_stream(
 ) -> _core.Stream:
     """A stream to which all of ``payload`` was written."""
     first, rest = first_piece(payload)
-    stream = await start_stream(io, channel, first, timeout)
+    stream = cast(_core.Stream, await start_stream(io, channel, first, timeout))
     if rest:
         try:
             await io.write(stream, rest, timeout)
@@ -64,15 +65,16 @@ async def open_stream(
 
 
 async def start_stream(
-    io: Io[Any], channel: _core.Channel, first: memoryview, timeout: float | None
-) -> _core.Stream:
+    io: Io[Any], channel: AnyChannel, first: memoryview, timeout: float | None
+) -> AnyStream:
     """A stream whose opening carries ``first``. ``timeout``: for a free slot."""
     slot = await io.reserve(channel, timeout)
     try:
-        return channel.open_stream(slot, first)
+        stream: AnyStream = channel.open_stream(slot, first)  # type: ignore[arg-type]
     except BaseException:
         slot.release()
         raise
+    return stream
 
 
 async def request(
@@ -83,7 +85,7 @@ async def request(
     deadline = deadline_of(timeout)
     slot = await io.reserve(channel, timeout)
     try:
-        under_way = channel.start_request(slot, view)
+        under_way = channel.start_request(cast(_core.Slot, slot), view)
     except BaseException:
         slot.release()
         raise

@@ -54,6 +54,7 @@ class _Options(ChannelOptions, total=False):
     auto_reconnect: bool
     max_channels: int
     limits: httpx2.Limits | None
+    via: str | None
     shared_expiry: float | None
 
 
@@ -91,6 +92,7 @@ TRANSPORT_DEFAULTS: Final[dict[str, Any]] = {
         },
     ),
     "limits": None,
+    "via": None,
     "shared_expiry": None,
 }
 CLIENT_DEFAULTS: Final[dict[str, Any]] = {
@@ -121,7 +123,8 @@ _UNSUPPORTED = {
     "httpx2.Client of your own",
     "trust_env": "proxies and credentials of the environment are never used for an enclave; "
     "proxy='http://host:port' sets one for the tunnel",
-    "uds": "an enclave is reached over a WebSocket",
+    "uds": "an enclave is reached over a WebSocket; via='unix:PATH' goes by way of a forwarder "
+    "of this machine",
 }
 
 

@@ -6,8 +6,8 @@ _pool. Locks: none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final, NamedTuple, Unpack
+from collections.abc import Hashable, Mapping
+from typing import Any, Final, NamedTuple, Unpack
 
 import httpx2
 
@@ -15,6 +15,7 @@ from .._arguments import flag, seconds, timeout_members, whole
 from .._arguments import timeout as checked_timeout
 from .._channel.config import ChannelConfig
 from .._channel.options import CHANNEL_DEFAULTS, completed, takes
+from .._channel.socket_path import Via
 from .._exchange.retry import Retries, checked_retries
 from .._exchange.shared import key_of
 from .._exchange.timeouts import Timeouts
@@ -63,6 +64,9 @@ class Settings(NamedTuple):
         given = completed(caller, options, TRANSPORT_DEFAULTS)
         of_channel = {name: given[name] for name in CHANNEL_DEFAULTS}
         config = ChannelConfig.build(url, **of_channel)
+        via = _via(config, given)
+        if via is not None:
+            config = config._replace(via=via)
         patience, expiry = given["patience"], given["shared_expiry"]
         pool = PoolLimits(
             max_channels=whole("max_channels", given["max_channels"], 1),
@@ -83,6 +87,18 @@ class Settings(NamedTuple):
                 else seconds("shared_expiry", expiry, otherwise="None")
             ),
         )
+
+
+def _via(config: ChannelConfig, given: Mapping[str, Any]) -> Via | None:
+    if given["via"] is None:
+        return None
+    for name in ("upgrade_headers", "verify", "proxy"):
+        if given[name] is not CHANNEL_DEFAULTS[name]:
+            raise ValueError(
+                f"{name}: expected nothing beside via=, got a value: the forwarder makes the "
+                "connection to the enclave, so it is to be given to the forwarder"
+            )
+    return Via.parse(given["via"], config.url)
 
 
 _LIMITS = ("max_connections", "max_keepalive_connections", "keepalive_expiry")

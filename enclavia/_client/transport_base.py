@@ -153,8 +153,11 @@ class TransportBase:
     @property
     def shown(self) -> str:
         """What the representation of whatever has this transport says of it."""
-        url = str(self._settings.config.url)
-        return f"{url} (a copy: shares its channels)" if self._is_copy else url
+        config = self._settings.config
+        text = str(config.url)
+        if config.via is not None:
+            text += f" via {config.via}, trusting this machine's forwarder"
+        return f"{text} (a copy: shares its channels)" if self._is_copy else text
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.shown}>"

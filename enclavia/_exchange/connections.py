@@ -15,6 +15,7 @@ from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
 from .._io.face import SHORTEST, Io, Waiter, expect_verified, now, time_left
+from .._io.local import LocalChannel
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
@@ -67,6 +68,12 @@ class Connections:
         given up on a suspicion."""
         if self._limits.reconnect:
             tunnel.unanswered()
+
+    def lost(self, tunnel: Tunnel) -> None:
+        """A connection to the workload broke. Of a forwarder that is being ended, one connection
+        breaks before the others do: it is asked again whether it is there, before more is sent."""
+        if self._limits.reconnect and isinstance(tunnel.core, LocalChannel):
+            tunnel.broken = True
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
         phase: Phase | None = None
@@ -136,7 +143,7 @@ class Connections:
         end = None if one is None else now() + one
         tunnel = member.handle
         if tunnel is None:
-            tunnel = Tunnel(self.config.open(), self.past)
+            tunnel = Tunnel(self.config.reach(), self.past)
             self.pool.starting(ticket, tunnel)
         opened = await self.io.wait_open(tunnel.core, time_left(earlier(end, deadline)))
         if ticket.state is not State.CONNECT:

@@ -18,6 +18,7 @@ from .._errors import (
     ConnectionClosed,
     EnclaviaError,
     ForkedError,
+    IncompleteResponse,
     ProtocolError,
     ReadTimeout,
     ServerError,
@@ -28,6 +29,7 @@ from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
+from .._io.local import AnyStream
 from .._pool.ticket import Lease, Ticket
 from .message import Body, Message, WholeBody
 from .shared import Use
@@ -53,7 +55,7 @@ class Exchange:
         self._events: collections.deque[Event] = collections.deque()
         self._ticket: Ticket[Tunnel, IdleStream] | None = None
         self._lease: Lease[Tunnel, IdleStream] | None = None
-        self._stream: _core.Stream | None = None
+        self._stream: AnyStream | None = None
         self._pending = memoryview(b"")
         self._body: Body | None = None
         self._uploading = False
@@ -85,7 +87,7 @@ class Exchange:
         return self._parser.leftover
 
     @property
-    def stream(self) -> _core.Stream:
+    def stream(self) -> AnyStream:
         if self._stream is None:
             raise StateError("the connection was closed")
         return self._stream
@@ -325,6 +327,9 @@ class Exchange:
             return  # what produces the body says nothing about the connection
         if isinstance(error, ReadTimeout | WriteTimeout) and self._lease is not None:
             self._connections.unanswered(self._lease.tunnel)
+        broken = isinstance(error, ConnectionClosed) and not isinstance(error, IncompleteResponse)
+        if broken and self._lease is not None:
+            self._connections.lost(self._lease.tunnel)
         if isinstance(error, ServerError):
             # Of a request's stream: its connection to the workload broke. Whether the workload
             # closed or reset it makes no difference to the caller.

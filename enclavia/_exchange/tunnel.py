@@ -1,6 +1,6 @@
 """What the pool lends: a channel, and a stream that was kept for another request.
 
-Decides when a channel on which nothing comes is given up. Calls: _core, _io. Locks: ``_lock``,
+Decides when a channel on which nothing comes is given up. Calls: _io. Locks: ``_lock``,
 around the bytes of closed channels.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 
-from .. import _core
 from .._io.face import now
+from .._io.local import AnyChannel, AnyStream
 
 __all__ = ["IdleStream", "Traffic", "Tunnel"]
 # From when on a deadline that passed without a record from the enclave is held against the channel.
@@ -38,7 +38,7 @@ class Traffic:
 class Tunnel:
     """A channel, as the pool knows it."""
 
-    def __init__(self, core: _core.Channel, past: Traffic) -> None:
+    def __init__(self, core: AnyChannel, past: Traffic) -> None:
         self.core = core
         self.broken = False
         self._past = past
@@ -78,7 +78,7 @@ class Tunnel:
 class IdleStream:
     """A workload connection that waits for its next request."""
 
-    def __init__(self, stream: _core.Stream) -> None:
+    def __init__(self, stream: AnyStream) -> None:
         self.stream = stream
 
     @property

@@ -19,6 +19,7 @@ import httpx2
 from .. import _core
 from .._arguments import byte_view
 from .._errors import ConnectTimeout
+from .local import AnyChannel, AnySlot, AnyStream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,7 +62,7 @@ def time_left(deadline: float | None) -> float | None:
     return None if deadline is None else max(SHORTEST, deadline - now())
 
 
-def expect_verified(channel: _core.Channel, waited: float | None) -> None:
+def expect_verified(channel: AnyChannel, waited: float | None) -> None:
     """After a wait of so many seconds, which is over: says what is missing, and closes."""
     try:
         channel.wait_open(SHORTEST)
@@ -106,26 +107,26 @@ class Io(Protocol[W]):
 
     def waiter(self) -> W: ...
     async def wait(self, waiter: W, timeout: float | None) -> bool: ...
-    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+    async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
         """Until it is open or closed."""
 
     async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
         """Until it is open; raises why it is not."""
 
-    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+    async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
         """A granted slot. Raises PoolTimeout, or why the channel closed."""
 
     async def answer(self, request: _core.Request, timeout: float | None) -> bytes | None: ...
     async def attest(
         self, channel: _core.Channel, timeout: float | None
     ) -> _core.RawAttestation | None: ...
-    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+    async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
         """1 to n bytes, none at the end. Raises ReadTimeout."""
 
-    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+    async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
         """All of data. Raises WriteTimeout."""
 
-    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool: ...
+    async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool: ...
     def body_of(self, request: httpx2.Request) -> Any:  # noqa: ANN401 - of the kind it can step
         """The request's body. Raises TypeError where it is of the other kind."""
 

@@ -14,7 +14,7 @@ import asyncio
 import collections
 import functools
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -34,6 +34,7 @@ from .face import (
     piece_of,
     time_left,
 )
+from .local import AnyChannel, AnySlot, AnyStream, LocalChannel, LocalStream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -288,7 +289,14 @@ class LoopIo:
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         return await loop_hub().wait_for(waiter, timeout)
 
-    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+    async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
+        if isinstance(channel, LocalChannel):
+            deadline = deadline_of(timeout)
+            while not channel.advance():
+                sock, what = channel.waits_for()
+                if not await _wait_descriptor(sock.fileno(), what, time_left(deadline)):
+                    return False
+            return True
         return await loop_hub().wait(channel.notify_open, timeout)
 
     async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
@@ -297,7 +305,9 @@ class LoopIo:
         else:
             expect_verified(channel, timeout)
 
-    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+    async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
+        if isinstance(channel, LocalChannel):
+            return channel.reserve(None, 0)
         hub = loop_hub()
         waiter = hub.waiter()
         slot = hub.reserve(channel, waiter)
@@ -338,25 +348,25 @@ class LoopIo:
                 channel.abandon_attest(number)
         return raw
 
-    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+    async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
         data = stream.read(n, 0)
         if data is None:
             deadline = deadline_of(timeout)
             while data is None:
-                if not await loop_hub().wait(_readable(stream), time_left(deadline)):
+                if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
                     raise _nothing_read(timeout)
                 data = stream.read(n, 0)
         return data
 
-    async def readinto(self, stream: _core.Stream, buffer: Buffer, timeout: float | None) -> int:
+    async def readinto(self, stream: AnyStream, buffer: Buffer, timeout: float | None) -> int:
         view = byte_view("buffer", buffer, writable=True)
         deadline = deadline_of(timeout)
         while (count := stream.readinto(view, 0)) is None:
-            if not await loop_hub().wait(_readable(stream), time_left(deadline)):
+            if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
                 raise _nothing_read(timeout)
         return count
 
-    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+    async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
         view = byte_view("data", data)
         total = len(view)
         view = view[stream.write(view, 0) :]
@@ -369,7 +379,12 @@ class LoopIo:
                 deadline = deadline_of(timeout)
         return total
 
-    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+    async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool:
+        if isinstance(stream, LocalStream):
+            sock = stream.socket
+            if sock is None:
+                return True  # what is tried next says why
+            return await _wait_descriptor(sock.fileno(), what, timeout)
         return await loop_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token), timeout
         )
@@ -406,8 +421,58 @@ async def run_blocking(call: Callable[..., object], *arguments: object) -> None:
         await anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
 
 
-def _readable(stream: _core.Stream) -> Register:
-    return functools.partial(stream.notify, _core.READABLE)
+async def _wait_descriptor(descriptor: int, what: int, timeout: float | None) -> bool:
+    """Until the descriptor is readable or writable, as ``what`` says; False where it is not in
+    time. Registered for as long as this waits, and not longer."""
+    try:
+        loop = asyncio.get_running_loop()
+        guest = asyncio.current_task(loop) is None
+    except RuntimeError:
+        guest = True
+    if guest:
+        return await _wait_as_guest(descriptor, what, timeout)
+    future = loop.create_future()
+    timer = None if timeout is None else loop.call_later(timeout, _set, future)
+    came: list[int] = []
+    told = functools.partial(_came, future, came)
+    if what & _core.READABLE:
+        loop.add_reader(descriptor, told)
+    if what & _core.WRITABLE:
+        loop.add_writer(descriptor, told)
+    try:
+        await future
+    finally:
+        if what & _core.READABLE:
+            loop.remove_reader(descriptor)
+        if what & _core.WRITABLE:
+            loop.remove_writer(descriptor)
+        if timer is not None:
+            timer.cancel()
+    return bool(came)
+
+
+def _came(future: asyncio.Future[None], came: list[int]) -> None:
+    came.append(1)
+    _set(future)
+
+
+async def _wait_as_guest(descriptor: int, what: int, timeout: float | None) -> bool:
+    """The same in every other loop that anyio knows."""
+    came = False
+
+    async def wait(until: Callable[[int], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        nonlocal came
+        await until(descriptor)
+        came = True
+        scope.cancel()
+
+    with anyio.move_on_after(timeout):
+        async with anyio.create_task_group() as group:
+            if what & _core.READABLE:
+                group.start_soon(wait, anyio.wait_readable, group.cancel_scope)
+            if what & _core.WRITABLE:
+                group.start_soon(wait, anyio.wait_writable, group.cancel_scope)
+    return came
 
 
 def _nothing_read(timeout: float | None) -> ReadTimeout:

@@ -18,7 +18,15 @@ import httpx2
 
 from .. import _core
 from .._errors import ReadTimeout, WriteTimeout
-from .face import Register, expected_body, piece_of, positive
+from .face import Register, deadline_of, expected_body, piece_of, positive, time_left
+from .local import (
+    AnyChannel,
+    AnySlot,
+    AnyStream,
+    LocalChannel,
+    LocalStream,
+    poll_descriptor,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -92,10 +100,17 @@ class ThreadIo:
     async def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
         return waiter.wait(timeout)
 
-    async def wait_open(self, channel: _core.Channel, timeout: float | None) -> bool:
+    async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
+        if isinstance(channel, LocalChannel):
+            deadline = deadline_of(timeout)
+            while not channel.advance():
+                sock, what = channel.waits_for()
+                if not poll_descriptor(sock.fileno(), what, time_left(deadline)):
+                    return False
+            return True
         return thread_hub().wait(channel.notify_open, timeout)
 
-    async def reserve(self, channel: _core.Channel, timeout: float | None) -> _core.Slot:
+    async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
         slot = channel.reserve(None, 0)
         if not slot.granted:
             try:
@@ -126,7 +141,7 @@ class ThreadIo:
                 return None
             raise
 
-    async def read(self, stream: _core.Stream, n: int, timeout: float | None) -> bytes:
+    async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
         try:
             data = stream.read(n, timeout)
         except ReadTimeout:
@@ -135,13 +150,15 @@ class ThreadIo:
             raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
         return data
 
-    async def write(self, stream: _core.Stream, data: Buffer, timeout: float | None) -> int:
+    async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
         sent = stream.write(data, timeout)
         if timeout is not None and timeout <= 0 and sent < memoryview(data).nbytes:
             raise WriteTimeout(f"expected to send within {timeout} s, could not")
         return sent
 
-    async def wait_stream(self, stream: _core.Stream, what: int, timeout: float | None) -> bool:
+    async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool:
+        if isinstance(stream, LocalStream):
+            return stream.wait(what, timeout)
         return thread_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token), timeout
         )

@@ -400,6 +400,16 @@ BASE_URL = [
     Row("ftp://e.example/", enclavia.ForeignURL, "'ftp'"),
 ]
 
+VIA = [
+    *(Row(value, TypeError, "'unix:PATH' or None") for value in (0, True, b"unix:/x", [], Path())),
+    *(Row(value, ValueError, "'unix:PATH'") for value in ("", "/x", "unix", "tcp:/x", "http://x")),
+    Row("unix:x", ValueError, "absolute"),
+    Row("unix:/x\0", ValueError, "NUL"),
+    Row(f"unix:/{SURROGATE}", ValueError),
+    Row("unix:/" + "x" * 94, ValueError, "at most 94 bytes"),
+    Row("unix:/x?owner=me", ValueError, "owner=root"),
+    Row("unix:/x?", ValueError, "owner=root"),
+]
 CHANNEL = {
     "url": URL,
     "pcrs": PCRS,
@@ -421,6 +431,38 @@ TRANSPORT = {
     "auto_reconnect": FLAG,
     "max_channels": CHANNELS,
     "limits": LIMITS,
+    "via": VIA,
+}
+FORWARDER = {
+    **{name: rows for name, rows in TRANSPORT.items() if name not in ("via", "shared_expiry")},
+    "socket": [
+        *(Row(value, TypeError, "the path of a Unix socket") for value in (0, 5, True, b"/x", [])),
+        Row("", ValueError, "empty"),
+        Row("x", ValueError, "absolute"),
+        Row("/x\0", ValueError, "NUL"),
+        Row(SURROGATE, ValueError),
+        Row("/" + "x" * 94, ValueError, "at most 94 bytes"),
+        Row("/" + "\u00e9" * 50, ValueError, "got 101"),
+    ],
+    "http": FLAG,
+    "listen": [
+        *(Row(value, TypeError) for value in (0, 80, True, b"h:1", [], ("h",), ("h", 1, 2))),
+        *(Row(value, ValueError) for value in ("", "h", "h:", ":80", "h:x", "h:-1", "h:65536")),
+        Row("h:\u0661", ValueError),
+        Row("h:" + "9" * 5000, ValueError),
+        Row(("h", 65536), ValueError),
+        Row(("", 80), ValueError),
+        Row((5, 80), TypeError),
+        Row(("h", "80"), TypeError),
+    ],
+    "way": [
+        *(Row(value, TypeError) for value in (None, 0, True, b"http", [])),
+        *(Row(value, ValueError) for value in ("", "tcp", "HTTP", SURROGATE)),
+    ],
+    "token": [
+        *(Row(value, ValueError, "token") for value in ("x" * 20, "", "short")),
+        *(Row(value, TypeError) for value in (0, True, b"x" * 20, [])),
+    ],
 }
 OPTIONS = {"url": URL, "options": []}  # the rows of TRANSPORT, through ``**options``
 
@@ -567,6 +609,8 @@ TABLE: dict[str, dict[str, list[Row]]] = {
     "enclavia.AsyncEnclaveTransport": TRANSPORT,
     "enclavia.EnclaveTransport.connect": {"timeout": WAIT},
     "enclavia.AsyncEnclaveTransport.connect": {"timeout": WAIT},
+    "enclavia.Forwarder": FORWARDER,
+    "enclavia.AsyncForwarder": FORWARDER,
     "enclavia.Channel.connect": {**CHANNEL, "timeout": WAIT},
     "enclavia.AsyncChannel.connect": {**CHANNEL, "timeout": WAIT},
     "enclavia.Pcrs": {"pcr0": PCR, "pcr1": PCR, "pcr2": PCR},
@@ -678,6 +722,12 @@ REASONS = {
     "enclavia.requests.EnclaveAdapter.send(verify)": "about TLS to a host, which there is none of",
     "enclavia.requests.EnclaveAdapter.send(proxies)": BY_LIBRARY,
     "enclavia.requests.EnclaveSession.get_adapter": BY_LIBRARY,
+    **{
+        f"enclavia.{cls}.{method}": "needs one that runs: test_forward.py"
+        for cls in ("Forwarder", "AsyncForwarder")
+        for method in ("connect", "stop", "reload")
+    },
+    "enclavia.Forwarder.close": "another name of stop",
     "enclavia.testing.Fault": "the constructor of Python's enum.IntFlag",
     "enclavia.testing.Mode": "the name of a type, not to be called",
     "enclavia.testing.Interface": "the name of a type, not to be called",

@@ -74,6 +74,7 @@ PYTHON_LAYERS = {
     "_channel": {"_identity", "_io"},
     "_exchange": {"_identity", "_io", "_channel", "_http1", "_pool"},
     "_client": {"_identity", "_io", "_channel", "_http1", "_pool", "_exchange"},
+    "_forward": {"_identity", "_io", "_channel", "_pool", "_exchange", "_client"},
 }
 # What is public, and the modules that are no part of a package.
 PYTHON_FACES = {"__init__", "__main__", "httpx", "requests"}
@@ -328,7 +329,7 @@ def test_sans_io_modules_know_only_each_other() -> None:
 # One module imports anyio, which costs time. It and what is made from it are imported by a client
 # that awaits, and not before.
 ANYIO = {"_io.loops"}
-AWAITED = {"_io.loops", "_channel.async_channel", "_client.async_transport"}
+AWAITED = {"_io.loops", "_channel.async_channel", "_client.async_transport", "_forward.server"}
 
 
 def test_anyio_is_imported_late() -> None:

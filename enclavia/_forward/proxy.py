@@ -1,0 +1,313 @@
+"""The http way: a reverse proxy to the workload. Requests are read by uvicorn, checked here, and
+sent over a verified channel by the same engine as a client's.
+
+Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange. Locks: none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+
+from .._channel.authority import names_enclave
+from .._channel.via import error_fields
+from .._errors import (
+    ConnectTimeout,
+    EnclaviaError,
+    ForeignURL,
+    InvalidRequest,
+    PoolTimeout,
+    ReadTimeout,
+    WriteTimeout,
+)
+from .control import answer
+
+if TYPE_CHECKING:
+    from .._exchange.engine import Engine
+    from .._exchange.exchange import Exchange
+    from .counters import Counters
+
+__all__ = ["ProxyApp"]
+
+logger = logging.getLogger("enclavia.forwarder")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110, section 7.6.1, and what older proxies sent; Expect was answered by the server.
+_HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authentication-info",
+     b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
+     b"upgrade", b"expect")
+)  # fmt: skip
+_WHOLE: Final = 64 * 1024
+"""A body up to this size is collected first, so that it can be sent again where that is allowed."""
+
+
+class _Refusal(Exception):
+    """A request that is not forwarded, and why. Nothing of it was sent."""
+
+    def __init__(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+class _ClientGone(Exception):
+    pass
+
+
+class ProxyApp:
+    def __init__(
+        self,
+        engine: Engine,
+        admits: Callable[[Any], bool],
+        counters: Counters,
+        token: bytes | None,
+    ) -> None:
+        self._engine = engine
+        self._admits = admits
+        self._counters = counters
+        self._token = token
+
+    def admits(self, sock: Any) -> bool:  # noqa: ANN401
+        return self._admits(sock)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self._counters.http_requests += 1
+        try:
+            self._check_token(scope["headers"])
+            request = await self._request(scope, receive)
+        except _Refusal as refusal:
+            self._counters.http_refused += 1
+            fields = {"error": {"type": "Refused", "message": str(refusal), "retryable": False}}
+            body = json.dumps(fields).encode()
+            # What else comes on this connection would be read as another request.
+            closing = (b"connection", b"close")
+            await answer(send, refusal.status, body, headers=(*refusal.headers, closing))
+            return
+        except _ClientGone:
+            return
+        await self._forward(scope, request, receive, send)
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def _check_token(self, headers: Headers) -> None:
+        if self._token is None:
+            return
+        given = [value for name, value in headers if name == b"proxy-authorization"]
+        scheme, _, secret = (given[0] if len(given) == 1 else b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(secret.strip(), self._token):
+            raise _Refusal(
+                407,
+                "expected the forwarder's token as 'Proxy-Authorization: Bearer TOKEN', got "
+                + ("another one" if given else "none"),
+                (b"proxy-authenticate", b'Bearer realm="enclavia forwarder"'),
+            )
+
+    async def _request(self, scope: dict[str, Any], receive: Receive) -> httpx2.Request:
+        state = scope["state"]
+        headers: Headers = scope["headers"]
+        target: bytes = state["target"]
+        self._check_target(scope["method"], target)
+        self._check_host(headers)
+        if state["upgrade"]:
+            upgrade = [value for name, value in headers if name == b"upgrade"]
+            raise _Refusal(
+                501,
+                "expected a request without Upgrade, got one to "
+                f"{b', '.join(upgrade).decode('latin-1')}: use the forwarder's stream socket",
+            )
+        length = _length_of(headers)
+        content: bytes | AsyncIterator[bytes]
+        if length is not None and length <= _WHOLE:
+            pieces = [piece async for piece in _body(receive)]
+            content = b"".join(pieces)
+            if len(content) != length:
+                raise _ClientGone
+        else:
+            content = _body(receive)
+        kept = [pair for pair in _without_hop_by_hop(headers) if pair[0] != b"content-length"]
+        if length is not None and (length or scope["method"] in ("POST", "PUT", "PATCH")):
+            kept.append((b"content-length", str(length).encode()))
+        elif length is None:
+            kept.append((b"transfer-encoding", b"chunked"))
+        url = self._engine.config.url
+        request = httpx2.Request(
+            scope["method"],
+            url.base_url,
+            headers=[(b"host", url.authority.encode("ascii")), *kept],
+            extensions={"target": target},
+        )
+        request.stream = (
+            httpx2.ByteStream(content) if isinstance(content, bytes) else _Streamed(content)
+        )
+        return request
+
+    def _check_target(self, method: str, target: bytes) -> None:
+        if target.startswith(b"/") and not re.search(rb"[\x00-\x20\x7f-\xff#]", target):
+            return
+        if target == b"*" and method == "OPTIONS":
+            return
+        raise _Refusal(400, "expected a path as the request's target")
+
+    def _check_host(self, headers: Headers) -> None:
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1:
+            raise _Refusal(400, f"expected one Host header, got {len(hosts)}")
+        host, port = _authority(hosts[0])
+        if host is not None:
+            if host == "localhost" or host in ("127.0.0.1", "[::1]"):
+                return
+            enclave = self._engine.config.url
+            if names_enclave(enclave, "https", host, port):
+                return
+        raise _Refusal(
+            421,
+            f"expected the Host {self._engine.config.url.authority} or localhost, got another one: "
+            "this forwarder leads to one enclave",
+        )
+
+    # -- there and back -----------------------------------------------------------------------
+
+    async def _forward(
+        self, scope: dict[str, Any], request: httpx2.Request, receive: Receive, send: Send
+    ) -> None:
+        own = asyncio.current_task()
+        gone = False
+
+        async def watch() -> None:
+            """Once the body was read, all that can come is the client's end."""
+            nonlocal gone
+            body = request.stream
+            if isinstance(body, _Streamed):
+                await body.taken.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone = True
+            if own is not None:
+                own.cancel()
+
+        watcher = asyncio.create_task(watch())
+        exchange: Exchange | None = None
+        try:
+            exchange = await self._engine.handle(request)
+            await self._respond(scope, exchange, watcher, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+        except _ClientGone:
+            pass
+        except EnclaviaError as error:
+            if exchange is None:
+                body = json.dumps({"error": error_fields(error)}).encode()
+                await answer(send, _status_of(error), body)
+            else:
+                logger.info("an answer was broken off: %s", error)
+                await _break_off(scope)
+        finally:
+            watcher.cancel()
+            if exchange is not None:
+                await exchange.abandon()
+
+    async def _respond(
+        self, scope: dict[str, Any], exchange: Exchange, watcher: asyncio.Task[None], send: Send
+    ) -> None:
+        head = exchange.head
+        headers = _without_hop_by_hop([(name.lower(), value) for name, value in head.headers])
+        await send({"type": "http.response.start", "status": head.status, "headers": headers})
+        while (piece := await exchange.next_data()) is not None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # From here on the server may say "disconnect" of a connection that is still there.
+        watcher.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+class _Streamed(httpx2.AsyncByteStream):
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+        self.taken = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._pieces:
+            yield piece
+        self.taken.set()
+
+
+async def _body(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        more = message.get("more_body", False)
+        if message.get("body"):
+            yield message["body"]
+
+
+def _length_of(headers: Headers) -> int | None:
+    """None: it is not known before the end (chunked). The server has refused most of what is
+    refused here; that it does is not relied on."""
+    lengths = [value for name, value in headers if name == b"content-length"]
+    encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if lengths and encodings:
+        raise _Refusal(400, "expected Content-Length or Transfer-Encoding, got both")
+    if encodings:
+        if encodings != [b"chunked"]:
+            raise _Refusal(501, "expected no other transfer coding than chunked")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) != 1 or not re.fullmatch(rb"[0-9]{1,18}", lengths[0].strip()):
+        raise _Refusal(400, "expected one Content-Length that is a number")
+    return int(lengths[0])
+
+
+def _without_hop_by_hop(headers: Headers) -> Headers:
+    """RFC 9110, section 7.6.1: what concerns one connection ends with it, and so does what
+    Connection names. Host and the length are set anew."""
+    named = {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    dropped = _HOP_BY_HOP | named | {b"host"}
+    return [(name, value) for name, value in headers if name not in dropped]
+
+
+def _authority(value: bytes) -> tuple[str | None, int | None]:
+    found = re.fullmatch(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@/?#\s]+)(?::([0-9]{1,5}))?", value.strip())
+    if found is None:
+        return None, None
+    port = None if found[2] is None else int(found[2])
+    return found[1].decode("latin-1").lower(), port
+
+
+def _status_of(error: EnclaviaError) -> int:
+    """RFC 9110, section 15.6, except for what the request itself is wrong in."""
+    if isinstance(error, InvalidRequest):
+        return 400
+    if isinstance(error, ForeignURL):
+        return 421
+    if isinstance(error, PoolTimeout):
+        return 503
+    if isinstance(error, ConnectTimeout | ReadTimeout | WriteTimeout):
+        return 504
+    return 502
+
+
+async def _break_off(scope: dict[str, Any]) -> None:
+    """A client that reads up to the end of the connection must not take this for the end."""
+    with contextlib.suppress(Exception):
+        scope["state"]["connection"].transport.abort()
+    await asyncio.sleep(0)

@@ -1,0 +1,480 @@
+"""The forwarder itself: listeners, channels and connections in one event loop.
+
+Decides who may come, and whether a channel may still be used. Calls: _arguments, _channel, _core,
+_errors, _exchange, _io, _pool. Locks: none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import os
+import select
+import socket
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from .. import _core
+from .._arguments import timeout as checked_timeout
+from .._channel.socket_path import CONTROL, HTTP, identity_suffix
+from .._channel.via import pcr_bytes
+from .._errors import ConnectionClosed, PcrMismatch, StateError
+from .._exchange.connections import Connections
+from .._exchange.engine import Engine
+from .._exchange.retry import RetryPolicy
+from .._exchange.tunnel import IdleStream, Tunnel
+from .._io.face import Io, now, positive
+from .._io.local import LocalSocket, peer_uid
+from .._io.loops import LoopIo
+from .._pool.kinds import Job
+from .._pool.ticket import Lease
+from .control import ControlApp
+from .counters import Counters
+from .options import ForwarderSettings
+from .pump import Pump
+from .serving import HttpServer
+from .sockets import OUT_OF_DESCRIPTORS, listen_tcp, listen_unix, unlisten
+from .tokens import Tokens
+
+__all__ = ["Listeners", "Server"]
+
+logger = logging.getLogger("enclavia.forwarder")
+
+_ACCEPTS: Final = 64
+"""Connections that are taken at a time, before those that are there have their turn."""
+_PAUSE: Final = 0.2
+"""Seconds until a connection is accepted again where there was no descriptor for one."""
+_LOOK: Final = 0.5
+"""Seconds between two looks at the channels that nobody uses."""
+_DOCUMENT_AGE: Final = 300.0
+"""Seconds after which a document is asked for anew before it is shown to a client: the certificate
+in it is valid for a few hours, and a channel may be open for longer."""
+_IDLE: Final = 2.0
+"""Seconds without a byte after an answer, from which on a draining forwarder takes a connection for
+an idle one."""
+_TRIES: Final = 8
+
+
+class Listeners:
+    """The sockets of one forwarder, open before its thread begins, so that whoever starts it is
+    told why one could not be had."""
+
+    def __init__(self, settings: ForwarderSettings) -> None:
+        self._ends = contextlib.ExitStack()
+        path = settings.path
+        with contextlib.ExitStack() as ends:
+            self.stream = self._unix(ends, path)
+            self.http = self._unix(ends, path + HTTP) if settings.http else None
+            self.control = self._unix(ends, path + CONTROL)
+            self.tcp: LocalSocket | None = None
+            if settings.listen is not None:
+                self.tcp = listen_tcp(*settings.listen)
+                ends.callback(self.tcp.close)
+            self._ends = ends.pop_all()
+
+    def _unix(self, ends: contextlib.ExitStack, path: str) -> LocalSocket:
+        sock = listen_unix(path)
+        ends.callback(unlisten, sock, path)
+        return sock
+
+    def close(self) -> None:
+        """May be called again."""
+        self._ends.close()
+
+
+class Identity(NamedTuple):
+    """What a channel's document said that pins are about."""
+
+    suffix: str
+    pins: tuple[bytes, bytes, bytes]
+
+
+class Server:
+    """All of it runs in the thread of one event loop; what other threads ask for is given to that
+    loop as a call."""
+
+    def __init__(self, settings: ForwarderSettings, listeners: Listeners) -> None:
+        self.settings = settings
+        self.counters = Counters()
+        self.io: Io[Any] = LoopIo()
+        self.listeners = listeners
+        self.draining = False
+        own = settings.settings
+        self.connections = Connections(own.config, own.limits, self.io)
+        self.pool = self.connections.pool
+        self.engine = Engine(own.config, RetryPolicy(own.retries), own.timeouts, self.connections)
+        self.tokens = Tokens()
+        self._loop = asyncio.get_running_loop()
+        self._pumps: set[Pump] = set()
+        self._identities: weakref.WeakKeyDictionary[Tunnel, Identity] = weakref.WeakKeyDictionary()
+        self._attested: weakref.WeakKeyDictionary[Tunnel, tuple[float, _core.RawAttestation]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._identity_sockets: dict[str, LocalSocket] = {}
+        self._listening: dict[LocalSocket, Callable[[LocalSocket], None]] = {}
+        self._pauses: dict[LocalSocket, asyncio.TimerHandle] = {}
+        self._ends: select.epoll | None = None
+        self._ended: dict[int, Pump] = {}
+        self._all_gone = asyncio.Event()
+        self._http: list[HttpServer] = []
+        self._looking: asyncio.Task[None] | None = None
+        self.control = ControlApp(self)
+
+    # -- beginning and end --------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._watch_ends()
+        self._listen(self.listeners.stream, self._accepted)
+        control = HttpServer(self.control, self.listeners.control, keep_alive=True)
+        self._http.append(control)
+        if self.listeners.http is not None:
+            self._http.append(self._proxy(self.listeners.http, None))
+        if self.listeners.tcp is not None:
+            if self.settings.way == "stream":
+                self._listen(self.listeners.tcp, self._accepted)
+            else:
+                self._http.append(self._proxy(self.listeners.tcp, self.settings.token))
+        for server in self._http:
+            await server.start()
+        self._looking = self._loop.create_task(self._look())
+
+    def _proxy(self, sock: LocalSocket, token: bytes | None) -> HttpServer:
+        from .proxy import ProxyApp
+
+        return HttpServer(ProxyApp(self.engine, self.admits, self.counters, token), sock)
+
+    async def drain(self, timeout: float) -> None:
+        """Takes no new connection, and lets those that are there come to their end."""
+        self.draining = True
+        for sock in list(self._listening):
+            self._unlisten(sock)
+        for suffix, sock in self._identity_sockets.items():
+            unlisten(sock, self.settings.path + suffix)
+        self._identity_sockets.clear()
+        for server in self._http:
+            server.stop_listening()
+        self.listeners.close()
+        self._http[0].close_connections()  # the control connections: their clients go elsewhere
+        deadline = now() + timeout
+        while (self._pumps or any(server.busy for server in self._http)) and now() < deadline:
+            for pump in list(self._pumps):
+                idle = pump.idle_since
+                if idle is not None and now() - idle >= _IDLE:
+                    pump.end()
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), 0.1)
+        if self._pumps:
+            logger.warning("%d connections were cut after %g s", len(self._pumps), timeout)
+
+    async def close(self) -> None:
+        self.draining = True
+        if self._looking is not None:
+            self._looking.cancel()
+        for sock in list(self._listening):
+            self._unlisten(sock)
+        for suffix, sock in self._identity_sockets.items():
+            unlisten(sock, self.settings.path + suffix)
+        self._identity_sockets.clear()
+        for pump in list(self._pumps):
+            pump.end()
+        while self._pumps:  # those that were beginning end with their tasks
+            await asyncio.sleep(0)
+        await asyncio.gather(*(server.stop() for server in self._http))
+        self.listeners.close()
+        for tunnel in self.engine.close():
+            tunnel.close(0.2)
+        self.tokens.close()
+        if self._ends is not None:
+            self._loop.remove_reader(self._ends.fileno())
+            self._ends.close()
+
+    # -- listening ----------------------------------------------------------------------------
+
+    def _listen(self, sock: LocalSocket, take: Callable[[LocalSocket], None]) -> None:
+        self._listening[sock] = take
+        self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _unlisten(self, sock: LocalSocket) -> None:
+        self._listening.pop(sock, None)
+        pause = self._pauses.pop(sock, None)
+        if pause is not None:
+            pause.cancel()
+        if sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+
+    def _accept(self, listener: LocalSocket) -> None:
+        take = self._listening[listener]
+        for _ in range(_ACCEPTS):
+            try:
+                accepted, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    self._pause(listener, error)
+                    return
+                continue  # that one is gone already
+            take(LocalSocket(accepted.detach()))
+
+    def _pause(self, listener: LocalSocket, error: OSError) -> None:
+        """Those who come wait in the listener's queue until there is room again."""
+        if not self.counters.out_of_descriptors:
+            logger.error(
+                "cannot take more connections: %s; raise the limit on open files (ulimit -n, "
+                "LimitNOFILE=), or close connections that are not used",
+                error.strerror,
+            )
+        self.counters.out_of_descriptors += 1
+        self._loop.remove_reader(listener.fileno())
+
+        def again() -> None:
+            self._pauses.pop(listener, None)
+            if listener in self._listening:
+                self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+        self._pauses[listener] = self._loop.call_later(_PAUSE, again)
+
+    def _accepted(self, sock: LocalSocket, identity: str | None = None) -> None:
+        if not self.admits(sock):
+            sock.close()
+            return
+        self.counters.accepted += 1
+        self.counters.active += 1
+        self._pumps.add(Pump(self, sock, identity, own_client=identity is not None))
+
+    def admits(self, sock: Any) -> bool:  # noqa: ANN401 - a socket or asyncio's view of one
+        """Whether the process at the other end may use this forwarder. A TCP port says nothing of
+        who comes: there it is the token that decides, or nobody (way="stream")."""
+        if sock.family != socket.AF_UNIX:
+            return True
+        try:
+            uid = peer_uid(sock)
+        except OSError as error:
+            logger.warning("a connection of an unknown user was refused: %s", error)
+        else:
+            if uid in (os.geteuid(), 0):
+                return True
+            logger.warning("a connection of user %d was refused", uid)
+        self.counters.refused += 1
+        return False
+
+    # -- channels -----------------------------------------------------------------------------
+
+    def identity(self, tunnel: Tunnel) -> Identity:
+        known = self._identities.get(tunnel)
+        if known is None:
+            raw = tunnel.core.attestation()
+            pcrs: Any = raw["pcrs"]
+            values = (pcrs.get(0, b""), pcrs.get(1, b""), pcrs.get(2, b""))
+            known = Identity(identity_suffix(pcr_bytes(raw)), values)
+            self._identities[tunnel] = known
+        return known
+
+    def _pinned(self, tunnel: Tunnel) -> bool:
+        pins = self.engine.config.pins
+        return pins is None or self.identity(tunnel).pins in pins
+
+    def lease_check(self, tunnel: Tunnel) -> None:
+        """Of every channel, before anything goes over it: pins may have changed since it was
+        verified. Raises, and ends the channel, where it does not match them."""
+        if self._pinned(tunnel):
+            return
+        self._refuse(tunnel)
+        raise PcrMismatch(
+            "the enclave's PCRs match no pin: the forwarder's pins were changed", retryable=True
+        )
+
+    def _refuse(self, tunnel: Tunnel) -> None:
+        tunnel.broken = True
+        tunnel.close(0)
+        for pump in list(self._pumps):
+            if pump.tunnel is tunnel:
+                pump.end()
+
+    async def lease(self, identity: str | None) -> Lease[Tunnel, IdleStream]:
+        for _ in range(_TRIES):
+            lease = await self.connections.obtain(Job(), self.engine.timeouts)
+            if not self._pinned(lease.tunnel):
+                self._refuse(lease.tunnel)
+                self.give_back(lease)
+                continue
+            if identity is not None and self.identity(lease.tunnel).suffix != identity:
+                self.give_back(lease)
+                self._close_control(identity)
+                raise ConnectionClosed(
+                    "the enclave has another identity than the one that the client verified: "
+                    "nothing was sent"
+                )
+            return lease
+        raise PcrMismatch("the enclave's PCRs match no pin: the forwarder's pins were changed")
+
+    def give_back(self, lease: Lease[Tunnel, IdleStream]) -> None:
+        self.pool.release(lease, None, now())
+
+    async def connect(self, timeout: float | None) -> None:
+        """Connects and verifies, where that has not been done."""
+        timeouts = self.engine.timeouts
+        if timeout is not None:
+            timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
+        await self.connections.open(timeouts)
+
+    async def describe(self) -> dict[str, object]:
+        """A verified channel, for a client that will verify its document too, and the socket that
+        leads to channels of its identity."""
+        if self.draining:
+            raise ConnectionClosed("the forwarder is ending")
+        tunnel = self._live()
+        if tunnel is None:
+            lease = await self.lease(None)
+            tunnel = lease.tunnel
+            self.give_back(lease)
+        raw = await self._document(tunnel)
+        self.lease_check(tunnel)
+        suffix = self.identity(tunnel).suffix
+        self._listen_for(suffix)
+        return {
+            "url": str(self.engine.config.url),
+            "identity": suffix,
+            "document": base64.b64encode(_bytes(raw["document"])).decode(),
+            "handshake_hash": base64.b64encode(tunnel.core.handshake_hash).decode(),
+            "pid": os.getpid(),
+        }
+
+    async def _document(self, tunnel: Tunnel) -> _core.RawAttestation:
+        at, raw = self._attested.get(tunnel) or (now(), tunnel.core.attestation())
+        if now() - at > _DOCUMENT_AGE and isinstance(tunnel.core, _core.Channel):
+            fresh = await self.io.attest(tunnel.core, 10.0)
+            if fresh is not None:
+                at, raw = now(), fresh
+                self._identities.pop(tunnel, None)
+        self._attested[tunnel] = (at, raw)
+        return raw
+
+    def _live(self) -> Tunnel | None:
+        for tunnel in self.pool.handles():
+            if tunnel.alive and self._pinned(tunnel):
+                return tunnel
+        return None
+
+    def _listen_for(self, suffix: str) -> None:
+        if suffix in self._identity_sockets or self.draining:
+            return
+        sock = listen_unix(self.settings.path + suffix)
+        self._identity_sockets[suffix] = sock
+        self._listen(sock, lambda accepted: self._accepted(accepted, suffix))
+
+    def _close_control(self, suffix: str) -> None:
+        """Clients that were shown this identity ask again before their next connection."""
+        self._http[0].close_connections(suffix)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            self.pool.settle(now())
+            self._retire_identities()
+
+    def _retire_identities(self) -> None:
+        live = {self.identity(tunnel).suffix for tunnel in self.pool.handles() if tunnel.alive}
+        for suffix in list(self._identity_sockets):
+            if suffix in live:
+                continue
+            self._close_control(suffix)
+            if live:  # the enclave has another identity now
+                sock = self._identity_sockets.pop(suffix)
+                self._unlisten(sock)
+                unlisten(sock, self.settings.path + suffix)
+
+    def reload(self, settings: ForwarderSettings) -> None:
+        """Other pins from now on. Channels that do not match them end, and everything on them."""
+        self.settings = settings
+        self.counters.reloads += 1
+        config = settings.settings.config
+        self.engine.config = config
+        self.connections.config = config
+        for tunnel in self.pool.handles():
+            if not tunnel.alive:
+                # On its way, by the old pins.
+                tunnel.close(0)
+            elif not self._pinned(tunnel):
+                self._refuse(tunnel)
+        self.pool.settle(now())
+        self._retire_identities()
+
+    # -- what connections ask for -------------------------------------------------------------
+
+    def _watch_ends(self) -> None:
+        if hasattr(select, "epoll"):
+            self._ends = select.epoll()
+            self._loop.add_reader(self._ends.fileno(), self._some_ended)
+
+    def watch_end(self, sock: LocalSocket, pump: Pump) -> None:
+        if self._ends is not None and sock.fileno() not in self._ended:
+            self._ends.register(sock.fileno(), 0)  # EPOLLHUP and EPOLLERR are always told
+            self._ended[sock.fileno()] = pump
+
+    def unwatch_end(self, sock: LocalSocket) -> None:
+        if self._ends is not None and self._ended.pop(sock.fileno(), None) is not None:
+            self._ends.unregister(sock.fileno())
+
+    def _some_ended(self) -> None:
+        if self._ends is None:
+            return
+        for descriptor, _ in self._ends.poll(0):
+            pump = self._ended.pop(descriptor, None)
+            self._ends.unregister(descriptor)
+            if pump is not None:
+                pump.client_gone()
+
+    def pump_ended(self, pump: Pump) -> None:
+        self._pumps.discard(pump)
+        self.counters.active -= 1
+        if not self._pumps:
+            self._all_gone.set()
+
+    # -- about --------------------------------------------------------------------------------
+
+    def health(self) -> tuple[bool, dict[str, object]]:
+        """Whether new connections are served, as far as is known."""
+        self.pool.settle(now())
+        stats = self.engine.stats()
+        error = self.pool.last_error
+        status = "ok"
+        if self.draining:
+            status = "draining"
+        elif error is not None:
+            status = "down"
+        elif not stats.channels:
+            status = "idle"
+        told: dict[str, object] = {"status": status, "channels": stats.channels}
+        if error is not None:
+            told["error"] = str(error)
+        return status in ("ok", "idle"), told
+
+    def measures(self) -> list[tuple[str, str, bool, float]]:
+        stats, counters = self.engine.stats(), self.counters
+        return [
+            ("connections", "Connections taken", True, counters.accepted),
+            ("connections_active", "Connections open now", False, counters.active),
+            ("connections_refused", "Refused: another user's", True, counters.refused),
+            ("connections_failed", "Lost, or never served", True, counters.failed),
+            ("http_requests", "Requests of the HTTP way", True, counters.http_requests),
+            ("http_refused", "Of these, refused here", True, counters.http_refused),
+            ("bytes_to_enclave", "Payload, stream way", True, counters.bytes_to_enclave),
+            ("bytes_to_clients", "Payload, stream way", True, counters.bytes_to_clients),
+            ("out_of_descriptors", "Accepts put off", True, counters.out_of_descriptors),
+            ("reloads", "Pins replaced", True, counters.reloads),
+            ("channels", "Verified channels open now", False, stats.channels),
+            ("connects", "Channels verified", True, stats.connects),
+            ("waiting", "Connections that wait for a slot", False, stats.waiting),
+            ("draining", "1 while it ends", False, float(self.draining)),
+        ]
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise StateError("expected an attestation document, got none")
+    return value

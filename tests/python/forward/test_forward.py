@@ -1,0 +1,1256 @@
+"""The forwarder, and clients that go by way of one: ``Forwarder``, ``AsyncForwarder``, ``via=``."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import pickle
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from support import HANG, ByteServer, Connection
+
+import enclavia
+from enclavia import (
+    AsyncClient,
+    AsyncForwarder,
+    Client,
+    ConnectError,
+    ConnectionClosed,
+    EnclaviaError,
+    Forwarder,
+    IncompleteResponse,
+    PcrMismatch,
+    Pcrs,
+    StateError,
+)
+from enclavia.testing import Fault, LocalEnclave
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
+
+
+class Seen:
+    """A workload that keeps what it was asked, and answers with it."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, connection: Connection) -> None:
+        while True:
+            head, body = connection.request()
+            with self.lock:
+                self.bodies.append(head.split(b"\r\n")[0] + b" " + body)
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: a Unix socket's has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="enclavia-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def enclave(seen: Seen) -> Iterator[LocalEnclave]:
+    with ByteServer(seen) as server, LocalEnclave(server.address) as enclave:
+        yield enclave
+
+
+@pytest.fixture
+def forwarder(enclave: LocalEnclave, folder: Path) -> Iterator[Forwarder]:
+    with forward(enclave, folder / "f") as forwarder:
+        yield forwarder
+
+
+def forward(enclave: LocalEnclave, path: Path, **options: Any) -> Forwarder:
+    given = {"pcrs": enclave.pcrs, "root": enclave.root, **options}
+    return Forwarder(enclave.url, socket=path, **given)
+
+
+def client_of(enclave: LocalEnclave, forwarder: Any, **options: Any) -> Client:
+    given = {"pcrs": enclave.pcrs, "root": enclave.root, **options}
+    return Client(enclave.url, via=forwarder.via, **given)
+
+
+def raw(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(HANG)
+    sock.connect(path)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    pieces = []
+    while piece := sock.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+# -- the way there and back -----------------------------------------------------------------------
+
+
+def test_a_client_goes_by_way_of_a_forwarder(
+    enclave: LocalEnclave, forwarder: Forwarder, seen: Seen
+) -> None:
+    with client_of(enclave, forwarder) as client:
+        assert client.post("/a", content=b"there").content == b"there"
+        assert client.attestation.proven
+        assert client.attestation.document == forwarder.attestation.document
+        assert forwarder.path in repr(client)
+        assert "trusting this machine's forwarder" in repr(client)
+        assert "trusting this machine's forwarder" in repr(client._enclave)
+    assert seen.bodies == [b"POST /a HTTP/1.1 there"]
+    assert enclave.stats()["connections_total"] == 1
+    assert forwarder.stats.connects == 1
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop", "trio"])
+def test_so_does_an_async_client(
+    enclave: LocalEnclave, forwarder: Forwarder, seen: Seen, kind: str
+) -> None:
+    async def main() -> None:
+        async with AsyncClient(
+            enclave.url, pcrs=enclave.pcrs, root=enclave.root, via=forwarder.via
+        ) as client:
+            answers: list[bytes] = []
+
+            async def ask(number: int) -> None:
+                body = b"%d" % number * 40_000
+                answer = await client.post("/", content=body)
+                assert answer.content == body
+                answers.append(body)
+
+            async with anyio.create_task_group() as group:
+                for number in range(8):
+                    group.start_soon(ask, number)
+            assert len(answers) == 8
+            assert (await client.get("/last")).status_code == 200
+
+    backend = "trio" if kind == "trio" else "asyncio"
+    anyio.run(
+        main, backend=backend, backend_options={"use_uvloop": True} if kind == "uvloop" else {}
+    )
+    assert len(seen.bodies) == 9
+    assert enclave.stats()["connections_total"] == 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_async_forwarder(enclave: LocalEnclave, folder: Path, backend: str) -> None:
+    async def main() -> None:
+        given = {"pcrs": enclave.pcrs, "root": enclave.root}
+        async with AsyncForwarder(enclave.url, socket=folder / "f", **given) as forwarder:
+            await forwarder.connect()
+            assert forwarder.running
+            async with AsyncClient(enclave.url, via=forwarder.via, **given) as client:
+                assert (await client.get("/")).status_code == 200
+        assert not forwarder.running
+        forwarder = await AsyncForwarder(enclave.url, socket=folder / "f", **given).start()
+        await forwarder.stop()
+        assert not (folder / "f").exists()
+
+    anyio.run(main, backend=backend)
+
+
+def test_64_mib_each_way(folder: Path) -> None:
+    size = 64 << 20
+    body = hashlib.shake_256(b"there and back").digest(1 << 20) * 64
+    expected = hashlib.sha256(body).hexdigest()
+
+    def script(connection: Connection) -> None:
+        head = connection.head()
+        assert b"content-length: %d" % size in head.lower()
+        digest, left = hashlib.sha256(connection.buffer), size - len(connection.buffer)
+        while left:
+            piece = connection.sock.recv(1 << 18)
+            digest.update(piece)
+            left -= len(piece)
+        assert digest.hexdigest() == expected
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        connection.send(body)
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        client_of(enclave, forwarder) as client,
+    ):
+        digest = hashlib.sha256()
+        with client.stream("POST", "/", content=body) as answer:
+            for piece in answer.iter_bytes():
+                digest.update(piece)
+        assert digest.hexdigest() == expected
+
+
+def test_a_raw_stream_is_half_closed_both_ways(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        asked = connection.wait_closed()
+        connection.send(b"got " + asked)
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        raw(forwarder.path) as sock,
+    ):
+        sock.sendall(b"some")
+        sock.sendall(b" bytes")
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b"got some bytes"
+
+
+def test_a_server_may_speak_first(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        connection.send(b"ready\r\n")
+        assert connection.read(4) == b"quit"
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        raw(forwarder.path) as sock,
+    ):
+        assert sock.recv(100) == b"ready\r\n"
+        sock.sendall(b"quit")
+        assert read_all(sock) == b""
+
+
+def test_a_slow_reader_holds_up_nobody_else(folder: Path) -> None:
+    """What it does not read fills the sockets, and then its own stream."""
+    big = b"x" * (8 << 20)
+
+    def script(connection: Connection) -> None:
+        while True:
+            head, _ = connection.request()
+            body = big if b"/big" in head else b"ok"
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        client_of(enclave, forwarder) as client,
+        client_of(enclave, forwarder) as slow,
+        slow.stream("GET", "/big") as answer,
+    ):
+        for _ in range(20):
+            assert client.get("/").text == "ok"
+        assert sum(map(len, answer.iter_bytes())) == len(big)
+
+
+def test_a_client_that_leaves_ends_its_stream(folder: Path) -> None:
+    left = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.wait_closed(HANG)
+        left.set()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+    ):
+        with raw(forwarder.path) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            while not server.connections:
+                time.sleep(0.01)
+        assert left.wait(HANG)
+        wait_for(lambda: not forwarder.stats.streams_active)
+
+
+def test_a_cancelled_request_ends_its_stream(folder: Path) -> None:
+    left = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.wait_closed(HANG)
+        left.set()
+
+    async def main(enclave: LocalEnclave, via: str, server: ByteServer) -> None:
+        async with (
+            AsyncClient(enclave.url, pcrs=enclave.pcrs, root=enclave.root, via=via) as client,
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(client.get, "/")
+            while not server.connections:
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+    ):
+        anyio.run(main, enclave, forwarder.via, server)
+        assert left.wait(HANG)
+
+
+def raised(call: Any, *arguments: Any, **keywords: Any) -> Exception:
+    with pytest.raises(EnclaviaError) as caught:
+        call(*arguments, **keywords)
+    return caught.value
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + HANG
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail("waited in vain")
+        time.sleep(0.01)
+
+
+# -- who is trusted -------------------------------------------------------------------------------
+
+
+def test_a_client_with_other_pins_sends_nothing(
+    enclave: LocalEnclave, forwarder: Forwarder, seen: Seen
+) -> None:
+    client = client_of(enclave, forwarder, pcrs=OTHER)
+    with pytest.raises(PcrMismatch) as caught:
+        client.post("/", content=b"secret")
+    assert caught.value.actual == enclave.pcrs.pcr0
+    assert not caught.value.retryable
+    assert seen.bodies == []
+    assert forwarder.stats.streams_active == 0
+    assert not enclave.stats()["streams_total"]
+
+
+def test_a_client_with_another_root_sends_nothing(
+    enclave: LocalEnclave, forwarder: Forwarder, seen: Seen
+) -> None:
+    """The signature is checked by the client, whatever the forwarder trusts."""
+    with pytest.raises(enclavia.CertificateError):
+        client_of(enclave, forwarder, root=None).post("/", content=b"secret")
+    assert seen.bodies == []
+
+
+def test_a_forwarder_with_other_pins_forwards_nothing(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    with forward(enclave, folder / "f", pcrs=OTHER, http=True) as forwarder:
+        with pytest.raises(PcrMismatch, match="the forwarder could not connect"):
+            client_of(enclave, forwarder).post("/", content=b"secret")
+        with raw(forwarder.path) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nsecret")
+            with contextlib.suppress(ConnectionResetError):
+                assert read_all(sock) == b""
+        assert forwarder.http_path is not None
+        with unix_client(forwarder.http_path) as client:
+            answer = client.post("http://localhost/", content=b"secret")
+        assert answer.status_code == 502
+        assert answer.json()["error"]["type"] == "PcrMismatch"
+        with pytest.raises(PcrMismatch):
+            forwarder.connect()
+    assert seen.bodies == []
+    assert not enclave.stats()["streams_total"]
+
+
+def debug_forwarder(url: str, path: Path) -> Forwarder:
+    warnings.simplefilter("ignore", enclavia.DebugModeWarning)
+    return Forwarder(url, debug_mode=True, socket=path)
+
+
+def test_a_debug_forwarder_is_no_way_around_the_clients_pins(folder: Path, seen: Seen) -> None:
+    with (
+        ByteServer(seen) as server,
+        LocalEnclave(server.address, mode="debug") as enclave,
+        warnings.catch_warnings(),
+        debug_forwarder(enclave.url, folder / "f") as forwarder,
+    ):
+        with pytest.raises(enclavia.AttestationError):
+            Client(enclave.url, pcrs=enclave.pcrs, via=forwarder.via).post("/", content=b"secret")
+        assert seen.bodies == []
+        with Client(enclave.url, debug_mode=True, via=forwarder.via) as client:
+            assert client.get("/").status_code == 200
+            assert not client.attestation.proven
+
+
+def test_a_client_of_another_enclave_sends_nothing(
+    enclave: LocalEnclave, forwarder: Forwarder, seen: Seen
+) -> None:
+    other = Client(
+        "wss://elsewhere.example", pcrs=enclave.pcrs, root=enclave.root, via=forwarder.via
+    )
+    with pytest.raises(ConnectError, match=r"expected a forwarder to wss://elsewhere.example"):
+        other.post("/", content=b"secret")
+    assert seen.bodies == []
+
+
+class FalseForwarder:
+    """A control socket that says what a test wants."""
+
+    def __init__(self, path: Path, answer: bytes) -> None:
+        self.via = f"unix:{path}"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(f"{path}.control")
+        self._listener.listen()
+        self._answer = answer
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                sock.recv(65536)
+                sock.sendall(self._answer)
+                if not self._answer:
+                    sock.close()
+                self._kept = sock
+
+    def __enter__(self) -> FalseForwarder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def told(body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n", enclavia.ProtocolError, "expected an HTTP answer"),
+        (told(b"no json"), enclavia.ProtocolError, "expected JSON"),
+        (told(b"[]"), enclavia.ProtocolError, "expected a JSON object"),
+        (told(b"{}"), ConnectError, "got one to None"),
+        (told(b'{"url": "wss://e.example/", "document": 7}'), EnclaviaError, "document"),
+        (told(b'{"url": "wss://e.example/", "document": "!"}'), EnclaviaError, "base64"),
+        (
+            told(b'{"url": "wss://e.example/", "document": "aGk="}'),
+            enclavia.DocumentError,
+            "COSE",
+        ),
+        (told(b'{"error": {}}', b"502 Bad"), ConnectError, "could not connect"),
+        (
+            told(b'{"error": {"type": "BaseException", "message": "m"}}', b"502 Bad"),
+            ConnectError,
+            "m",
+        ),
+        (
+            told(b'{"error": {"type": "PcrMismatch", "message": "m", "actual": "zz"}}', b"502 Bad"),
+            PcrMismatch,
+            "m",
+        ),
+        (told(b"x" * 300_000), enclavia.ProtocolError, "at most"),
+        (b"", ConnectError, "got the end"),
+    ],
+)
+def test_what_is_no_forwarder_is_told_from_one(
+    folder: Path, answer: bytes, error: type[Exception], says: str
+) -> None:
+    pins = Pcrs(pcr0=b"\1" * 48, pcr1=b"\1" * 48, pcr2=b"\1" * 48)
+    with FalseForwarder(folder / "f", answer) as false:
+        client = Client("wss://e.example", pcrs=pins, via=false.via, patience=0)
+        with pytest.raises(error, match=says):
+            client.get("/")
+
+
+def test_pins_changed_under_live_channels(enclave: LocalEnclave, folder: Path, seen: Seen) -> None:
+    with forward(enclave, folder / "f") as forwarder, client_of(enclave, forwarder) as client:
+        assert client.post("/", content=b"before").content == b"before"
+        with raw(forwarder.path) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nraw")
+            assert b"raw" in sock.recv(65536)
+            forwarder.reload(OTHER)
+            with contextlib.suppress(OSError):
+                sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nsecret")
+            with contextlib.suppress(ConnectionResetError):
+                assert read_all(sock) == b""
+        assert forwarder.stats.channels == 0
+        with pytest.raises(PcrMismatch):
+            client.post("/", content=b"secret")
+        assert len(seen.bodies) == 2
+        forwarder.reload([OTHER, enclave.pcrs])
+        assert client.post("/", content=b"after").content == b"after"
+        document = client.attestation.document
+        forwarder.reload(enclave.pcrs)  # which the channel matches
+        assert client.post("/", content=b"on").content == b"on"
+        assert forwarder.attestation.document == document
+
+
+def test_unusable_pins_leave_the_old_ones(enclave: LocalEnclave, forwarder: Forwarder) -> None:
+    for unusable in (None, Pcrs(pcr0=bytes(48), pcr1=bytes(48), pcr2=bytes(48)), [], "x"):
+        with pytest.raises((TypeError, ValueError)):
+            forwarder.reload(unusable)  # type: ignore[arg-type]
+    with client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+
+
+def test_another_identity_is_shown_to_the_client_before_it_is_sent_anything(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    """The forwarder has pins for both images; the client has for the first one only."""
+    first = enclave.pcrs
+    with (
+        forward(enclave, folder / "f", pcrs=[first, OTHER]) as forwarder,
+        client_of(enclave, forwarder, pcrs=first) as client,
+    ):
+        assert client.post("/", content=b"before").content == b"before"
+        enclave.set_identity(pcrs=OTHER)
+        enclave.drop_connections()
+        caught = [raised(client.post, "/", content=b"secret") for _ in range(3)]
+        assert isinstance(caught[-1], PcrMismatch), caught
+        assert seen.bodies == [b"POST / HTTP/1.1 before"]
+        with client_of(enclave, forwarder, pcrs=OTHER) as other:
+            assert other.post("/", content=b"b").content == b"b"
+
+
+# -- the place ------------------------------------------------------------------------------------
+
+
+def mode(path: str | Path) -> int:
+    return stat.S_IMODE(os.lstat(path).st_mode)
+
+
+def test_sockets_are_the_users_alone(enclave: LocalEnclave, folder: Path) -> None:
+    old = os.umask(0)
+    try:
+        with forward(enclave, folder / "new" / "f", http=True) as forwarder:
+            client_of(enclave, forwarder).get("/")
+            found = sorted(os.listdir(folder / "new"))
+            assert len(found) == 5  # stream, identity, control, http, lock
+            for name in found:
+                assert mode(folder / "new" / name) == 0o600, name
+            assert mode(folder / "new") == 0o700
+        assert os.listdir(folder / "new") == ["f.lock"]
+    finally:
+        os.umask(old)
+
+
+def test_the_default_place(
+    enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"pcrs": enclave.pcrs, "root": enclave.root}
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    with Forwarder(enclave.url, **given) as forwarder:
+        assert Path(forwarder.path).parent == folder / "enclavia"
+        with Client(enclave.url, via="unix:", **given) as client:
+            assert client.get("/").status_code == 200
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with Forwarder(enclave.url, **given) as forwarder:
+        assert Path(forwarder.path).parent == folder / f"enclavia-{os.geteuid()}"
+        assert mode(Path(forwarder.path).parent) == 0o700
+
+
+@pytest.mark.parametrize("side", ["forwarder", "client"])
+def test_a_folder_behind_a_link_is_refused(enclave: LocalEnclave, folder: Path, side: str) -> None:
+    (folder / "real").mkdir(0o700)
+    (folder / "link").symlink_to("real")
+    if side == "forwarder":
+        with pytest.raises(ConnectError, match="got a symbolic link"):
+            forward(enclave, folder / "link" / "f").start()
+        return
+    with forward(enclave, folder / "real" / "f") as forwarder:
+        assert client_of(enclave, forwarder).get("/").status_code == 200
+        linked = forward(enclave, folder / "link" / "f")
+        with pytest.raises(ConnectError, match="got a symbolic link"):
+            client_of(enclave, linked).get("/")
+
+
+@pytest.mark.parametrize("bits", [0o770, 0o707, 0o755, 0o711])
+def test_a_folder_that_others_can_enter_is_refused(
+    enclave: LocalEnclave, folder: Path, bits: int
+) -> None:
+    folder.chmod(bits)
+    with pytest.raises(ConnectError, match="expected nobody else to have access"):
+        forward(enclave, folder / "f").start()
+    folder.chmod(0o700)
+    with forward(enclave, folder / "f") as forwarder:
+        folder.chmod(bits)
+        with pytest.raises(ConnectError, match="expected nobody else to have access"):
+            client_of(enclave, forwarder).get("/")
+
+
+def asked_as_another_user(paths: list[str]) -> list[bytes]:
+    """What the user nobody is answered there, where the tests are run by root."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            for path in paths:
+                answer = b""
+                with contextlib.suppress(ConnectionResetError, BrokenPipeError), raw(path) as sock:
+                    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    answer = sock.recv(100)
+                os.write(write, b"<%s>" % answer)
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(read, "rb") as told:
+        return told.read().split(b"><")
+
+
+need_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs another user's process")
+
+
+@need_root
+def test_another_users_folder_and_socket_are_refused(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(ConnectError, match=r"expected .* to belong to user 0, got user 65534"):
+        forward(enclave, folder / "f").start()
+    with FalseForwarder(folder / "f", b"") as false:
+        with pytest.raises(ConnectError, match="to belong to user 0, got user 65534"):
+            client_of(enclave, false, patience=0).get("/")
+        os.chown(folder, 0, 0)
+        os.chown(folder / "f.control", 65534, 65534)
+        with pytest.raises(ConnectError, match=r"socket .* to belong to user 0, got user 65534"):
+            client_of(enclave, false, patience=0).get("/")
+    other = folder / "g"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as taken:
+        taken.bind(str(other))
+    os.chown(other, 65534, 65534)
+    with pytest.raises(ConnectError, match="got one of user 65534: it is left alone"):
+        forward(enclave, other).start()
+    assert other.exists()
+
+
+@need_root
+def test_another_users_process_is_refused(enclave: LocalEnclave, folder: Path, seen: Seen) -> None:
+    """Where the modes of the files did not keep it away."""
+    with forward(enclave, folder / "f", http=True) as forwarder:
+        client_of(enclave, forwarder).get("/")
+        seen.bodies.clear()
+        paths = [str(folder / name) for name in os.listdir(folder) if not name.endswith(".lock")]
+        assert len(paths) == 4
+        folder.chmod(0o755)
+        for path in paths:
+            os.chmod(path, 0o666)
+        assert asked_as_another_user(paths) == [b"<", b"", b"", b">"]
+        assert seen.bodies == []
+        metrics = ask_control(forwarder, "/metrics").text
+        assert "enclavia_forwarder_connections_refused_total 4.0" in metrics
+
+
+def test_what_is_no_socket_is_left_alone(enclave: LocalEnclave, folder: Path) -> None:
+    (folder / "f").write_text("mine")
+    with pytest.raises(ConnectError, match="got another kind of file: it is left alone"):
+        forward(enclave, folder / "f").start()
+    assert (folder / "f").read_text() == "mine"
+    assert not (folder / "f.control").exists()
+
+
+def test_somebody_elses_listener_is_left_alone(enclave: LocalEnclave, folder: Path) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as other:
+        other.bind(str(folder / "f"))
+        other.listen()
+        with pytest.raises(StateError, match="got one that is no forwarder"):
+            forward(enclave, folder / "f").start()
+        assert (folder / "f").exists()
+
+
+def test_a_dead_forwarders_socket_is_taken_over(enclave: LocalEnclave, folder: Path) -> None:
+    for name in ("f", "f.control"):
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as dead:
+            dead.bind(str(folder / name))
+    with forward(enclave, folder / "f") as forwarder, client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+
+
+def test_of_two_forwarders_one_gets_the_socket(enclave: LocalEnclave, folder: Path) -> None:
+    barrier = threading.Barrier(6)
+    got: list[Forwarder] = []
+    refused: list[str] = []
+
+    def start() -> None:
+        forwarder = forward(enclave, folder / "f")
+        barrier.wait()
+        try:
+            got.append(forwarder.start())
+        except StateError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    assert len(refused) == 5
+    assert all("expected no other forwarder" in message for message in refused)
+    with client_of(enclave, got[0]) as client:
+        assert client.get("/").status_code == 200
+    got[0].stop(0)
+
+
+def test_a_path_that_is_too_long_is_refused(enclave: LocalEnclave, folder: Path) -> None:
+    too_long = folder / ("x" * 100)
+    with pytest.raises(ValueError, match="socket: expected a path of at most 94 bytes"):
+        forward(enclave, too_long)
+    with pytest.raises(ValueError, match="via: expected a path of at most 94 bytes"):
+        Client(enclave.url, pcrs=enclave.pcrs, via=f"unix:{too_long}")
+    just = folder / ("x" * (94 - len(str(folder)) - 1))
+    with forward(enclave, just) as forwarder, client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+
+
+def test_where_nobody_listens(enclave: LocalEnclave, folder: Path) -> None:
+    client = Client(
+        enclave.url, pcrs=enclave.pcrs, root=enclave.root, via=f"unix:{folder}/f", patience=0
+    )
+    with pytest.raises(ConnectError, match="start one with") as caught:
+        client.get("/")
+    assert caught.value.retryable
+
+
+def test_a_client_waits_for_a_forwarder_that_is_being_started(
+    enclave: LocalEnclave, folder: Path
+) -> None:
+    late = forward(enclave, folder / "f")
+    timer = threading.Timer(0.3, late.start)
+    timer.start()
+    with client_of(enclave, late) as client:
+        assert client.get("/").status_code == 200
+    timer.join()
+    late.stop(0)
+
+
+# -- ends of a forwarder --------------------------------------------------------------------------
+
+
+def test_a_kill_in_the_middle_is_never_the_end_of_an_answer(folder: Path) -> None:
+    """An answer without a length ends with the connection, which a killed process ends as well."""
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        connection.wait_closed(HANG)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        with Program(enclave, folder / "f") as program:
+            client = client_of(enclave, program)
+            with client.stream("GET", "/") as answer:
+                pieces = answer.iter_raw()
+                assert next(pieces) == b"half"
+                program.kill()
+                with pytest.raises(ConnectionClosed) as caught:
+                    next(pieces)
+        assert caught.value.retryable
+
+
+def test_the_end_of_the_workload_is_the_end_of_an_answer(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        client_of(enclave, forwarder) as client,
+    ):
+        assert client.get("/").content == b"whole"
+
+
+def test_a_lost_channel_is_never_the_end_of_an_answer(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        connection.wait_closed(HANG)
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        client_of(enclave, forwarder) as client,
+        client.stream("GET", "/") as answer,
+    ):
+        pieces = answer.iter_raw()
+        assert next(pieces) == b"half"
+        enclave.drop_connections()
+        with pytest.raises(ConnectionClosed):
+            next(pieces)
+
+
+def test_a_post_is_not_sent_twice_when_the_forwarder_is_killed(folder: Path) -> None:
+    got = threading.Event()
+    bodies: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        head, _ = connection.request()
+        bodies.append(head.split(b" ")[0])
+        got.set()
+        if len(bodies) > 1:
+            connection.send(OK)
+        connection.wait_closed(HANG)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        for method, count in (("POST", 1), ("GET", 2)):
+            bodies.clear()
+            got.clear()
+            with Program(enclave, folder / "f") as program:
+                client = client_of(enclave, program)
+
+                def kill_and_start(killed: Program = program) -> None:
+                    assert got.wait(HANG)
+                    killed.kill()
+                    killed.start()
+
+                killer = threading.Thread(target=kill_and_start)
+                killer.start()
+                if method == "POST":
+                    with pytest.raises((ConnectionClosed, IncompleteResponse)) as caught:
+                        client.request(method, "/")
+                    assert caught.value.retryable  # it is the caller's to decide
+                else:
+                    assert client.request(method, "/").text == "ok"
+                killer.join()
+                client.close()
+            assert bodies == [method.encode()] * count
+
+
+def test_draining_lets_requests_end(folder: Path) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        asked.set()
+        assert answer.wait(HANG)
+        connection.send(OK)
+        connection.wait_closed(HANG)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        forwarder = forward(enclave, folder / "f").start()
+        client = client_of(enclave, forwarder)
+        results: list[str] = []
+        caller = threading.Thread(target=lambda: results.append(client.get("/").text))
+        caller.start()
+        assert asked.wait(HANG)
+        stopper = threading.Thread(target=forwarder.stop, args=(HANG,))
+        stopper.start()
+        wait_for(lambda: not (folder / "f").exists())
+        late = client_of(enclave, forwarder, patience=0)
+        with pytest.raises(ConnectError):
+            late.get("/")
+        answer.set()
+        caller.join()
+        assert results == ["ok"]
+        stopper.join()  # also while the client keeps its connection for another request
+        client.close()
+        assert not forwarder.running
+
+
+def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
+    """As a service manager does it; the command's own handlers are tried with the command."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        while True:
+            head = connection.head()
+            if b"/slow" in head:
+                asked.set()
+                assert answer.wait(HANG)
+            connection.send(OK)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        pins = folder / "pins.json"
+        pins.write_text(json.dumps(pins_of(enclave.pcrs)))
+        with Program(enclave, folder / "f", pins=pins) as program:
+            client = client_of(enclave, program)
+            assert client.get("/").text == "ok"
+            pins.write_text("not pins")
+            program.signal(signal.SIGHUP)
+            program.expect("kept the old pins")
+            assert client.get("/").text == "ok"
+            pins.write_text(json.dumps(pins_of(OTHER)))
+            program.signal(signal.SIGHUP)
+            program.expect("reloaded")
+            with pytest.raises(EnclaviaError):
+                client.get("/")
+            with pytest.raises(PcrMismatch):
+                client.get("/")
+            pins.write_text(json.dumps(pins_of(enclave.pcrs)))
+            program.signal(signal.SIGHUP)
+            program.expect("reloaded")
+            results: list[str] = []
+            caller = threading.Thread(target=lambda: results.append(client.get("/slow").text))
+            caller.start()
+            assert asked.wait(HANG)
+            program.signal(signal.SIGTERM)
+            wait_for(lambda: not (folder / "f").exists())
+            answer.set()
+            caller.join()
+            assert results == ["ok"]
+            assert program.wait() == 0
+
+
+def pins_of(pcrs: Pcrs) -> dict[str, dict[str, str]]:
+    return {"pcrs": {"PCR0": pcrs.pcr0.hex(), "PCR1": pcrs.pcr1.hex(), "PCR2": pcrs.pcr2.hex()}}
+
+
+PROGRAM = """
+import json, logging, signal, sys
+from pathlib import Path
+from enclavia import Pcrs
+from enclavia._forward.service import serve
+
+given = json.loads(sys.argv[1])
+root = Path(given["root"]).read_bytes()
+sys.exit(serve(given["url"], Path(given["pins"]), root=root, socket=given["socket"],
+               drain=30, say=lambda line: print(line, flush=True)))
+"""
+
+
+class Program:
+    """A forwarder in a process of its own, which can be killed."""
+
+    def __init__(self, enclave: LocalEnclave, path: Path, pins: Path | None = None) -> None:
+        self.via = f"unix:{path}"
+        self.path = str(path)
+        self._folder = path.parent
+        root = path.parent / "root.pem"
+        root.write_bytes(enclave.root or b"")
+        if pins is None:
+            pins = path.parent / "pins.json"
+            pins.write_text(json.dumps(pins_of(enclave.pcrs)))
+        self._given = json.dumps(
+            {"url": enclave.url, "socket": self.path, "root": str(root), "pins": str(pins)}
+        )
+        self._process: subprocess.Popen[str]
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, self._given], stdout=subprocess.PIPE, text=True
+        )
+        self.expect("listening")
+
+    def expect(self, word: str) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if word in line:
+                return
+        pytest.fail(f"the program ended without saying {word!r}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.wait()
+
+    def wait(self) -> int:
+        code = self._process.wait(HANG)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
+
+    def __enter__(self) -> Program:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+# -- load -----------------------------------------------------------------------------------------
+
+LONG = os.environ.get("ENCLAVIA_FORWARD_REQUESTS")
+REQUESTS = int(LONG or 2000)
+KILLS = 20 if LONG else 3
+
+CALLER = """
+import json, sys, threading
+from pathlib import Path
+from enclavia import Client, EnclaviaError, Pcrs
+
+given = json.loads(sys.argv[1])
+client = Client(given["url"], pcrs=Pcrs.load(given["pins"]), root=Path(given["root"]).read_bytes(),
+                via=given["via"], max_in_flight=4, timeout=60)
+failed = []
+
+def work(thread):
+    for number in range(thread, given["requests"], 4):
+        name = f"{given['name']}-{number}"
+        method = "POST" if number % 3 == 0 else "PUT"
+        try:
+            answer = client.request(method, "/" + name, content=name.encode() * 3)
+            assert answer.content == name.encode() * 3, answer
+        except EnclaviaError as error:
+            failed.append([name, method, type(error).__name__, error.retryable, str(error)])
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(json.dumps(failed))
+"""
+
+
+def call_from_processes(
+    enclave: LocalEnclave, program: Program, folder: Path, meanwhile: Any = lambda: None
+) -> list[list[Any]]:
+    each = REQUESTS // 8
+    given = json.loads(program._given) | {"via": program.via, "requests": each}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CALLER, json.dumps(given | {"name": f"p{number}"})],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    meanwhile()
+    failed = []
+    for process in processes:
+        out, _ = process.communicate(timeout=HANG * 10)
+        assert process.returncode == 0
+        failed += json.loads(out)
+    return failed
+
+
+def test_eight_processes_share_one_channel(enclave: LocalEnclave, folder: Path, seen: Seen) -> None:
+    with Program(enclave, folder / "f") as program:
+        assert call_from_processes(enclave, program, folder) == []
+    each = REQUESTS // 8
+    asked = [line.split(b" ")[1] for line in seen.bodies]
+    expected = sorted(b"/p%d-%d" % (p, n) for p in range(8) for n in range(each))
+    assert sorted(asked) == expected  # none lost, none doubled
+    assert enclave.stats()["connections_total"] == 1
+
+
+def test_a_forwarder_killed_under_load(enclave: LocalEnclave, folder: Path, seen: Seen) -> None:
+    """What may be sent again is, and comes through; of the others each reached the workload once at
+    most, and its caller is told by an error where it may not have."""
+    with Program(enclave, folder / "f") as program:
+
+        def kill() -> None:
+            for number in range(KILLS):
+                wait_for(lambda at=number: len(seen.bodies) > (at + 1) * REQUESTS // (KILLS + 2))
+                program.kill()
+                program.start()
+
+        failed = call_from_processes(enclave, program, folder, kill)
+    each = REQUESTS // 8
+    counts: dict[bytes, int] = {}
+    for line in seen.bodies:
+        method, target, *_ = line.split(b" ")
+        counts[method + target] = counts.get(method + target, 0) + 1
+    lost = {name for name, *_ in failed}
+    for name, method, kind, retryable, message in failed:
+        assert method == "POST", (name, kind, retryable, message)
+        assert kind in ("ConnectionClosed", "IncompleteResponse")
+        assert retryable
+    for process in range(8):
+        for number in range(each):
+            name = f"p{process}-{number}"
+            if number % 3 == 0:
+                count = counts.get(f"POST/{name}".encode(), 0)
+                assert count == 1 or (count == 0 and name in lost), name
+            else:
+                assert 1 <= counts[f"PUT/{name}".encode()] <= 3
+
+
+# -- limits and leftovers -------------------------------------------------------------------------
+
+CROWD = """
+import resource, socket, sys
+from pathlib import Path
+import json
+from enclavia import Forwarder, Pcrs
+
+given = json.loads(sys.argv[1])
+forwarder = Forwarder(given["url"], pcrs=Pcrs.load(given["pins"]),
+                      root=Path(given["root"]).read_bytes(), socket=given["socket"])
+forwarder.start()
+forwarder.connect()
+import os
+most = max(map(int, os.listdir("/proc/self/fd"))) + 8
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+print("listening", flush=True)
+sys.stdin.read()
+forwarder.stop(0)
+"""
+
+
+def test_at_the_limit_of_descriptors_connections_wait(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    program = Program(enclave, folder / "f")
+    with subprocess.Popen(
+        [sys.executable, "-c", CROWD, program._given],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert "listening" in process.stdout.readline()
+        crowd = [raw(program.path) for _ in range(40)]
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        for sock in crowd:
+            sock.sendall(request)
+        for sock in crowd:  # each makes room for another one
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            sock.close()
+        assert len(seen.bodies) == 40
+        process.communicate("")
+        assert process.returncode == 0
+
+
+def test_a_forked_child_keeps_nothing_open(enclave: LocalEnclave, folder: Path) -> None:
+    """Or a client would wait at a socket that nobody listens at, for a forwarder that has ended."""
+    forwarder = forward(enclave, folder / "f").start()
+    client = client_of(enclave, forwarder)
+    client.get("/")
+    read, write = os.pipe()
+    answered, answer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            os.close(write)
+            ok = client.get("/").status_code == 200  # over a connection of its own
+            ok = ok and not forwarder.running
+            client.close()
+            forwarder.stop()
+            os.write(answer, b"1")
+            os.read(read, 1)
+            os._exit(0 if ok else 1)
+        except BaseException:
+            os._exit(2)
+    os.close(read)
+    os.close(answer)
+    assert client.get("/").status_code == 200
+    assert os.read(answered, 1) == b"1"
+    os.close(answered)
+    forwarder.stop(0)
+    with pytest.raises(ConnectError):
+        client_of(enclave, forwarder, patience=0).get("/")
+    with forward(enclave, folder / "f") as again, client_of(enclave, again) as fresh:
+        assert fresh.get("/").status_code == 200
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    client.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_nothing_is_left_open(enclave: LocalEnclave, folder: Path) -> None:
+    def once() -> None:
+        with (
+            forward(enclave, folder / "f", http=True, listen="127.0.0.1:0", way="stream") as f,
+            client_of(enclave, f) as client,
+        ):
+            assert client.get("/").status_code == 200
+            with raw(f.path) as sock:
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert sock.recv(65536)
+
+    once()
+    gc.collect()
+    before, threads = descriptors(), threading.active_count()
+    for _ in range(3):
+        once()
+    gc.collect()
+    wait_for(lambda: descriptors() <= before)
+    assert threading.active_count() == threads
+
+
+def test_a_forgotten_forwarder_ends(enclave: LocalEnclave, folder: Path) -> None:
+    forward(enclave, folder / "f").start()
+    gc.collect()
+    wait_for(lambda: not (folder / "f").exists())
+
+
+@pytest.mark.parametrize("value", ["1", b"", True, float("nan"), -1, [], None])
+def test_what_is_no_number_of_seconds(forwarder: Forwarder, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"drain: expected .* got"):
+        forwarder.stop(value)
+    if value is not None:
+        with pytest.raises((TypeError, ValueError), match=r"timeout: expected .* got"):
+            forwarder.connect(value)
+    assert forwarder.running
+
+
+def test_misuse_is_told(enclave: LocalEnclave, folder: Path) -> None:
+    forwarder = forward(enclave, folder / "f")
+    for call in (lambda: forwarder.stats, lambda: forwarder.attestation, forwarder.connect):
+        with pytest.raises(StateError, match="expected a forwarder that runs"):
+            call()
+    with forwarder:
+        with pytest.raises(StateError, match="that does not run"):
+            forwarder.start()
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(forwarder)
+        assert "running" in repr(forwarder)
+    assert "not running" in repr(forwarder)
+    forwarder.stop()
+
+
+# -- TCP ------------------------------------------------------------------------------------------
+
+
+def test_a_tcp_port_of_the_stream_way(enclave: LocalEnclave, folder: Path) -> None:
+    with forward(enclave, folder / "f", listen="127.0.0.1:0", way="stream") as forwarder:
+        assert forwarder.address is not None
+        with socket.create_connection(forwarder.address) as sock:
+            sock.settimeout(HANG)
+            sock.sendall(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi")
+            assert sock.recv(65536).endswith(b"hi")
+            enclave.drop_connections()
+            with pytest.raises(ConnectionResetError):
+                read_all(sock)  # no orderly end: it might be taken for the end of an answer
+
+
+@contextlib.contextmanager
+def unix_client(path: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=path), timeout=HANG) as client:
+        yield client
+
+
+def ask_control(forwarder: Forwarder, path: str) -> httpx2.Response:
+    with unix_client(forwarder.path + ".control") as client:
+        return client.get("http://forwarder" + path)
+
+
+def test_health_and_metrics(enclave: LocalEnclave, forwarder: Forwarder) -> None:
+    assert ask_control(forwarder, "/healthz").json() == {"status": "idle", "channels": 0}
+    with client_of(enclave, forwarder) as client:
+        client.get("/")
+        assert ask_control(forwarder, "/healthz").json() == {"status": "ok", "channels": 1}
+        metrics = ask_control(forwarder, "/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert "enclavia_forwarder_connections_total 1.0" in metrics.text
+    assert "enclavia_forwarder_channels 1.0" in metrics.text
+    enclave.set_faults(Fault.WRONG_PCRS)
+    enclave.drop_connections()
+    with contextlib.suppress(EnclaviaError), client_of(enclave, forwarder) as client:
+        client.get("/")
+    answer = ask_control(forwarder, "/healthz")
+    assert ask_control(forwarder, "/nothing").status_code == 404
+    assert answer.status_code in (200, 503)
+    enclave.set_faults()

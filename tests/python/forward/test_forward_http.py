@@ -1,0 +1,357 @@
+"""The forwarder's http way: a reverse proxy that one enclave's workload is behind."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from support import HANG, ByteServer, Connection, eventually
+from test_forward import Seen, enclave, folder, forward, raw, read_all, seen, unix_client
+
+from enclavia import Forwarder
+from enclavia.testing import LocalEnclave
+
+__all__ = ["enclave", "folder", "seen"]  # fixtures
+
+TOKEN = "a-token-of-this-test-alone"
+
+
+class Echo:
+    """Answers with the head that came, and keeps it."""
+
+    def __init__(self) -> None:
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.answer_headers = b""
+
+    def __call__(self, connection: Connection) -> None:
+        while True:
+            head, body = connection.request()
+            self.heads.append(head)
+            self.bodies.append(body)
+            connection.send(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n"
+                % (len(head), self.answer_headers)
+                + head
+            )
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Forwarder, Echo]]:
+    echo = Echo()
+    with (
+        tempfile.TemporaryDirectory(prefix="enclavia-") as made,
+        ByteServer(echo) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, Path(made) / "f", http=True) as forwarder,
+    ):
+        yield forwarder, echo
+
+
+@pytest.fixture
+def echo(running: tuple[Forwarder, Echo]) -> Echo:
+    echo = running[1]
+    echo.heads.clear()
+    echo.bodies.clear()
+    echo.answer_headers = b""
+    return echo
+
+
+@pytest.fixture
+def proxy(running: tuple[Forwarder, Echo]) -> Forwarder:
+    return running[0]
+
+
+def path_of(forwarder: Forwarder) -> str:
+    assert forwarder.http_path is not None
+    return forwarder.http_path
+
+
+def ask(forwarder: Forwarder, request: bytes, half_close: bool = True) -> bytes:
+    """Everything that is answered to these bytes."""
+    with raw(path_of(forwarder)) as sock:
+        sock.sendall(request)
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ")[1]) if answer else 0
+
+
+def test_a_request_goes_through_with_the_enclaves_host(proxy: Forwarder, echo: Echo) -> None:
+    with unix_client(path_of(proxy)) as client:
+        answer = client.get("http://localhost/a%2Fb?q=%20x", headers={"X-Own": "1"})
+    assert answer.status_code == 200
+    authority = proxy._settings.settings.config.url.authority.encode()
+    head = echo.heads[0]
+    assert head.startswith(b"GET /a%2Fb?q=%20x HTTP/1.1\r\n")
+    assert head.lower().count(b"\r\nhost:") == 1
+    assert b"\r\nhost: " + authority in head.lower()
+    assert b"x-own: 1" in head.lower()
+
+
+def test_bodies_both_ways(folder: Path) -> None:
+    size = 4 << 20
+    body = hashlib.shake_256(b"http").digest(1 << 20) * 4
+
+    def script(connection: Connection) -> None:
+        while True:
+            _, got = connection.request()
+            connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for at in range(0, len(got), 1 << 20):
+                piece = got[at : at + (1 << 20)]
+                connection.send(b"%x\r\n" % len(piece) + piece + b"\r\n")
+            connection.send(b"0\r\n\r\n")
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+        unix_client(path_of(forwarder)) as client,
+    ):
+        assert client.put("http://localhost/", content=body).content == body
+        pieces = (body[at : at + 100_000] for at in range(0, size, 100_000))
+        assert client.post("http://localhost/", content=pieces).content == body
+        assert client.post("http://localhost/", content=b"").content == b""
+
+
+def test_what_concerns_one_connection_ends_with_it(proxy: Forwarder, echo: Echo) -> None:
+    echo.answer_headers = b"Keep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nX-Kept: yes\r\n"
+    answer = ask(
+        proxy,
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nKeep-Alive: 5\r\n"
+        b"Connection: close, X-Named, content-length\r\nX-Named: 1\r\nTE: trailers\r\n"
+        b"Trailer: X-T\r\nProxy-Connection: x\r\nProxy-Authorization: Basic secret\r\n"
+        b"Expect: 100-continue\r\nX-Kept: 1\r\n\r\nhi",
+        half_close=False,
+    )
+    assert b" 200 OK\r\n" in answer
+    head = echo.heads[0].lower()
+    assert echo.bodies == [b"hi"]
+    for name in (b"keep-alive", b"x-named", b"\r\nte", b"trailer", b"proxy-", b"expect", b"secret"):
+        assert name not in head, name
+    assert b"\r\nx-kept: 1" in head
+    answered = answer.lower().partition(b"\r\n\r\n")[0]
+    assert b"keep-alive" not in answered
+    assert b"proxy-authenticate" not in answered
+    assert b"x-kept: yes" in answer.lower()
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "statuses"),
+    [
+        # Two lengths, in every form in which two parsers have been seen to disagree.
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+            {400},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Length: 5\r\n\r\n0\r\n\r\n" + SMUGGLED,
+            {400},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n"
+            b"abc" + SMUGGLED,
+            {400},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2, 2\r\n\r\nab" + SMUGGLED,
+            {400},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: +2\r\n\r\nab" + SMUGGLED,
+            {400},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"
+            + SMUGGLED,
+            {400, 501},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+            b"0\r\n\r\n" + SMUGGLED,
+            {400, 501},
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+            {400},
+        ),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n folded\r\n\r\n", {200, 400}),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n", {400}),
+        # Whose request it is.
+        (b"GET / HTTP/1.1\r\n\r\n", {400}),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", {400}),
+        (b"GET / HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n", {421}),
+        (b"GET / HTTP/1.1\r\nHost: localhost@elsewhere.example\r\n\r\n", {421}),
+        (b"GET / HTTP/1.1\r\nHost: localhost.elsewhere.example\r\n\r\n", {421}),
+        (b"GET / HTTP/1.1\r\nHost: \r\n\r\n", {400, 421}),
+        (b"GET http://elsewhere.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n", {400}),
+        (b"GET //elsewhere.example/ HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n", {421}),
+        (b"CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", {400, 501}),
+        # Another protocol.
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+            {501},
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+            b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+            {501},
+        ),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 505}),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),
+    ],
+)
+def test_what_two_servers_could_read_differently_is_refused(
+    proxy: Forwarder, echo: Echo, request_: bytes, statuses: set[int]
+) -> None:
+    answer = ask(proxy, request_)
+    assert status_of(answer) in statuses, answer
+    assert not any(b"/smuggled" in head for head in echo.heads)
+    if 200 not in statuses:
+        assert echo.heads == []
+        assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_junk_behind_a_request_is_no_request(proxy: Forwarder, echo: Echo) -> None:
+    answer = ask(proxy, b"GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n\0\0junk\r\n\r\n" + SMUGGLED)
+    assert not any(b"/smuggled" in head for head in echo.heads)
+    assert answer.count(b"HTTP/1.1 200") <= 1
+
+
+def test_pipelined_requests_are_answered_in_order(proxy: Forwarder, echo: Echo) -> None:
+    requests = b"".join(
+        b"GET /%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in range(10)
+    )
+    with raw(path_of(proxy)) as sock:
+        sock.sendall(requests)
+        got = b""
+        while got.count(b"GET /") < 10:
+            got += sock.recv(65536)
+    assert [head.split(b" ")[1] for head in echo.heads if b"GET /one" not in head] == [
+        b"/%d" % n for n in range(10)
+    ]
+
+
+def test_a_client_that_leaves_cancels_its_request(folder: Path) -> None:
+    asked, left = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        asked.set()
+        connection.wait_closed(HANG)
+        left.set()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+    ):
+        with raw(path_of(forwarder)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert asked.wait(HANG)
+        assert left.wait(HANG)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
+
+
+def test_an_answer_that_breaks_off_is_seen_to(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        connection.reset()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+        unix_client(path_of(forwarder)) as client,
+        pytest.raises(httpx2.TransportError),
+    ):
+        client.get("http://localhost/")
+
+
+def test_errors_have_a_status_and_a_reason(enclave: LocalEnclave, folder: Path) -> None:
+    with (
+        forward(enclave, folder / "f", http=True, timeout=0.3, patience=0) as forwarder,
+        unix_client(path_of(forwarder)) as client,
+    ):
+        assert client.get("http://localhost/").status_code == 200
+        enclave.stop()
+        answer = client.get("http://localhost/")
+        assert answer.status_code in (502, 504)
+        assert answer.json()["error"]["type"] in ("ConnectError", "ConnectTimeout")
+
+
+# -- the TCP port ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Proxy-Authorization": "Bearer another-token-of-this-test"},
+        {"Proxy-Authorization": f"Bearer {TOKEN}x"},
+        {"Proxy-Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Proxy-Authorization": f"Basic {TOKEN}"},
+        {"Proxy-Authorization": TOKEN},
+        {"Proxy-Authorization": "Bearer"},
+        {"Proxy-Authorization": "Bearer \u00e9".encode("latin-1")},
+        {"Authorization": f"Bearer {TOKEN}"},
+        [("Proxy-Authorization", f"Bearer {TOKEN}"), ("Proxy-Authorization", "Bearer x")],
+    ],
+)
+def test_without_the_token_nothing_is_sent(
+    enclave: LocalEnclave,
+    folder: Path,
+    seen: Seen,
+    headers: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    with forward(enclave, folder / "f", listen="127.0.0.1:0", token=TOKEN) as forwarder:
+        assert forwarder.address is not None
+        url = "http://{}:{}/".format(*forwarder.address)
+        with httpx2.Client(trust_env=False, timeout=HANG) as client:
+            refused = client.post(url, content=b"secret", headers=headers)
+            assert refused.status_code == 407
+            assert refused.headers["proxy-authenticate"].startswith("Bearer")
+            assert seen.bodies == []
+            assert TOKEN not in refused.text
+            given = {"Proxy-Authorization": f"Bearer {TOKEN}", "Authorization": "Basic eA=="}
+            answer = client.post(url, content=b"hi", headers=given)
+            assert answer.content == b"hi"
+        assert TOKEN not in repr(forwarder)
+        assert TOKEN not in repr(forwarder._settings)
+    assert TOKEN not in caplog.text.replace(f"Bearer {TOKEN}", "")
+    ours = [record for record in caplog.records if record.name.startswith(("enclavia", "uvicorn"))]
+    assert not any(TOKEN in record.getMessage() for record in ours)
+
+
+def test_the_name_of_another_site_does_not_lead_to_the_port(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    """A page of a browser can have a name of its own lead to this port."""
+    with forward(enclave, folder / "f", listen="127.0.0.1:0", token=TOKEN) as forwarder:
+        assert forwarder.address is not None
+        with httpx2.Client(trust_env=False) as client:
+            answer = client.get(
+                "http://{}:{}/".format(*forwarder.address),
+                headers={"Host": "evil.example", "Proxy-Authorization": f"Bearer {TOKEN}"},
+            )
+    assert answer.status_code == 421
+    assert seen.bodies == []
