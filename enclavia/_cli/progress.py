@@ -44,7 +44,7 @@ class Progress:
             item_show_func=lambda _: self._amount(),
             update_min_steps=_STEP,
             file=terminal,
-            color=False,
+            color=True,  # it has no colours, but hides the cursor, which click takes for one
         )
         self._bar.__enter__()
         self._bar.update(position)

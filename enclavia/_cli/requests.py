@@ -104,7 +104,12 @@ def _targets(target: str, url: str | None) -> tuple[str, httpx2.URL]:
     """The enclave's URL, and the request's."""
     with refusing():
         if target.startswith(("/", "?")):
-            return needed_url(url), httpx2.URL(target if target.startswith("/") else f"/{target}")
+            enclave = needed_url(url)
+            # Whole, since the path "//host/x" alone would be taken for a host and a path.
+            path = httpx2.URL(f"https://host{target}").raw_path
+            return enclave, httpx2.URL(enclave).copy_with(
+                scheme="https", raw_path=path, fragment=None
+            )
         if "://" not in target:
             raise Problem(
                 "TARGET: expected a path that begins with / or a URL (wss://<host>/path), got "
