@@ -71,8 +71,16 @@ def listed(title: str) -> set[str]:
 
 
 def test_every_command_is_documented() -> None:
-    named = {name for name, _ in commands()} - {"forward"}
-    titles = {"serve", "verify", *REQUESTS, "attestation show", "attestation verify", "pcrs"}
+    named = {name for name, _ in commands()}
+    titles = {
+        "serve",
+        "verify",
+        *REQUESTS,
+        "attestation show",
+        "attestation verify",
+        "pcrs",
+        "forward",
+    }
     assert named == titles | {"doctor"}
 
 
@@ -80,6 +88,7 @@ def test_options_are_those_of_the_program() -> None:
     of = {name: options(command) for name, command in commands()}
     assert listed("An enclave to try it with") == of["serve"]
     assert listed("verify") == of["verify"] - CONNECTING
+    assert listed("forward") == of["forward"] - CONNECTING
     for method in REQUESTS[:-1]:
         assert listed("get, head, post, put, patch, delete") == of[method] - CONNECTING, method
     without = listed("get, head, post, put, patch, delete") - of["head"]

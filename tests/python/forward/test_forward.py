@@ -866,7 +866,7 @@ def test_draining_lets_requests_end(folder: Path) -> None:
 
 
 def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
-    """As a service manager does it; the command's own handlers are tried with the command."""
+    """As a service manager does it, with the command."""
     asked, answer = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -913,19 +913,6 @@ def pins_of(pcrs: Pcrs) -> dict[str, dict[str, str]]:
     return {"pcrs": {"PCR0": pcrs.pcr0.hex(), "PCR1": pcrs.pcr1.hex(), "PCR2": pcrs.pcr2.hex()}}
 
 
-PROGRAM = """
-import json, logging, signal, sys
-from pathlib import Path
-from enclavia import Pcrs
-from enclavia._forward.service import serve
-
-given = json.loads(sys.argv[1])
-root = Path(given["root"]).read_bytes()
-sys.exit(serve(given["url"], Path(given["pins"]), root=root, socket=given["socket"],
-               drain=30, say=lambda line: print(line, flush=True)))
-"""
-
-
 class Program:
     """A forwarder in a process of its own, which can be killed."""
 
@@ -944,10 +931,14 @@ class Program:
         self._process: subprocess.Popen[str]
 
     def start(self) -> None:
+        given = json.loads(self._given)
+        command = [sys.executable, "-m", "enclavia", "forward", given["url"]]
+        for name in ("pins", "root", "socket"):
+            command += ["--pcrs" if name == "pins" else f"--{name}", given[name]]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, self._given], stdout=subprocess.PIPE, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self.expect("listening")
+        self.expect("via ")
 
     def expect(self, word: str) -> None:
         assert self._process.stdout is not None

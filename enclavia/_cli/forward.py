@@ -1,0 +1,184 @@
+"""``forward``: verified channels, shared among the processes of this machine and user.
+
+Decides what each signal leads to. Calls: nothing. Locks: none.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+import enclavia
+
+from . import streams
+from .exits import OK, Problem
+from .settings import Connection, connection_options, given, needed_url, refusing
+
+__all__ = ["command"]
+
+_TOKEN_VARIABLE: Final = "ENCLAVIA_FORWARD_TOKEN"  # noqa: S105 - the name of one
+_TOKEN_MAX: Final = 4096
+_TURN: Final = 0.5
+"""Seconds between two looks at whether the forwarder still runs."""
+
+
+@click.command("forward")
+@connection_options
+@click.argument("url", metavar="[URL]", required=False)
+@click.option(
+    "--socket", metavar="PATH", help="Where to listen. Default: the runtime directory, by the URL."
+)
+@click.option("--http", is_flag=True, help="Also a reverse proxy for HTTP, at PATH.http.")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Also a TCP port, which every local user can reach."
+)
+@click.option(
+    "--way",
+    type=click.Choice(["http", "stream"]),
+    default="http",
+    show_default=True,
+    help="What is spoken at that port. http needs a token; stream has none.",
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help=f"The token for HTTP at that port (- is standard input). Else {_TOKEN_VARIABLE}.",
+)
+@click.option(
+    "--max-channels", type=click.IntRange(1), default=2, show_default=True, help="As Client's."
+)
+@click.option(
+    "--drain",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="How long connections may go on after SIGTERM.",
+)
+def command(
+    connection: Connection,
+    url: str | None,
+    socket: str | None,
+    http: bool,
+    listen: str | None,
+    way: str,
+    token_file: str | None,
+    max_channels: int,
+    drain: float,
+) -> None:
+    """Share verified channels among the processes of this machine and user.
+
+    They use it by Client(URL, via="unix:PATH"). SIGTERM drains it, SIGHUP has it read the files of
+    --pcrs again.
+    """
+    listening = given("--listen", listen)
+    own: dict[str, Any] = {
+        "socket": given("--socket", socket),
+        "http": http,
+        "listen": listening,
+        "way": way,
+        "token": _token(token_file) if listening is not None and way == "http" else None,
+        "max_channels": max_channels,
+    }
+    with refusing():
+        forwarder = enclavia.Forwarder(needed_url(url), **connection.options(), **own)
+    if way == "stream" and listening is not None:
+        streams.warn(f"warning: every user of this machine may use {listening}")
+    _serve(forwarder, connection, drain)
+
+
+def _token(file: str | None) -> str:
+    if file is None:
+        token = os.environ.get(_TOKEN_VARIABLE)
+        if token is None:
+            raise Problem(
+                "expected a token for HTTP at a TCP port, got none: give --token-file, or set "
+                f"{_TOKEN_VARIABLE}"
+            )
+        return token
+    content = streams.read_input(file, "a file with a token", _TOKEN_MAX)
+    try:
+        return content.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise Problem("--token-file: expected ASCII, got other bytes") from None
+
+
+def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) -> None:
+    woken = threading.Event()
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        woken.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, note)
+    with refusing():
+        try:
+            forwarder.start()
+        except (enclavia.StateError, ImportError) as error:
+            raise Problem(str(error)) from None
+    try:
+        streams.say(f"via   {forwarder.via}")
+        if forwarder.http_path is not None:
+            streams.say(f"http  {streams.visible(forwarder.http_path)}")
+        if forwarder.address is not None:
+            streams.say("tcp   {}:{}".format(*forwarder.address))
+        connecting = threading.Thread(target=_connect, args=(forwarder,), daemon=True)
+        connecting.start()
+        while forwarder.running:
+            woken.wait(_TURN)
+            woken.clear()
+            while asked:
+                which = asked.pop(0)
+                if which != signal.SIGHUP:
+                    _drain(forwarder, drain, woken)
+                    if which != signal.SIGTERM:
+                        raise click.exceptions.Exit(128 + which)
+                    raise click.exceptions.Exit(OK)
+                _reload(forwarder, connection)
+    finally:
+        forwarder.stop(0)
+
+
+def _connect(forwarder: enclavia.Forwarder) -> None:
+    """At once, so that the log says early what is wrong. Clients are told by their own errors."""
+    try:
+        forwarder.connect()
+        module_id = forwarder.attestation.module_id
+    except enclavia.EnclaviaError as error:
+        streams.warn(f"{type(error).__name__}: {error}")
+    else:
+        streams.say(f"verified {streams.visible(module_id)}")
+
+
+def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
+    if not connection.pcrs or "-" in connection.pcrs:
+        streams.warn("kept the old pins: only those of files can be read again")
+        return
+    _told(lambda: forwarder.reload(connection.options()["pcrs"]))
+
+
+def _told(reload: Callable[[], None]) -> None:
+    try:
+        with refusing():
+            reload()
+    except (Problem, enclavia.EnclaviaError) as error:
+        streams.warn(f"kept the old pins: {error}")
+    else:
+        streams.say("reloaded the pins")
+
+
+def _drain(forwarder: enclavia.Forwarder, drain: float, woken: threading.Event) -> None:
+    """A second signal ends what is left at once."""
+    streams.say("draining")
+    stopping = threading.Thread(target=forwarder.stop, args=(drain,), daemon=True)
+    stopping.start()
+    while stopping.is_alive() and not woken.wait(0.1):
+        pass

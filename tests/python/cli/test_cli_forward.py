@@ -1,0 +1,97 @@
+"""``forward``: the options of the program reach the forwarder, and it ends as services do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from command_line import INTERRUPTED, USAGE, cli, started
+from repository import ROOT
+from support import HANG, ByteServer, answering
+
+from enclavia.testing import LocalEnclave
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+TOKEN = "a-token-of-this-test-alone"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="enclavia-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def arguments(folder: Path) -> Iterator[list[str]]:
+    with ByteServer(answering(OK)) as server, LocalEnclave(server.address) as enclave:
+        lines = [f"{name}: {value}" for name, value in enclave.pcrs.as_dict().items()]
+        (folder / "pins").write_text("\n".join(lines))
+        (folder / "root").write_bytes(enclave.root or b"")
+        pins = ["--pcrs", str(folder / "pins"), "--root", str(folder / "root")]
+        yield ["forward", enclave.url, *pins, "--socket", str(folder / "f")]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)])
+def test_all_its_sockets(
+    folder: Path, arguments: list[str], number: signal.Signals, code: int
+) -> None:
+    (folder / "token").write_text(f"{TOKEN}\n")
+    more = ["--http", "--listen", "127.0.0.1:0", "--token-file", str(folder / "token")]
+    process = started(*arguments, *more, cwd=folder)
+    assert process.stdout is not None
+    lines = [process.stdout.readline().decode() for _ in range(4)]
+    assert lines[0] == f"via   unix:{folder}/f\n"
+    assert lines[1] == f"http  {folder}/f.http\n"
+    assert lines[3].startswith("verified i-")
+    address = lines[2].removeprefix("tcp   ").strip()
+    with httpx2.Client(trust_env=False, timeout=HANG) as client:
+        assert client.get(f"http://{address}/").status_code == 407
+        token = {"Proxy-Authorization": f"Bearer {TOKEN}"}
+        assert client.get(f"http://{address}/", headers=token).text == "ok"
+    again = cli(*arguments, cwd=folder)
+    again.expect(USAGE, "expected no other forwarder")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=HANG)
+    assert process.returncode == code
+    assert b"draining" in out
+    assert not (folder / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--listen", "127.0.0.1:0"], "expected a token for HTTP at a TCP port, got none"),
+        (["--listen", "nowhere"], "expected a token"),
+        (["--listen", "nowhere", "--way", "stream"], "listen: expected 'HOST:PORT'"),
+        (["--socket", "f"], "expected an absolute path"),
+        (["--socket", ""], "expected a value, got an empty one"),
+        (["--socket", "/" + "x" * 100], "at most 94 bytes"),
+        (["--max-channels", "0"], "--max-channels"),
+        (["--drain", "-1"], "--drain"),
+    ],
+)
+def test_refused(folder: Path, arguments: list[str], more: list[str], said: str) -> None:
+    cli(*arguments, *more, cwd=folder).expect(USAGE, said)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
+def test_the_unit_is_one(folder: Path) -> None:
+    unit = ROOT / "docs" / "examples" / "enclavia-forward.service"
+    checked = subprocess.run(
+        ["systemd-analyze", "--user", "verify", unit],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    options = re.findall(r"(--[\w-]+)", re.findall(r"^ExecStart=.*", unit.read_text(), re.M)[0])
+    assert options == ["--pcrs"]
