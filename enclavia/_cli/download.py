@@ -70,6 +70,7 @@ class Store(Protocol):
         kind: type[BaseException] | None,
         value: BaseException | None,
         trace: TracebackType | None,
+        /,
     ) -> None: ...
 
 

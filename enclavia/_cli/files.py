@@ -41,6 +41,7 @@ class Output(Protocol):
         kind: type[BaseException] | None,
         value: BaseException | None,
         trace: TracebackType | None,
+        /,
     ) -> None: ...
 
 

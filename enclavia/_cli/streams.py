@@ -162,9 +162,10 @@ def read_all(file: BinaryIO, most: int) -> bytes:
 def finish(code: int) -> int:
     """Writes what is left, so that the interpreter has nothing to complain of when it ends."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except ValueError:
             pass  # closed by somebody
         except OSError as error:
