@@ -135,6 +135,7 @@ UNLIKE: dict[str, list[Any]] = {
         httpx2.Limits(keepalive_expiry=3),
     ],
     "shared_expiry": [None, 0, 5],
+    "via": [None, "unix:/run/one", "unix:/run/two"],
 }
 
 
