@@ -64,11 +64,12 @@ test-c: build/installed-test
 	$(MAKE) -C tests/c --silent neon PYTHON=$(CURDIR)/$(BIN)/python
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
 	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
-	    TESTS='test_net test_enclave test_workload test_channel test_threads'
+	    TESTS='test_net test_loop test_enclave test_workload test_channel test_channel_slots test_slow_readers test_threads'
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test
-	.ci/python-san $(addprefix tests/python/,channel/test_channel.py testing/test_enclave.py core/test_buffers.py)
+	.ci/python-san tests/python/channel/test_channel.py $(wildcard tests/python/testing/test_enclave*.py) \
+	    tests/python/core/test_buffers.py
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib

@@ -33,7 +33,10 @@ NEEDED_BY_TESTS = (
     "pytest hypothesis starlette httpx2[ws]>=2.12 websockets trio cbor2 uvloop".split()
 )
 # By the names of their files, wherever below tests they lie.
-TESTS = "channel client enclave tls attestation build_info trust_store".split()
+TESTS = """
+channel tls trust_store attestation build_info enclave enclave_faults enclave_slow
+client bodies hosts many_at_once reconnecting timeouts
+""".split()
 COPIED = ("tests", "packaging/sources.toml", "pyproject.toml", "docs/examples/demo.py")
 
 

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import pytest
+
+# What the tests share asserts too, and is to say as much where it fails.
+SHARED = Path(__file__).with_name("support").glob("*.py")
+pytest.register_assert_rewrite(*(path.stem for path in SHARED))
 
 
 def pytest_configure() -> None:

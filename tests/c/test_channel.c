@@ -7,40 +7,14 @@
 #include <cmocka.h>
 
 #include <poll.h>
-#include <stdatomic.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "channel/state.h"
 #include "local.h"
-
-static encl_stream *open_stream(encl_channel *ch, const char *first) {
-    encl_slot *slot;
-    encl_stream *st;
-    encl_error err;
-
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slot, &err), ENCL_OK);
-    if (encl_slot_wait(slot, encl_now_ns() + 10 * SECOND, &err) != ENCL_OK) {
-        fail_msg("%s", err.message);
-    }
-    assert_int_equal(encl_stream_open(slot, ENCL_SLICE(first, strlen(first)), &st, &err), ENCL_OK);
-    encl_slot_release(slot);
-    return st;
-}
-
-static void read_exactly(encl_stream *st, uint8_t *out, size_t n) {
-    encl_error err;
-
-    while (n != 0) {
-        size_t got;
-
-        if (encl_stream_read(st, out, n, encl_now_ns() + 10 * SECOND, &got, &err) != ENCL_OK) {
-            fail_msg("%s", err.message);
-        }
-        assert_int_not_equal(got, 0);
-        out += got;
-        n -= got;
-    }
-}
+#include "streams.h"
 
 /* ---- tests ---- */
 
@@ -54,25 +28,6 @@ static void a_stream_carries_bytes_both_ways(void **state) {
     assert_memory_equal(got, "hello", 5);
     encl_stream_release(st);
     done_with(ch);
-}
-
-typedef struct pour {
-    encl_stream *st;
-    const uint8_t *bytes;
-    size_t len;
-} pour;
-
-static void *pour_in(void *arg) {
-    pour *p = arg;
-    encl_error err;
-    size_t put;
-
-    if (encl_stream_write(p->st, ENCL_SLICE(p->bytes, p->len), encl_now_ns() + 30 * SECOND, &put,
-                          &err) != ENCL_OK) {
-        print_message("%s\n", err.message);
-        abort();
-    }
-    return NULL;
 }
 
 static void many_bytes_come_back_in_order(void **state) {
@@ -94,139 +49,6 @@ static void many_bytes_come_back_in_order(void **state) {
     free(sent);
     free(got);
     encl_stream_release(st);
-    done_with(ch);
-}
-
-static encl_channel *shared_channel;
-static atomic_int failures;
-
-static void *use_channel(void *arg) {
-    char text[32];
-
-    for (int round = 0; round < 20; round++) {
-        uint8_t got[32];
-        encl_stream *st;
-
-        (void)snprintf(text, sizeof text, "thread %d round %d", (int)(intptr_t)arg, round);
-        st = open_stream(shared_channel, text);
-        read_exactly(st, got, strlen(text));
-        if (memcmp(got, text, strlen(text)) != 0) {
-            atomic_fetch_add(&failures, 1);
-        }
-        if (round % 2 == 0) {
-            encl_stream_close(st);
-        }
-        encl_stream_release(st);
-    }
-    return NULL;
-}
-
-/* A stream's slot is free when its StreamClose has been sent, which waits its turn. */
-static void assert_all_slots_come_free(encl_channel *ch) {
-    int64_t until = encl_now_ns() + 5 * SECOND;
-    encl_channel_stats stats;
-
-    do {
-        encl_channel_get_stats(ch, &stats);
-        if (stats.slots_in_use == 0) {
-            return;
-        }
-        usleep(1000);
-    } while (encl_now_ns() < until);
-    fail_msg("%d slots were never freed", (int)stats.slots_in_use);
-}
-
-static void sixteen_threads_share_four_slots(void **state) {
-    pthread_t threads[16];
-    encl_channel_stats stats;
-
-    (void)state;
-    shared_channel = open_channel(4);
-    for (int i = 0; i < 16; i++) {
-        assert_int_equal(pthread_create(&threads[i], NULL, use_channel, (void *)(intptr_t)i), 0);
-    }
-    for (int i = 0; i < 16; i++) {
-        pthread_join(threads[i], NULL);
-    }
-    assert_int_equal(failures, 0);
-    encl_channel_get_stats(shared_channel, &stats);
-    assert_int_equal(stats.streams_total, 16 * 20);
-    assert_int_equal(stats.streams_open, 0);
-    assert_int_equal(stats.slots_waiting, 0);
-    assert_all_slots_come_free(shared_channel);
-    done_with(shared_channel);
-}
-
-static void slots_are_granted_in_order(void **state) {
-    encl_channel *ch = open_channel(1);
-    encl_slot *first, *second, *third;
-    encl_error err;
-
-    (void)state;
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &first, &err), ENCL_OK);
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &second, &err), ENCL_OK);
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &third, &err), ENCL_OK);
-    assert_true(encl_slot_granted(first));
-    assert_false(encl_slot_granted(second));
-    assert_int_equal(encl_slot_wait(second, encl_now_ns() + SECOND / 20, &err),
-                     ENCL_E_POOL_TIMEOUT);
-    encl_slot_release(second); /* gives its place in the queue up */
-    encl_slot_release(first);
-    assert_true(encl_slot_granted(third));
-    encl_slot_release(third);
-    done_with(ch);
-}
-
-/* More than are granted at once before any record was sent. */
-#define EARLY 40
-
-static void slots_asked_for_before_it_is_open_are_granted(void **state) {
-    encl_channel *ch = start_channel(64);
-    encl_slot *slots[EARLY];
-    encl_stream *streams[EARLY];
-    encl_error err;
-
-    (void)state;
-    for (int i = 0; i < EARLY; i++) {
-        assert_int_equal(encl_channel_reserve(ch, NULL, 0, &slots[i], &err), ENCL_OK);
-    }
-    assert_int_equal(encl_channel_wait_open(ch, encl_now_ns() + 10 * SECOND, &err), ENCL_OK);
-    for (int i = 0; i < EARLY; i++) {
-        if (encl_slot_wait(slots[i], encl_now_ns() + 5 * SECOND, &err) != ENCL_OK) {
-            fail_msg("slot %d: %s", i, err.message);
-        }
-        assert_int_equal(encl_stream_open(slots[i], ENCL_SLICE("x", 1), &streams[i], &err),
-                         ENCL_OK);
-    }
-    for (int i = 0; i < EARLY; i++) {
-        encl_slot_release(slots[i]);
-        encl_stream_release(streams[i]);
-    }
-    done_with(ch);
-}
-
-static void *give_up_soon(void *arg) {
-    usleep(50000);
-    encl_slot_give_up(arg);
-    return NULL;
-}
-
-static void giving_a_slot_up_wakes_whoever_waits_for_it(void **state) {
-    encl_channel *ch = open_channel(1);
-    encl_slot *first, *second;
-    int64_t start = encl_now_ns();
-    pthread_t thread;
-    encl_error err;
-
-    (void)state;
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &first, &err), ENCL_OK);
-    assert_int_equal(encl_channel_reserve(ch, NULL, 0, &second, &err), ENCL_OK);
-    assert_int_equal(pthread_create(&thread, NULL, give_up_soon, second), 0);
-    assert_int_equal(encl_slot_wait(second, encl_now_ns() + 10 * SECOND, &err), ENCL_E_STATE);
-    assert_true(encl_now_ns() - start < 5 * SECOND);
-    pthread_join(thread, NULL);
-    encl_slot_release(second);
-    encl_slot_release(first);
     done_with(ch);
 }
 
@@ -484,165 +306,6 @@ static void looking_waits_for_no_lock(void **state) {
     done_with(ch);
 }
 
-static void a_slow_reader_holds_no_more_than_its_bound(void **state) {
-    encl_channel *ch = open_channel(64);
-    encl_stream *st = open_stream(ch, "");
-    const size_t total = 24 * 1024 * 1024;
-    uint8_t *bytes = calloc(1, total);
-    size_t put, most = 0, read = 0;
-    pthread_t thread;
-    pour p = {st, bytes, total};
-
-    (void)state;
-    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
-    for (int i = 0; i < 20 || most == 0; i++) {
-        usleep(10000);
-        put = encl_stream_buffered(st);
-        most = put > most ? put : most;
-    }
-    /* The high water mark, and at most one block of what had been read when it was passed. */
-    assert_in_range(most, 1, ENCL_STREAM_HIGH_WATER + 512 * 1024);
-    while (read < total) {
-        encl_error err;
-
-        assert_int_equal(
-            encl_stream_read(st, bytes, 65536, encl_now_ns() + 10 * SECOND, &put, &err), ENCL_OK);
-        read += put;
-    }
-    pthread_join(thread, NULL);
-    free(bytes);
-    encl_stream_release(st);
-    done_with(ch);
-}
-
-static bool eventually_holds(encl_stream *st, size_t at_least) {
-    int64_t until = encl_now_ns() + 30 * SECOND;
-
-    while (encl_stream_buffered(st) < at_least) {
-        if (encl_now_ns() > until) {
-            return false;
-        }
-        usleep(1000);
-    }
-    return true;
-}
-
-static void assert_nothing_more_is_held(encl_stream *st) {
-    size_t before;
-
-    do {
-        before = encl_stream_buffered(st);
-        usleep(100000);
-    } while (encl_stream_buffered(st) != before);
-    assert_in_range(before, ENCL_STREAM_HIGH_WATER, ENCL_STREAM_HIGH_WATER + 512 * 1024);
-}
-
-static void a_slow_reader_does_not_stop_the_others(void **state) {
-    const size_t total = 10 * 1024 * 1024; /* less than may be held */
-    encl_channel *ch = open_channel(64);
-    encl_stream *slow = open_stream(ch, "");
-    uint8_t *bytes = calloc(1, total);
-    pthread_t thread;
-    pour p = {slow, bytes, total};
-
-    (void)state;
-    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
-    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
-    assert_nothing_more_is_held(slow);
-    for (int i = 0; i < 20; i++) {
-        encl_stream *st = open_stream(ch, "hello");
-        uint8_t got[5];
-
-        read_exactly(st, got, sizeof got);
-        encl_stream_release(st);
-    }
-    assert_in_range(encl_stream_buffered(slow), ENCL_STREAM_HIGH_WATER, total);
-    read_exactly(slow, bytes, total);
-    pthread_join(thread, NULL);
-    free(bytes);
-    encl_stream_release(slow);
-    assert_all_slots_come_free(ch);
-    done_with(ch);
-}
-
-static void *pour_until_refused(void *arg) {
-    pour *p = arg;
-    encl_error err;
-    size_t put;
-
-    if (encl_stream_write(p->st, ENCL_SLICE(p->bytes, p->len), encl_now_ns() + 30 * SECOND, &put,
-                          &err) == ENCL_OK) {
-        print_message("expected the channel to close before all was sent\n");
-        abort();
-    }
-    return NULL;
-}
-
-static bool is_paused(encl_channel *ch) {
-    bool paused;
-
-    encl_lock(&ch->lock);
-    paused = ch->paused;
-    encl_unlock(&ch->lock);
-    return paused;
-}
-
-/* The peer's close frame ends the connection in good order. It stands behind the bytes that were
- * not read, so a connection that stays paused would not see it. */
-static void closing_reads_on_behind_a_slow_reader(void **state) {
-    const size_t total = 24 * 1024 * 1024; /* more than is on its way at any time */
-    encl_channel *ch = open_channel(64);
-    encl_stream *slow = open_stream(ch, "");
-    uint8_t *bytes = calloc(1, total);
-    pthread_t thread;
-    pour p = {slow, bytes, total};
-
-    (void)state;
-    assert_int_equal(pthread_create(&thread, NULL, pour_until_refused, &p), 0);
-    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
-    assert_nothing_more_is_held(slow);
-    assert_true(is_paused(ch));
-    encl_channel_close(ch, NULL);
-    assert_false(is_paused(ch));
-    pthread_join(thread, NULL);
-    free(bytes);
-    encl_stream_release(slow);
-    done_with(ch);
-}
-
-static void what_a_slow_reader_was_sent_is_there_when_it_comes(void **state) {
-    const size_t total = ENCL_CHANNEL_UNREAD_MAX + 2 * 1024 * 1024;
-    encl_channel *ch = open_channel(64);
-    encl_stream *slow = open_stream(ch, ""), *waiting = open_stream(ch, "");
-    uint8_t *sent = malloc(total), *got = malloc(total), byte;
-    pthread_t thread;
-    pour p = {slow, sent, total};
-    size_t n;
-    encl_error err;
-
-    (void)state;
-    for (size_t i = 0; i < total; i++) {
-        sent[i] = (uint8_t)rand();
-    }
-    assert_int_equal(pthread_create(&thread, NULL, pour_in, &p), 0);
-    assert_true(eventually_holds(slow, ENCL_STREAM_HIGH_WATER));
-    /* Nothing will come for the other one: while it waits, all is read that may be held. */
-    for (int i = 0; i < 300 && encl_stream_buffered(slow) < ENCL_CHANNEL_UNREAD_MAX; i++) {
-        assert_int_equal(encl_stream_read(waiting, &byte, 1, encl_now_ns() + SECOND / 10, &n, &err),
-                         ENCL_E_READ_TIMEOUT);
-    }
-    assert_in_range(encl_stream_buffered(slow), ENCL_CHANNEL_UNREAD_MAX,
-                    ENCL_CHANNEL_UNREAD_MAX + 512 * 1024);
-    read_exactly(slow, got, total);
-    pthread_join(thread, NULL);
-    assert_memory_equal(sent, got, total);
-    free(sent);
-    free(got);
-    encl_stream_release(waiting);
-    encl_stream_release(slow);
-    done_with(ch);
-}
-
 static void fresh_documents_are_collected_by_number(void **state) {
     encl_channel *ch = open_channel(64);
     uint64_t first, second;
@@ -813,25 +476,18 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stream_carries_bytes_both_ways),
         cmocka_unit_test(many_bytes_come_back_in_order),
-        cmocka_unit_test(sixteen_threads_share_four_slots),
-        cmocka_unit_test(slots_are_granted_in_order),
-        cmocka_unit_test(slots_asked_for_before_it_is_open_are_granted),
-        cmocka_unit_test(giving_a_slot_up_wakes_whoever_waits_for_it),
         cmocka_unit_test(abandoning_wakes_whoever_waits_for_the_answer),
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
         cmocka_unit_test(who_stops_waiting_leaves_nothing_behind),
         cmocka_unit_test(everybody_who_waits_is_told),
         cmocka_unit_test(looking_waits_for_no_lock),
-        cmocka_unit_test(a_slow_reader_holds_no_more_than_its_bound),
-        cmocka_unit_test(a_slow_reader_does_not_stop_the_others),
-        cmocka_unit_test(what_a_slow_reader_was_sent_is_there_when_it_comes),
-        cmocka_unit_test(closing_reads_on_behind_a_slow_reader),
         cmocka_unit_test(fresh_documents_are_collected_by_number),
         cmocka_unit_test(no_more_than_sixteen_documents_are_kept),
         cmocka_unit_test(nothing_is_sent_before_it_is_open),
         cmocka_unit_test(a_paced_upload_does_not_keep_the_loop_busy),
         cmocka_unit_test(a_forked_child_is_refused),
     };
+
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

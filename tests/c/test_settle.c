@@ -7,6 +7,8 @@
 
 #include <cmocka.h>
 
+#include <unistd.h>
+
 #include "channel/queue.h"
 #include "channel/settle.h"
 #include "channel/transfer.h"

@@ -40,20 +40,27 @@ LIBRARY = OUT / "libencl_testing.so"
 # Which of them a mutant meets is found out by running them.
 PYTHON_TESTS = (
     "tests/python/identity/test_attest.py",
+    "tests/python/identity/test_attest_chain.py",
+    "tests/python/identity/test_attest_certificates.py",
+    "tests/python/identity/test_attest_verdict.py",
+    "tests/python/identity/test_attest_cache.py",
+    "tests/python/identity/test_attest_vectors.py",
     "tests/python/core/test_wire.py",
     "tests/python/core/test_noise.py",
     "tests/python/identity/test_pcrs.py",
     "tests/python/channel/test_url.py",
-    "tests/python/client/test_client.py::test_other_hosts_are_refused",
+    "tests/python/client/test_hosts.py::test_other_hosts_are_refused",
 )
+
+SESSION = ("test_session", "test_session_ids", "test_session_records", "test_session_ends")
 
 # What is mutated, and the tests that its mutants meet, the likeliest to notice first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "attest/*.c": ("test_attest", "python", "test_session"),
+    "attest/*.c": ("test_attest", "python", *SESSION),
     "cbor/*.c": ("test_cbor", "test_wire", "test_attest", "python"),
-    "noise/*.c": ("test_noise", "python", "test_session"),
-    "session/*.c": ("test_session", "test_noise"),
-    "base/secmem.c": ("test_base", "test_noise", "python", "test_attest", "test_session"),
+    "noise/*.c": ("test_noise", "python", *SESSION),
+    "session/*.c": (*SESSION, "test_noise"),
+    "base/secmem.c": ("test_base", "test_noise", "python", "test_attest", *SESSION),
 }
 PROGRAMS = sorted({test for tests in TESTS.values() for test in tests} - {"python"})
 

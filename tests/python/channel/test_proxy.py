@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ import pytest
 from enclave_peer import EnclavePeer, connect
 from raw_server import LIMIT, Peer, PeerGone, RawServer, header, unused_port
 from repository import SUPPORT
-from resources import Held
 
 import enclavia
 from enclavia.testing import LocalEnclave
 from enclavia.testing._tls import localhost_certificate
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 SECRET = "a-bearer-token-only-for-the-router"
 
@@ -36,13 +36,6 @@ def warm() -> None:
         enclavia.Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client,
     ):
         client.get("/")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    held = Held()
-    yield
-    held.check_released()
 
 
 def pump(one: socket.socket, other: socket.socket) -> None:

@@ -10,7 +10,6 @@ import os
 import ssl
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from enclave_peer import EnclavePeer, connect
-from raw_server import LIMIT, PING, Peer, RawServer, frame, unused_port
-from resources import Held
+from raw_server import LIMIT, PING, Peer, RawServer, frame
 from support import ByteServer, Connection
 
 import enclavia
 from enclavia import _core
 from enclavia._channel import trust_store
 from enclavia.testing import LocalEnclave
+
+pytestmark = pytest.mark.usefixtures("warm", "nothing_left")
 
 SECRET = "a-bearer-token-only-for-the-real-router"
 NOW = datetime.datetime.now(datetime.UTC)
@@ -118,19 +118,6 @@ def ca(mint: Mint) -> Issued:
 @pytest.fixture(scope="module")
 def good(mint: Mint, ca: Issued) -> Issued:
     return mint.issue(["localhost"], ca)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warm() -> None:
-    with pytest.raises(enclavia.ConnectError):
-        connect(f"ws://127.0.0.1:{unused_port()}")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    held = Held()
-    yield
-    held.check_released()
 
 
 def serve(peer: Peer) -> None:

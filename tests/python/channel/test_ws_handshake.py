@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,23 +24,11 @@ from raw_server import (
     header,
     unused_port,
 )
-from resources import Held, eventually
+from resources import eventually
 
 import enclavia
 
-
-@pytest.fixture(scope="module", autouse=True)
-def warm() -> None:
-    """The service thread and its descriptors are made once and kept."""
-    with pytest.raises(enclavia.ConnectError):
-        connect(f"ws://127.0.0.1:{unused_port()}")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    held = Held()
-    yield
-    held.check_released()
+pytestmark = pytest.mark.usefixtures("warm", "nothing_left")
 
 
 def answered(data: bytes, **options: Any) -> enclavia.EnclaviaError:

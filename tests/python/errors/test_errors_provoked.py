@@ -428,7 +428,7 @@ def test_every_row_is_provoked() -> None:
 def test_the_row_says_what_may_be_retried(row: str) -> None:
     text = rows()[row]
     said = "etryable" in text and "Not retryable" not in text
-    if row == "CertificateError":  # where a clock is behind: tests/python/identity/test_attest.py
+    if row == "CertificateError":  # where a clock is behind: test_attest_chain.py
         assert "Retryable only where" in text
         return
     assert said is any(each.retryable for each in PROVOCATIONS if each.row == row)

@@ -1,0 +1,95 @@
+"""Which hosts a client talks to: the enclave, and no other. For the blocking client, and for the
+awaited one in asyncio, uvloop and trio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from support import (
+    KINDS,
+    Connection,
+    Face,
+    answering,
+    byte_enclave,
+    ok,
+    with_client,
+)
+
+import enclavia
+
+pytestmark = [
+    pytest.mark.parametrize("kind", KINDS),
+    pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning"),
+]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://other.example/", "http://127.0.0.1:1/", "https://127.0.0.1:1/", "ftp://x/",
+        "ftp://{authority}/",
+    ],
+)  # fmt: skip
+def test_other_hosts_are_refused(kind: str, url: str) -> None:
+    with byte_enclave(answering(ok())) as (enclave, server):
+        url = url.replace("{authority}", f"127.0.0.1:{enclave.port}")
+
+        async def case(client: Face) -> None:
+            with pytest.raises(enclavia.ForeignURL) as caught:
+                await client.get(url)
+            assert isinstance(caught.value, httpx2.UnsupportedProtocol | ValueError)
+
+        with_client(kind, enclave, case)
+        assert not server.connections
+        assert enclave.stats()["connections_total"] == 0
+
+
+def test_redirects(kind: str) -> None:
+    locations = [b"/next", b"https://{own}/absolute", b"https://other.example/", b"http://{own}/"]
+
+    def script(connection: Connection) -> None:
+        while True:
+            head = connection.request()[0]
+            number = int(head.split(b" ")[1][1:]) if head[5:6].isdigit() else None
+            if number is None:
+                connection.send(ok(b"arrived"))
+            else:
+                location = locations[number].replace(b"{own}", b"127.0.0.1:%d" % enclave.port)
+                connection.send(
+                    b"HTTP/1.1 302 Found\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % location
+                )
+
+    with byte_enclave(script) as (enclave, server):
+
+        async def case(client: Face) -> None:
+            assert (await client.get("/0")).status_code == 302
+            for number in (0, 1, 3):
+                assert (await client.get(f"/{number}", follow_redirects=True)).content == b"arrived"
+            with pytest.raises(enclavia.ForeignURL):
+                await client.get("/2", follow_redirects=True)
+
+        with_client(kind, enclave, case)
+        assert len(server.connections) == 1
+
+
+def test_environment_proxies_are_not_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            assert (await client.get("/")).status_code == 200
+
+        with_client(kind, enclave, case)
+
+
+def test_base_url_of_another_host(kind: str) -> None:
+    cls: Any = enclavia.Client if kind == "sync" else enclavia.AsyncClient
+    with pytest.raises(enclavia.ForeignURL, match="base_url"):
+        cls("wss://e.example", debug_mode=True, base_url="https://other.example/api")
+    client = cls("wss://e.example", debug_mode=True, base_url="https://e.example/api")
+    assert client.base_url == "https://e.example/api/"
+    assert cls("wss://e.example/tunnel", debug_mode=True).base_url == "https://e.example/"
+    assert client.base_url.join("/v1") == "https://e.example/v1"
