@@ -8,6 +8,7 @@ Calls: _channel, _errors, _io, _pool. Locks: none.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,6 +37,8 @@ class Connections:
         self.config = config
         self.io = io
         self.pool: Pool[Tunnel, IdleStream] = Pool(limits)
+        self.made: weakref.WeakSet[Tunnel] = weakref.WeakSet()
+        """All that there still are, whether or not the pool has them."""
         self.past = Traffic()
         self.raw_attestation: dict[str, object] | None = None
         self._limits = limits
@@ -144,6 +147,7 @@ class Connections:
         tunnel = member.handle
         if tunnel is None:
             tunnel = Tunnel(self.config.reach(), self.past)
+            self.made.add(tunnel)
             self.pool.starting(ticket, tunnel)
         opened = await self.io.wait_open(tunnel.core, time_left(earlier(end, deadline)))
         if ticket.state is not State.CONNECT:

@@ -213,10 +213,13 @@ class Pump:
         self._in = self._in[taken:]
         if self._in:
             self._set_reader(False)
+            # Nothing is read of the client for now, so that its end is to be seen in another way.
+            self._owner.watch_end(self._sock, self)
             self._register(self._write_token, _core.WRITABLE)
         elif self._client_ended:
             self._end_upload()
         else:
+            self._owner.unwatch_end(self._sock)
             self._set_reader(True)
 
     def _stream_writable(self) -> None:

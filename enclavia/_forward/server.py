@@ -395,11 +395,11 @@ class Server:
         config = settings.settings.config
         self.engine.config = config
         self.connections.config = config
-        for tunnel in self.pool.handles():
-            if not tunnel.alive:
-                # On its way, by the old pins.
-                tunnel.close(0)
-            elif not self._pinned(tunnel):
+        # Not only those that the pool still gives out: one that it has retired may carry streams.
+        for tunnel in list(self.connections.made):
+            if tunnel.core.state == "connecting":
+                tunnel.close(0)  # by the old pins
+            elif tunnel.core.state == "open" and not self._pinned(tunnel):
                 self._refuse(tunnel)
         self.pool.settle(now())
         self._retire_identities()

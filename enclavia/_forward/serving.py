@@ -18,6 +18,10 @@ __all__ = ["App", "HttpServer"]
 
 _FOREVER: Final = 10**9
 _GRACE: Final = 1
+_HEAD_MAX: Final = 64 * 1024
+"""Bytes of a request's head, which is read before a token is looked at. What arrives together with
+its end is counted with it."""
+_HEAD_SECONDS: Final = 10
 
 
 class App(Protocol):
@@ -44,9 +48,12 @@ def _uvicorn() -> Any:  # noqa: ANN401
         ) from None
 
 
-def _protocol(app: App, connections: set[Any]) -> type[asyncio.Protocol]:
-    """uvicorn's, which looks at who comes before it reads anything, and tells the application
-    which connection it answers on and what the request line said."""
+def _protocol(
+    app: App, connections: set[Any], patient_seconds: float | None
+) -> type[asyncio.Protocol]:
+    """uvicorn's, which looks at who comes before it reads anything, tells the application which
+    connection it answers on and what the request line said, and bounds a request's head: its size,
+    and (``patient_seconds``, None: not) how long it may take."""
     base: Any = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
 
     class Connection(base):  # type: ignore[misc]
@@ -55,16 +62,38 @@ def _protocol(app: App, connections: set[Any]) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            self._head: int | None = 0
+            self._late: asyncio.TimerHandle | None = None
             if app.admits(transport.get_extra_info("socket")):
                 connections.add(self)
+                self._expect_head()
             else:
                 transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.discard(self)
+            self._head_came()
             super().connection_lost(exc)
 
+        def _expect_head(self) -> None:
+            if self._late is None and patient_seconds is not None:
+                loop = asyncio.get_running_loop()
+                self._late = loop.call_later(patient_seconds, self.transport.abort)
+
+        def _head_came(self) -> None:
+            self._head = None
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def on_message_begin(self) -> None:
+            if self._head is None:
+                self._head = 0
+            self._expect_head()
+            super().on_message_begin()
+
         def on_headers_complete(self) -> None:
+            self._head_came()
             self.scope["state"] = {
                 "connection": self,
                 "target": bytes(self.url),
@@ -76,8 +105,13 @@ def _protocol(app: App, connections: set[Any]) -> type[asyncio.Protocol]:
             super().on_headers_complete()
 
         def data_received(self, data: bytes) -> None:
-            if not self.transport.is_closing():
-                super().data_received(data)
+            if self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self._head is not None:
+                self._head += len(data)
+                if self._head > _HEAD_MAX:
+                    self.transport.abort()
 
     return Connection
 
@@ -90,7 +124,7 @@ class HttpServer:
         self._connections: set[Any] = set()
         config = uvicorn.Config(
             app,
-            http=_protocol(app, self._connections),
+            http=_protocol(app, self._connections, None if keep_alive else _HEAD_SECONDS),
             ws="none",
             interface="asgi3",
             lifespan="off",

@@ -105,7 +105,7 @@ class Config:
         self.url = Url()
         self.world = world
 
-    def open(self) -> Core:
+    def reach(self) -> Core:
         return Core(self.world)
 
 

@@ -909,6 +909,60 @@ def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
             assert program.wait() == 0
 
 
+def test_other_pins_end_a_channel_that_the_pool_has_retired(folder: Path) -> None:
+    """One on which an answer did not come in time gets no new streams, but has those it has."""
+    arrived: list[bytes] = []
+    ended = threading.Event()
+
+    def script(connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            while data := connection.sock.recv(65536):
+                arrived.append(data)
+                connection.send(b"echo:" + data)
+        ended.set()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        raw(str(folder / "f")) as sock,
+    ):
+        sock.sendall(b"one")
+        assert sock.recv(99) == b"echo:one"
+        connections = forwarder._running.server.connections  # type: ignore[union-attr]
+        (tunnel,) = connections.made
+        tunnel.broken = True
+        forwarder._running.call(lambda: connections.pool.settle(0))  # type: ignore[union-attr]
+        assert not connections.pool.handles()
+        forwarder.reload(OTHER)
+        assert ended.wait(HANG)
+        with contextlib.suppress(OSError):
+            sock.sendall(b"two")
+            assert sock.recv(99) == b""
+        assert arrived == [b"one"]
+
+
+def test_a_client_that_leaves_in_a_stalled_upload_frees_its_place(folder: Path) -> None:
+    def script(connection: Connection) -> None:
+        connection.head()
+        leave.wait(HANG)
+
+    leave = threading.Event()
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+    ):
+        with raw(str(folder / "f")) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+            sock.settimeout(1)
+            with pytest.raises(TimeoutError):
+                sock.sendall(bytes(64 * 2**20))
+            assert forwarder.stats.streams_active == 1
+        wait_for(lambda: not forwarder.stats.streams_active)
+        leave.set()
+
+
 def pins_of(pcrs: Pcrs) -> dict[str, dict[str, str]]:
     return {"pcrs": {"PCR0": pcrs.pcr0.hex(), "PCR1": pcrs.pcr1.hex(), "PCR2": pcrs.pcr2.hex()}}
 
@@ -932,7 +986,9 @@ class Program:
 
     def start(self) -> None:
         given = json.loads(self._given)
-        command = [sys.executable, "-m", "enclavia", "forward", given["url"]]
+        # The program leaves a SIGHUP alone that is ignored where it is started, as under nohup(1).
+        command = ["env", "--default-signal=HUP"]
+        command += [sys.executable, "-m", "enclavia", "forward", given["url"]]
         for name in ("pins", "root", "socket"):
             command += ["--pcrs" if name == "pins" else f"--{name}", given[name]]
         self._process = subprocess.Popen(

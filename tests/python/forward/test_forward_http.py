@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import tempfile
@@ -340,6 +341,28 @@ def test_without_the_token_nothing_is_sent(
     assert TOKEN not in caplog.text.replace(f"Bearer {TOKEN}", "")
     ours = [record for record in caplog.records if record.name.startswith(("enclavia", "uvicorn"))]
     assert not any(TOKEN in record.getMessage() for record in ours)
+
+
+def test_a_head_is_bounded_before_a_token_is_looked_at(enclave: LocalEnclave, folder: Path) -> None:
+    with forward(enclave, folder / "f", listen="127.0.0.1:0", token=TOKEN) as forwarder:
+        assert forwarder.address is not None
+        with socket.create_connection(forwarder.address, HANG) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                sock.sendall(b"X-A: 1\r\n" * 2**22)
+
+
+def test_a_head_that_does_not_come_ends_the_connection(
+    enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclavia._forward.serving._HEAD_SECONDS", 0.2)
+    with forward(enclave, folder / "f", listen="127.0.0.1:0", token=TOKEN) as forwarder:
+        assert forwarder.address is not None
+        for begun in (b"", b"GET / HTTP/1.1\r\n"):
+            with socket.create_connection(forwarder.address, HANG) as sock:
+                sock.sendall(begun)
+                with contextlib.suppress(ConnectionResetError):
+                    assert sock.recv(99) == b""
 
 
 def test_the_name_of_another_site_does_not_lead_to_the_port(
