@@ -122,7 +122,7 @@ class Config:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def open(self) -> Core:
+    def reach(self) -> Core:
         return Core(self.world)
 
 
