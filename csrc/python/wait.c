@@ -24,17 +24,17 @@ static int64_t slice_of(int64_t until) {
  * as soon as it began names nothing. */
 static void name_seconds(encl_error *err, int64_t allowed_ns) {
     long long ms = (allowed_ns + 500000) / 1000000;
-    size_t used = strlen(err->message);
+    char text[48];
 
     if (ms == 0) {
         return;
     }
     if (ms % 1000 == 0) {
-        snprintf(err->message + used, sizeof err->message - used, " within %lld s", ms / 1000);
+        (void)snprintf(text, sizeof text, " within %lld s", ms / 1000);
     } else {
-        snprintf(err->message + used, sizeof err->message - used, " within %lld.%03lld s",
-                 ms / 1000, ms % 1000);
+        (void)snprintf(text, sizeof text, " within %lld.%03lld s", ms / 1000, ms % 1000);
     }
+    encl_error_suffix(err, text);
 }
 
 binding_outcome binding_wait(int64_t until, encl_code again, binding_step step, void *context,
