@@ -88,11 +88,17 @@ class DirectOutput(_Pipe):
 
     def __init__(self, name: str) -> None:
         try:
-            # Buffered, since the write of a raw file may take a part.
-            file = open(name, "wb")  # noqa: SIM115 - closed by __exit__
+            descriptor = os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:
             raise cannot_write(name, error) from None
+        # Buffered, since the write of a raw file may take a part.
+        file = open(descriptor, "wb")  # noqa: SIM115 - closed by __exit__
         super().__init__(file, name)
+        # Whoever can write to its folder may have put a link to a file in its place since it was
+        # looked at. Nothing was made or cut by opening it.
+        if not _takes_bytes(os.fstat(descriptor).st_mode):
+            file.close()
+            raise _refused(name, "a file that was a device or a pipe just before")
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
@@ -199,7 +205,7 @@ def check_target(name: str) -> bool:
     if stat.S_ISDIR(leads_to.st_mode):
         raise _refused(name, "a folder")
     if not stat.S_ISREG(leads_to.st_mode):
-        if stat.S_ISSOCK(leads_to.st_mode) or stat.S_ISBLK(leads_to.st_mode):
+        if not _takes_bytes(leads_to.st_mode):
             raise _refused(name, "a socket or a disk")
         return False
     if stat.S_ISLNK(there.st_mode):
@@ -207,6 +213,11 @@ def check_target(name: str) -> bool:
     if not os.access(name, os.W_OK):
         raise cannot_write(name, OSError(errno.EACCES, os.strerror(errno.EACCES)))
     return True
+
+
+def _takes_bytes(mode: int) -> bool:
+    """Whether it is a device or a pipe, to which a body can be written as it comes."""
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def _refused(name: str, got: str) -> Problem:

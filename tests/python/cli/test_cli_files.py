@@ -33,6 +33,8 @@ from command_line import (
 from support import ByteServer, Connection, byte_enclave, eventually, ok
 
 import enclavia
+from enclavia._cli.exits import Problem
+from enclavia._cli.files import DirectOutput
 from enclavia.testing import LocalEnclave
 
 if TYPE_CHECKING:
@@ -459,3 +461,16 @@ def test_an_empty_body_is_an_empty_file(tmp_path: Path, place: Place) -> None:
         cli("get", place.url("/"), "-o", tmp_path / "x", *more, *place.pins).expect(OK)
         assert (tmp_path / "x").read_bytes() == b""
         assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_file_in_the_place_of_a_device(tmp_path: Path) -> None:
+    """Put there after it was looked at."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(victim)
+    with pytest.raises(Problem, match="link"):
+        DirectOutput(str(tmp_path / "link"))
+    with pytest.raises(Problem, match="No such file"):
+        DirectOutput(str(tmp_path / "absent"))
+    assert victim.read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["link", "victim"]
