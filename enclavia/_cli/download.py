@@ -53,6 +53,12 @@ class Asked:
         """Whether the user asked for a range."""
         return any(name.lower() in (b"range", b"if-range") for name, _ in self.headers)
 
+    @property
+    def can_go_on(self) -> bool:
+        """Not with a body: an answer may depend on it, and what was read from standard input is
+        gone when it was sent."""
+        return self.content is None and not self.is_partial
+
 
 class Store(Protocol):
     """A file that knows what its bytes are of."""
@@ -131,7 +137,7 @@ def send(
 def download(client: enclavia.Client, asked: Asked, store: Store, progress: Progress) -> None:
     """Whole when it returns; ``store`` is committed. Goes on after each cut as long as bytes come,
     and gives up after five tries in a row without any."""
-    if store.source is not None and (store.source.url != _url(client, asked) or asked.is_partial):
+    if store.source is not None and not _is_of(store.source, client, asked):
         store.begin(None)
     idle = restarts = 0
     while True:
@@ -156,6 +162,14 @@ def download(client: enclavia.Client, asked: Asked, store: Store, progress: Prog
             time.sleep(_FIRST_PAUSE * 2**idle)
 
 
+def _is_of(source: Source, client: enclavia.Client, asked: Asked) -> bool:
+    """Whether what an earlier run has left may be a beginning of what is asked for now. The date of
+    the last modification does not tell apart what a server has for other headers."""
+    dated = not source.validator.startswith('"')
+    with_headers = source.with_headers or bool(asked.headers)
+    return asked.can_go_on and source.url == _url(client, asked) and not (dated and with_headers)
+
+
 def _give_up(store: Store) -> NoReturn:
     raise Problem(
         f"expected the rest of the body behind {store.size} bytes, got answers without it",
@@ -174,10 +188,12 @@ def _try(client: enclavia.Client, asked: Asked, store: Store, progress: Progress
             (b"If-Range", source.validator.encode("ascii")),
         )
     response = send(client, asked, more)
+    end: int | None = None
     try:
         pcrs = _identity(client)
         if source is not None and resuming and response.status_code == 206:
-            _expect_rest(response, source, store.size, pcrs)
+            end, whole = _expect_rest(response, source, store.size, pcrs)
+            store.source = source = source._replace(total=whole)
             store.go_on()
         elif resuming and response.status_code == 416:
             raise _StartOverError
@@ -189,15 +205,13 @@ def _try(client: enclavia.Client, asked: Asked, store: Store, progress: Progress
         total = source.total if source is not None else _length(response)
         progress.begin(store.size, total)
         for chunk in response.iter_raw():
+            if end is not None and store.size + len(chunk) > end:
+                raise _StartOverError
             store.write(chunk)
             progress.add(len(chunk))
     finally:
         response.close()
-    if source is None or source.total is None or store.size == source.total:
-        return True
-    if store.size > source.total:
-        raise _StartOverError
-    return False
+    return source is None or source.total is None or store.size == source.total
 
 
 def _identity(client: enclavia.Client) -> tuple[str, ...]:
@@ -207,16 +221,25 @@ def _identity(client: enclavia.Client) -> tuple[str, ...]:
 
 def _expect_rest(
     response: httpx2.Response, source: Source, size: int, pcrs: tuple[str, ...]
-) -> None:
-    """That this is the rest of that representation, from the same image."""
+) -> tuple[int, int]:
+    """That this goes on with that representation, from the same image. Where this answer ends,
+    which may be before the representation does, and where that does."""
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
     if found is None or int(found[1]) != size or pcrs != source.pcrs:
         raise _StartOverError
-    if source.total is not None and found[3] is not None and int(found[3]) != source.total:
+    total = source.total if found[3] is None else int(found[3])
+    if total is None or (source.total is not None and source.total != total):
+        raise _StartOverError
+    end = int(found[2]) + 1
+    if not size < end <= total:
+        raise _StartOverError
+    # A validator tells apart what one resource is at different times, and not two resources.
+    if str(response.url) != source.final_url:
         raise _StartOverError
     etag = response.headers.get("etag")
     if source.validator.startswith('"') and etag is not None and etag != source.validator:
         raise _StartOverError
+    return end, total
 
 
 def _url(client: enclavia.Client, asked: Asked) -> str:
@@ -230,9 +253,10 @@ def _source_of(
     """None for what cannot be gone on with."""
     validator = _strong_validator(response.headers)
     refuses = response.headers.get("accept-ranges", "").strip().lower() == "none"
-    if response.status_code != 200 or validator is None or asked.is_partial or refuses:
+    if response.status_code != 200 or validator is None or not asked.can_go_on or refuses:
         return None
-    return Source(url, validator, _length(response), pcrs)
+    final_url = str(response.url)
+    return Source(url, final_url, bool(asked.headers), validator, _length(response), pcrs)
 
 
 def _length(response: httpx2.Response) -> int | None:

@@ -27,9 +27,14 @@ _VALIDATOR: Final = re.compile(r"[\x20-\x7e]+")
 
 class Source(NamedTuple):
     """What bytes are a part of. Two parts may be joined where all of this is the same: what was
-    asked for, which representation it was (a strong validator), and which image sent it."""
+    asked for, where redirects led, which representation it was (a strong validator), and which
+    image sent it."""
 
     url: str
+    final_url: str
+    with_headers: bool
+    """Whether the request had headers of the user's. Their values may be secret, so not even a
+    digest of them is kept."""
     validator: str
     total: int | None
     pcrs: tuple[str, ...]
@@ -112,12 +117,20 @@ class PartialOutput:
         self.size = 0
         self.source = source
         if source is None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._note)
+            self._remove_note()
             return
         with FileOutput(self._note, 0o600) as note:
             note.write(json.dumps(source._asdict()).encode())
             note.commit()
+
+    def _remove_note(self) -> None:
+        """Left there, it would be taken for the note of the bytes that are written now."""
+        try:
+            os.unlink(self._note)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise cannot_write(self._note, error) from None
 
     def go_on(self) -> None:
         """Behind the bytes that are there."""

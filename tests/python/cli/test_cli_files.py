@@ -35,6 +35,7 @@ from support import ByteServer, Connection, byte_enclave, eventually, ok
 import enclavia
 from enclavia._cli.exits import Problem
 from enclavia._cli.files import DirectOutput
+from enclavia._cli.partial import PartialOutput, Source
 from enclavia.testing import LocalEnclave
 
 if TYPE_CHECKING:
@@ -461,6 +462,120 @@ def test_an_empty_body_is_an_empty_file(tmp_path: Path, place: Place) -> None:
         cli("get", place.url("/"), "-o", tmp_path / "x", *more, *place.pins).expect(OK)
         assert (tmp_path / "x").read_bytes() == b""
         assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("total", [b"200000", b"*"])
+def test_a_part_of_the_rest_is_not_the_rest(tmp_path: Path, total: bytes) -> None:
+    """The first answer has no length, and a server may send less than the range asked for."""
+    workload = Ranged(70_000)
+
+    def bounded(fields: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+        if b"range" not in fields:
+            head = b'HTTP/1.1 200 OK\r\nETag: "one"\r\nTransfer-Encoding: chunked\r\n\r\n'
+            return head, b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+        first = int(fields[b"range"][len(b"bytes=") : -1])
+        rest = BODY[first : first + 50_000]
+        span = b"%d-%d/%b" % (first, first + len(rest) - 1, total)
+        head = (
+            b'HTTP/1.1 206 Partial Content\r\nETag: "one"\r\nContent-Range: bytes %b\r\n'
+            b"Content-Length: %d\r\n\r\n" % (span, len(rest))
+        )
+        return head, rest
+
+    workload.answer = bounded  # type: ignore[method-assign]
+    with desk(workload, tmp_path) as at:
+        at.get().expect(OK)
+        assert at.file.read_bytes() == BODY
+
+
+def test_more_than_the_range_is_not_joined(tmp_path: Path) -> None:
+    workload = Ranged(70_000)
+    workload.always = (
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 70000-70003/200000\r\n"
+        b"Content-Length: 130000\r\n\r\n" + bytes(130_000)
+    )
+    with desk(workload, tmp_path) as at:
+        at.get().expect(OK)
+        assert at.file.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("size", [4, 1 << 20])
+def test_a_request_with_a_body_is_sent_once(tmp_path: Path, size: int) -> None:
+    """What came from standard input is gone; sent again, it would be another request."""
+    workload = Ranged(70_000)
+    with desk(workload, tmp_path) as at:
+        at.get("-C", "-d", "-", given=b"q" * size).expect(UNREACHABLE, "IncompleteResponse: ")
+        assert len(workload.heads) == 1
+        assert at.left() == []
+
+
+def test_a_part_is_not_gone_on_with_for_another_body(tmp_path: Path) -> None:
+    workload = Ranged(-1)
+    with desk(workload, tmp_path) as at:
+        interrupted(held_up(at, "-C")).expect(INTERRUPTED)
+        at.get("-C", "-d", "q").expect(OK)
+        assert workload.statuses == [200, 200]
+
+
+def test_a_redirect_that_leads_elsewhere_meanwhile(tmp_path: Path) -> None:
+    """Where a server makes an ETag of a file's size and time, two files may have the same."""
+    workload = Ranged(0, 70_000)
+    answer = workload.answer
+    asked: list[bytes] = []
+
+    def redirecting(fields: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+        asked.append(b"")
+        if len(asked) % 2:
+            where = b"/one" if len(asked) == 1 else b"/two"
+            return b"HTTP/1.1 302 Found\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % where, b""
+        if len(asked) > 2:
+            workload.body = BODY[::-1]
+        return answer(fields)
+
+    workload.answer = redirecting  # type: ignore[method-assign]
+    with desk(workload, tmp_path) as at:
+        at.get("-L").expect(OK)
+        assert at.file.read_bytes() == BODY[::-1]
+        assert workload.statuses == [302, 200, 302, 206, 302, 200]
+
+
+@pytest.mark.parametrize("headers", [(["-H", "Accept: a/b"], []), ([], ["-H", "Accept: a/b"])])
+def test_a_date_does_not_tell_apart_what_headers_ask_for(
+    tmp_path: Path, headers: tuple[list[str], list[str]]
+) -> None:
+    workload = Ranged(-1)
+    workload.validator = b"Last-Modified: Fri, 27 Nov 2020 09:00:00 GMT"
+    answer = workload.answer
+
+    def chosen(fields: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+        workload.body = BODY[::-1] if b"a/b" in fields[b"accept"] else BODY
+        head, body = answer(fields)
+        return head[:-2] + b"Date: Fri, 27 Nov 2020 09:00:01 GMT\r\n\r\n", body
+
+    workload.answer = chosen  # type: ignore[method-assign]
+    with desk(workload, tmp_path) as at:
+        interrupted(held_up(at, "-C", *headers[0])).expect(INTERRUPTED)
+        at.get("-C", *headers[1]).expect(OK)
+        assert at.file.read_bytes() == (BODY[::-1] if headers[1] else BODY)
+        assert workload.statuses == [200, 200]
+
+
+def test_a_note_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stay beside bytes that it does not speak of."""
+    name = str(tmp_path / "file")
+    source = Source("u", "u", False, '"one"', 9, ())
+    with PartialOutput(name) as part:
+        part.begin(source)
+        part.write(b"some")
+    with PartialOutput(name) as again:
+        assert again.source == source
+
+        def refused(_: str) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "unlink", refused)
+        with pytest.raises(Problem, match=r"file\.part\.json: Permission denied"):
+            again.begin(None)
 
 
 def test_a_file_in_the_place_of_a_device(tmp_path: Path) -> None:
