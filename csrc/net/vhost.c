@@ -17,7 +17,8 @@ struct net_vhost {
     char *key;
     struct lws_vhost *vhost;
     SSL_CTX *ctx;    /* libwebsockets', which shares it among vhosts of one CA file; NULL: no TLS */
-    encl_file_id ca; /* the CA file as it was read */
+    encl_file_id ca; /* the CA file as it was read, or the system's */
+    char *places;    /* where the system's authorities were, owned; see trust_system */
     net_vhost *next; /* loop->vhosts */
 };
 
@@ -61,10 +62,8 @@ static void add_tls(struct lws_context_creation_info *info, const net_target *ta
     }
     info->options |= LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
     info->ssl_client_options_set = SSL_OP_NO_SSLv3 | SSL_OP_NO_TLSv1 | SSL_OP_NO_TLSv1_1;
-    if (target->ca_file != NULL) {
-        info->options |= LWS_SERVER_OPTION_DISABLE_OS_CA_CERTS;
-        info->client_ssl_ca_filepath = target->ca_file;
-    }
+    info->options |= LWS_SERVER_OPTION_DISABLE_OS_CA_CERTS; /* these are loaded here */
+    info->client_ssl_ca_filepath = target->ca_file;
 }
 
 static struct lws_vhost *make(encl_loop *loop, const net_target *target, net_vhost *entry) {
@@ -126,29 +125,91 @@ static encl_result load_store(const char *path, X509_STORE **out, encl_error *er
     return ENCL_OK;
 }
 
+/* For all that share it; what they remember of an earlier one is of no use any more. */
+static void use_store(encl_loop *loop, const net_vhost *entry, X509_STORE *store,
+                      const encl_file_id *id) {
+    SSL_CTX_set_cert_store(entry->ctx, store);
+    for (net_vhost *at = loop->vhosts; at != NULL; at = at->next) {
+        if (at->ctx == entry->ctx) {
+            at->ca = *id;
+            free(at->places);
+            at->places = NULL;
+        }
+    }
+}
+
 /* libwebsockets reads a CA file once for each path, and only logs one that it cannot read. Here a
  * file that was changed counts from the next connection on. */
-static encl_result trust_file(encl_loop *loop, net_vhost *entry, const net_target *target,
+static encl_result trust_file(encl_loop *loop, net_vhost *entry, const char *path,
                               encl_error *err) {
     encl_file_id id;
     X509_STORE *store = NULL;
 
-    if (!target->tls || target->ca_file == NULL) {
+    ENCL_TRY(identify(path, &id, err));
+    if (!is_same_file(&id, &entry->ca)) {
+        ENCL_TRY(load_store(path, &store, err));
+        use_store(loop, entry, store, &id);
+    }
+    return ENCL_OK;
+}
+
+static const char *environment_or(const char *name, const char *otherwise) {
+    const char *value = getenv(name);
+
+    return value == NULL ? otherwise : value;
+}
+
+static encl_result system_store(X509_STORE **out, encl_error *err) {
+    *out = X509_STORE_new();
+    ENCL_ENSURE(*out != NULL, err, ENCL_E_NOMEM, "out of memory");
+    if (X509_STORE_set_default_paths(*out) != 1) {
+        X509_STORE_free(*out);
+        return encl_fail(err, ENCL_E_NOMEM, "TLS: the system's authorities could not be set up");
+    }
+    ERR_clear_error(); /* it queues one for a file that is not there */
+    return ENCL_OK;
+}
+
+/* The system's authorities are one file and some folders, which the environment may name. What is
+ * in a folder OpenSSL looks up when it needs it, and keeps; so without a file, which takes long to
+ * read, there is a new store for each connection. */
+static encl_result trust_system(encl_loop *loop, net_vhost *entry, encl_error *err) {
+    const char *file =
+        environment_or(X509_get_default_cert_file_env(), X509_get_default_cert_file());
+    const char *folders =
+        environment_or(X509_get_default_cert_dir_env(), X509_get_default_cert_dir());
+    encl_file_id id = {0};
+    bool there = encl_file_identify(file, &id);
+    X509_STORE *store;
+    char *places;
+    encl_code rc;
+
+    ENCL_ENSURE(asprintf(&places, "%zu|%s|%s", strlen(file), file, folders) >= 0, err, ENCL_E_NOMEM,
+                "out of memory");
+    if (there && entry->places != NULL && strcmp(entry->places, places) == 0 &&
+        is_same_file(&id, &entry->ca)) {
+        free(places);
         return ENCL_OK;
     }
-    ENCL_TRY(identify(target->ca_file, &id, err));
-    if (is_same_file(&id, &entry->ca)) {
+    rc = system_store(&store, err);
+    if (rc != ENCL_OK) {
+        free(places);
+        return rc;
+    }
+    use_store(loop, entry, store, &id);
+    entry->places = places;
+    return ENCL_OK;
+}
+
+/* Whom a connection trusts is what file and environment say when it is made. */
+static encl_result trust(encl_loop *loop, net_vhost *entry, const net_target *target,
+                         encl_error *err) {
+    if (!target->tls) {
         return ENCL_OK;
     }
     ENCL_ENSURE(entry->ctx != NULL, err, ENCL_E_INTERNAL, "TLS settings without an SSL_CTX");
-    ENCL_TRY(load_store(target->ca_file, &store, err));
-    SSL_CTX_set_cert_store(entry->ctx, store);
-    for (net_vhost *at = loop->vhosts; at != NULL; at = at->next) {
-        if (at->ctx == entry->ctx) {
-            at->ca = id;
-        }
-    }
-    return ENCL_OK;
+    return target->ca_file != NULL ? trust_file(loop, entry, target->ca_file, err)
+                                   : trust_system(loop, entry, err);
 }
 
 static encl_result add_vhost(encl_loop *loop, const net_target *target, char *key, net_vhost **out,
@@ -188,7 +249,7 @@ encl_result net_vhost_for(encl_loop *loop, const net_target *target, struct lws_
             return rc;
         }
     }
-    ENCL_TRY(trust_file(loop, entry, target, err));
+    ENCL_TRY(trust(loop, entry, target, err));
     *out = entry->vhost;
     return ENCL_OK;
 }
@@ -222,6 +283,7 @@ void net_vhosts_free(encl_loop *loop) {
 
         loop->vhosts = entry->next;
         free_key(entry->key);
+        free(entry->places);
         free(entry);
     }
 }

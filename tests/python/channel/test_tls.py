@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import ipaddress
 import os
+import shutil
 import ssl
 import threading
 import warnings
@@ -251,6 +252,44 @@ def test_the_systems_store_is_not_used_beside_a_given_file(
     check_refused(good, "localhost", verify=other.path)
     check_works(good, "localhost", verify=ca.path)
     check_refused(good, "localhost", verify=other.path)
+
+
+@pytest.mark.parametrize("how", ["another file", "another content", "another folder"])
+def test_the_environments_authorities_are_those_of_now(
+    how: str, mint: Mint, ca: Issued, good: Issued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is not verified with what the environment said when an earlier one was made."""
+    other = mint.issue([], ca=True, common_name="other CA")
+    file = tmp_path / "ca.pem"
+    nowhere = tmp_path / "nowhere"
+    shutil.copy(ca.path, file)
+    monkeypatch.setenv("SSL_CERT_FILE", str(nowhere if how == "another folder" else file))
+    monkeypatch.setenv("SSL_CERT_DIR", str(hashed(ca, tmp_path / "one")))
+    if how != "another folder":
+        monkeypatch.setenv("SSL_CERT_DIR", str(nowhere))
+    check_works(good, "localhost")
+    if how == "another file":
+        monkeypatch.setenv("SSL_CERT_FILE", other.path)
+    elif how == "another content":
+        shutil.copy(other.path, file)
+    else:
+        monkeypatch.setenv("SSL_CERT_DIR", str(hashed(other, tmp_path / "two")))
+    check_refused(good, "localhost")
+    check_works(good, "localhost", verify=ca.path)
+    check_refused(good, "localhost")
+    check_works(good, "localhost", verify=False)
+
+
+def hashed(issued: Issued, folder: Path) -> Path:
+    """A folder in which OpenSSL finds the certificate: by X509_NAME_hash(3) of its subject."""
+    folder.mkdir()
+    (name,) = issued.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    der = str(name.value).lower().encode()
+    for head in (b"\x06\x03\x55\x04\x03\x0c", b"\x30", b"\x31"):
+        der = head + bytes([len(der)]) + der
+    digest = hashlib.sha1(der, usedforsecurity=False).digest()
+    shutil.copy(issued.path, folder / f"{int.from_bytes(digest[:4], 'little'):08x}.0")
+    return folder
 
 
 def test_a_file_that_changed_is_read_again(
