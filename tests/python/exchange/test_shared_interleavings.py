@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import gc
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 from scheduler import Event, Lock, RandomSchedule, Scheduler, schedules
+from stepped import Config, Core, undisturbed
 
 import enclavia
 from enclavia._exchange import connections, engine, exchange, shared, tunnel
@@ -56,26 +56,6 @@ WATCHED = frozenset(
 )
 
 
-class Core:
-    """As ``_core.Channel``."""
-
-    records_in = 0
-    error = None
-
-    def __init__(self, world: World) -> None:
-        self.state = "open"
-        world.cores.add(self)
-
-    def attestation(self) -> dict[str, object]:
-        return {"form": "stub", "module_id": ""}
-
-    def stats(self) -> dict[str, int]:
-        return {"bytes_in": 0, "bytes_out": 0}
-
-    def close(self, timeout: float) -> None:
-        self.state = "closed"
-
-
 class Io:
     """Waits that are the scheduler's."""
 
@@ -98,17 +78,6 @@ class Io:
         return True
 
 
-class Config:
-    max_in_flight = 1
-
-    def __init__(self, world: World) -> None:
-        self.url = Url()
-        self.world = world
-
-    def reach(self) -> Core:
-        return Core(self.world)
-
-
 class Stream:
     """An answer that has come, as soon as it is looked for."""
 
@@ -119,13 +88,6 @@ class Stream:
 
     def close(self) -> None:
         self.closed = True
-
-
-class Url:
-    authority = "enclave"
-
-    def refusal(self, url: object) -> None:
-        return None
 
 
 class World:
@@ -145,9 +107,14 @@ class World:
         monkeypatch.setattr(Exchange, "_begin", _begin)
         monkeypatch.setattr(Exchange, "_pull", functools.partialmethod(_pull, scheduler))
 
+    def reach(self) -> Core:
+        core = Core()
+        self.cores.add(core)
+        return core
+
     def _copy(self) -> Engine:
         io: Any = Io(self.scheduler)
-        config: Any = Config(self)
+        config: Any = Config(self.reach)
 
         def make() -> Connections:
             made = Connections(config, PoolLimits(max_in_flight=1, max_channels=1), io)
@@ -246,16 +213,9 @@ SCENARIOS: dict[str, list[list[Step]]] = {
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # What a signal's handler raises in a destructor is not raised further.
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    # What is collected when must not depend on what ran before.
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
-    gc.unfreeze()
+def _undisturbed() -> Iterator[None]:
+    with undisturbed():
+        yield
 
 
 def play(

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import pytest
 from scheduler import AllSchedules, Event, Lock, RandomSchedule, Scheduler, Stuck, schedules
+from stepped import Config, Core, undisturbed
 
 import enclavia
 from enclavia import _pool
@@ -55,31 +54,6 @@ class Cancelled(BaseException):
     """As asyncio's: raised by a wait."""
 
 
-class Core:
-    """As ``_core.Channel``."""
-
-    records_in = 0
-
-    def __init__(self, world: World) -> None:
-        self.state = "open"
-        self.error = world.failures.pop() if world.failures else None
-        if self.error is not None:
-            self.state = "failed"
-        world.cores.add(self)
-
-    def attestation(self) -> dict[str, object]:
-        return {"form": "stub", "module_id": ""}
-
-    def stats(self) -> dict[str, int]:
-        return {"bytes_in": 0, "bytes_out": 0}
-
-    def close(self, timeout: float) -> None:
-        self.state = "closed"
-
-    def wait_open(self, timeout: float) -> None:
-        raise enclavia.ConnectTimeout("nothing came")
-
-
 class Link:
     fresh = True
 
@@ -111,21 +85,6 @@ class Io:
         return True
 
 
-class Url:
-    authority = "enclave"
-
-
-class Config:
-    url = Url()
-    max_in_flight = 1
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def reach(self) -> Core:
-        return Core(self.world)
-
-
 class World:
     """One client, and its callers."""
 
@@ -136,7 +95,7 @@ class World:
         self.cores: weakref.WeakSet[Core] = weakref.WeakSet()
         self.kept: list[object] = []
         self.limits = PoolLimits(**{"max_in_flight": 1, "max_channels": 1, **limits})
-        settings = Settings(Config(self), self.limits, 2, NO_LIMIT)  # type: ignore[arg-type]
+        settings = Settings(Config(self.reach), self.limits, 2, NO_LIMIT)  # type: ignore[arg-type]
         self.transport = EnclaveTransport.__new__(EnclaveTransport)
         self.transport._make_io = lambda: Io(self)  # type: ignore[assignment, method-assign]
         TransportBase.__init__(self.transport, settings)  # type: ignore[arg-type]
@@ -144,6 +103,11 @@ class World:
         self.pool._lock = Lock(scheduler)
         self.pool._outage.jitter = lambda: 1.0
         self.opened_before = False
+
+    def reach(self) -> Core:
+        core = Core(self.failures.pop() if self.failures else None)
+        self.cores.add(core)
+        return core
 
     @property
     def engine(self) -> Engine:
@@ -263,16 +227,9 @@ ALL = {**SCENARIOS, **OF_THREE, **OF_FOUR}
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # What a signal's handler raises in a destructor is not raised further.
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    # What is collected when must not depend on what ran before.
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
-    gc.unfreeze()
+def _undisturbed() -> Iterator[None]:
+    with undisturbed():
+        yield
 
 
 def play(
