@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 from interop.harness import Peer
+from support import eventually
 
 from enclavia import (
     ConnectError,
@@ -451,8 +451,5 @@ def test_the_published_server(start_peer: Callable[..., Peer], behind: Workload)
         posts.check()
 
     in_parallel(one, RUST, KINDS)
-    deadline = time.monotonic() + HANG
-    while peer.stats()["open"]:
-        assert time.monotonic() < deadline, "connections stay open"
-        time.sleep(0.05)
+    eventually(lambda: not peer.stats()["open"], HANG, what=["connections stay open"])
     assert peer.stats()["slots_open"] == 0

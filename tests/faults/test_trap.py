@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from interop.test_peer import (
     in_background,
     raw_get,
 )
+from support import eventually
 
 from enclavia import EnclaviaError
 
@@ -42,13 +42,6 @@ PLANS = {
     "uploads beside small requests": Plan([upload(8 * MIB)], 1, 1, GET, 8),
     "two uploads beside small requests": Plan([upload(3 * MIB)], 2, 2, GET, 4),
 }
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "did not come true"
-        time.sleep(0.01)
 
 
 def stopped(pid: int) -> bool:
@@ -84,9 +77,9 @@ def test_others_do_not_wait_with_a_body_for_a_second_connection(
     peer = start_peer(max_connections=1)
     with client_for(peer) as client:
         beside = in_background(lambda: client.get(f"/slow?seconds={LIMIT}"))
-        wait_until(lambda: client.stats.streams_active == 1)
+        eventually(lambda: client.stats.streams_active == 1)
         body = in_background(lambda: client.post("/sha256", content=upload(2 * MIB).body))
-        wait_until(lambda: client.stats.waiting == 1)
+        eventually(lambda: client.stats.waiting == 1)
         for _ in range(20):
             assert client.get("/health").text == "ok"
         assert client.stats.waiting == 1
@@ -97,7 +90,7 @@ def test_others_do_not_wait_with_a_body_for_a_second_connection(
 def test_a_long_body_has_a_connection_of_its_own(peer: Peer) -> None:
     with client_for(peer) as client:
         slow = in_background(lambda: client.get("/slow?seconds=3"))
-        wait_until(lambda: peer.stats()["slots_open"] == 1)
+        eventually(lambda: peer.stats()["slots_open"] == 1)
         upload(MIB).check(client.post("/sha256", content=upload(MIB).body))
         assert slow() is None
         assert client.stats.channels == 2
@@ -112,7 +105,7 @@ def test_slow_requests_are_not_held_back(peer: Peer) -> None:
     with client_for(peer) as client:
         path = f"/slow?seconds={LIMIT}"
         outcomes = [in_background(lambda: client.get(path)) for _ in range(64)]
-        wait_until(lambda: peer.stats()["slots_open"] == 64)
+        eventually(lambda: peer.stats()["slots_open"] == 64)
     assert all(isinstance(outcome(), EnclaviaError) for outcome in outcomes)
 
 
@@ -144,7 +137,7 @@ def test_a_server_that_hangs_is_noticed(peer: Peer) -> None:
     with client_for(peer) as client:
         assert client.get("/health").text == "ok"
         os.kill(peer.pid, signal.SIGSTOP)
-        wait_until(lambda: stopped(peer.pid))
+        eventually(lambda: stopped(peer.pid))
         goes_on = threading.Timer(LIMIT / 2, os.kill, (peer.pid, signal.SIGCONT))
         goes_on.start()
         with pytest.raises(httpx2.TimeoutException):

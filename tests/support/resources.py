@@ -25,10 +25,10 @@ def resident_kib() -> int:
     raise AssertionError("no VmRSS in /proc/self/status")
 
 
-def eventually(test: Callable[[], bool], within: float = 60.0) -> bool:
-    """Whether ``test`` becomes true: what ends in another thread ends a little later."""
-    deadline = time.monotonic() + within
-    while not test():
+def came_true(condition: Callable[[], bool], timeout: float) -> bool:
+    """Whether it does within so many seconds: what ends in another thread ends a little later."""
+    deadline = time.monotonic() + timeout
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
@@ -46,10 +46,10 @@ class Held:
         return open_descriptors() <= self.descriptors and threads() <= self.threads
 
     def check_released(self) -> None:
-        if eventually(self._released, within=0.5):
+        if came_true(self._released, 0.5):
             return
         gc.collect()
-        assert eventually(self._released), (
+        assert came_true(self._released, 60), (
             f"descriptors: {self.descriptors} before, {open_descriptors()} after; "
             f"threads: {self.threads} before, {threads()} after"
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import httpx2
+from resources import came_true
 
 import enclavia
 from enclavia.testing import LocalEnclave
@@ -334,7 +335,4 @@ def kernel_buffers(*names: str) -> int:
 def eventually(
     condition: Callable[[], bool], timeout: float = HANG, what: Sequence[object] = ()
 ) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, ("did not come true", condition, *what)
-        time.sleep(0.005)
+    assert came_true(condition, timeout), ("did not come true", condition, *what)

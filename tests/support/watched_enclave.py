@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from raw_workload import RawWorkload
-from support import HANG
 
 from enclavia.testing import LocalEnclave
 
@@ -23,19 +22,7 @@ CHUNK = 16384
 SLOTS = 64
 
 
-SOON = HANG
-
-
 LISTENS = "0A"  # a socket's state in /proc/net/tcp
-
-
-def eventually(condition: Callable[[], bool], seconds: float = SOON) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def settle(value: Callable[[], Any], quiet: float = 0.3) -> Any:

@@ -17,8 +17,7 @@ from enclave_peer import EnclavePeer
 from enclave_peer import connect as connect_peer
 from forked import in_child
 from raw_server import LIMIT, Peer, RawServer
-from resources import eventually
-from support import HANG
+from support import HANG, eventually
 
 import enclavia
 from enclavia.testing import LocalEnclave
@@ -144,7 +143,7 @@ def test_forked_while_connecting() -> None:
         opened: list[enclavia.Channel] = []
         thread = threading.Thread(target=lambda: opened.append(connect_peer(server.url)))
         thread.start()
-        assert eventually(lambda: bool(server.peers))
+        eventually(lambda: bool(server.peers))
         assert in_child(collect) == 0
         go.set()
         thread.join(10)
@@ -185,4 +184,4 @@ def connect():
         cwd=ROOT,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert eventually(lambda: echoing.stats()["connections_open"] == 0)
+    eventually(lambda: echoing.stats()["connections_open"] == 0)

@@ -15,7 +15,8 @@ import pytest
 from channels import connect
 from enclave_peer import connect as connect_peer
 from raw_server import unused_port
-from resources import Held, eventually, resident_kib
+from resources import Held, resident_kib
+from support import eventually
 
 import enclavia
 from enclavia.testing import Fault, LocalEnclave
@@ -53,7 +54,7 @@ def check_flat(
 
 def test_connect_and_close(remote: LocalEnclave) -> None:
     check_flat(lambda: connect(remote).close())
-    assert eventually(lambda: remote.stats()["connections_open"] == 0)
+    eventually(lambda: remote.stats()["connections_open"] == 0)
 
 
 def test_connect_and_forget(remote: LocalEnclave) -> None:
@@ -63,7 +64,7 @@ def test_connect_and_forget(remote: LocalEnclave) -> None:
         check_flat(lambda: (connect(remote), None)[1], 200)
     finally:
         gc.enable()
-    assert eventually(lambda: remote.stats()["connections_open"] == 0)
+    eventually(lambda: remote.stats()["connections_open"] == 0)
 
 
 def test_resolved_names(remote: LocalEnclave) -> None:
@@ -137,7 +138,7 @@ def test_failed_attestation(
         check_flat(once, 1000 if fault is Fault.WRONG_NONCE else 200)
     finally:
         remote.set_faults()
-    assert eventually(lambda: remote.stats()["connections_open"] == 0)
+    eventually(lambda: remote.stats()["connections_open"] == 0)
 
 
 def test_timeouts() -> None:
@@ -172,7 +173,7 @@ def test_given_up_at_any_moment(remote: LocalEnclave) -> None:
         except enclavia.ConnectTimeout:
             outcomes.add("given up")
     held.check_released()
-    assert eventually(lambda: remote.stats()["connections_open"] == 0)
+    eventually(lambda: remote.stats()["connections_open"] == 0)
     assert "given up" in outcomes
 
 
@@ -190,7 +191,7 @@ def test_streams_and_requests(echoing: LocalEnclave) -> None:
             once()
         held.check_released()
         assert channel.stats["streams_open"] == 0
-        assert eventually(lambda: echoing.stats()["slots_open"] == 0)
+        eventually(lambda: echoing.stats()["slots_open"] == 0)
 
 
 # given up
@@ -202,11 +203,11 @@ def test_abandoned_streams_free_their_slots(silently: LocalEnclave) -> None:
             channel.open_stream(b"x", timeout=2)  # dropped at once
         assert channel.stats["streams_open"] == 0
         held = [channel.open_stream(b"x", timeout=2) for _ in range(4)]
-        assert eventually(lambda: silently.stats()["slots_open"] == 4)
+        eventually(lambda: silently.stats()["slots_open"] == 4)
         held[0].cycle = held  # type: ignore[attr-defined]
         del held
         gc.collect()
-        assert eventually(lambda: silently.stats()["slots_open"] == 0)
+        eventually(lambda: silently.stats()["slots_open"] == 0)
 
 
 def test_a_stream_keeps_its_channel(echoing: LocalEnclave) -> None:
@@ -217,4 +218,4 @@ def test_a_stream_keeps_its_channel(echoing: LocalEnclave) -> None:
         stream.timeout = 2
         stream.read(10)
     del stream
-    assert eventually(lambda: echoing.stats()["connections_open"] == 0)
+    eventually(lambda: echoing.stats()["connections_open"] == 0)

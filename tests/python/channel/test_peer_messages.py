@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from enclave_peer import EnclavePeer
-from resources import eventually
 from rule_breaker import check, failure_of, opened
+from support import eventually
 
 import enclavia
 
@@ -57,7 +57,7 @@ def test_more_after_stream_close() -> None:
     with server, channel:
         stream = channel.open_stream(b"go")
         assert stream.readall() == b"", "the stream itself had ended"
-        assert eventually(lambda: channel.closed)
+        eventually(lambda: channel.closed)
         with pytest.raises(enclavia.ProtocolError, match="after its StreamClose"):
             channel.open_stream()
 
@@ -72,7 +72,7 @@ def test_stream_close_twice() -> None:
     with server, channel:
         stream = channel.open_stream(b"go")
         assert stream.readall() == b""
-        assert eventually(lambda: channel.closed)
+        eventually(lambda: channel.closed)
         with pytest.raises(enclavia.ProtocolError, match="after its StreamClose"):
             channel.open_stream()
 

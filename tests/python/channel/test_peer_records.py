@@ -15,8 +15,8 @@ from raw_server import (
     close_payload,
     frame,
 )
-from resources import eventually
 from rule_breaker import ASK, SECRET, check, opened, refused
+from support import eventually
 
 import enclavia
 
@@ -275,7 +275,7 @@ def test_stream_bytes_right_behind_the_attestation_belong_to_nobody() -> None:
 
     def connect_and_open(url: str) -> None:
         channel = connect(url)
-        assert eventually(lambda: channel.closed)
+        eventually(lambda: channel.closed)
         channel.open_stream(SECRET)
 
     with RawServer(run) as server, pytest.raises(enclavia.ProtocolError, match="for id 1"):

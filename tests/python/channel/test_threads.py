@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from channels import connect
-from resources import Held, eventually
+from resources import Held
+from support import eventually
 
 from enclavia.testing import LocalEnclave
 
@@ -32,7 +33,7 @@ def test_16_threads_on_one_channel(echoing: LocalEnclave) -> None:
             assert sum(pool.map(work, range(16))) == 640
         assert channel.stats["streams_open"] == 0
         assert channel.stats["slots_waiting"] == 0
-        assert eventually(lambda: echoing.stats()["slots_open"] == 0)
+        eventually(lambda: echoing.stats()["slots_open"] == 0)
 
 
 def test_threads_that_share_one_stream(echoing: LocalEnclave) -> None:
@@ -57,7 +58,7 @@ def test_threads_that_share_one_stream(echoing: LocalEnclave) -> None:
             thread.start()
         for _ in range(40):
             stream.write(bytes(10_000))
-        assert eventually(lambda: count >= total)
+        eventually(lambda: count >= total)
         stream.close()
         for thread in readers:
             thread.join(5)

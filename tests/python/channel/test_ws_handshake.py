@@ -24,7 +24,7 @@ from raw_server import (
     header,
     unused_port,
 )
-from resources import eventually
+from support import eventually
 
 import enclavia
 
@@ -598,4 +598,4 @@ def test_a_lost_connection_leaves_the_next_one_alone() -> None:
                 connect(server.url)
         assert not good.closed
         good.close()
-        assert eventually(lambda: good.closed)
+        eventually(lambda: good.closed)

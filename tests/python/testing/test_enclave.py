@@ -14,14 +14,13 @@ import pytest
 from cryptography import x509
 from plain_client import PlainClient, RequestFailed
 from raw_workload import RawWorkload, reset
+from support import HANG, eventually
 from watched_enclave import (
     CHUNK,
     SLOTS,
-    SOON,
     check_signature,
     cose_parts,
     enclave_for,
-    eventually,
 )
 from websockets.exceptions import ConnectionClosed
 
@@ -84,7 +83,7 @@ def test_bytes_go_both_ways_unchanged(client: PlainClient, enclave: LocalEnclave
     stats = enclave.stats()
     assert stats["bytes_to_workload"] == stats["bytes_from_workload"] == len(data)
     client.close_stream(stream)
-    assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
 def test_many_streams_do_not_mix(client: PlainClient) -> None:
@@ -118,7 +117,7 @@ def test_the_slot_is_held_until_the_client_says_both() -> None:
         client.attest()  # all before it was read
         assert enclave.stats()["slots_open"] == 1
         client.close_stream(stream)
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
 def test_write_shuts_down_after_what_was_written(client: PlainClient) -> None:
@@ -143,7 +142,7 @@ def test_data_after_the_workload_is_gone_is_an_error() -> None:
         with pytest.raises(RequestFailed, match=r"[Rr]eset"):
             client.read_stream(stream)
         # An error frees the slot without a Both, and the id is unknown from then on.
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
         client.write_stream(stream, b"more")
         client._inboxes[stream].error = None
         with pytest.raises(RequestFailed, match="unknown stream id"):
@@ -164,7 +163,7 @@ def test_messages_of_other_ports_end_the_connection(
     client.send(kind, **fields)
     with pytest.raises(ConnectionClosed):
         client.receive()
-    assert eventually(lambda: enclave.stats()["protocol_errors"] == 1)
+    eventually(lambda: enclave.stats()["protocol_errors"] == 1)
 
 
 # ---- one shot
@@ -185,7 +184,7 @@ def test_one_shot_answers_are_whole() -> None:
         numbers = [client.start_request(b"<%d>" % n) for n in range(20)]
         for n, number in enumerate(numbers):
             assert client.finish_request(number) == b"<%d>" % n * 10
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
         assert enclave.stats()["requests_total"] == 20
 
 
@@ -222,7 +221,7 @@ def test_a_workload_that_never_ends_its_answer() -> None:
     ):
         with pytest.raises(RequestFailed, match="300 ms"):
             client.request(b"")
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
         client.attest()
 
 
@@ -240,10 +239,10 @@ class Gate:
         word = connection.recv(100)
         self.spoken.put(word)
         if word == b"push":
-            self.opened.wait(SOON)
+            self.opened.wait(HANG)
             connection.sendall(b"pushed")
         elif word == b"one shot":
-            self.opened.wait(SOON)
+            self.opened.wait(HANG)
             return
         elif word == b"65th":
             connection.sendall(b"hello")
@@ -262,7 +261,7 @@ def test_the_65th_waits_for_a_slot_and_responses_go_on() -> None:
             client.open_stream(b"wait")
         client.start_request(b"one shot")
         for _ in range(SLOTS):
-            gate.spoken.get(timeout=SOON)
+            gate.spoken.get(timeout=HANG)
         late = client.open_stream(b"65th")
         client.send("RequestAttestation")  # behind it: not read either
         with pytest.raises(TimeoutError):
@@ -350,13 +349,13 @@ def test_connections_with_a_stream_are_never_idle(echoing: RawWorkload) -> None:
         assert client.read_chunk(stream) == b"y"
         client.close_stream(stream)
         with pytest.raises(ConnectionClosed):
-            client.receive(SOON)
+            client.receive(HANG)
 
 
 def test_requests_do_not_keep_a_connection_open() -> None:
     closed = threading.Event()
     with (
-        RawWorkload(lambda connection: closed.wait(SOON) and None) as workload,
+        RawWorkload(lambda connection: closed.wait(HANG) and None) as workload,
         enclave_for(workload, idle_timeout=0.2) as enclave,
         PlainClient.connect(enclave.url) as client,
     ):
@@ -373,7 +372,7 @@ def free_port() -> int:
 def test_a_workload_that_boots_is_waited_for() -> None:
     port = free_port()
     with (
-        LocalEnclave(f"127.0.0.1:{port}", mode="debug", workload_grace=3 * SOON) as enclave,
+        LocalEnclave(f"127.0.0.1:{port}", mode="debug", workload_grace=3 * HANG) as enclave,
         PlainClient.connect(enclave.url) as client,
     ):
         stream = client.open_stream(b"early")
@@ -394,4 +393,4 @@ def test_a_workload_that_never_boots() -> None:
     ):
         with pytest.raises(RequestFailed, match="refused"):  # and not the client's own time-out
             client.request(b"")
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)

@@ -13,12 +13,11 @@ import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from plain_client import PlainClient, ProtocolViolation, encode
 from raw_workload import RawWorkload
+from support import HANG, eventually
 from watched_enclave import (
-    SOON,
     check_signature,
     cose_parts,
     enclave_for,
-    eventually,
 )
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
@@ -129,7 +128,7 @@ def test_zero_key(enclave: LocalEnclave) -> None:
 def test_text_only(enclave: LocalEnclave, client: PlainClient) -> None:
     enclave.set_faults(Fault.TEXT_ONLY)
     client.send("RequestAttestation")
-    message = client._websocket.recv(SOON)
+    message = client._websocket.recv(HANG)
     assert isinstance(message, str)
     assert bytes.fromhex(message)
 
@@ -142,7 +141,7 @@ def test_close_on_request(enclave: LocalEnclave, client: PlainClient, kind: str)
     with pytest.raises(ConnectionClosedError) as caught:
         client.receive()
     assert caught.value.rcvd is None  # no close frame
-    assert eventually(lambda: enclave.stats()["connections_open"] == 0)
+    eventually(lambda: enclave.stats()["connections_open"] == 0)
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -151,7 +150,7 @@ def test_half_record_lost(lost: bool, received: int) -> None:
     go = threading.Event()
 
     def push(connection: socket.socket) -> None:
-        go.wait(SOON)
+        go.wait(HANG)
         connection.sendall(b"now")
         connection.recv(100)
 
@@ -185,7 +184,7 @@ def test_silent_streams(enclave: LocalEnclave, client: PlainClient, echoing: Raw
         client.receive(0.3)
     assert (enclave.stats()["slots_open"], echoing.accepted) == (4, 0)
     client.close_stream(streams[0])
-    assert eventually(lambda: enclave.stats()["slots_open"] == 3)
+    eventually(lambda: enclave.stats()["slots_open"] == 3)
 
 
 def test_hostile_plaintexts(enclave: LocalEnclave, client: PlainClient) -> None:
@@ -221,8 +220,8 @@ def test_broken_records_end_the_connection(
     client.send_raw(record)
     with pytest.raises(ConnectionClosed):
         client.receive()
-    assert eventually(lambda: enclave.stats()["protocol_errors"] == 1)
-    assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+    eventually(lambda: enclave.stats()["protocol_errors"] == 1)
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
 
 
 def test_byte_strings_are_taken_from_others_but_arrays_are_sent(client: PlainClient) -> None:

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 from plain_client import PlainClient
 from raw_workload import RawWorkload
-from support import kernel_buffers
+from support import HANG, eventually, kernel_buffers
 from watched_enclave import (
     CHUNK,
     LISTENS,
-    SOON,
     enclave_for,
-    eventually,
     settle,
 )
 from websockets.exceptions import ConnectionClosed
@@ -48,7 +46,7 @@ def test_a_client_that_does_not_read_stops_the_workloads() -> None:
         taken = settle(lambda: enclave.stats()["bytes_from_workload"])
         assert taken < most
         assert client.read_exactly(streams[1], len(block)) == block
-        assert eventually(lambda: enclave.stats()["bytes_from_workload"] > taken)
+        eventually(lambda: enclave.stats()["bytes_from_workload"] > taken)
 
 
 def test_a_workload_that_does_not_read_stops_the_client() -> None:
@@ -57,7 +55,7 @@ def test_a_workload_that_does_not_read_stops_the_client() -> None:
 
     def lazy(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        go.wait(SOON)
+        go.wait(HANG)
         while data := connection.recv(1024 * 1024):
             received.extend(data)
 
@@ -88,10 +86,10 @@ def test_a_workload_that_does_not_read_stops_the_client() -> None:
         assert writer.is_alive()
         assert written < chunks
         go.set()
-        writer.join(SOON)
+        writer.join(HANG)
         # Both came while much was unwritten: the slot is held until all is written.
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
-        assert eventually(lambda: len(received) == written * len(chunk))
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: len(received) == written * len(chunk))
         assert received == chunk * written
 
 
@@ -120,7 +118,7 @@ def test_what_was_written_before_a_both_reaches_a_slow_workload() -> None:
     ) -> bool:
         """Whether any of it waited in the enclave when the end was read."""
         stream = client.open_stream()
-        assert eventually(lambda: workload.accepted == 1)
+        eventually(lambda: workload.accepted == 1)
         sent = 0
 
         def waiting() -> int:
@@ -134,9 +132,9 @@ def test_what_was_written_before_a_both_reaches_a_slow_workload() -> None:
         client.attest()
         found = waiting() > 0
         go.set()
-        assert eventually(lambda: bool(received)), "the workload saw no end"
+        eventually(lambda: bool(received), what=["the workload saw no end"])
         assert received.pop() == sent
-        assert eventually(lambda: enclave.stats()["slots_open"] == 0)
+        eventually(lambda: enclave.stats()["slots_open"] == 0)
         return found
 
     received: list[int] = []  # bytes, by connection
@@ -145,7 +143,7 @@ def test_what_was_written_before_a_both_reaches_a_slow_workload() -> None:
 
         def lazy(connection: socket.socket, go: threading.Event = go) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-            go.wait(SOON)
+            go.wait(HANG)
             count = 0
             while data := connection.recv(1024 * 1024):
                 count += len(data)
@@ -195,5 +193,5 @@ def test_a_client_that_asks_and_never_reads_is_not_read_for_ever(enclave: LocalE
         taken = settle(lambda: enclave.stats()["attestations_total"], 0.5)
         assert taken < 10_000
         enclave.drop_connections()
-        thread.join(SOON)
+        thread.join(HANG)
         assert not thread.is_alive()

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +22,8 @@ import pytest
 from cryptography import x509
 from plain_client import PlainClient
 from raw_workload import RawWorkload
-from support import HANG
+from resources import Held
+from support import eventually
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from enclavia import Client, Pcrs
@@ -266,10 +266,7 @@ def test_an_enclave_renews_its_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enclavia.testing._runner._RENEW_SECONDS", 0.1)
     with LocalEnclave("127.0.0.1:1") as enclave:
         first, root = documents(enclave), enclave.root
-        end = time.monotonic() + HANG
-        while documents(enclave)["certificate"] == first["certificate"]:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        eventually(lambda: documents(enclave)["certificate"] != first["certificate"])
         assert enclave.root == root
         assert documents(enclave)["cabundle"][0] == first["cabundle"][0]
 
@@ -277,14 +274,10 @@ def test_an_enclave_renews_its_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- life
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_stopping_leaves_no_thread_and_no_descriptor() -> None:
     with LocalEnclave(asgi), LocalEnclave(wsgi):  # what libraries keep for good
         pass
-    threads, open_before = len(os.listdir("/proc/self/task")), descriptors()
+    held = Held()
     for app in (wsgi, asgi):
         with LocalEnclave(app, tls=True) as enclave:
             tls = ssl.create_default_context(cafile=enclave.tls_certificate)
@@ -297,11 +290,7 @@ def test_stopping_leaves_no_thread_and_no_descriptor() -> None:
         client.close()
         assert certificate is not None
         assert not Path(certificate).exists()
-    end = time.monotonic() + HANG
-    # Fewer is no fault of this test: what ran before it may be gone only now.
-    while len(os.listdir("/proc/self/task")) > threads or descriptors() > open_before:
-        assert time.monotonic() < end, (threads, open_before, threading.enumerate())
-        time.sleep(0.02)
+    held.check_released()
 
 
 def test_start_and_stop() -> None:
@@ -391,9 +380,7 @@ def test_max_connections() -> None:
             with pytest.raises(ConnectionClosed):
                 PlainClient.connect(enclave.url)
             assert enclave.stats()["connections_total"] == 1
-        end = time.monotonic() + HANG
-        while enclave.stats()["connections_open"] != 0:
-            assert time.monotonic() < end
+        eventually(lambda: enclave.stats()["connections_open"] == 0)
         with PlainClient.connect(enclave.url) as client:
             client.attest()
 
@@ -528,13 +515,15 @@ def test_a_child_dies_with_its_parent() -> None:
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )
     child = int(done.stdout)
-    end = time.monotonic() + HANG
-    while Path(f"/proc/{child}").exists():
-        state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "Z":  # ended, and nobody has waited for it
-            break
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    eventually(lambda: has_ended(child))
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"  # ended, and nobody has waited for it
 
 
 def test_a_forked_child_leaves_its_parents_enclave_alone() -> None:
