@@ -7,7 +7,6 @@ the mutator signs with them, and inputs that were found belong to them.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 import subprocess
@@ -15,8 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cbor2
 from cryptography import x509
@@ -28,28 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import codec_ctypes as codec
 from codec_ctypes import Direction, Half, Message, Type
+from testing_pki import pki
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-
-def _load_pki() -> ModuleType:
-    """By its path: importing the package would need the built extension."""
-    spec = importlib.util.spec_from_file_location(
-        "enclavia_testing_pki", ROOT / "enclavia/testing/_pki.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-if TYPE_CHECKING:
-    from enclavia.testing import _pki as pki
-else:
-    pki = _load_pki()
 
 NOW = datetime(2027, 3, 14, 15, 9, 26, tzinfo=UTC)
 AT = int(NOW.timestamp())

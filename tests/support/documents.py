@@ -4,40 +4,19 @@ can be broken alone, and their verification as a channel would ask for it."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attest_ctypes as attest
 import pytest
-import repository
 from attest_ctypes import AttestError
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-
-def _load_pki() -> ModuleType:
-    """By its path: importing the package would need the built extension."""
-    path = repository.ROOT / "enclavia/testing/_pki.py"
-    spec = importlib.util.spec_from_file_location("enclavia_testing_pki", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-if TYPE_CHECKING:
-    from enclavia.testing import _pki as pki
-else:
-    pki = _load_pki()
-
+from testing_pki import pki
 
 NOW = datetime(2027, 3, 14, 15, 9, 26, tzinfo=UTC)
 

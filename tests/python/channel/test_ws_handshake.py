@@ -371,16 +371,23 @@ def test_nobody_listens() -> None:
 # what comes in the same segment as the 101
 
 
+def serve_once_answered(peer: Peer, *pings: bytes, rest: bytes = b"") -> None:
+    """The client's key has come: ``rest`` of the frames goes out, and nothing else before each of
+    these pings was answered. Then the channel opens, and echoes."""
+    enclave = EnclavePeer(peer)
+    answer = enclave.answer_for(enclave.read_key())
+    peer.send_each(rest)
+    assert [peer.read_pong() for _ in pings] == list(pings)
+    enclave.send_bytes(answer)
+    enclave.expect_attestation_request()
+    enclave.send_bytes(enclave.attestation())
+    enclave.serve_echo()
+
+
 def test_a_ping_with_the_101_is_answered_and_the_channel_opens() -> None:
     def script(peer: Peer) -> None:
         peer.upgrade(behind=frame(PING, b"early bird") + frame(TEXT, b"carries nothing"))
-        enclave = EnclavePeer(peer)
-        answer = enclave.answer_for(enclave.read_key())
-        assert peer.read_pong() == b"early bird"
-        enclave.send_bytes(answer)
-        enclave.expect_attestation_request()
-        enclave.send_bytes(enclave.attestation())
-        enclave.serve_echo()
+        serve_once_answered(peer, b"early bird")
 
     with RawServer(script) as server, connect(server.url) as channel:
         assert channel.open_stream(b"hello").read(100) == b"hello"
@@ -393,14 +400,7 @@ def test_the_beginning_of_a_frame_with_the_101(split: int) -> None:
 
     def script(peer: Peer) -> None:
         peer.upgrade(behind=ping[:split])
-        enclave = EnclavePeer(peer)
-        answer = enclave.answer_for(enclave.read_key())
-        peer.send_each(ping[split:])
-        assert peer.read_pong() == b"payload"
-        enclave.send_bytes(answer)
-        enclave.expect_attestation_request()
-        enclave.send_bytes(enclave.attestation())
-        enclave.serve_echo()
+        serve_once_answered(peer, b"payload", rest=ping[split:])
 
     with RawServer(script) as server, connect(server.url) as channel:
         assert channel.open_stream(b"hello").read(100) == b"hello"
@@ -413,13 +413,7 @@ def test_much_that_comes_with_the_101(size: int) -> None:
 
     def script(peer: Peer) -> None:
         peer.upgrade(behind=early)
-        enclave = EnclavePeer(peer)
-        answer = enclave.answer_for(enclave.read_key())
-        assert peer.read_pong() == b"last"
-        enclave.send_bytes(answer)
-        enclave.expect_attestation_request()
-        enclave.send_bytes(enclave.attestation())
-        enclave.serve_echo()
+        serve_once_answered(peer, b"last")
 
     with RawServer(script) as server, connect(server.url) as channel:
         assert channel.open_stream(b"hello").read(100) == b"hello"
@@ -430,13 +424,7 @@ def test_many_pings_with_the_101_are_answered_in_order() -> None:
 
     def script(peer: Peer) -> None:
         peer.upgrade(behind=early)
-        enclave = EnclavePeer(peer)
-        answer = enclave.answer_for(enclave.read_key())
-        assert [peer.read_pong() for _ in range(50)] == [b"%d" % n for n in range(50)]
-        enclave.send_bytes(answer)
-        enclave.expect_attestation_request()
-        enclave.send_bytes(enclave.attestation())
-        enclave.serve_echo()
+        serve_once_answered(peer, *(b"%d" % number for number in range(50)))
 
     with RawServer(script) as server, connect(server.url) as channel:
         channel.open_stream().close()

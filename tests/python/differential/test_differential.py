@@ -528,13 +528,6 @@ def outcome(side: Side, recorder: Recorder, call: Call) -> tuple[dict[str, Any],
     return got, raised
 
 
-@pytest.fixture(scope="module")
-def parties() -> Iterator[tuple[LocalEnclave, ByteServer, Recorder]]:
-    recorder = Recorder()
-    with ByteServer(recorder) as server, LocalEnclave(server.address) as enclave:
-        yield enclave, server, recorder
-
-
 def difference(
     parties: tuple[LocalEnclave, ByteServer, Recorder], made: Made, steps: list[Call | Change]
 ) -> str:

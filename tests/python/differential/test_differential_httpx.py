@@ -111,13 +111,6 @@ def four(enclave: LocalEnclave, server: ByteServer, made: Made) -> Iterator[list
                     side.runner.run(side.client.aclose())
 
 
-@pytest.fixture(scope="module")
-def parties() -> Iterator[tuple[LocalEnclave, ByteServer, Recorder]]:
-    recorder = Recorder()
-    with ByteServer(recorder) as server, LocalEnclave(server.address) as enclave:
-        yield enclave, server, recorder
-
-
 def difference(
     parties: tuple[LocalEnclave, ByteServer, Recorder], made: Made, steps: list[Call | Change]
 ) -> str:
