@@ -1,6 +1,6 @@
 /* Announcements for event loops: a list of tokens, and a descriptor that is readable while there
  * are any. Decides nothing. It has a lock of its own, which comes after every other: it calls
- * nothing of this room, and waits for nothing but that lock. */
+ * nothing of this folder, and waits for nothing but that lock. */
 #include "channel/channel.h"
 
 #include <errno.h>

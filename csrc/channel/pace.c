@@ -1,5 +1,6 @@
 /* When another record may be sent: an account of what the server has been sent and has not shown to
- * have read. Decides that only, of the time that it is given; it has no lock and calls nothing. */
+ * have read. Decides that only, by the times that its caller passes in; it has no lock and calls
+ * nothing. */
 #include "channel/pace.h"
 
 static encl_pace_entry *entry(encl_pace *pace, size_t i) {

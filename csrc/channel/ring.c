@@ -1,5 +1,5 @@
-/* A queue of bytes that grows. It has no lock of its own and calls nothing of this room; what was
- * in it is wiped before its memory is given back. */
+/* A queue of bytes that grows. It has no lock of its own and calls nothing of this folder; what
+ * was in it is wiped before its memory is given back. */
 #include "channel/ring.h"
 
 #include <stdlib.h>

@@ -1,9 +1,9 @@
-/* Change, then settle: the one file of this room that acts on what the state has become. It grants
- * slots, sends the closes that are due, tells writers that they may go on, pauses and resumes the
- * connection, sets the timers, and tells everybody when the channel has ended. Nothing else in
- * channel/ does any of these. It is called wherever the lock is let go, before a wait as well as
- * before the unlock, so no state that asks for an action is ever left to itself; and nobody acts in
- * the middle of a change, so nothing is freed or sent under the feet of whoever changes.
+/* Change, then settle: the one file of this folder that acts on what the state has become. It
+ * grants slots, sends the closes that are due, tells writers that they may go on, pauses and
+ * resumes the connection, sets the timers, and tells everybody when the channel has ended. Nothing
+ * else in channel/ does any of these. It is called wherever the lock is let go, before a wait as
+ * well as before the unlock, so no state that asks for an action is ever left to itself; and nobody
+ * acts in the middle of a change, so nothing is freed or sent under the feet of whoever changes.
  *
  * Calls queue, sending, transfer, unread, documents and watch, which never call back. The channel's
  * lock is held. */

@@ -1,5 +1,5 @@
-/* How long a connection may be held up by readers that do not read. Decides that only, of the time
- * that it is given; it has no lock and calls nothing. */
+/* How long a connection may be held up by readers that do not read. Decides that only, by the times
+ * that its caller passes in; it has no lock and calls nothing. */
 #include "channel/stall.h"
 
 bool encl_stall_look(encl_stall *stall, bool stalled, int64_t now) {

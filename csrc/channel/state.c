@@ -1,6 +1,6 @@
-/* The state of a channel as a whole: references, whether it is open, how it ends. Decides nothing
- * else. Calls documents and watch (to free what they keep) and the layers below.
- * The channel's lock is held to end it; references and what is asked are atomics, without it. */
+/* The state of a channel as a whole: references, whether it is open, how it ends. Calls
+ * documents and watch (to free what they keep) and the layers below. A channel is ended with its
+ * lock held; references and the state that others ask for are atomics, read without it. */
 #include "channel/state.h"
 
 #include <stdlib.h>

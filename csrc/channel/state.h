@@ -1,7 +1,7 @@
 /* What a channel consists of, and who may do what with it. Inside channel/ only.
  *
- * The files of this room stand above each other, and each calls only those that stand before it in
- * this list:
+ * The files of this folder stand above each other, and each calls only those that stand before it
+ * in this list:
  *
  *   leaves    ring, pace, stall, notifier, watch, process      know no channel
  *   keepers   documents, state, queue, sending, unread, transfer

@@ -1,7 +1,7 @@
 /* Who waits for a transfer: threads for its conditions, event loops by a notifier. Notes that they
  * do, which settle.c looks at (whether to read on, who is told that there is room), and takes them
- * out again. Calls transfer, sending, watch and settle. The channel's lock is held for the length
- * of a wait, but while the thread sleeps; what event loops call takes it. */
+ * out again. Calls transfer, sending, watch and settle. A thread calls these with the
+ * channel's lock held, which is released while it sleeps; the functions for event loops take it. */
 #include "channel/waits.h"
 
 #include "channel/sending.h"

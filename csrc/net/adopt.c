@@ -1,5 +1,5 @@
-/* adopt: gives libwebsockets a descriptor to watch and to close. Decides what happens to one that
- * it does not take. Calls libwebsockets alone. Service thread only; no lock. */
+/* adopt: gives libwebsockets a descriptor to watch and to close. Decides what happens to one for
+ * which it has no room. Calls libwebsockets alone. Service thread only; no lock. */
 #include <unistd.h>
 
 #include "net/internal.h"

@@ -1,5 +1,6 @@
 /* The primitives of Noise_NN_25519_ChaChaPoly_BLAKE2s: hash, HMAC and HKDF, X25519, AEAD. Decides
- * nothing but what is refused as a length or as a key of low order. Calls OpenSSL and libsodium. */
+ * only which lengths and which public keys (those of low order) are refused. Calls OpenSSL and
+ * libsodium. */
 #include "noise/primitives.h"
 
 #include <limits.h>

@@ -1,4 +1,4 @@
-/* Decides what an argument of _core may be, and what a caller is told that gave another one. Calls
+/* Decides what an argument of _core may be, and the error for any other. Calls
  * CPython and the clock (encl_now_ns). The GIL is held throughout; no lock. */
 #include "python/arguments.h"
 
