@@ -12,11 +12,9 @@ import socket
 import urllib.parse
 from typing import Any
 
-from .url import EnclaveURL
+from .url import DEFAULT_PORTS, EnclaveURL
 
 __all__ = ["keep_inside", "names_enclave", "url_names_enclave"]
-
-_DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 def names_enclave(enclave: EnclaveURL, scheme: str, host: str, port: int | None) -> bool:
@@ -26,10 +24,10 @@ def names_enclave(enclave: EnclaveURL, scheme: str, host: str, port: int | None)
     reached by. So a URL without a port, or with its scheme's default port, names an enclave that is
     itself on the default port of its scheme, whichever the two schemes are.
     """
-    default = _DEFAULT_PORTS.get(scheme.lower())
+    default = DEFAULT_PORTS.get(scheme.lower())
     if default is None or _canonical(host) != _canonical(enclave.host):
         return False
-    usual = enclave.port == _DEFAULT_PORTS[enclave.scheme]
+    usual = enclave.port == DEFAULT_PORTS[enclave.scheme]
     return (port or default) == enclave.port or (usual and port in (None, default))
 
 

@@ -13,13 +13,13 @@ import httpx2
 
 from .._errors import InvalidURL
 
-__all__ = ["EnclaveURL"]
+__all__ = ["DEFAULT_PORTS", "EnclaveURL"]
 
 _HOST = r"[0-9A-Za-z_-][0-9A-Za-z._-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 # What csrc/net takes.
 _AUTHORITY_MAX = 119
 _PATH_MAX = 2032
-_DEFAULT_PORTS = {"ws": 80, "wss": 443, "https": 443, "http": 80}
+DEFAULT_PORTS = {"ws": 80, "wss": 443, "https": 443, "http": 80}
 
 
 class EnclaveURL(NamedTuple):
@@ -63,7 +63,7 @@ class EnclaveURL(NamedTuple):
                 f"expected a path and query of at most {_PATH_MAX} bytes, got "
                 f"{len(parsed.raw_path)}"
             )
-        port = parsed.port if parsed.port is not None else _DEFAULT_PORTS[parsed.scheme]
+        port = parsed.port if parsed.port is not None else DEFAULT_PORTS[parsed.scheme]
         if not 0 < port < 65536:
             raise InvalidURL(f"expected a port from 1 to 65535, got {port}")
         made = cls(
@@ -85,7 +85,7 @@ class EnclaveURL(NamedTuple):
 
     @property
     def _explicit_port(self) -> int | None:
-        return None if self.port == _DEFAULT_PORTS[self.scheme] else self.port
+        return None if self.port == DEFAULT_PORTS[self.scheme] else self.port
 
     @property
     def authority(self) -> str:
@@ -100,7 +100,7 @@ class EnclaveURL(NamedTuple):
 
     def refusal(self, url: httpx2.URL) -> str | None:
         """Why a request for this URL cannot go to this enclave; None where it can."""
-        default = _DEFAULT_PORTS.get(url.scheme)
+        default = DEFAULT_PORTS.get(url.scheme)
         if default is None:
             return (
                 f"expected a URL of this enclave, {self.base_url}…, got the scheme "

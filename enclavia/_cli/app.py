@@ -1,7 +1,6 @@
 """The commands, put together. Each is loaded when it is named.
 
-A command is a click command in a module of this folder. ``_COMMANDS`` says where; one whose module
-is not there (yet) is no command.
+A command is a click command in a module of this folder. ``_COMMANDS`` says where.
 
 Decides which commands there are, and what is said where the use of one is wrong.
 Calls: nothing. Locks: none.
@@ -10,7 +9,6 @@ Calls: nothing. Locks: none.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Final
@@ -46,20 +44,16 @@ _COMMANDS: Final = {
 
 class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name, place in _COMMANDS.items() if _exists(place)]
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         place = _COMMANDS.get(cmd_name)
-        if place is None or not _exists(place):
+        if place is None:
             return None
         module, _, attribute = place.partition(":")
         loaded = getattr(importlib.import_module(f".{module}", __package__), attribute)
         assert isinstance(loaded, click.Command)  # noqa: S101 - a mistake of this folder
         return loaded
-
-
-def _exists(place: str) -> bool:
-    return importlib.util.find_spec(f".{place.partition(':')[0]}", __package__) is not None
 
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:

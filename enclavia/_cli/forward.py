@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -162,13 +161,9 @@ def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
     if not connection.pcrs or "-" in connection.pcrs:
         streams.warn("kept the old pins: only those of files can be read again")
         return
-    _told(lambda: forwarder.reload(connection.options()["pcrs"]))
-
-
-def _told(reload: Callable[[], None]) -> None:
     try:
         with refusing():
-            reload()
+            forwarder.reload(connection.options()["pcrs"])
     except (Problem, enclavia.EnclaviaError) as error:
         streams.warn(f"kept the old pins: {error}")
     else:

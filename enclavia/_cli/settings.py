@@ -9,6 +9,7 @@ Decides what comes first where several say something. Calls: nothing. Locks: non
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,13 +112,11 @@ def connection_options(
 ) -> Callable[..., None]:
     """Gives a command the options of a :class:`Connection`, which becomes its first argument."""
 
-    def wrapped(**given: Any) -> None:  # noqa: ANN401
+    @functools.wraps(command)  # with its attributes: click keeps there what it was told before
+    def wrapped(**values: Any) -> None:  # noqa: ANN401
         names = [field.name for field in dataclasses.fields(Connection)]
-        command(Connection(**{name: given.pop(name) for name in names}), **given)
+        command(Connection(**{name: values.pop(name) for name in names}), **values)
 
-    wrapped.__name__ = command.__name__
-    wrapped.__doc__ = command.__doc__
-    wrapped.__dict__.update(command.__dict__)  # click keeps there what it was told before
     decorated: Callable[..., None] = wrapped
     for option in reversed(_OPTIONS):
         decorated = option(decorated)

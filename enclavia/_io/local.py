@@ -50,6 +50,7 @@ __all__ = [
     "Place",
     "peer_uid",
     "poll_descriptor",
+    "poll_until",
 ]
 
 _TURN_MS = 86_400_000
@@ -117,14 +118,18 @@ def poll_descriptor(descriptor: int, what: int, timeout: float | None) -> int:
     if timeout == 0:
         found = poll.poll(0)
         return found[0][1] if found else 0
-    deadline = None if timeout is None else time.monotonic() + timeout
+    found = poll_until(poll, None if timeout is None else time.monotonic() + timeout)
+    return found[0][1] if found else 0
+
+
+def poll_until(poll: select.poll, deadline: float | None) -> list[tuple[int, int]]:
+    """What ``poll`` found before the deadline, by ``time.monotonic``; empty where it found nothing.
+    Its milliseconds are a C int: a longer wait goes on in turns."""
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         found = poll.poll(None if left is None else min(left, _TURN_MS))
-        if found:
-            return found[0][1]
-        if left is not None and left <= _TURN_MS:
-            return 0
+        if found or (left is not None and left <= _TURN_MS):
+            return found
 
 
 class LocalStream:

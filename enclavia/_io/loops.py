@@ -246,15 +246,20 @@ _asyncio_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[
 _leader_hubs: anyio.lowlevel.RunVar[LeaderHub] = anyio.lowlevel.RunVar("enclavia hub")
 
 
-def loop_hub() -> LoopHub:
-    """The one of the running event loop."""
+def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs here, where the task that asks is asyncio's: another library's tasks may
+    run in callbacks of an asyncio loop."""
     try:
         loop = asyncio.get_running_loop()
-        # Another library's tasks may run in callbacks of an asyncio loop.
-        guest = asyncio.current_task(loop) is None
     except RuntimeError:
-        guest = True
-    if guest:
+        return None
+    return None if asyncio.current_task(loop) is None else loop
+
+
+def loop_hub() -> LoopHub:
+    """The one of the running event loop."""
+    loop = _asyncio_loop()
+    if loop is None:
         return _leader_hub()
     known = _asyncio_hubs.get(loop)
     hub = None if known is None else known()
@@ -424,13 +429,9 @@ async def run_blocking(call: Callable[..., object], *arguments: object) -> None:
 async def _wait_descriptor(descriptor: int, what: int, timeout: float | None) -> bool:
     """Until the descriptor is readable or writable, as ``what`` says; False where it is not in
     time. Registered for as long as this waits, and not longer."""
-    try:
-        loop = asyncio.get_running_loop()
-        guest = asyncio.current_task(loop) is None
-    except RuntimeError:
-        guest = True
-    if guest:
-        return await _wait_as_guest(descriptor, what, timeout)
+    loop = _asyncio_loop()
+    if loop is None:
+        return await _wait_by_anyio(descriptor, what, timeout)
     future = loop.create_future()
     timer = None if timeout is None else loop.call_later(timeout, _set, future)
     came: list[int] = []
@@ -456,7 +457,7 @@ def _came(future: asyncio.Future[None], came: list[int]) -> None:
     _set(future)
 
 
-async def _wait_as_guest(descriptor: int, what: int, timeout: float | None) -> bool:
+async def _wait_by_anyio(descriptor: int, what: int, timeout: float | None) -> bool:
     """The same in every other loop that anyio knows."""
     came = False
 

@@ -26,16 +26,13 @@ from .local import (
     LocalChannel,
     LocalStream,
     poll_descriptor,
+    poll_until,
 )
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
-
-
-# poll() takes its milliseconds as a C int: a longer wait goes on in turns.
-_TURN_MS = 86_400_000
 
 
 class ThreadHub:
@@ -63,14 +60,11 @@ class ThreadHub:
         deadline = None if timeout is None else time.monotonic() + timeout
         watch = register(self._notifier, token)
         try:
-            while True:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-                if self._poll.poll(None if left is None else min(left, _TURN_MS)):
-                    # Tokens of waits that were given up before may come late.
-                    if token in self._notifier.drain():
-                        return True
-                elif left is not None and left <= _TURN_MS:
-                    return False
+            while poll_until(self._poll, deadline):
+                # Tokens of waits that were given up before may come late.
+                if token in self._notifier.drain():
+                    return True
+            return False
         finally:
             watch.end()
 
