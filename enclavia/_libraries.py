@@ -4,7 +4,8 @@ Wheels carry their libraries; an extension that was built from source finds thos
 the versions that were there when it was built. The package names are those of Debian 12 and 13,
 Fedora and Alpine.
 
-Decides which package is named. Calls: nothing of the package. Locks: none.
+Decides which library an ImportError is about, and what a user is to install. Calls: nothing of the
+package. Locks: none.
 """
 
 from __future__ import annotations

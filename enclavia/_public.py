@@ -1,4 +1,4 @@
-"""How a class says where users import it from.
+"""Has a public class name the package, where users import it from, as its module.
 
 Decides nothing else. Calls: nothing of the package. Locks: none.
 """

@@ -1,7 +1,8 @@
-"""Whether a URL names the enclave, however it spells it: what transports and adapters need that are
-mounted on a client of another's making, which chooses by a URL's text who carries a request.
+"""Whether a URL names the enclave, in whichever spelling. For transports and adapters on a client
+of another library, which chooses a transport by the text of the URL.
 
-Decides which spellings are the enclave's. Calls: nothing of the package. Locks: none.
+Decides which spellings of scheme, host and port are the enclave's. Calls: nothing of the package.
+Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How much of a payload may travel with the opening of a stream, and how much one read may take.
 
-Decides only where data is cut. Calls: _arguments, _core. Locks: none.
+Decides where a payload is cut, and how large one read may be. Calls: _arguments, _core. Locks:
+none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a forwarder's sockets are, and what is expected of the place.
+"""Where a forwarder's sockets are, and the checks of their folder.
 
 Whoever can write to the folder of a socket can put another one in its place. So the folder has to
 be a real one, of the user's own, that nobody else can enter.

@@ -9,7 +9,8 @@ the package.
 ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` come before all of this, as OpenSSL's documentation
 (SSL_CTX_set_default_verify_paths(3)) says.
 
-Decides which file is taken, and trusts nothing by itself. Calls: _core, _errors. Locks: none.
+Decides which file is used; OpenSSL reads it and checks certificates. Calls: _core, _errors. Locks:
+none.
 """
 
 from __future__ import annotations

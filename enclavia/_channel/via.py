@@ -1,11 +1,11 @@
-"""A channel that a forwarder of this machine keeps, as a client of it has it.
+"""A client's view of a channel that a forwarder of this machine keeps.
 
 Before the first request, the client asks the forwarder's control socket (HTTP/1.1) for the document
 of a verified channel, verifies it itself against its own pins, and is told which socket leads to
 channels of that identity and to no others. What the client cannot check is that the document was
 made for the forwarder's channel: that is what it trusts the forwarder for.
 
-Decides whether a forwarder may be sent anything. Calls: _core, _errors, _io. Locks: none.
+Decides whether requests may be sent to a forwarder. Calls: _core, _errors, _io. Locks: none.
 """
 
 from __future__ import annotations

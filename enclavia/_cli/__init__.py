@@ -1,5 +1,5 @@
 """The command line: ``python -m enclavia`` and ``enclavia-client``. A user of the public package;
 nothing of the package imports it. docs/cli.md is its manual.
 
-Decides nothing: it is a folder. Calls: nothing. Locks: none.
+Decides nothing: it is a folder. Calls: nothing of the package. Locks: none.
 """

@@ -1,9 +1,9 @@
-"""The commands, put together. Each is loaded when it is named.
+"""The table of commands. Each is loaded when it is named.
 
 A command is a click command in a module of this folder. ``_COMMANDS`` says where.
 
-Decides which commands there are, and what is said where the use of one is wrong.
-Calls: nothing. Locks: none.
+Decides which commands there are, and the message about a wrong use of one. Calls: nothing of the
+package but what is public. Locks: none.
 """
 
 from __future__ import annotations

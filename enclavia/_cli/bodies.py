@@ -1,7 +1,8 @@
-"""What a request carries: headers and bodies from arguments, files and standard input. No message
+"""The headers and the body of a request, from arguments, files and standard input. No error message
 has a header's value or a body in it: they may be secret.
 
-Decides what is sent of an argument, a file or standard input. Calls: nothing. Locks: none.
+Decides what an argument stands for: text, a file or standard input. Calls: nothing of the package.
+Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""``doctor`` as a command, with an enclave to look at and as JSON.
+"""``doctor`` as a command of click: with the URL of an enclave, and with its report as JSON.
 
-Decides what is examined, and how it is printed. Calls: nothing. Locks: none.
+Decides whether an enclave is examined, and how the report is printed. Calls: nothing of the
+package. Locks: none.
 """
 
 from __future__ import annotations

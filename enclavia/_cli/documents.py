@@ -1,7 +1,7 @@
-"""``attestation``: documents in files, and how a verified one is printed.
+"""``attestation``: verifies and prints attestation documents in files.
 
-Decides what is printed of a document, which is nothing before it was verified.
-Calls: nothing. Locks: none.
+Decides what is printed of a verified document; of any other nothing is printed. Calls: nothing of
+the package but what is public. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""A body into a file, gone on with where the connection was cut.
+"""Downloads a body into a file, and resumes where the connection was cut.
 
 The rest is asked for by Range with If-Range (RFC 9110, sections 13.1.5 and 14.2), so that the
 server sends it only where the representation is still the same one, which takes a strong validator.
 Bytes are joined only where the enclave that sends the rest attests the same PCRs as the one that
 sent the beginning.
 
-Decides what may be joined, and when it is given up. Calls: nothing. Locks: none.
+Decides which bytes may be joined, and when a download is given up. Calls: nothing of the package
+but what is public. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""``doctor``: what this installation is made of, and how an enclave looks from here.
+"""What ``doctor`` reports: what this installation is made of, and how an enclave looks from here.
 
-:func:`plain` works without click, so that an installation can be looked at that lacks it.
+:func:`plain` works without click, so that an installation without it can be examined.
 
-Decides what is trouble, and which exit code it has. Calls: nothing. Locks: none.
+Decides what counts as trouble, and its exit code. Calls: nothing of the package but what is public.
+Locks: none.
 """
 
 from __future__ import annotations

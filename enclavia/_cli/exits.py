@@ -1,6 +1,7 @@
-"""How the program ends: the exit codes of docs/cli.md, and which error leads to which.
+"""The exit codes of docs/cli.md, and the one of each error.
 
-Decides what each error means for whoever called the program. Calls: nothing. Locks: none.
+Decides which exit code each error has. Calls: nothing of the package but what is public. Locks:
+none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Where a body goes. A file gets its name when it is whole, and not before: until then it has
-another one, in the same folder, that nobody can have foreseen.
+"""What a body is written to. A file gets its name when it is whole: until then it has a random one,
+in the same folder, that nobody can foresee.
 
-Decides what may be written to, and when a file gets its name. Calls: nothing. Locks: none.
+Decides which files may be written, and when a file gets its name. Calls: nothing of the package.
+Locks: none.
 """
 
 from __future__ import annotations

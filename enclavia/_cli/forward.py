@@ -1,6 +1,8 @@
-"""``forward``: verified channels, shared among the processes of this machine and user.
+"""``forward``: runs a forwarder, which shares verified channels among the processes of this machine
+and user.
 
-Decides what each signal leads to. Calls: nothing. Locks: none.
+Decides what each signal does to the forwarder. Calls: nothing of the package but what is public.
+Locks: none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""From arguments to an exit code. Whatever happens ends here: in one line on standard error, never
-in a traceback. Knows of click only where it runs it, since ``doctor`` works without.
+"""Runs one command line and gives its exit code. Every error ends here: as one line on standard
+error, never as a traceback. Imports click only to run it, because ``doctor`` works without.
 
-Decides what is said of an error, and how the process ends. Calls: nothing. Locks: none.
+Decides which line an error becomes, and how the process ends. Calls: nothing of the package but
+what is public. Locks: none.
 """
 
 from __future__ import annotations

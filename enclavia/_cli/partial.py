@@ -1,7 +1,7 @@
-"""A download that a later run may go on with (``--continue``): ``FILE.part``, and beside it
-``FILE.part.json`` with what its bytes are of.
+"""A download that a later run may resume (``--continue``): ``FILE.part``, and beside it
+``FILE.part.json``, which says what its bytes are a part of.
 
-Decides whether bytes of an earlier run can be gone on with. Calls: nothing. Locks: none.
+Decides whether bytes of an earlier run can be used. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``pcrs``: pins in one form.
+"""``pcrs``: reads pins from a file, and prints them in the form that was asked for.
 
-Decides the form. Calls: nothing. Locks: none.
+Decides how they are printed. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

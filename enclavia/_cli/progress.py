@@ -1,6 +1,6 @@
-"""How far a download is: a bar on standard error where that is a terminal, nothing elsewhere.
+"""The progress of a download: a bar on standard error where that is a terminal, nothing elsewhere.
 
-Decides when it is drawn. Calls: nothing. Locks: none.
+Decides when the bar is drawn. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

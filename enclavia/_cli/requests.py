@@ -1,7 +1,8 @@
 """``get``, ``head``, ``post``, ``put``, ``patch`` and ``delete``: one request through a verified
 channel.
 
-Decides where a request goes, and where its answer does. Calls: nothing. Locks: none.
+Decides where a request is sent, and where its answer is written. Calls: nothing of the package but
+what is public. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""``serve``: an app behind a local enclave, for tests of other programs.
+"""``serve``: runs an app behind a local enclave, for tests of other programs.
 
-Decides what other processes are told, and who may write it. Calls: nothing. Locks: none.
+Decides which files other processes can read its address and pins from, and who may write them.
+Calls: nothing of the package but what is public. Locks: none.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 What an option says comes before what the environment says. A variable that is set and empty is an
 error and not "not given", which click takes it for; so the environment is read here.
 
-Decides what comes first where several say something. Calls: nothing. Locks: none.
+Decides which source of a setting wins, and which settings are refused. Calls: nothing of the
+package but what is public. Locks: none.
 """
 
 from __future__ import annotations

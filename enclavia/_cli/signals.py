@@ -1,7 +1,7 @@
 """SIGINT, SIGTERM and SIGHUP end the program in order: files that are not whole are removed,
-connections closed. A second one ends it at once, without files left behind either.
+connections closed. A second one ends it at once, and such files are removed then too.
 
-Decides what is left of a program that is ended. Calls: nothing. Locks: none.
+Decides what a signal does, and which files are removed. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Standard input, output and error: what is written there, and what where one of them is closed.
+"""Standard input, output and error: reading, writing, and what happens where one of them is closed.
 
 Text that somebody else may have chosen (a server's, a file's, an argument's) is shown with
 :func:`visible`. Bodies go out as the bytes they are.
 
-Decides what can be seen of text that somebody else chose. Calls: nothing. Locks: none.
+Decides how text from outside is shown. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``verify``: is this the pinned enclave?
 
-Decides what is printed of the result. Calls: nothing. Locks: none.
+Decides how the result is printed, and when the document is saved. Calls: nothing of the package but
+what is public. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``AsyncClient``: httpx2's, talking to one enclave.
 
-Decides whether a request takes the short way; else httpx2 does. Calls: _channel, _io,
+Decides which requests are sent by fast_path.py; httpx2 sends the others. Calls: _channel, _io,
 _public. Locks: none.
 """
 

@@ -5,7 +5,7 @@ not; for a small answer that is the larger part of what a request costs in Pytho
 without them is done here, once for both clients. Anything that has something around it takes
 httpx2's own way; :func:`enclavia._client.httpx2_inside.is_simple` says which.
 
-Decides only in which order the steps are taken. Calls: nothing of the package. Locks: none.
+Decides only the order of the steps. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Requests that were built before are not built from their parts again.
 
-Decides when what was built before is still right. Calls: nothing of the package. Locks: none.
+Decides when a request that was built before can be used again. Calls: nothing of the package.
+Locks: none.
 """
 
 from __future__ import annotations

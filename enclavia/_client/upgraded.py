@@ -3,8 +3,8 @@
 The shape is httpcore2's network stream, which httpx2's own WebSocket client works on, and the
 errors are caught as its errors too.
 
-Decides which of httpcore2's errors an error is caught as. Calls: _errors, _exchange, _io. Locks:
-none.
+Decides which error of httpcore2 each error of ours is a subclass of. Calls: _errors, _exchange,
+_io. Locks: none.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 safe. The connections may be the transport's own, or shared with other transports (shared.py); what
 carries cookies, credentials and counts is always its own.
 
-Decides which requests are the enclave's; whether to send one again is for retry.py to decide.
-Calls: _channel, _errors, _http1, _identity, _io, _pool. Locks: ``_lock``, around its counters.
+Decides which requests may go to the enclave; retry.py decides whether one is sent again. Calls:
+_channel, _errors, _http1, _identity, _io, _pool. Locks: ``_lock``, around its counters.
 """
 
 from __future__ import annotations

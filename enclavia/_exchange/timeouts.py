@@ -1,6 +1,7 @@
 """The timeouts of one request, and arithmetic with deadlines.
 
-Decides which of two deadlines comes first. Calls: _arguments, _io. Locks: none.
+Decides which timeouts a request has, and which of two deadlines comes first. Calls: _arguments,
+_io. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The chunked transfer coding (RFC 9112, section 7.1), within limits.
 
-Decides what is a chunk, and when there is too much around the chunks. Calls: _errors. Locks: none.
+Decides what is a chunk, and when extensions and trailers are too long. Calls: _errors. Locks: none.
 """
 
 from __future__ import annotations

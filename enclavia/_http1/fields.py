@@ -1,6 +1,6 @@
 """What requests and responses have in common: header fields, and how bytes are shown in errors.
 
-Decides nothing about them. Calls: nothing of the package. Locks: none.
+Decides how much of a peer's bytes an error shows. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

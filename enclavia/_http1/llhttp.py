@@ -1,7 +1,7 @@
-"""The parser of httptools (llhttp): loaded with the first answer, and its errors told apart.
+"""The parser of httptools (llhttp): loads it with the first answer, and sorts its exceptions.
 
-Decides which exceptions were raised inside a callback, but not by it. Calls: nothing of the
-package. Locks: none.
+Decides which exceptions the parser only wraps, such as a KeyboardInterrupt that came during a
+callback. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pins and root certificates in the forms that callers have them, and the leeway of the clock.
 
-Decides which forms are taken. Calls: _arguments. Locks: none.
+Decides which forms are accepted. Calls: _arguments. Locks: none.
 """
 
 from __future__ import annotations

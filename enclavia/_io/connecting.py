@@ -1,7 +1,6 @@
-"""What is both awaited and entered: ``await X.connect(…)``, ``async with X.connect(…) as x``.
+"""An object to await or to enter: ``await X.connect(…)``, ``async with X.connect(…) as x``.
 
-Decides what those are told who use it without ``await``. Calls: nothing of the package. Locks:
-none.
+Decides the error for a caller who forgot ``await``. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations

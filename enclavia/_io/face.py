@@ -4,7 +4,8 @@ Everything that may wait goes through :class:`Io`. In an event loop it suspends;
 blocks, and :func:`run` steps through a coroutine that therefore never suspends. Knows nothing of
 what is above it.
 
-Decides how a timeout becomes a deadline. Calls: _arguments, _core, _errors. Locks: none.
+Decides how a timeout becomes a deadline, and what may be a piece of a request's body. Calls:
+_arguments, _core, _errors. Locks: none.
 """
 
 from __future__ import annotations

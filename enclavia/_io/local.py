@@ -1,4 +1,4 @@
-"""Connections to Unix sockets of this machine with the methods of the C core's objects.
+"""Channels and streams over Unix sockets of this machine, with the methods of the C core's.
 
 Where another process of the machine keeps the verified channel, a workload connection is one
 connection to its socket. Waiting for such a connection is waiting for a descriptor, which threads
@@ -6,8 +6,8 @@ and event loops do in ways of their own (:mod:`enclavia._io.threads`, :mod:`encl
 what needs no waiting stands here, once. Knows no protocol: what is said before the first stream is
 opened is :mod:`enclavia._channel.via`'s.
 
-Decides which end of a connection is an orderly one. Calls: _arguments, _core, _errors. Locks:
-``_lock``, around counts of streams and their bytes.
+Decides whether the end of a connection ends an answer or is a loss. Calls: _arguments, _core,
+_errors. Locks: ``_lock``, around counts of streams and their bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Waiting in an event loop for what the C core announces. One descriptor per event loop.
+"""Waiting in an event loop: for what the C core announces, by one descriptor per event loop, and
+for sockets of a forwarder.
 
 The only module that imports anyio, which costs time: imported where something is awaited, and not
 before.
 
-Decides which task waits for the descriptor, and which one is woken. Calls: _arguments, _core,
-_errors. Locks: none.
+Decides which task waits for the core's descriptor, and which task is woken. Calls: _arguments,
+_core, _errors. Locks: none.
 """
 
 from __future__ import annotations

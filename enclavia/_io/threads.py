@@ -1,8 +1,10 @@
-"""Waiting in a thread for what the C core announces. One descriptor per thread.
+"""Waiting in a thread: for what the C core announces, by one descriptor per thread, and for sockets
+of a forwarder.
 
 Knows the C core and the errors; nothing above it.
 
-Decides nothing: it hands on to the core, which waits. Calls: _core, _errors. Locks: none.
+Decides when a thread needs a new descriptor: after a fork, and where a signal's handler or a
+destructor waits in the middle of another wait. Calls: _core, _errors. Locks: none.
 """
 
 from __future__ import annotations

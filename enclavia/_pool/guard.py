@@ -1,7 +1,7 @@
 """The way into the pool: one at a time, and in order again whatever interrupts it.
 
 Decides what becomes of a call that comes in the middle of another one in the same thread, from the
-handler of a signal or from a destructor. Knows nothing of what is guarded but these few names.
+handler of a signal or from a destructor. Knows of the pool only what ``Guarded`` names.
 
 Calls: _errors. Locks: ``_lock`` of the pool, for the length of one call.
 """

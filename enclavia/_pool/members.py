@@ -1,4 +1,4 @@
-"""The channels there are, and the connections that are kept on each for another request.
+"""The pool's channels, and the connections that are kept on each for another request.
 
 Decides what is kept, for how long, and when a channel is closed: once it is gone and nobody reads
 from it any more. Knows no tickets. Runs under the pool's lock; its outbox closes things afterwards.

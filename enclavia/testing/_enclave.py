@@ -1,6 +1,6 @@
 """A local enclave for tests and demos: the real protocol, in front of an app of yours.
 
-Decides what can be asked of an enclave that runs, and of one that does not. Calls: _arguments,
+Decides which calls need an enclave that runs, and which one that does not. Calls: _arguments,
 _identity. Locks: none.
 """
 

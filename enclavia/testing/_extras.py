@@ -1,4 +1,4 @@
-"""What only local enclaves need is imported when one is started.
+"""Imports packages that only local enclaves need, when one is started.
 
 Decides how a missing package is reported. Calls: nothing of the package. Locks: none.
 """

@@ -2,7 +2,8 @@
 
 Never a root of trust for anything but tests: the keys are made on the spot and not protected.
 
-Decides their extensions and how long they are valid. Calls: nothing of the package. Locks: none.
+Decides the extensions of certificates and how long they are valid. Calls: nothing of the package.
+Locks: none.
 """
 
 from __future__ import annotations

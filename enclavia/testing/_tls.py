@@ -1,7 +1,7 @@
 """A TLS certificate for this machine, for ``wss://`` tests.
 
-Decides its names (localhost and 127.0.0.1) and that it lives for seven days. Calls: nothing of the
-package. Locks: none.
+Decides its names (localhost and 127.0.0.1) and that it is valid for seven days. Calls: nothing of
+the package. Locks: none.
 """
 
 from __future__ import annotations
