@@ -231,10 +231,16 @@ class SharedPools:
             ended: list[Connections] = []
             wait = _WITHOUT
             for number, (ends_at, full) in enumerate(unused):
-                if ends_at <= present or number < surplus:
-                    ended.append(self._kept.pop(full).connections)
-                else:
+                if ends_at > present and number >= surplus:
                     wait = min(wait, ends_at - present)
+                    continue
+                # A destructor may have taken them since they were looked at. From here on nobody
+                # can find them, so now it can be told.
+                kept = self._kept.pop(full)
+                if kept.use() is None:
+                    ended.append(kept.connections)
+                else:
+                    self._kept.setdefault(full, kept)
             left = [kept.connections for kept in self._kept.values()]
             if not left and self._thread is threading.current_thread():
                 self._thread = None

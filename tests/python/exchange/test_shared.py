@@ -901,6 +901,26 @@ class Test:
         pools.look()
         assert pool.closed
 
+    def test_what_a_destructor_takes_while_all_are_looked_at_goes_on(self, time: Time) -> None:
+        """The garbage collector may run in the thread that looks, between any two of its steps."""
+        pools = SharedPools(thread=False)
+        pool = pools.take("key", None, 0, made).connections.pool
+        other = pools.take("other", None, 0, made)
+        taken: list[Use] = []
+
+        def interrupted() -> Use:
+            taken.append(pools.take("key", None, 0, made))
+            return other
+
+        pools._kept["other", None].use = interrupted  # looked at after the other one
+        assert pools.look() is not None
+        assert taken[0].connections.pool is pool and not pool.closed
+        assert pools.take("key", None, 0, made) is taken[0]
+        pools._kept["other", None].use = weakref.ref(other)
+        del taken[:]
+        pools.look()
+        assert pool.closed and not other.connections.pool.closed
+
     def test_an_event_loop_that_is_gone_takes_its_own_along(self, time: Time) -> None:
         pools = SharedPools(thread=False)
 
