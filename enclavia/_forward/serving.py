@@ -22,6 +22,12 @@ _HEAD_MAX: Final = 64 * 1024
 """Bytes of a request's head, which is read before a token is looked at. What arrives together with
 its end is counted with it."""
 _HEAD_SECONDS: Final = 10
+_WAITING: Final = 16
+"""Requests of one connection that may wait for those before them. Nothing more of it is read while
+any does, and what was read already is not looked into while this many do."""
+_SLICE: Final = 4096
+"""Bytes that are looked into at a time, which is how far more requests than that may wait: the
+parser cannot be stopped within what it was given."""
 
 
 class App(Protocol):
@@ -52,9 +58,22 @@ def _protocol(
     app: App, connections: set[Any], patient_seconds: float | None
 ) -> type[asyncio.Protocol]:
     """uvicorn's, which looks at who comes before it reads anything, tells the application which
-    connection it answers on and what the request line said, and bounds a request's head: its size,
-    and (``patient_seconds``, None: not) how long it may take."""
+    connection it answers on and what the request line said, and bounds a request's head (its size,
+    and how long it may take: ``patient_seconds``, None for no limit) and how many requests wait."""
     base: Any = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
+    flow_control: Any = importlib.import_module("uvicorn.protocols.http.flow_control").FlowControl
+
+    class Flow(flow_control):  # type: ignore[misc]
+        """uvicorn has a connection read again after each answer, and whenever an application waits
+        for the client: here it is read again only when none of its requests waits."""
+
+        def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+            super().__init__(transport)
+            self._connection = connection
+
+        def resume_reading(self) -> None:
+            if not self._connection.behind:
+                super().resume_reading()
 
     class Connection(base):  # type: ignore[misc]
         identity: str | None = None
@@ -62,6 +81,8 @@ def _protocol(
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            self.flow = Flow(transport, self)
+            self._unread = b""
             self._head: int | None = 0
             self._late: asyncio.TimerHandle | None = None
             if app.admits(transport.get_extra_info("socket")):
@@ -104,9 +125,32 @@ def _protocol(
                 self.url = b"/"
             super().on_headers_complete()
 
+        @property
+        def behind(self) -> bool:
+            """Whether requests wait for the answer to another one."""
+            return bool(self.pipeline or self._unread)
+
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
+            self._unread += data
+            self._look_into_unread()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._look_into_unread()
+            if not self.behind:
+                self.flow.resume_reading()
+
+        def _look_into_unread(self) -> None:
+            unread, self._unread = memoryview(self._unread), b""
+            while unread and not self.transport.is_closing():
+                if len(self.pipeline) >= _WAITING:
+                    self._unread = bytes(unread)
+                    self.flow.pause_reading()
+                    return
+                self._look_into(bytes(unread[:_SLICE]))
+                unread = unread[_SLICE:]
+
+        def _look_into(self, data: bytes) -> None:
             super().data_received(data)
             if self._head is not None:
                 self._head += len(data)

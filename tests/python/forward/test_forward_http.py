@@ -249,6 +249,50 @@ def test_pipelined_requests_are_answered_in_order(proxy: Forwarder, echo: Echo) 
     ]
 
 
+def test_how_many_pipelined_requests_wait_is_bounded(folder: Path) -> None:
+    """However many are sent, and whether they come one by one or all at once."""
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    go_on = threading.Event()
+    waiting: list[int] = []
+
+    def script(connection: Connection) -> None:
+        while True:
+            connection.head()
+            assert go_on.wait(HANG)
+            (served,) = server_of(forwarder)._connections
+            waiting.append(len(served.pipeline))
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nend")
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+        raw(path_of(forwarder)) as sock,
+    ):
+        sock.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 2**24:
+                sent += sock.send((request * 4000)[sent % len(request) :])
+        assert sent < 2**24  # the forwarder reads no more than it has room for
+        sock.settimeout(HANG)
+        go_on.set()
+        expected, got, tail = sent // len(request), 0, b""
+        while got < expected:
+            piece = tail + sock.recv(65536)
+            assert piece != tail
+            got += piece.count(b"\r\n\r\nend")
+            tail = piece[-6:]
+    assert got == expected
+    assert len(waiting) == expected
+    assert 0 < max(waiting) <= 16 + 4096 // len(request)
+
+
+def server_of(forwarder: Forwarder) -> Any:
+    """What serves the HTTP socket."""
+    return forwarder._running.server._http[1]  # type: ignore[union-attr]
+
+
 def test_a_client_that_leaves_cancels_its_request(folder: Path) -> None:
     asked, left = threading.Event(), threading.Event()
 
