@@ -19,7 +19,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class ControlOwner(Protocol):
-    def admits(self, sock: Any) -> bool: ...  # noqa: ANN401
     async def describe(self) -> dict[str, object]: ...
     def health(self) -> tuple[bool, dict[str, object]]: ...
     def measures(self) -> list[tuple[str, str, bool, float]]: ...
@@ -47,9 +46,6 @@ class ControlApp:
 
     def __init__(self, owner: ControlOwner) -> None:
         self._owner = owner
-
-    def admits(self, sock: Any) -> bool:  # noqa: ANN401
-        return self._owner.admits(sock)
 
     async def __call__(
         self,

@@ -70,17 +70,12 @@ class ProxyApp:
     def __init__(
         self,
         engine: Engine,
-        admits: Callable[[Any], bool],
         counters: Counters,
         token: bytes | None,
     ) -> None:
         self._engine = engine
-        self._admits = admits
         self._counters = counters
         self._token = token
-
-    def admits(self, sock: Any) -> bool:  # noqa: ANN401
-        return self._admits(sock)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self._counters.http_requests += 1

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import logging
 import os
+import resource
 import select
 import socket
 import weakref
@@ -31,22 +32,19 @@ from .._io.local import LocalSocket, peer_uid
 from .._io.loops import LoopIo
 from .._pool.kinds import Job
 from .._pool.ticket import Lease
+from .accepting import Acceptor
 from .control import ControlApp
 from .counters import Counters
 from .options import ForwarderSettings
 from .pump import Pump
 from .serving import HttpServer
-from .sockets import OUT_OF_DESCRIPTORS, listen_tcp, listen_unix, unlisten
+from .sockets import listen_tcp, listen_unix, unlisten
 from .tokens import Tokens
 
 __all__ = ["Listeners", "Server"]
 
 logger = logging.getLogger("enclavia.forwarder")
 
-_ACCEPTS: Final = 64
-"""Connections that are taken at a time, before those that are there have their turn."""
-_PAUSE: Final = 0.2
-"""Seconds until a connection is accepted again where there was no descriptor for one."""
 _LOOK: Final = 0.5
 """Seconds between two looks at the channels that nobody uses."""
 _DOCUMENT_AGE: Final = 300.0
@@ -56,6 +54,8 @@ _IDLE: Final = 2.0
 """Seconds without a byte after an answer, from which on a draining forwarder takes a connection for
 an idle one."""
 _TRIES: Final = 8
+_TCP_SHARE: Final = 2
+"""One in so many of the process's descriptors may be connections of the TCP port."""
 
 
 class Listeners:
@@ -108,43 +108,55 @@ class Server:
         self.engine = Engine(own.config, RetryPolicy(own.retries), own.timeouts, self.connections)
         self.tokens = Tokens()
         self._loop = asyncio.get_running_loop()
-        self._pumps: set[Pump] = set()
+        self._pumps: dict[Pump, Acceptor] = {}
         self._identities: weakref.WeakKeyDictionary[Tunnel, Identity] = weakref.WeakKeyDictionary()
         self._attested: weakref.WeakKeyDictionary[Tunnel, tuple[float, _core.RawAttestation]] = (
             weakref.WeakKeyDictionary()
         )
         self._identity_sockets: dict[str, LocalSocket] = {}
-        self._listening: dict[LocalSocket, Callable[[LocalSocket], None]] = {}
-        self._pauses: dict[LocalSocket, asyncio.TimerHandle] = {}
+        self._listening: dict[LocalSocket, Acceptor] = {}
         self._ends: select.epoll | None = None
         self._ended: dict[int, Pump] = {}
         self._all_gone = asyncio.Event()
         self._http: list[HttpServer] = []
         self._looking: asyncio.Task[None] | None = None
-        self.control = ControlApp(self)
 
     # -- beginning and end --------------------------------------------------------------------
 
     async def start(self) -> None:
         self._watch_ends()
         self._listen(self.listeners.stream, self._accepted)
-        control = HttpServer(self.control, self.listeners.control, keep_alive=True)
-        self._http.append(control)
+        control = HttpServer(ControlApp(self), keep_alive=True)
+        await self._serve(self.listeners.control, control)
         if self.listeners.http is not None:
-            self._http.append(self._proxy(self.listeners.http, None))
+            await self._serve(self.listeners.http, self._proxy(None))
         if self.listeners.tcp is not None:
+            # Others than this user can fill it, who must not take what the sockets need.
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            most = None if limit == resource.RLIM_INFINITY else max(1, limit // _TCP_SHARE)
             if self.settings.way == "stream":
-                self._listen(self.listeners.tcp, self._accepted)
+                self._listen(self.listeners.tcp, self._accepted, most)
             else:
-                self._http.append(self._proxy(self.listeners.tcp, self.settings.token))
-        for server in self._http:
-            await server.start()
+                await self._serve(self.listeners.tcp, self._proxy(self.settings.token), most)
         self._looking = self._loop.create_task(self._look())
 
-    def _proxy(self, sock: LocalSocket, token: bytes | None) -> HttpServer:
+    def _proxy(self, token: bytes | None) -> HttpServer:
         from .proxy import ProxyApp
 
-        return HttpServer(ProxyApp(self.engine, self.admits, self.counters, token), sock)
+        return HttpServer(ProxyApp(self.engine, self.counters, token))
+
+    async def _serve(self, sock: LocalSocket, server: HttpServer, most: int | None = None) -> None:
+        self._http.append(server)
+        await server.start()
+
+        def take(accepted: LocalSocket, acceptor: Acceptor) -> None:
+            if self.admits(accepted):
+                server.take(accepted, acceptor.over)
+            else:
+                accepted.close()
+                acceptor.over()
+
+        self._listen(sock, take, most)
 
     async def drain(self, timeout: float) -> None:
         """Takes no new connection, and lets those that are there come to their end."""
@@ -154,8 +166,6 @@ class Server:
         for suffix, sock in self._identity_sockets.items():
             unlisten(sock, self.settings.path + suffix)
         self._identity_sockets.clear()
-        for server in self._http:
-            server.stop_listening()
         self.listeners.close()
         self._http[0].close_connections()  # the control connections: their clients go elsewhere
         deadline = now() + timeout
@@ -194,59 +204,29 @@ class Server:
 
     # -- listening ----------------------------------------------------------------------------
 
-    def _listen(self, sock: LocalSocket, take: Callable[[LocalSocket], None]) -> None:
-        self._listening[sock] = take
-        self._loop.add_reader(sock.fileno(), self._accept, sock)
+    def _listen(
+        self,
+        sock: LocalSocket,
+        take: Callable[[LocalSocket, Acceptor], None],
+        most: int | None = None,
+    ) -> None:
+        self._listening[sock] = Acceptor(sock, take, self.counters, most)
 
     def _unlisten(self, sock: LocalSocket) -> None:
-        self._listening.pop(sock, None)
-        pause = self._pauses.pop(sock, None)
-        if pause is not None:
-            pause.cancel()
-        if sock.fileno() >= 0:
-            self._loop.remove_reader(sock.fileno())
+        acceptor = self._listening.pop(sock, None)
+        if acceptor is not None:
+            acceptor.close()
 
-    def _accept(self, listener: LocalSocket) -> None:
-        take = self._listening[listener]
-        for _ in range(_ACCEPTS):
-            try:
-                accepted, _address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in OUT_OF_DESCRIPTORS:
-                    self._pause(listener, error)
-                    return
-                continue  # that one is gone already
-            take(LocalSocket(accepted.detach()))
-
-    def _pause(self, listener: LocalSocket, error: OSError) -> None:
-        """Those who come wait in the listener's queue until there is room again."""
-        if not self.counters.out_of_descriptors:
-            logger.error(
-                "cannot take more connections: %s; raise the limit on open files (ulimit -n, "
-                "LimitNOFILE=), or close connections that are not used",
-                error.strerror,
-            )
-        self.counters.out_of_descriptors += 1
-        self._loop.remove_reader(listener.fileno())
-
-        def again() -> None:
-            self._pauses.pop(listener, None)
-            if listener in self._listening:
-                self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-        self._pauses[listener] = self._loop.call_later(_PAUSE, again)
-
-    def _accepted(self, sock: LocalSocket, identity: str | None = None) -> None:
+    def _accepted(self, sock: LocalSocket, acceptor: Acceptor, identity: str | None = None) -> None:
         if not self.admits(sock):
             sock.close()
+            acceptor.over()
             return
         self.counters.accepted += 1
         self.counters.active += 1
-        self._pumps.add(Pump(self, sock, identity, own_client=identity is not None))
+        self._pumps[Pump(self, sock, identity, own_client=identity is not None)] = acceptor
 
-    def admits(self, sock: Any) -> bool:  # noqa: ANN401 - a socket or asyncio's view of one
+    def admits(self, sock: LocalSocket) -> bool:
         """Whether the process at the other end may use this forwarder. A TCP port says nothing of
         who comes: there it is the token that decides, or nobody (way="stream")."""
         if sock.family != socket.AF_UNIX:
@@ -365,7 +345,7 @@ class Server:
             return
         sock = listen_unix(self.settings.path + suffix)
         self._identity_sockets[suffix] = sock
-        self._listen(sock, lambda accepted: self._accepted(accepted, suffix))
+        self._listen(sock, lambda accepted, acceptor: self._accepted(accepted, acceptor, suffix))
 
     def _close_control(self, suffix: str) -> None:
         """Clients that were shown this identity ask again before their next connection."""
@@ -430,8 +410,9 @@ class Server:
                 pump.client_gone()
 
     def pump_ended(self, pump: Pump) -> None:
-        self._pumps.discard(pump)
+        acceptor = self._pumps.pop(pump)
         self.counters.active -= 1
+        acceptor.over()
         if not self._pumps:
             self._all_gone.set()
 

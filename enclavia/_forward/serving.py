@@ -1,4 +1,4 @@
-"""HTTP listeners of a forwarder, each served by uvicorn in the forwarder's event loop.
+"""HTTP of a forwarder: connections that were accepted, served by uvicorn in its event loop.
 
 Decides nothing about a request: the application does. Calls: _io. Locks: none.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -33,9 +32,6 @@ parser cannot be stopped within what it was given."""
 class App(Protocol):
     """An ASGI application that knows the connection it answers on."""
 
-    def admits(self, sock: Any) -> bool:  # noqa: ANN401
-        """Whether the process at the other end may ask anything at all."""
-
     def __call__(
         self,
         scope: dict[str, Any],
@@ -54,12 +50,10 @@ def _uvicorn() -> Any:  # noqa: ANN401
         ) from None
 
 
-def _protocol(
-    app: App, connections: set[Any], patient_seconds: float | None
-) -> type[asyncio.Protocol]:
-    """uvicorn's, which looks at who comes before it reads anything, tells the application which
-    connection it answers on and what the request line said, and bounds a request's head (its size,
-    and how long it may take: ``patient_seconds``, None for no limit) and how many requests wait."""
+def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyncio.Protocol]:
+    """uvicorn's, which tells the application which connection it answers on and what the request
+    line said, and bounds a request's head (its size, and how long it may take: ``patient_seconds``,
+    None for no limit) and how many requests wait."""
     base: Any = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
     flow_control: Any = importlib.import_module("uvicorn.protocols.http.flow_control").FlowControl
 
@@ -77,6 +71,7 @@ def _protocol(
 
     class Connection(base):  # type: ignore[misc]
         identity: str | None = None
+        over: Callable[[], None]
         url: bytes
 
         def connection_made(self, transport: asyncio.Transport) -> None:
@@ -85,16 +80,14 @@ def _protocol(
             self._unread = b""
             self._head: int | None = 0
             self._late: asyncio.TimerHandle | None = None
-            if app.admits(transport.get_extra_info("socket")):
-                connections.add(self)
-                self._expect_head()
-            else:
-                transport.abort()
+            connections.add(self)
+            self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.discard(self)
             self._head_came()
             super().connection_lost(exc)
+            self.over()
 
         def _expect_head(self) -> None:
             if self._late is None and patient_seconds is not None:
@@ -161,14 +154,14 @@ def _protocol(
 
 
 class HttpServer:
-    def __init__(self, app: App, sock: LocalSocket, *, keep_alive: bool = False) -> None:
+    def __init__(self, app: App, *, keep_alive: bool = False) -> None:
         """``keep_alive``: connections stay open without a limit on their idle time."""
         uvicorn = _uvicorn()
-        self._sock = sock
         self._connections: set[Any] = set()
-        config = uvicorn.Config(
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._config: Any = uvicorn.Config(
             app,
-            http=_protocol(app, self._connections, None if keep_alive else _HEAD_SECONDS),
+            http=_protocol(self._connections, None if keep_alive else _HEAD_SECONDS),
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -180,26 +173,40 @@ class HttpServer:
             timeout_keep_alive=_FOREVER if keep_alive else 60,
             timeout_graceful_shutdown=_GRACE,
         )
-        self._server: Any = uvicorn.Server(config)
+        self._server: Any = uvicorn.Server(self._config)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        # Its own duplicate: uvicorn closes what it was given.
-        sock = LocalSocket(os.dup(self._sock.fileno()))
-        self._task = asyncio.create_task(self._server._serve([sock]))
+        self._task = asyncio.create_task(self._server._serve([]))  # no socket to listen at
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0)
         if self._task.done():
             self._task.result()
 
+    def take(self, sock: LocalSocket, over: Callable[[], None]) -> None:
+        """Serves a connection. ``over`` is called once it has ended."""
+        task = asyncio.get_running_loop().create_task(self._begin(sock, over))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, sock: LocalSocket, over: Callable[[], None]) -> None:
+        def connection() -> Any:  # noqa: ANN401
+            made = self._config.http_protocol_class(
+                config=self._config, server_state=self._server.server_state, app_state={}
+            )
+            made.over = over
+            return made
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(connection, sock)
+        except OSError:  # its other end may be gone by now
+            sock.close()
+            over()
+
     @property
     def busy(self) -> bool:
         """Whether an answer is under way."""
         return bool(self._server.server_state.tasks)
-
-    def stop_listening(self) -> None:
-        for server in getattr(self._server, "servers", ()):
-            server.close()
 
     def close_connections(self, identity: str | None = None) -> None:
         """Those that were shown this identity, or all."""
@@ -209,6 +216,7 @@ class HttpServer:
 
     async def stop(self) -> None:
         self._server.should_exit = True
+        await asyncio.gather(*self._beginning, return_exceptions=True)
         self.close_connections()
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):

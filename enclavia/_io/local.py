@@ -69,19 +69,23 @@ class LocalSocket(socket.socket):
     can be about to use a number that means another file by then; and in a forked child at once, so
     that the other side sees the end when the parent ends."""
 
+    _made = False
+
     def __init__(self, fileno: int | None = None) -> None:
         """Of a descriptor, which it takes over, or a new Unix socket."""
         if fileno is None:
             super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         else:
             super().__init__(fileno=fileno)
+        self._made = True
         self.setblocking(False)
         _open[id(self)] = weakref.ref(self)
 
     def __del__(self) -> None:
         if _open is not None:  # the interpreter may be ending
             _open.pop(id(self), None)
-        self.close()
+        if self._made:  # there may have been no descriptor for it
+            self.close()
 
 
 _open: dict[int, weakref.ref[LocalSocket]] = {}

@@ -40,6 +40,7 @@ from enclavia import (
     Pcrs,
     StateError,
 )
+from enclavia._io.local import LocalSocket
 from enclavia.testing import Fault, LocalEnclave
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -1124,13 +1125,14 @@ def test_a_forwarder_killed_under_load(enclave: LocalEnclave, folder: Path, seen
 # -- limits and leftovers -------------------------------------------------------------------------
 
 CROWD = """
-import resource, socket, sys
+import logging, resource, socket, sys
 from pathlib import Path
 import json
 from enclavia import Forwarder, Pcrs
 
+logging.basicConfig(level=logging.WARNING)
 given = json.loads(sys.argv[1])
-forwarder = Forwarder(given["url"], pcrs=Pcrs.load(given["pins"]),
+forwarder = Forwarder(given["url"], pcrs=Pcrs.load(given["pins"]), http=True,
                       root=Path(given["root"]).read_bytes(), socket=given["socket"])
 forwarder.start()
 forwarder.connect()
@@ -1143,26 +1145,86 @@ forwarder.stop(0)
 """
 
 
+@pytest.mark.parametrize("which", ["", ".http", ".control"])
 def test_at_the_limit_of_descriptors_connections_wait(
-    enclave: LocalEnclave, folder: Path, seen: Seen
+    enclave: LocalEnclave, folder: Path, seen: Seen, which: str
 ) -> None:
     program = Program(enclave, folder / "f")
     with subprocess.Popen(
         [sys.executable, "-c", CROWD, program._given],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert "listening" in process.stdout.readline()
-        crowd = [raw(program.path) for _ in range(40)]
-        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        crowd = [raw(program.path + which) for _ in range(40)]
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         for sock in crowd:
             sock.sendall(request)
         for sock in crowd:  # each makes room for another one
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")
             sock.close()
-        assert len(seen.bodies) == 40
-        process.communicate("")
+        assert len(seen.bodies) == (0 if which == ".control" else 40)
+        _, told = process.communicate("")
         assert process.returncode == 0
+        assert told.count("\n") == 1, told  # once, not for each connection
+        assert "cannot take more connections" in told
+
+
+SILENT = """
+import json, logging, resource, sys
+from pathlib import Path
+from enclavia import Forwarder, Pcrs
+from enclavia._forward import serving
+
+logging.basicConfig(level=logging.WARNING)
+serving._HEAD_SECONDS = 10_000
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+given = json.loads(sys.argv[1])
+forwarder = Forwarder(given["url"], pcrs=Pcrs.load(given["pins"]), socket=given["socket"],
+                      root=Path(given["root"]).read_bytes(), listen="127.0.0.1:0",
+                      way=sys.argv[2], token=None if sys.argv[2] == "stream" else "t" * 20)
+forwarder.start()
+print(forwarder.address[1], flush=True)
+sys.stdin.read()
+forwarder.stop(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["http", "stream"])
+def test_a_crowd_at_the_tcp_port_leaves_room_for_the_sockets(
+    enclave: LocalEnclave, folder: Path, way: str
+) -> None:
+    program = Program(enclave, folder / "f")
+    with subprocess.Popen(
+        [sys.executable, "-c", SILENT, program._given, way],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process, contextlib.ExitStack() as ends:  # fmt: skip
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        for _ in range(120):  # none of which says a word
+            ends.enter_context(socket.create_connection(("127.0.0.1", port), HANG))
+        with raw(program.path + ".control") as sock:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        if way == "http":
+            with client_of(enclave, program) as client:
+                assert client.get("/").status_code == 200
+            ends.close()  # then those who have waited get their turn
+            with socket.create_connection(("127.0.0.1", port), HANG) as late:
+                late.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert late.recv(65536).startswith(b"HTTP/1.1 407")
+        _, told = process.communicate("")
+        assert process.returncode == 0
+        assert "cannot take more connections" not in told
+
+
+def test_where_there_is_no_descriptor_for_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    unraised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        LocalSocket(2**20)
+    gc.collect()
+    assert unraised == []
 
 
 def test_a_forked_child_keeps_nothing_open(enclave: LocalEnclave, folder: Path) -> None:
