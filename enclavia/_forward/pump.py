@@ -344,6 +344,9 @@ class Pump:
         self._owner.unwatch_end(self._sock)
         self._owner.tokens.remove(self._read_token)
         self._owner.tokens.remove(self._write_token)
+        if self._unix:  # of TCP it might stand for an orderly end
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         self._owner.pump_ended(self)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -87,6 +88,9 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
             connections.discard(self)
             self._head_came()
             super().connection_lost(exc)
+            with contextlib.suppress(OSError):
+                # Also where a process that was forked just now has a copy of the descriptor.
+                self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             self.over()
 
         def _expect_head(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,6 +330,44 @@ def test_an_answer_that_breaks_off_is_seen_to(folder: Path) -> None:
         pytest.raises(httpx2.TransportError),
     ):
         client.get("http://localhost/")
+
+
+def test_a_forked_child_does_not_hide_that_an_answer_broke_off(folder: Path) -> None:
+    """A process that the forwarder's own program forks has copies of its connections."""
+    forked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        assert forked.wait(HANG)
+        connection.reset()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+        raw(path_of(forwarder)) as sock,
+    ):
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        got = b""
+        while not got.endswith(b"half"):
+            got += sock.recv(65536)
+        read, write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        os.close(read)
+        try:
+            forked.set()
+            with contextlib.suppress(ConnectionResetError):
+                assert read_all(sock) == b""  # and not a wait for the child's end
+        finally:
+            os.close(write)
+            os.waitpid(child, 0)
 
 
 def test_errors_have_a_status_and_a_reason(enclave: LocalEnclave, folder: Path) -> None:
