@@ -27,12 +27,13 @@ static size_t total_len(const encl_doc_template *d) {
     return n;
 }
 
-static encl_result copy_fields(const encl_doc_template *d, encl_identity *identity,
+/* Into identity's block, which has len bytes. */
+static encl_result copy_fields(const encl_doc_template *d, size_t len, encl_identity *identity,
                                encl_error *err) {
     encl_code rc = ENCL_OK;
     encl_buf b;
 
-    encl_buf_wrap(&b, identity->block, identity->block_len);
+    encl_buf_wrap(&b, identity->block, len);
     identity->document = *d;
     identity->document.nonce = identity->document.user_data = ENCL_SLICE_NONE;
     identity->document.module_id = take_copy(&b, d->module_id, err, &rc);
@@ -64,6 +65,7 @@ static encl_result try_signing(const encl_identity *identity, encl_enclave_mode 
 encl_result encl_identity_copy(const encl_doc_template *document, encl_slice leaf_key,
                                encl_enclave_mode mode, encl_identity *out, encl_error *err) {
     encl_code rc;
+    size_t len;
 
     memset(out, 0, sizeof *out);
     ENCL_ENSURE(document->cabundle_len <= ENCL_CABUNDLE_MAX, err, ENCL_E_INVALID,
@@ -76,11 +78,11 @@ encl_result encl_identity_copy(const encl_doc_template *document, encl_slice lea
     if (mode == ENCL_ENCLAVE_PRODUCTION) {
         ENCL_TRY(encl_signing_key_new(leaf_key, &out->leaf_key, err));
     }
-    out->block_len = total_len(document);
-    out->block = malloc(out->block_len + 1);
+    len = total_len(document);
+    out->block = malloc(len + 1);
     ENCL_ENSURE_GOTO(out->block != NULL, done, err, ENCL_E_NOMEM,
                      "out of memory for an enclave's identity");
-    ENCL_TRY_GOTO(copy_fields(document, out, err), done);
+    ENCL_TRY_GOTO(copy_fields(document, len, out, err), done);
     ENCL_TRY_GOTO(try_signing(out, mode, err), done);
 done:
     if (rc != ENCL_OK) {

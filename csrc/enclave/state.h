@@ -15,7 +15,6 @@ typedef struct encl_identity {
     encl_doc_template document;
     encl_signing_key *leaf_key; /* NULL: signs nothing */
     uint8_t *block;
-    size_t block_len;
 } encl_identity;
 
 struct encl_enclave {
