@@ -146,7 +146,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
     _enclave: _EnclaveTransport
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
-        settings = Settings.of_options(type(self).__name__, url, options)
+        settings = Settings.build(url, type(self).__name__, **options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = _EnclaveTransport._of(settings)
 
@@ -184,7 +184,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
     _enclave: _AsyncEnclaveTransport
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
-        settings = Settings.of_options(type(self).__name__, url, options)
+        settings = Settings.build(url, type(self).__name__, **options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = _AsyncEnclaveTransport._of(settings)
 

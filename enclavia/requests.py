@@ -149,7 +149,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         super().__init__()
-        settings = Settings.of_options(type(self).__name__, url, options)
+        settings = Settings.build(url, type(self).__name__, **options)
         settings.config.warn_debug(stacklevel=2)
         self._enclave = EnclaveTransport._of(settings)
 

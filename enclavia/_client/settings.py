@@ -47,11 +47,6 @@ class Settings(NamedTuple):
         return key_of((self, self.config.trusted()))
 
     @classmethod
-    def of_options(cls, owner: str, url: str | httpx2.URL, options: TransportOptions) -> Settings:
-        """Of the keywords that ``owner`` was given and passes on."""
-        return cls.build(url, owner, **options)
-
-    @classmethod
     @takes(TransportOptions, TRANSPORT_DEFAULTS)
     def build(
         cls,
