@@ -131,7 +131,7 @@ class FileOutput:
     @classmethod
     @contextmanager
     def maybe(cls, name: str | None) -> Iterator[FileOutput | None]:
-        """None for none."""
+        """The file of this name; where none is wanted, nothing."""
         if name is None:
             yield None
             return

@@ -172,14 +172,14 @@ def _folder(name: str) -> bool:
     try:
         os.mkdir(name, 0o755)
     except FileExistsError:
-        _expect_own_folder(name)
+        _expect_guarded_folder(name)
         return False
     except OSError as error:
         raise cannot_write(name, error) from None
     return True
 
 
-def _expect_own_folder(name: str) -> None:
+def _expect_guarded_folder(name: str) -> None:
     try:
         found = os.stat(name)
     except OSError as error:

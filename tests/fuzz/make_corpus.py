@@ -654,7 +654,10 @@ FUZZERS: dict[str, Callable[[], Seeds]] = {
 
 
 def main() -> None:
-    for fuzzer in sys.argv[1:] or FUZZERS:
+    named = sys.argv[1:] or list(FUZZERS)
+    if not FUZZERS.keys() >= set(named):
+        raise SystemExit(f"expected names of {', '.join(FUZZERS)}, got {' '.join(named)}")
+    for fuzzer in named:
         folder = HERE / "corpus" / fuzzer
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in FUZZERS[fuzzer]():
