@@ -24,7 +24,7 @@ from enclavia._cli.progress import Progress
 
 EFFORT = int(os.environ.get("ENCLAVIA_DOWNLOADS", "1"))
 RUNS = 8
-SIZES = (0, 1, 40, 40, 60)
+SIZES = (0, 1, 40, 40, 40)
 
 
 class Cut(httpx2.SyncByteStream):
@@ -72,7 +72,7 @@ class Server:
             self.version = choice.randrange(3)
         if choice.random() < 0.1:
             self.place = choice.choice(["one", "two"])
-        if choice.random() < 0.1:
+        if choice.random() < 0.3:
             self.image = choice.choice([b"a", b"b"])
 
     def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
