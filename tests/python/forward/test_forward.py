@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from support import HANG, ByteServer, Connection
+from support import HANG, ByteServer, Connection, eventually
 
 import enclavia
 from enclavia import (
@@ -279,7 +279,7 @@ def test_a_client_that_leaves_ends_its_stream(folder: Path) -> None:
             while not server.connections:
                 time.sleep(0.01)
         assert left.wait(HANG)
-        wait_for(lambda: not forwarder.stats.streams_active)
+        eventually(lambda: not forwarder.stats.streams_active)
 
 
 def test_a_cancelled_request_ends_its_stream(folder: Path) -> None:
@@ -313,14 +313,6 @@ def raised(call: Any, *arguments: Any, **keywords: Any) -> Exception:
     with pytest.raises(EnclaviaError) as caught:
         call(*arguments, **keywords)
     return caught.value
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + HANG
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("waited in vain")
-        time.sleep(0.01)
 
 
 # -- who is trusted -------------------------------------------------------------------------------
@@ -854,7 +846,7 @@ def test_draining_lets_requests_end(folder: Path) -> None:
         assert asked.wait(HANG)
         stopper = threading.Thread(target=forwarder.stop, args=(HANG,))
         stopper.start()
-        wait_for(lambda: not (folder / "f").exists())
+        eventually(lambda: not (folder / "f").exists())
         late = client_of(enclave, forwarder, patience=0)
         with pytest.raises(ConnectError):
             late.get("/")
@@ -903,7 +895,7 @@ def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
             caller.start()
             assert asked.wait(HANG)
             program.signal(signal.SIGTERM)
-            wait_for(lambda: not (folder / "f").exists())
+            eventually(lambda: not (folder / "f").exists())
             answer.set()
             caller.join()
             assert results == ["ok"]
@@ -960,7 +952,7 @@ def test_a_client_that_leaves_in_a_stalled_upload_frees_its_place(folder: Path) 
             with pytest.raises(TimeoutError):
                 sock.sendall(bytes(64 * 2**20))
             assert forwarder.stats.streams_active == 1
-        wait_for(lambda: not forwarder.stats.streams_active)
+        eventually(lambda: not forwarder.stats.streams_active)
         leave.set()
 
 
@@ -1097,7 +1089,7 @@ def test_a_forwarder_killed_under_load(enclave: LocalEnclave, folder: Path, seen
 
         def kill() -> None:
             for number in range(KILLS):
-                wait_for(lambda at=number: len(seen.bodies) > (at + 1) * REQUESTS // (KILLS + 2))
+                eventually(lambda at=number: len(seen.bodies) > (at + 1) * REQUESTS // (KILLS + 2))
                 program.kill()
                 program.start()
 
@@ -1285,14 +1277,14 @@ def test_nothing_is_left_open(enclave: LocalEnclave, folder: Path) -> None:
     for _ in range(3):
         once()
     gc.collect()
-    wait_for(lambda: descriptors() <= before)
+    eventually(lambda: descriptors() <= before)
     assert threading.active_count() == threads
 
 
 def test_a_forgotten_forwarder_ends(enclave: LocalEnclave, folder: Path) -> None:
     forward(enclave, folder / "f").start()
     gc.collect()
-    wait_for(lambda: not (folder / "f").exists())
+    eventually(lambda: not (folder / "f").exists())
 
 
 @pytest.mark.parametrize("value", ["1", b"", True, float("nan"), -1, [], None])
