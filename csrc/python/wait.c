@@ -26,7 +26,7 @@ static void name_seconds(encl_error *err, int64_t allowed_ns) {
     long long ms = (allowed_ns + 500000) / 1000000;
     char text[48];
 
-    if (ms == 0) {
+    if (ms <= 0) {
         return;
     }
     if (ms % 1000 == 0) {

@@ -76,7 +76,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
 
 @pytest.fixture(scope="module")
 def behind() -> Iterator[Workload]:
-    with Workload() as server:
+    # A proxy can hold an answer's end back for longer than a connection is kept by default. The
+    # next request would then meet its end, and a POST may not be sent again.
+    with Workload(idle=600) as server:
         yield server
 
 

@@ -77,10 +77,11 @@ app = Starlette(
 
 
 class Workload(Server):
-    """This file in a process of its own."""
+    """This file in a process of its own. ``idle``: after how many seconds a connection ends on
+    which nothing is asked."""
 
-    def __init__(self) -> None:
-        super().__init__([sys.executable, __file__])
+    def __init__(self, idle: int = 5) -> None:
+        super().__init__([sys.executable, __file__, str(idle)])
 
     @property
     def address(self) -> str:
@@ -89,4 +90,4 @@ class Workload(Server):
 
 if __name__ == "__main__":
     block()
-    serve(app)
+    serve(app, idle=int(sys.argv[1]))

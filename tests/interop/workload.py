@@ -100,9 +100,10 @@ def _stop_at_end_of_input(server: uvicorn.Server) -> None:
     server.force_exit = True
 
 
-def serve(app: Starlette, port: int = 0) -> None:
+def serve(app: Starlette, port: int = 0, idle: int = 5) -> None:
+    """``idle``: after how many seconds a connection ends on which nothing is asked."""
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
-    config = uvicorn.Config(app, log_level="critical", lifespan="off")
+    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_keep_alive=idle)
     server = uvicorn.Server(config)
     threading.Thread(target=_stop_at_end_of_input, args=(server,), daemon=True).start()
     print(f"listening {listener.getsockname()[1]}", flush=True)
