@@ -25,6 +25,7 @@ from .._errors import (
     ForeignURL,
     InvalidRequest,
     PoolTimeout,
+    ProtocolError,
     ReadTimeout,
     WriteTimeout,
 )
@@ -113,6 +114,9 @@ class ProxyApp:
         state = scope["state"]
         headers: Headers = scope["headers"]
         target: bytes = state["target"]
+        if scope["http_version"] != "1.1":
+            # An answer may have to go in chunks, which only HTTP/1.1 has (RFC 9112, section 7).
+            raise _Refusal(505, f"expected HTTP/1.1, got HTTP/{scope['http_version']}")
         self._check_target(scope["method"], target)
         self._check_host(headers)
         if state["upgrade"]:
@@ -218,7 +222,18 @@ class ProxyApp:
         self, scope: dict[str, Any], exchange: Exchange, watcher: asyncio.Task[None], send: Send
     ) -> None:
         head = exchange.head
+        if not 200 <= head.status <= 599:
+            error = ProtocolError(
+                f"expected a status from 200 to 599 from the workload, got {head.status}"
+            )
+            watcher.cancel()
+            await answer(send, 502, json.dumps({"error": error_fields(error)}).encode())
+            return
         headers = _without_hop_by_hop([(name.lower(), value) for name, value in head.headers])
+        if head.status in (204, 304):
+            # Such an answer has no body, whatever length it tells (RFC 9110, section 8.6), and the
+            # server would wait for one.
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
         await send({"type": "http.response.start", "status": head.status, "headers": headers})
         while (piece := await exchange.next_data()) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})

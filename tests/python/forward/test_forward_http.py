@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import json
 import os
 import socket
 import tempfile
@@ -216,6 +218,9 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
             b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
             {501},
         ),
+        # What has no chunks to be answered in.
+        (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", {505}),
+        (b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n", {505}),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 505}),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {400}),
     ],
@@ -368,6 +373,41 @@ def test_a_forked_child_does_not_hide_that_an_answer_broke_off(folder: Path) -> 
         finally:
             os.close(write)
             os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"204 No Content\r\nContent-Length: 5", 204),
+        (b"304 Not Modified\r\nContent-Length: 100", 304),
+        (b"599 Odd\r\nContent-Length: 0", 599),
+        (b"600 Odd\r\nContent-Length: 0", 502),
+        (b"999 Odd\r\nContent-Length: 0", 502),
+    ],
+)
+def test_answers_that_are_out_of_the_ordinary(folder: Path, head: bytes, status: int) -> None:
+    def script(connection: Connection) -> None:
+        while True:
+            connection.head()
+            connection.send(b"HTTP/1.1 " + head + b"\r\nX-Kept: 1\r\n\r\n")
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+        raw(path_of(forwarder)) as sock,
+    ):
+        for _ in range(2):  # and the connection stays in step
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = http.client.HTTPResponse(sock, method="GET")
+            answer.begin()
+            assert answer.status == status
+            body = answer.read()
+            if status == 502:
+                assert json.loads(body)["error"]["type"] == "ProtocolError"
+            else:
+                assert body == b""
+                assert answer.headers["X-Kept"] == "1"
 
 
 def test_errors_have_a_status_and_a_reason(enclave: LocalEnclave, folder: Path) -> None:
