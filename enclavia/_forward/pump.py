@@ -56,6 +56,9 @@ class PumpOwner(Protocol):
         """A place on a verified channel, of that identity where one is asked for."""
 
     def give_back(self, lease: Lease[Tunnel, IdleStream]) -> None: ...
+    def unanswered(self, tunnel: Tunnel) -> None:
+        """A client waited for an answer in vain."""
+
     def watch_end(self, sock: LocalSocket, pump: Pump) -> None:
         """Has ``pump.client_gone`` called when both directions of the socket are shut."""
 
@@ -154,6 +157,7 @@ class Pump:
         owner = self._owner
         for left in reversed(range(_TRIES)):
             self._lease = lease = await owner.lease(self._identity)
+            lease.tunnel.asked()
             try:
                 self._stream = await start_stream(
                     owner.io, lease.tunnel.core, memoryview(first), None
@@ -190,6 +194,8 @@ class Pump:
         self._answered_last = False
         if self._stream is None or self._upload_failed:
             return  # the workload hung up on what is sent; what it said before is still read
+        if self._lease is not None:
+            self._lease.tunnel.asked()
         self._in = memoryview(data)
         self._to_stream()
 
@@ -306,8 +312,14 @@ class Pump:
         start = self._start
         if start is not None:
             start.cancel()
-        else:
-            self._finish()
+            return
+        if self._own_client and not self._answered_last and not self._workload_ended:
+            # Its deadline may have passed: whether the channel still leads anywhere is told by
+            # whether anything else came over it meanwhile.
+            tunnel = self.tunnel
+            if tunnel is not None:
+                self._owner.unanswered(tunnel)
+        self._finish()
 
     @property
     def idle_since(self) -> float | None:

@@ -295,6 +295,9 @@ class Server:
     def give_back(self, lease: Lease[Tunnel, IdleStream]) -> None:
         self.pool.release(lease, None, now())
 
+    def unanswered(self, tunnel: Tunnel) -> None:
+        self.connections.unanswered(tunnel)
+
     async def connect(self, timeout: float | None) -> None:
         """Connects and verifies, where that has not been done."""
         timeouts = self.engine.timeouts

@@ -790,6 +790,34 @@ def test_a_lost_channel_is_never_the_end_of_an_answer(folder: Path) -> None:
             next(pieces)
 
 
+def test_a_channel_that_leads_nowhere_is_given_up(
+    enclave: LocalEnclave, forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a client that has its own: requests time out, and later ones find a new channel."""
+    monkeypatch.setattr("enclavia._exchange.tunnel.SILENCE", 0.3)
+    with client_of(enclave, forwarder) as client:
+        assert client.get("/", headers={"Connection": "close"}).status_code == 200
+        enclave.set_faults(Fault.SILENT_STREAMS)
+        for _ in range(3):
+            with pytest.raises(enclavia.ReadTimeout):
+                client.get("/", timeout=httpx2.Timeout(5, read=0.2))
+        enclave.set_faults()
+        assert client.get("/").status_code == 200
+    eventually(lambda: forwarder.stats.connects == 2)
+
+
+def test_a_client_that_leaves_while_others_are_answered_ends_no_channel(
+    enclave: LocalEnclave, forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclavia._exchange.tunnel.SILENCE", 0.0)
+    with client_of(enclave, forwarder) as client:
+        for _ in range(3):
+            assert client.get("/").status_code == 200
+    with client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+    assert forwarder.stats.connects == 1
+
+
 def test_a_post_is_not_sent_twice_when_the_forwarder_is_killed(folder: Path) -> None:
     got = threading.Event()
     bodies: list[bytes] = []
