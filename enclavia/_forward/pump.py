@@ -41,7 +41,8 @@ _FIRST_WAIT: Final = 0.02
 opened without any: in some protocols the server speaks first."""
 _LINGER: Final = 5.0
 """Seconds for which the stream is kept for a client that goes on sending after the workload has
-ended its answer."""
+ended its answer, or for which what it sends is dropped where the workload takes nothing more: time
+to read that answer before the connection ends."""
 _TRIES: Final = 8
 
 
@@ -89,6 +90,7 @@ class Pump:
         self._workload_ended = False
         self._upload_failed = False
         self._answered_last = False
+        self._lingered = False
         self._over = False
         self._touched = now()
         self._reader = self._writer = False
@@ -176,11 +178,15 @@ class Pump:
 
     def _client_readable(self) -> None:
         try:
-            data = self._sock.recv(_READ)
+            # What nobody takes stays unread: then the client is told of a reset, and not of an end.
+            data = self._sock.recv(1, socket.MSG_PEEK) if self._lingered else self._sock.recv(_READ)
         except BlockingIOError:
             return
         except OSError:
             self.client_gone()
+            return
+        if data and self._lingered:
+            self._abort()
             return
         self._touched = now()
         if not data:
@@ -300,11 +306,15 @@ class Pump:
             return
         if self._client_ended:
             self._finish()
-        elif self._upload_failed:
+            return
+        if self._upload_failed:
             self._end_stream()
-        else:
-            # Then the client may read on from the socket for as long as it likes, without a slot.
-            self._linger = self._loop.call_later(_LINGER, self._end_stream)
+        self._linger = self._loop.call_later(_LINGER, self._stop_lingering)
+
+    def _stop_lingering(self) -> None:
+        """The client may read on from the socket for as long as it likes, without a slot."""
+        self._lingered = True
+        self._end_stream()
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -222,6 +222,37 @@ def test_a_raw_stream_is_half_closed_both_ways(folder: Path) -> None:
         assert read_all(sock) == b"got some bytes"
 
 
+@pytest.mark.parametrize("ending", ["half", "whole"])
+def test_what_is_sent_after_the_workloads_end_does_not_vanish_silently(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Whether the workload has ended its answer only, or closed its connection."""
+    monkeypatch.setattr("enclavia._forward.pump._LINGER", 0.2)
+    over = threading.Event()
+
+    def script(connection: Connection) -> None:
+        assert connection.read(1) == b"a"
+        connection.send(b"all")
+        if ending == "half":
+            connection.sock.shutdown(socket.SHUT_WR)
+            over.wait(HANG)
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f") as forwarder,
+        raw(forwarder.path) as sock,
+    ):
+        sock.sendall(b"a")
+        assert read_all(sock) == b"all"
+        eventually(lambda: not forwarder.stats.streams_active)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
+            for _ in range(int(HANG * 10)):
+                sock.sendall(b"more")
+                time.sleep(0.01)
+        over.set()
+
+
 def test_a_server_may_speak_first(folder: Path) -> None:
     def script(connection: Connection) -> None:
         connection.send(b"ready\r\n")
@@ -966,7 +997,7 @@ def test_other_pins_end_a_channel_that_the_pool_has_retired(folder: Path) -> Non
 def test_a_client_that_leaves_in_a_stalled_upload_frees_its_place(folder: Path) -> None:
     def script(connection: Connection) -> None:
         connection.head()
-        leave.wait(HANG)
+        leave.wait(4 * HANG)  # or its own end would free the place
 
     leave = threading.Event()
     with (
@@ -974,14 +1005,16 @@ def test_a_client_that_leaves_in_a_stalled_upload_frees_its_place(folder: Path) 
         LocalEnclave(server.address) as enclave,
         forward(enclave, folder / "f") as forwarder,
     ):
-        with raw(str(folder / "f")) as sock:
-            sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
-            sock.settimeout(1)
-            with pytest.raises(TimeoutError):
-                sock.sendall(bytes(64 * 2**20))
-            assert forwarder.stats.streams_active == 1
-        eventually(lambda: not forwarder.stats.streams_active)
-        leave.set()
+        try:
+            with raw(str(folder / "f")) as sock:
+                sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+                sock.settimeout(1)
+                with pytest.raises(TimeoutError):
+                    sock.sendall(bytes(64 * 2**20))
+                assert forwarder.stats.streams_active == 1
+            eventually(lambda: not forwarder.stats.streams_active)
+        finally:
+            leave.set()
 
 
 def pins_of(pcrs: Pcrs) -> dict[str, dict[str, str]]:
