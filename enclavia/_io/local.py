@@ -406,7 +406,8 @@ class LocalChannel(abc.ABC):
         return LocalSlot()
 
     def open_stream(self, slot: object, payload: Buffer) -> LocalStream:
-        """A new connection to the workload, and the first bytes to it."""
+        """A new connection to the workload, and the first bytes to it. Raises only where none of
+        them was sent."""
         if self.forked:
             raise ForkedError("expected a channel of this process, got one of its parent")
         if self._state != "open" or self._place is None:
@@ -422,7 +423,15 @@ class LocalChannel(abc.ABC):
         stream = LocalStream(self, sock, number)
         self._streams[number] = weakref.ref(stream)
         if payload:
-            stream.write(payload, _FIRST_SECONDS)  # an empty socket takes it at once
+            try:
+                stream.write(payload, _FIRST_SECONDS)  # an empty socket takes it at once
+            except Exception:
+                if not stream.bytes_out:
+                    stream.close()
+                    raise
+                # The workload may have got a part, so this is no stream that was never opened: what
+                # is tried next on it says that it was lost, and nothing is sent a second time.
+                stream.end()
         return stream
 
     def stream_closed(self, stream: LocalStream) -> None:

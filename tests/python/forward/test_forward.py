@@ -40,7 +40,7 @@ from enclavia import (
     Pcrs,
     StateError,
 )
-from enclavia._io.local import LocalSocket
+from enclavia._io.local import LocalSocket, Place
 from enclavia.testing import Fault, LocalEnclave
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -884,6 +884,47 @@ def test_a_post_is_not_sent_twice_when_the_forwarder_is_killed(folder: Path) -> 
                 killer.join()
                 client.close()
             assert bodies == [method.encode()] * count
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_head_that_was_sent_in_part_may_have_arrived(
+    enclave: LocalEnclave,
+    forwarder: Forwarder,
+    seen: Seen,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    """So what must not be sent twice is not, when its connection takes a part of the first bytes
+    and then breaks."""
+    connect = Place.connect
+    taken: list[int] = []
+
+    def break_first(place: Place) -> LocalSocket:
+        if place.path.endswith(".control") or taken:
+            return connect(place)
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        taken.append(0)
+
+        def take_a_part() -> None:
+            with theirs:
+                taken[0] = len(theirs.recv(1000))
+
+        threading.Thread(target=take_a_part).start()
+        return LocalSocket(ours.detach())
+
+    with client_of(enclave, forwarder) as client:
+        client.get("/", headers={"Connection": "close"})
+        seen.bodies.clear()
+        monkeypatch.setattr(Place, "connect", break_first)
+        if method == "PUT":
+            assert client.put("/", content=bytes(12_000)).status_code == 200
+        else:
+            with pytest.raises(ConnectionClosed) as caught:
+                client.post("/", content=bytes(12_000))
+            assert caught.value.retryable  # it is the caller's to decide
+        assert taken[0] > 0
+        assert len(seen.bodies) == (1 if method == "PUT" else 0)
 
 
 def test_draining_lets_requests_end(folder: Path) -> None:
