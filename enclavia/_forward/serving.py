@@ -73,6 +73,7 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
     class Connection(base):  # type: ignore[misc]
         identity: str | None = None
         over: Callable[[], None]
+        sock: LocalSocket
         url: bytes
 
         def connection_made(self, transport: asyncio.Transport) -> None:
@@ -90,7 +91,7 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
             super().connection_lost(exc)
             with contextlib.suppress(OSError):
                 # Also where a process that was forked just now has a copy of the descriptor.
-                self.transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                self.sock.shutdown(socket.SHUT_RDWR)
             self.over()
 
         def _expect_head(self) -> None:
@@ -198,7 +199,7 @@ class HttpServer:
             made = self._config.http_protocol_class(
                 config=self._config, server_state=self._server.server_state, app_state={}
             )
-            made.over = over
+            made.over, made.sock = over, sock
             return made
 
         try:

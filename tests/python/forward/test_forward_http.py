@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -345,7 +346,7 @@ def test_a_forked_child_does_not_hide_that_an_answer_broke_off(folder: Path) -> 
         connection.head()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
         assert forked.wait(HANG)
-        connection.reset()
+        connection.sock.shutdown(socket.SHUT_RDWR)  # of which the child has a copy as well
 
     with (
         ByteServer(script) as server,
@@ -408,6 +409,28 @@ def test_answers_that_are_out_of_the_ordinary(folder: Path, head: bytes, status:
             else:
                 assert body == b""
                 assert answer.headers["X-Kept"] == "1"
+
+
+def test_where_the_program_has_uvloops_policy(folder: Path, enclave: LocalEnclave) -> None:
+    """Whose transports give another kind of socket."""
+    uvloop = pytest.importorskip("uvloop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        before = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        try:
+            started = forward(enclave, folder / "f", http=True).start()
+        finally:
+            asyncio.set_event_loop_policy(before)
+    with started as forwarder, unix_client(path_of(forwarder)) as client:
+        assert type(forwarder._running.loop).__module__.startswith("uvloop")  # type: ignore[union-attr]
+        acceptor = forwarder._running.server._listening[  # type: ignore[union-attr]
+            forwarder._running.listeners.http  # type: ignore[union-attr, index]
+        ]
+        assert client.get("http://localhost/").status_code == 200
+        assert acceptor._open == 1
+        client.close()
+        eventually(lambda: acceptor._open == 0)
 
 
 def test_errors_have_a_status_and_a_reason(enclave: LocalEnclave, folder: Path) -> None:
