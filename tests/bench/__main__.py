@@ -201,11 +201,27 @@ def bytes_as_bodies_grow(bench: Bench, server: str, made: Contenders, plan: Plan
 
 
 def pauses(bench: Bench, server: str, made: Contenders) -> None:
-    """How much later than asked a thread that sleeps for half a millisecond goes on: beside another
-    that computes in C without the GIL, and beside one that downloads. A download also keeps the
-    enclave, the workload and the service thread busy, for which a sleeping thread waits on a
-    machine with few processors whether or not it shares the GIL. So the same is measured of a
-    thread in another process beside the same download: what is above that is the client's."""
+    """How much later than asked a thread that sleeps for half a millisecond goes on.
+
+    A download also keeps the enclave, the workload and the service thread busy, for which a
+    sleeping thread waits on a machine with few processors whether or not it shares the GIL. So two
+    comparisons are made under equal load. Two processes run at once, one that downloads and one
+    that computes SHA-256 in C without the GIL, and the sleeping thread is of one or of the other.
+    And beside a download alone, the sleeping thread is of the same process or of another. What is
+    above that is the client's."""
+    bench.compare(
+        server,
+        "a thread goes on late, one process downloads and one computes, beside",
+        {
+            "SHA-256": partial(made["client"], compute=True, elsewhere=True),
+            "a download, `Client`": partial(made["client"], compute=True),
+        },
+        {"p50": P50, "p99": P99, "p99.9": P999},
+        base="SHA-256",
+        do="pauses",
+        beside="download",
+        count=6000,
+    )
     bench.compare(
         server,
         "a thread goes on late, beside",

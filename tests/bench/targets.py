@@ -183,10 +183,20 @@ def targets(large: str, larger: str) -> list[Target]:
                     1.5,
                 )
             )
+    late = "a thread goes on late, one process downloads and one computes, beside, p99"
+    found.append(
+        Target(
+            f"pause of a thread beside a download, p99, `Client`, {LOCAL}: to that beside SHA-256 "
+            "in another process at the same time",
+            against(LOCAL, late, "a download, `Client`", "SHA-256"),
+            1,
+        )
+    )
     late = "a thread goes on late, beside, p99"
     found.append(
         Target(
-            f"pause of a thread beside a download, p99, `Client`, {LOCAL}: to that beside SHA-256",
+            f"pause of a thread beside a download, p99, `Client`, {LOCAL}: to that beside SHA-256 "
+            "with no download anywhere",
             against(LOCAL, late, "a download, `Client`", "SHA-256"),
             1,
         )

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .naps import NAP, naps
+from .naps import NAP, Beside, naps, sha256
 
 UPLOAD_PIECE = 64 * 1024
 BLOCK = 2**20
@@ -90,14 +90,21 @@ def percentile(ordered: list[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def naps_elsewhere(seconds: float) -> list[float]:
-    """Those of a thread in a process of its own."""
-    program = Path(__file__).with_name("naps.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(seconds)], stdout=subprocess.PIPE, check=True
-    )
-    delays: list[float] = json.loads(done.stdout)
-    return delays
+class Elsewhere:
+    """The delays of a thread in a process of its own, which may have a thread that computes."""
+
+    def __init__(self, seconds: float, *work: str) -> None:
+        program = str(Path(__file__).with_name("naps.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, program, str(seconds), *work], stdout=subprocess.PIPE
+        )
+
+    def delays(self) -> list[float]:
+        printed, _ = self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(f"{self._process.args!r} ended with {self._process.returncode}")
+        delays: list[float] = json.loads(printed)
+        return delays
 
 
 class Driver:
@@ -247,37 +254,28 @@ class Sync(Driver):
         return self.pauses(command) if command["do"] == "pauses" else super().measure(command)
 
     def pauses(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Of one thread, beside another that downloads, or that computes in C without the GIL.
-        The thread is of this process, or of another one."""
-        sleep = naps_elsewhere if command.get("elsewhere") else naps
-        block = bytes(2**20)
+        """Of one thread, beside another of this process that downloads, or that computes in C
+        without the GIL.
+
+        ``elsewhere``: the thread is of another process. ``compute``: that process has a thread
+        which computes, too. With both, and with ``compute`` alone, the machine has the same work to
+        do; what differs is with which work the thread shares its interpreter."""
         work: Callable[[], object] = (
-            (lambda: self.download(8 * 2**20))
-            if command["beside"] == "download"
-            else (lambda: hashlib.sha256(block).digest())
+            (lambda: self.download(8 * 2**20)) if command["beside"] == "download" else sha256
         )
+        seconds = command["count"] * NAP
         work()
-        stop = threading.Event()
-        failed: list[BaseException] = []
-
-        def beside() -> None:
-            try:
-                while not stop.is_set():
-                    work()
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=beside)
-        thread.start()
         gc.collect()
         cpu, begun = cpu_time(), time.perf_counter()
-        try:
-            late = sorted(sleep(command["count"] * NAP))
-        finally:
-            stop.set()
-            thread.join()
-        if failed:
-            raise failed[0]
+        with Beside(work):
+            other: Elsewhere | None = None
+            if command.get("compute"):
+                other = Elsewhere(seconds, "sha256")
+            elif command.get("elsewhere"):
+                other = Elsewhere(seconds)
+            late = [] if command.get("elsewhere") else naps(seconds)
+            there = other.delays() if other is not None else []
+        late = sorted(there if command.get("elsewhere") else late)
         return {
             "ok": len(late),
             "bytes": 0,
