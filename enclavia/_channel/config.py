@@ -1,7 +1,7 @@
 """What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets).
 
 Decides which settings are refused before anything is connected. Calls: _arguments, _core, _errors,
-_identity, _io. Locks: none.
+_identity, _io, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import httpx2
 
@@ -26,11 +26,13 @@ from .._errors import DebugModeWarning, InvalidURL
 from .._identity.pcrs import Pcrs
 from .._identity.pins import (
     Pins,
+    PinTuples,
     checked_leeway,
     pin_tuples,
     read_root,
 )
 from .._io.local import AnyChannel
+from .._trust.trust import Trust, TrustSettings
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
 from .socket_path import Via
@@ -59,7 +61,7 @@ _OURS = frozenset(
 
 @functools.lru_cache(maxsize=32)
 def _policy(
-    pins: tuple[tuple[bytes, bytes, bytes], ...] | None,
+    pins: PinTuples | None,
     root: bytes | None,
     debug_mode: bool,
     clock_leeway: int,
@@ -70,7 +72,7 @@ def _policy(
 
 class ChannelConfig(NamedTuple):
     url: EnclaveURL
-    pins: tuple[tuple[bytes, bytes, bytes], ...] | None
+    pins: PinTuples | None
     root: bytes | None
     debug_mode: bool
     clock_leeway: int
@@ -82,6 +84,10 @@ class ChannelConfig(NamedTuple):
     keepalive_ms: int
     via: Via | None = None
     """A forwarder of this machine that keeps the channel."""
+    # What a Trust is made from beside the pins, each None where it is not given.
+    pins_source: Any = None
+    upgrades: Any = None
+    on_attestation: Any = None
 
     def __repr__(self) -> str:
         return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
@@ -130,6 +136,21 @@ class ChannelConfig(NamedTuple):
 
     def policy(self) -> _core.Policy:
         return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
+
+    def trust(self) -> Trust | None:
+        """What to ask beside connecting; None where the pins say everything. One for all the
+        connections of an engine: it remembers which pins are in force."""
+        return Trust.of(
+            TrustSettings(
+                pins=self.pins,
+                root=self.root,
+                debug_mode=self.debug_mode,
+                clock_leeway=self.clock_leeway,
+                pins_source=self.pins_source,
+                upgrades=self.upgrades,
+                on_attestation=self.on_attestation,
+            )
+        )
 
     def open(self) -> _core.Channel:
         """Starts connecting."""
@@ -203,14 +224,14 @@ def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
         )
 
 
-def checked_pins(pcrs: Pins, debug_mode: bool) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
+def checked_pins(pcrs: Pins, debug_mode: bool) -> PinTuples | None:
     """The pins as values, in a form that proves something. Raises ValueError where they do not."""
     pins = pin_tuples(pcrs)
     _check_pins(pins, debug_mode)
     return pins
 
 
-def _check_pins(pins: tuple[tuple[bytes, bytes, bytes], ...] | None, debug_mode: bool) -> None:
+def _check_pins(pins: PinTuples | None, debug_mode: bool) -> None:
     if debug_mode:
         return
     if pins is None:

@@ -4,7 +4,7 @@ Each operation is a coroutine over :class:`enclavia._io.face.Io`: the blocking c
 step, the awaiting ones await it. Decides who owns a slot, a request or a stream while something is
 waited for, and gives it back where the waiting ends in any other way than with success.
 
-Calls: _arguments, _core, _errors, _identity, _io, _text. Locks: none.
+Calls: _arguments, _core, _errors, _identity, _io, _text, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import _core
 from .._arguments import byte_view
-from .._errors import ReadTimeout
+from .._errors import PcrMismatch, ReadTimeout
 from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
 from .._io.local import AnyChannel, AnyStream
 from .._text import shown
+from .._trust.trust import MOST_FOLLOWED, Trust
 from .config import ChannelConfig, logger
 from .payload import first_piece
 
@@ -30,6 +31,9 @@ __all__ = ["attest", "connect", "log_verified", "open_stream", "request", "start
 
 async def connect(io: Io[Any], config: ChannelConfig, timeout: float | None) -> _core.Channel:
     """A channel that is open, its enclave verified."""
+    trust = config.trust()
+    if trust is not None:
+        return await _connect_trusted(io, config, trust, deadline_of(timeout))
     channel = config.open()
     try:
         await io.wait_verified(channel, timeout)
@@ -38,6 +42,31 @@ async def connect(io: Io[Any], config: ChannelConfig, timeout: float | None) -> 
         channel.close(0)
         raise
     return channel
+
+
+async def _connect_trusted(
+    io: Io[Any], config: ChannelConfig, trust: Trust, deadline: float | None
+) -> _core.Channel:
+    """As :func:`connect`, where the pins may change meanwhile, or somebody is asked."""
+    followed = 0
+    while True:
+        pins = await trust.pins(io, deadline)
+        channel = config._replace(pins=pins).open()
+        try:
+            await io.wait_verified(channel, time_left(deadline))
+            raw = channel.attestation()
+            log_verified(config, raw)
+            await trust.verified(io, raw, channel.handshake_hash, deadline)
+        except PcrMismatch as error:
+            channel.close(0)
+            if followed == MOST_FOLLOWED or not await trust.mismatch(io, error, pins, deadline):
+                raise
+            followed += 1
+        except BaseException:
+            channel.close(0)
+            raise
+        else:
+            return channel
 
 
 def log_verified(config: ChannelConfig, raw: Mapping[str, object]) -> None:

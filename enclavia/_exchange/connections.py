@@ -2,7 +2,7 @@
 
 Carries out what :mod:`enclavia._pool` decides. Knows nothing of HTTP.
 
-Calls: _channel, _errors, _io, _pool. Locks: none.
+Calls: _channel, _errors, _identity, _io, _pool, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from typing import Any, cast
 
 from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
-from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PoolTimeout
+from .._errors import (
+    ConnectionClosed,
+    ConnectTimeout,
+    EnclaviaError,
+    PcrMismatch,
+    PoolTimeout,
+)
+from .._identity.pins import PinTuples
 from .._io.face import SHORTEST, Io, Waiter, expect_verified, now, time_left
 from .._io.local import LocalChannel
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
+from .._trust.trust import MOST_FOLLOWED, Trust
 from .timeouts import Timeouts, earlier, is_before
 from .tunnel import IdleStream, Traffic, Tunnel
 
@@ -35,6 +43,7 @@ class Connections:
 
     def __init__(self, config: ChannelConfig, limits: PoolLimits, io: Io[Any]) -> None:
         self.config = config
+        self.trust = config.trust()
         self.io = io
         self.pool: Pool[Tunnel, IdleStream] = Pool(limits)
         self.made: weakref.WeakSet[Tunnel] = weakref.WeakSet()
@@ -42,6 +51,16 @@ class Connections:
         self.past = Traffic()
         self.raw_attestation: dict[str, object] | None = None
         self._limits = limits
+
+    @property
+    def pins(self) -> PinTuples | None:
+        """Those in force, with which a new connection would be started as far as is known."""
+        return self.config.pins if self.trust is None else self.trust.in_force
+
+    def reconfigure(self, config: ChannelConfig) -> None:
+        """For the connections that are started from now on."""
+        self.config = config
+        self.trust = config.trust()
 
     async def open(self, timeouts: Timeouts) -> None:
         """Connects and verifies, where that has not been done."""
@@ -144,19 +163,27 @@ class Connections:
                 return  # something changed meanwhile, perhaps for this ticket too
         one = SPARE_WAIT if member.spare else timeouts.connect
         end = None if one is None else now() + one
+        until, trust = earlier(end, deadline), self.trust
+        error: Exception | None = None
         tunnel = member.handle
-        if tunnel is None:
-            tunnel = Tunnel(self.config.reach(), self.past)
-            self.made.add(tunnel)
-            self.pool.starting(ticket, tunnel)
-        opened = await self.io.wait_open(tunnel.core, time_left(earlier(end, deadline)))
+        if trust is not None:
+            opened, error = await self._trusted(
+                trust, ticket, until, self._allowed(Phase.CONNECT, timeouts)
+            )
+        else:
+            if tunnel is None:
+                tunnel = self._start(ticket, self.config)
+            opened = await self.io.wait_open(tunnel.core, time_left(until))
         if ticket.state is not State.CONNECT:
             return  # closed meanwhile
         if not opened and not member.spare and not is_before(end, deadline):
             if self.pool.alone(ticket) and self.pool.last_error is None:
-                expect_verified(tunnel.core, self._allowed(Phase.CONNECT, timeouts))
+                if error is not None:
+                    raise error
+                expect_verified(cast(Tunnel, tunnel).core, self._allowed(Phase.CONNECT, timeouts))
             raise self._too_late(Phase.CONNECT, timeouts)
-        error = self._verified(tunnel) if opened else self._missing(tunnel)
+        if tunnel is not None and trust is None:
+            error = self._verified(tunnel) if opened else self._missing(tunnel)
         if error is None:
             self.pool.connected(ticket, now())
         else:
@@ -165,6 +192,58 @@ class Connections:
             level = logging.INFO if alike else logging.WARNING
             logger.log(level, "cannot connect to %s: %s", self.config.url.authority, error)
             self.pool.connect_failed(ticket, error, now())
+
+    def _start(self, ticket: Ticket[Tunnel, IdleStream], config: ChannelConfig) -> Tunnel:
+        tunnel = Tunnel(config.reach(), self.past, config.pins)
+        self.made.add(tunnel)
+        self.pool.starting(ticket, tunnel)
+        return tunnel
+
+    async def _trusted(
+        self,
+        trust: Trust,
+        ticket: Ticket[Tunnel, IdleStream],
+        deadline: float | None,
+        allowed: float | None,
+    ) -> tuple[bool, Exception | None]:
+        """One attempt where somebody is asked about trust. Whether it came to an end in time, and
+        why the channel is not usable, where it is not. ``allowed``: seconds, for the message."""
+        member = cast("Member[Tunnel, IdleStream]", ticket.member)
+        followed = 0
+        try:
+            while ticket.state is State.CONNECT:
+                tunnel = member.handle
+                if tunnel is None:
+                    pins = await trust.pins(self.io, deadline)
+                    if ticket.state is not State.CONNECT:
+                        break
+                    if self.trust is not trust:
+                        raise ConnectionClosed("the pins were changed while others were asked for")
+                    tunnel = self._start(ticket, self.config._replace(pins=pins))
+                if not await self.io.wait_open(tunnel.core, time_left(deadline)):
+                    expect_verified(tunnel.core, allowed)
+                error = _not_open(tunnel)
+                if error is None:
+                    await self._accept(trust, tunnel, deadline)
+                    return True, None
+                if not isinstance(error, PcrMismatch) or followed == MOST_FOLLOWED:
+                    return True, error
+                if not await trust.mismatch(self.io, error, tunnel.pins, deadline):
+                    return True, error
+                followed += 1
+                self.pool.starting_over(ticket)
+        except ConnectTimeout as error:
+            return False, error
+        except EnclaviaError as error:
+            return True, error
+        return True, None  # closed meanwhile
+
+    async def _accept(self, trust: Trust, tunnel: Tunnel, deadline: float | None) -> None:
+        """Raises where the channel is refused by somebody who was asked."""
+        raw = tunnel.core.attestation()
+        await trust.verified(self.io, raw, tunnel.core.handshake_hash, deadline)
+        self.raw_attestation = raw
+        log_verified(self.config, raw)
 
     def _missing(self, tunnel: Tunnel) -> Exception | None:
         """What an attempt still waited for when its time was up; None where it came just now."""
@@ -176,11 +255,19 @@ class Connections:
 
     def _verified(self, tunnel: Tunnel) -> Exception | None:
         """Why the channel is not usable; None where it is."""
-        if tunnel.core.state != "open":
-            return tunnel.core.error or ConnectionClosed("the connection was closed")
+        closed = _not_open(tunnel)
+        if closed is not None:
+            return closed
         try:
             self.raw_attestation = raw = tunnel.core.attestation()
         except EnclaviaError as error:
             return error
         log_verified(self.config, raw)
         return None
+
+
+def _not_open(tunnel: Tunnel) -> Exception | None:
+    """Why the channel is not open; None where it is."""
+    if tunnel.core.state == "open":
+        return None
+    return tunnel.core.error or ConnectionClosed("the connection was closed")

@@ -1,6 +1,6 @@
 """What the pool lends: a channel, and a stream that was kept for another request.
 
-Decides when a channel on which nothing comes is given up. Calls: _io. Locks: ``_lock``,
+Decides when a channel on which nothing comes is given up. Calls: _identity, _io. Locks: ``_lock``,
 around the bytes of closed channels.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 
+from .._identity.pins import PinTuples
 from .._io.face import now
 from .._io.local import AnyChannel, AnyStream
 
@@ -38,8 +39,10 @@ class Traffic:
 class Tunnel:
     """A channel, as the pool knows it."""
 
-    def __init__(self, core: AnyChannel, past: Traffic) -> None:
+    def __init__(self, core: AnyChannel, past: Traffic, pins: PinTuples | None = None) -> None:
+        """``pins``: those that it is verified against."""
         self.core = core
+        self.pins = pins
         self.broken = False
         self._past = past
         self._counted = False

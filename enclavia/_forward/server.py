@@ -255,7 +255,7 @@ class Server:
         return known
 
     def _pinned(self, tunnel: Tunnel) -> bool:
-        pins = self.engine.config.pins
+        pins = self.connections.pins
         return pins is None or self.identity(tunnel).pins in pins
 
     def lease_check(self, tunnel: Tunnel) -> None:
@@ -377,7 +377,7 @@ class Server:
         self.counters.reloads += 1
         config = settings.settings.config
         self.engine.config = config
-        self.connections.config = config
+        self.connections.reconfigure(config)
         # Not only those that the pool still gives out: one that it has retired may carry streams.
         for tunnel in list(self.connections.made):
             if tunnel.core.state == "connecting":

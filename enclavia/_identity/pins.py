@@ -13,9 +13,19 @@ from typing import Final
 from .._arguments import expect_file, path_text, seconds
 from .pcrs import Pcrs
 
-__all__ = ["CLOCK_LEEWAY", "Pins", "RootCertificate", "checked_leeway", "pin_tuples", "read_root"]
+__all__ = [
+    "CLOCK_LEEWAY",
+    "PinTuples",
+    "Pins",
+    "RootCertificate",
+    "checked_leeway",
+    "pin_tuples",
+    "read_root",
+]
 
 Pins = Pcrs | Sequence[Pcrs] | None
+PinTuples = tuple[tuple[bytes, bytes, bytes], ...]
+"""Several sets, as the core has them: any of them will do."""
 RootCertificate = bytes | str | os.PathLike[str] | None
 
 CLOCK_LEEWAY: Final = 60.0
@@ -24,7 +34,7 @@ _LEEWAY_MAX: Final = 300
 _ROOT_FILE_MAX: Final = 1024 * 1024
 
 
-def pin_tuples(pcrs: Pins) -> tuple[tuple[bytes, bytes, bytes], ...] | None:
+def pin_tuples(pcrs: Pins) -> PinTuples | None:
     """None where none are pinned, which only None says: an empty list is more likely one that was
     filtered by mistake, and would let every enclave pass."""
     if pcrs is None:

@@ -25,6 +25,8 @@ from .local import AnyChannel, AnySlot, AnyStream
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .fetching import Answer, Fetch
+
 __all__ = [
     "READ_SIZE",
     "SHORTEST",
@@ -136,6 +138,15 @@ class Io(Protocol[W]):
         """None at the end. Raises WriteTimeout where it can tell that nothing comes."""
 
     async def close_pieces(self, pieces: Any) -> None: ...  # noqa: ANN401
+    async def call(
+        self, function: Callable[..., T], *arguments: object, timeout: float | None
+    ) -> T | None:
+        """What a blocking function of somebody else's returns; None where a thread of an event loop
+        does not have it in time, whose end then nobody waits for. A thread runs it itself, to its
+        end. No lock is held meanwhile."""
+
+    async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
+        """One GET. None where there is no answer in time. Raises what httpx2 raises."""
 
 
 def expected_body(request: object, kind: str) -> str:

@@ -16,7 +16,7 @@ import collections
 import functools
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -35,6 +35,7 @@ from .face import (
     piece_of,
     time_left,
 )
+from .fetching import Answer, Fetch, fetch
 from .local import AnyChannel, AnySlot, AnyStream, LocalChannel, LocalStream
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ __all__ = [
     "loop_hub",
     "run_blocking",
 ]
+
+T = TypeVar("T")
 
 
 class Waiter:
@@ -418,6 +421,24 @@ class LoopIo:
         if isinstance(pieces, AsyncGenerator):
             with anyio.CancelScope(shield=True):
                 await pieces.aclose()
+
+    async def call(
+        self, function: Callable[..., T], *arguments: object, timeout: float | None
+    ) -> T | None:
+        with anyio.move_on_after(timeout):
+            # A limiter of its own: a function that hangs must not take a thread that others need.
+            return await anyio.to_thread.run_sync(
+                function,
+                *arguments,
+                abandon_on_cancel=True,
+                limiter=anyio.CapacityLimiter(1),
+            )
+        return None
+
+    async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
+        with anyio.move_on_after(timeout):
+            return await fetch(wanted)
+        return None
 
 
 async def run_blocking(call: Callable[..., object], *arguments: object) -> None:

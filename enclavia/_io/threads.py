@@ -13,8 +13,8 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
 
@@ -34,7 +34,11 @@ from .local import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .fetching import Answer, Fetch
+
 __all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
+
+T = TypeVar("T")
 
 
 class ThreadHub:
@@ -177,3 +181,13 @@ class ThreadIo:
         close = getattr(pieces, "close", None)
         if close is not None:
             close()
+
+    async def call(
+        self, function: Callable[..., T], *arguments: object, timeout: float | None
+    ) -> T | None:
+        return function(*arguments)
+
+    async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
+        from .fetching import fetch_in_thread
+
+        return fetch_in_thread(wanted, timeout)

@@ -179,6 +179,12 @@ class Pool(Generic[C, L]):
         self._turns.starting(ticket, handle)
 
     @carried_out(interrupting=refused)
+    def starting_over(self, ticket: Ticket[C, L]) -> None:
+        """The connector gives its handle up, which is closed, and will begin with another one in
+        the same attempt. Whoever takes its place begins anew."""
+        self._turns.starting_over(ticket)
+
+    @carried_out(interrupting=refused)
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
         self._turns.connected(ticket, now)
         self._decide(now)

@@ -167,6 +167,11 @@ class Turns(Generic[C, L]):
         else:
             self._outbox.close(handle)
 
+    def starting_over(self, ticket: Ticket[C, L]) -> None:
+        if ticket.state is State.CONNECT and ticket.member is not None:
+            self._members.drop_handle(ticket.member)
+            ticket.member.handle = None
+
     def connected(self, ticket: Ticket[C, L], now: float) -> None:
         member = ticket.member
         # Otherwise closed meanwhile.

@@ -71,8 +71,9 @@ PYTHON_LAYERS = {
     "_io": set(),
     "_http1": set(),
     "_pool": set(),
-    "_channel": {"_identity", "_io"},
-    "_exchange": {"_identity", "_io", "_channel", "_http1", "_pool"},
+    "_trust": {"_identity", "_io"},
+    "_channel": {"_identity", "_io", "_trust"},
+    "_exchange": {"_identity", "_io", "_trust", "_channel", "_http1", "_pool"},
     "_client": {"_identity", "_io", "_channel", "_http1", "_pool", "_exchange"},
     "_forward": {"_identity", "_io", "_channel", "_pool", "_exchange", "_client"},
 }

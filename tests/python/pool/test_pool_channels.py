@@ -310,6 +310,28 @@ class TestChannels:
         assert ticket.state is State.FAILED
         assert pool.handles() == []
 
+    def test_a_connector_that_starts_over_closes_what_it_had(self) -> None:
+        pool = make()
+        ticket, next_one = pool.request(GET, 0), pool.request(GET, 0)
+        refused = Channel()
+        pool.starting(ticket, refused)
+        pool.starting_over(ticket)
+        assert refused.closed
+        assert pool.handles() == []
+        pool.withdraw(ticket, 0)
+        assert next_one.state is State.CONNECT  # who takes its place has nothing of it
+        assert next_one.member is not None
+        assert next_one.member.handle is None
+
+    def test_starting_over_too_late(self) -> None:
+        pool = make()
+        ticket = pool.request(GET, 0)
+        channel = Channel()
+        pool.starting(ticket, channel)
+        pool.close(enclavia.StateError("closed"))
+        pool.starting_over(ticket)
+        assert ticket.state is State.FAILED
+
 
 class TestLongBodies:
     def second(self, pool: AnyPool, job: Job = LONG, now: float = 0.0) -> tuple[Channel, AnyLease]:

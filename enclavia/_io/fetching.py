@@ -1,0 +1,122 @@
+"""One GET with a bound on what is read, for an event loop, and for a thread that may block.
+
+A thread that fetches has it done by an event loop in another thread: so a deadline, Ctrl-C, and a
+peer that sends one byte at a time end the waiting at once, also where the thread itself runs an
+event loop (a notebook).
+
+Decides how much is read. Calls: nothing of the package. Locks: none.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+import httpx2
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Answer", "Fetch", "fetch", "fetch_in_thread"]
+
+
+class Fetch(NamedTuple):
+    """What is asked for. ``most``: bytes of the answer's body that are read at most. ``timeout``:
+    seconds for each of connecting, sending, and waiting for bytes. ``environment``: whether the
+    environment's proxies are used."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    most: int
+    timeout: float
+    environment: bool
+
+    def __repr__(self) -> str:
+        return f"Fetch({self.url})"  # headers carry tokens
+
+
+class Answer(NamedTuple):
+    """``body`` is longer than ``most`` where there was more to read, and empty where ``status`` is
+    not 200. ``location``: of a redirect; ``encoding``: how the body is compressed."""
+
+    status: int
+    body: bytes
+    location: str | None
+    encoding: str | None
+
+
+async def fetch(wanted: Fetch) -> Answer:
+    """Raises what httpx2 raises."""
+    client = httpx2.AsyncClient(
+        timeout=wanted.timeout, follow_redirects=False, trust_env=wanted.environment
+    )
+    async with client, client.stream("GET", wanted.url, headers=list(wanted.headers)) as response:
+        body = bytearray()
+        if response.status_code == 200:
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > wanted.most:
+                    break
+        return Answer(
+            response.status_code,
+            bytes(body),
+            response.headers.get("location"),
+            response.headers.get("content-encoding"),
+        )
+
+
+def fetch_in_thread(wanted: Fetch, timeout: float | None) -> Answer | None:
+    """None where there is no answer in time."""
+    fetching = _Fetching(wanted)
+    thread = threading.Thread(target=fetching.run, name="enclavia-fetch", daemon=True)
+    thread.start()
+    try:
+        return fetching.answer.result(timeout)
+    except concurrent.futures.TimeoutError:
+        if fetching.answer.done():
+            return fetching.answer.result()  # what it raised, or just in time
+        return None
+    finally:
+        fetching.cancel()
+
+
+class _Fetching:
+    """Runs in a thread of its own, which ends with it. The name of a host may be looked up for
+    longer than anybody waits; then the thread ends after that."""
+
+    def __init__(self, wanted: Fetch) -> None:
+        self.answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+        self._wanted = wanted
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
+
+    def run(self) -> None:
+        import asyncio  # which costs time, and which only this needs in a thread
+
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        if self._cancelled:
+            return
+        try:
+            answer = await fetch(self._wanted)
+        except BaseException as error:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(answer)
+
+    def cancel(self) -> None:
+        """Nothing where it has ended."""
+        self._cancelled = True
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                loop.call_soon_threadsafe(task.cancel)
