@@ -6,7 +6,7 @@
 """
 
 # Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _forward,
-# _identity, _libraries. Locks: none.
+# _identity, _libraries, _trust. Locks: none.
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from ._client.client import Client
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
+    BackendError,
     CertificateError,
     ConnectError,
     ConnectionClosed,
@@ -58,6 +59,8 @@ from ._errors import (
 )
 from ._identity.attestation import Attestation, verify_attestation
 from ._identity.pcrs import Pcrs
+from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
+from ._trust.upgrades import TrustUpgrades
 
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
@@ -73,6 +76,7 @@ __all__ = [
     "AsyncStream",
     "Attestation",
     "AttestationError",
+    "BackendError",
     "CertificateError",
     "Channel",
     "Client",
@@ -102,13 +106,17 @@ __all__ = [
     "SlowReader",
     "StateError",
     "Stream",
+    "TrustUpgrades",
+    "UpgradeChain",
     "UpgradeChainError",
+    "UpgradeLink",
     "UpgradeRejected",
     "WriteTimeout",
     "__version__",
     "build_info",
     "ca_store",
     "verify_attestation",
+    "verify_upgrade_chain",
 ]
 
 __version__ = VERSION

@@ -15,6 +15,7 @@ from ._text import shown
 
 __all__ = [
     "AttestationError",
+    "BackendError",
     "CertificateError",
     "ConnectError",
     "ConnectTimeout",
@@ -213,7 +214,43 @@ class PcrMismatch(AttestationError):
 
 
 class UpgradeChainError(EnclaviaError, httpx2.TransportError):
-    """The chain of upgrades does not lead from the pinned image to the running one."""
+    """The chain of upgrades does not lead from the pinned image to the running one.
+
+    ``link``: the index of the link that is wrong, 0 for the first; None where it is no single one.
+    ``reason``: what is wrong, without the link. ``__cause__``: the error of its document, or the
+    :class:`PcrMismatch` for which the chain was asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        link: int | None = None,
+        reason: str = "",
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.link = link
+        self.reason = shown(reason) or self.message
+
+
+class BackendError(EnclaviaError, httpx2.TransportError):
+    """The backend that serves chains of upgrades gave no usable answer. ``status``: that of its
+    answer, 0 where there was none. Retryable where it could not be reached, was busy, or failed."""
+
+    retryable_by_default = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.status = status
 
 
 class ServerError(EnclaviaError, httpx2.ReadError):

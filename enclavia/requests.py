@@ -36,6 +36,7 @@ from ._client.settings import Settings
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
+    BackendError,
     ConnectError,
     ConnectionClosed,
     ConnectTimeout,
@@ -122,7 +123,7 @@ def _before_answer(
             cls, inner = theirs.SSLError, connecting(urllib3_errors.SSLError(text))
         case ForeignURL() | InvalidURL():
             cls, inner = theirs.InvalidURL, text
-        case ConnectError():
+        case ConnectError() | BackendError():
             cls = theirs.ConnectionError
             inner = connecting(urllib3_errors.NewConnectionError(pool, text))
         case ConnectionClosed():

@@ -58,6 +58,14 @@ encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attesta
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,
                                encl_error *err);
 
+/* ecdsa.c. key: of a point in a form of SEC 1 section 2.3.3, NULL where it is not on the curve; the
+ * caller frees it with EVP_PKEY_free. der: the length of r||s, two scalars of that many bytes, as a
+ * DER ECDSA-Sig-Value, or 0 without memory. */
+#define ENCL_ECDSA_DER_MAX_BYTES 128
+EVP_PKEY *encl_ecdsa_key(const char *group, encl_slice point);
+size_t encl_ecdsa_der(const uint8_t *raw, size_t scalar_bytes,
+                      uint8_t der[ENCL_ECDSA_DER_MAX_BYTES]);
+
 /* es384.c. verify: a raw r||s signature of key, which is one of P-384, over message.
  * sign: the signature of key, which encl_signing_key_new has read. */
 encl_result encl_es384_verify(EVP_PKEY *key, encl_slice message, encl_slice signature,

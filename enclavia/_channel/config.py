@@ -33,6 +33,7 @@ from .._identity.pins import (
 )
 from .._io.local import AnyChannel
 from .._trust.trust import Trust, TrustSettings
+from .._trust.upgrades import Upgrades, checked_upgrades
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
 from .socket_path import Via
@@ -86,7 +87,7 @@ class ChannelConfig(NamedTuple):
     """A forwarder of this machine that keeps the channel."""
     # What a Trust is made from beside the pins, each None where it is not given.
     pins_source: Any = None
-    upgrades: Any = None
+    upgrades: Upgrades | None = None
     on_attestation: Any = None
 
     def __repr__(self) -> str:
@@ -130,6 +131,7 @@ class ChannelConfig(NamedTuple):
             proxy=proxy,
             max_in_flight=_in_flight(given["max_in_flight"]),
             keepalive_ms=_keepalive_ms(given["keepalive"]),
+            upgrades=_upgrades(given["trust_upgrades"], pins),
         )
         config.policy()  # refuses an unusable root or pin here, not at the first request
         return config
@@ -246,6 +248,16 @@ def _check_pins(pins: PinTuples | None, debug_mode: bool) -> None:
                 "pcrs: expected the PCRs of a production enclave, got all zeros: that is a debug "
                 "enclave, whose memory its operator can read"
             )
+
+
+def _upgrades(value: object, pins: PinTuples | None) -> Upgrades | None:
+    upgrades = checked_upgrades(value)
+    if upgrades is not None and pins is None:
+        raise ValueError(
+            "trust_upgrades: expected pcrs= beside it, got none: a chain of upgrades begins at the "
+            "pinned version"
+        )
+    return upgrades
 
 
 def _tls(verify: object) -> tuple[bool, str | None]:

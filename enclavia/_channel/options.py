@@ -4,7 +4,8 @@ Whoever takes them declares ``**options: Unpack[ChannelOptions]``, which type ch
 :func:`takes` show them one by one to ``help()`` and :func:`inspect.signature`. Transports and
 clients add their own in :mod:`enclavia._client.options`. Knows no other module of the channel.
 
-Decides which keywords there are, not which values they may have. Calls: _identity. Locks: none.
+Decides which keywords there are, not which values they may have. Calls: _identity, _trust. Locks:
+none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, ForwardRef, TypedDict, TypeVar
 import httpx2
 
 from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
+from .._trust.upgrades import TrustUpgrades
 
 __all__ = [
     "CHANNEL_DEFAULTS",
@@ -46,6 +48,7 @@ class ChannelOptions(TypedDict, total=False):
     root: RootCertificate
     debug_mode: bool
     clock_leeway: float
+    trust_upgrades: TrustUpgrades | None
     upgrade_headers: UpgradeHeaders
     verify: Verify
     proxy: str | httpx2.URL | None
@@ -58,6 +61,7 @@ CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
     "root": None,
     "debug_mode": False,
     "clock_leeway": CLOCK_LEEWAY,
+    "trust_upgrades": None,
     "upgrade_headers": None,
     "verify": True,
     "proxy": None,

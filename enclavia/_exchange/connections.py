@@ -57,6 +57,11 @@ class Connections:
         """Those in force, with which a new connection would be started as far as is known."""
         return self.config.pins if self.trust is None else self.trust.in_force
 
+    @property
+    def upgrades_followed(self) -> int:
+        """How often other pins came into force because of an authorised upgrade."""
+        return 0 if self.trust is None else self.trust.upgrades_followed
+
     def reconfigure(self, config: ChannelConfig) -> None:
         """For the connections that are started from now on."""
         self.config = config

@@ -40,7 +40,8 @@ class Stats(NamedTuple):
     """What a client did and holds. Bytes are those on the wire, over all its channels.
 
     ``shared``: the client is a copy, and everything but ``requests`` and ``retries`` counts for all
-    copies in this process with which it shares its channels.
+    copies in this process with which it shares its channels. ``upgrades_followed``: how often other
+    pins came into force because of an authorised upgrade.
     """
 
     channels: int
@@ -54,6 +55,7 @@ class Stats(NamedTuple):
     bytes_in: int
     bytes_out: int
     shared: bool
+    upgrades_followed: int = 0
 
 
 class Engine:
@@ -208,6 +210,7 @@ class Engine:
                 bytes_in=sum(bytes_in for bytes_in, _ in traffic),
                 bytes_out=sum(bytes_out for _, bytes_out in traffic),
                 shared=self._shared is not None,
+                upgrades_followed=connections.upgrades_followed,
             )
 
     @property

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .pcrs import Pcrs
 
-__all__ = ["Attestation", "verify_attestation"]
+__all__ = ["Attestation", "unix_seconds", "verify_attestation"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -148,7 +148,7 @@ def verify_attestation(
         pin_tuples(pcrs), read_root(root), False, False, checked_leeway(clock_leeway)
     )
     view = byte_view("document", document)
-    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), _seconds(at)))
+    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), unix_seconds(at)))
 
 
 def _nonce(nonce: object) -> bytes | None:
@@ -162,7 +162,8 @@ def _nonce(nonce: object) -> bytes | None:
     return value
 
 
-def _seconds(at: datetime | float | None) -> int:
+def unix_seconds(at: datetime | float | None) -> int:
+    """Of a moment as callers give it: an aware datetime, Unix seconds, or None for now."""
     if at is None:
         return int(time.time())
     if isinstance(at, datetime):

@@ -23,9 +23,11 @@ from argument_rows import (
     BUFFER,
     CHANNEL,
     ENCLAVE,
+    ENCLAVE_ID,
     FAULTS,
     FLAG,
     FORWARDER,
+    JSON_TEXT,
     LEEWAY,
     NONCE,
     NOWHERE,
@@ -40,6 +42,7 @@ from argument_rows import (
     SURROGATE,
     TIMEOUT,
     TRANSPORT,
+    UPGRADES,
     WAIT,
     WRITABLE,
     Row,
@@ -50,7 +53,7 @@ import enclavia
 import enclavia.httpx
 import enclavia.requests
 import enclavia.testing
-from enclavia.testing import LocalEnclave
+from enclavia.testing import Fault, LocalEnclave
 
 # By callable and parameter: what is refused.
 TABLE: dict[str, dict[str, list[Row]]] = {
@@ -89,6 +92,19 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "nonce": NONCE,
         "root": ROOT,
         "at": AT,
+        "clock_leeway": LEEWAY,
+    },
+    "enclavia.TrustUpgrades": UPGRADES,
+    "enclavia.verify_upgrade_chain": {
+        "row": JSON_TEXT,
+        "links": JSON_TEXT,
+        "pcrs": [*PCRS, Row(None, TypeError, "got None")],
+        "enclave_id": ENCLAVE_ID,
+        "at": [row for row in AT if row.value is not None],
+        "root": ROOT,
+        "high_water": [row for row in JSON_TEXT if row.value is not None],
+        "allow_rollback": FLAG,
+        "debug_mode": FLAG,
         "clock_leeway": LEEWAY,
     },
     "enclavia.testing.LocalEnclave": ENCLAVE,
@@ -133,6 +149,14 @@ RUNNING: dict[str, dict[str, list[Row]]] = {
         "pki": [Row(value, TypeError) for value in (0, "", b"", object())],
     },
     "enclavia.testing.LocalEnclave.drop_connections": {"reset": FLAG},
+    "enclavia.testing.LocalEnclave.upgrade": {
+        "app": [row for row in ENCLAVE["app"] if row.value is not None],
+        "pcrs": ONE_PCRS,
+        "boot": FLAG,
+    },
+    "enclavia.testing.LocalEnclave.set_backend_faults": {
+        "faults": [Row(value, TypeError) for value in (0, 1, True, None, "DOWN", Fault(0))]
+    },
 }
 
 
@@ -193,7 +217,10 @@ REASONS = {
         for method in ("connect", "stop", "reload")
     },
     "enclavia.Forwarder.close": "another name of stop",
+    "enclavia.UpgradeChain": "a result; nothing is decided by one that a user made",
+    "enclavia.UpgradeLink": "a result; nothing is decided by one that a user made",
     "enclavia.testing.Fault": "the constructor of Python's enum.IntFlag",
+    "enclavia.testing.BackendFault": "the constructor of Python's enum.IntFlag",
     "enclavia.testing.Mode": "the name of a type, not to be called",
     "enclavia.testing.Interface": "the name of a type, not to be called",
 }
@@ -230,6 +257,12 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
     if method == "verify_attestation":
         given = {"document": b"x", name: value}
         return lambda: function(given.pop("document"), **given)
+    if method == "TrustUpgrades":
+        given = {"backend": "https://e.example", "enclave_id": "0" * 32, name: value}
+        return lambda: function(**given)
+    if method == "verify_upgrade_chain":
+        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": "0" * 32, name: value}
+        return lambda: function(given.pop("row"), given.pop("links"), **given)
     if method == "EnclaveSession":
         return lambda: function(value)
     given = {"url": "wss://e.example", "pcrs": PINS, name: value}

@@ -37,6 +37,7 @@ CLASSES = [
         (enclavia.IncompleteResponse, enclavia.ConnectionClosed),
         (enclavia.IncompleteResponse, httpx2.RemoteProtocolError),
         (enclavia.UpgradeChainError, httpx2.TransportError),
+        (enclavia.BackendError, httpx2.TransportError),
         (enclavia.InvalidURL, httpx2.InvalidURL),
         (enclavia.InvalidURL, ValueError),
         (enclavia.ForeignURL, httpx2.UnsupportedProtocol),
@@ -96,7 +97,7 @@ def test_upgrade_rejected_is_retryable_by_status(status: int, retryable: bool) -
 def test_what_may_be_retried_by_default() -> None:
     retryable = {cls.__name__ for cls in CLASSES if cls("why").retryable}
     assert retryable == {
-        "ConnectError", "ConnectionClosed", "ConnectTimeout", "IncompleteResponse",
+        "BackendError", "ConnectError", "ConnectionClosed", "ConnectTimeout", "IncompleteResponse",
         "ReadTimeout", "WriteTimeout", "PoolTimeout",
     }  # fmt: skip
 

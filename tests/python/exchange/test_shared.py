@@ -118,6 +118,17 @@ UNLIKE: dict[str, list[Any]] = {
     "root": [None, ROOT, ssl.DER_cert_to_PEM_cert(ROOT)],
     "debug_mode": [False, True],
     "clock_leeway": [60, 0, 61],
+    "trust_upgrades": [
+        None,
+        enclavia.TrustUpgrades("https://one.example", "1" * 32),
+        enclavia.TrustUpgrades("https://two.example", "1" * 32),
+        enclavia.TrustUpgrades("https://one.example", "2" * 32),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, "token"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, "other"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, None, True),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water="/one"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water=decide),  # type: ignore[arg-type]
+    ],
     "upgrade_headers": [None, {"X-A": "1"}, {"X-A": "2"}, {"X-B": "1"}, [("X-A", "1")] * 2],
     "verify": [True, False, in_a_file("one.pem"), in_a_file("two.pem")],
     "proxy": [None, "http://p:1", "http://p:2", "http://q:1", "http://u:s@p:1", "http://u:t@p:1"],

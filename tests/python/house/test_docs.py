@@ -35,7 +35,7 @@ import enclavia
 import enclavia.testing
 from enclavia._exchange.engine import Stats
 from enclavia._exchange.retry import IDEMPOTENT
-from enclavia.testing import Fault, LocalEnclave
+from enclavia.testing import BackendFault, Fault, LocalEnclave
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
@@ -381,8 +381,9 @@ def test_constants_are_read() -> None:
 
 def test_lists_of_the_reference_are_whole() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    faults = text.partition("* `Fault`")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in Fault}
+    for kind in (Fault, BackendFault):
+        faults = text.partition(f"* `{kind.__name__}`")[2].partition("\n* ")[0].partition("\n\n")[0]
+        assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in kind}
     stats = text.partition("| `client.stats` |")[2].partition("\n")[0]
     assert set(re.findall(r"`(\w+)`", stats)) == set(Stats.__annotations__)
     guide = (ROOT / "docs" / "guide.md").read_text()
