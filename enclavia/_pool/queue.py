@@ -86,10 +86,8 @@ class Queue(Generic[C, L]):
         self._wake(ticket)
 
     def fail(self, ticket: Ticket[C, L], error: Exception) -> None:
-        # A copy for each ticket: a traceback and a request are hung onto it. It has no cause.
-        own = copy.copy(error)
-        own.__cause__ = error.__cause__
-        ticket.error = own
+        # A copy for each ticket: a traceback and a request are hung onto it.
+        ticket.error = copy.copy(error)
         ticket.state = State.FAILED
         self._wake(ticket)
         self.drop(ticket.order)

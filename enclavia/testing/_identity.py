@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from .._identity.pcrs import Pcrs
@@ -37,22 +36,17 @@ class Authority:
     """A root that was made on the spot and can issue again: leaves live three hours, and an
     enclave may be left running for longer."""
 
-    def __init__(self, since: datetime | None = None) -> None:
-        """``since``: when the root begins to be valid; None: just now."""
+    def __init__(self) -> None:
         require("cryptography", "minting the certificates of a local enclave")
         from cryptography.hazmat.primitives.asymmetric import ec
 
         self._root_key = ec.generate_private_key(ec.SECP384R1())
-        self._since = since
         self._first: EnclavePki | None = None
 
-    def issue(self, at: datetime | None = None) -> EnclavePki:
-        """Certificates that begin to be valid at a moment; None: now."""
+    def issue(self) -> EnclavePki:
         from ._pki import mint, specs
 
-        root, *below = specs(at)
-        if self._first is None and self._since is not None:
-            root = specs(self._since)[0]
+        root, *below = specs()
         pki = mint(chain=[replace(root, key=self._root_key), *below])
         if self._first is None:
             self._first = pki
