@@ -29,7 +29,7 @@ from ._client.client import Client
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
-    AttestationRefused,
+    BackendError,
     CertificateError,
     ConnectError,
     ConnectionClosed,
@@ -48,7 +48,6 @@ from ._errors import (
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
-    ReceiptError,
     ReconnectDisabled,
     ServerError,
     SignatureError,
@@ -60,13 +59,13 @@ from ._errors import (
 )
 from ._identity.attestation import Attestation, verify_attestation
 from ._identity.pcrs import Pcrs
-from ._trust.receipts import Receipt
+from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
+from ._trust.upgrades import TrustUpgrades
 
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
     from ._client.async_transport import AsyncEnclaveTransport
     from ._forward.forwarder import AsyncForwarder, Forwarder
-    from ._trust.receipt_file import Receipts
 
 __all__ = [
     "AWS_ROOT_G1",
@@ -77,7 +76,7 @@ __all__ = [
     "AsyncStream",
     "Attestation",
     "AttestationError",
-    "AttestationRefused",
+    "BackendError",
     "CertificateError",
     "Channel",
     "Client",
@@ -101,22 +100,23 @@ __all__ = [
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
-    "Receipt",
-    "ReceiptError",
-    "Receipts",
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
     "SlowReader",
     "StateError",
     "Stream",
+    "TrustUpgrades",
+    "UpgradeChain",
     "UpgradeChainError",
+    "UpgradeLink",
     "UpgradeRejected",
     "WriteTimeout",
     "__version__",
     "build_info",
     "ca_store",
     "verify_attestation",
+    "verify_upgrade_chain",
 ]
 
 __version__ = VERSION
@@ -132,7 +132,6 @@ _LAZY = {
     "AsyncForwarder": "._forward.forwarder",
     "AsyncStream": "._channel.async_channel",
     "Forwarder": "._forward.forwarder",
-    "Receipts": "._trust.receipt_file",
 }
 
 

@@ -3,7 +3,7 @@ is re-exported by :mod:`enclavia`. Every call that waits or works on more than a
 the GIL; every wait ends within 100 ms of a signal whose Python handler raises."""
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 from typing_extensions import Buffer
 
@@ -24,8 +24,7 @@ def build_info() -> dict[str, str]: ...
 RawAttestation = dict[str, object]
 """``form`` ("nitro", "debug" or "stub"), ``module_id`` str, ``timestamp`` int (ms), ``pcrs``
 dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key``, ``user_data``,
-``nonce`` bytes or None, ``verified_at`` int (Unix s), ``valid_until`` int (Unix s: when the first
-certificate of the chain ends) or None in debug mode, ``document`` bytes."""
+``nonce`` bytes or None, ``verified_at`` int (Unix s), ``document`` bytes."""
 
 @final
 class Policy:
@@ -42,11 +41,36 @@ class Policy:
         need_pins: bool,
         clock_leeway: int = 0,
     ) -> None: ...
-    @property
-    def root(self) -> bytes:
-        """The root certificate that it trusts, DER."""
 
 def verify(document: Buffer, policy: Policy, nonce: bytes | None, at: int) -> RawAttestation: ...
+
+@final
+class LinkCache:
+    """Links of certificate chains that verified before, for :func:`verify_recorded`: with it a
+    document of the same certificates costs one signature. Used by one call at a time; another one
+    meanwhile goes without."""
+
+    def __init__(self) -> None: ...
+
+def verify_recorded(
+    document: Buffer, policy: Policy, cache: LinkCache | None = None
+) -> RawAttestation:
+    """As :func:`verify`, at the moment that the document states itself (its ``timestamp``), and
+    without a nonce. Whether that moment is one that may be is the caller's to decide."""
+
+def verify_es256(public_key: bytes, message: bytes, signature: bytes) -> None:
+    """Raises SignatureError where ``signature`` (64 bytes, r and s) is not one of ``public_key`` (a
+    SEC1 point of P-256) over ``message`` with SHA-256, or the key is none."""
+
+LINK_BOOT: Final[int]
+LINK_UPGRADE: Final[int]
+LINK_REVOCATION: Final[int]
+
+def link_payload(kind: int, payload: bytes) -> dict[str, Any]:
+    """Reads the CBOR payload of a link of an upgrade chain: ``enclave_id`` (16 bytes), ``nonce``,
+    and of a boot ``image_digest``, ``pcrs`` (three values), ``booted_at``; of an upgrade
+    ``image_digest``, ``pcrs`` (from_pcrs), ``to_pcrs``, ``valid_from``, ``issued_at``; of a
+    revocation ``revokes`` (16 bytes), ``issued_at``. Times are text. Raises DocumentError."""
 
 @final
 class Notifier:

@@ -7,7 +7,7 @@ Locks: none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import httpx2
 
@@ -15,7 +15,7 @@ from ._text import shown
 
 __all__ = [
     "AttestationError",
-    "AttestationRefused",
+    "BackendError",
     "CertificateError",
     "ConnectError",
     "ConnectTimeout",
@@ -34,7 +34,6 @@ __all__ = [
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
-    "ReceiptError",
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
@@ -92,12 +91,6 @@ class EnclaviaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))
-
-    def __copy__(self) -> Self:
-        """With its cause, which pickling leaves behind: it may be anything."""
-        made = _rebuild(type(self), self.message, dict(self.__dict__))
-        made.__cause__ = self.__cause__
-        return made  # type: ignore[return-value]
 
 
 class ConnectError(EnclaviaError, httpx2.ConnectError):
@@ -220,18 +213,44 @@ class PcrMismatch(AttestationError):
         self.actual = actual
 
 
-class AttestationRefused(AttestationError):
-    """The caller's own ``on_attestation`` raised: the document was verified, and its channel is not
-    used. ``__cause__`` is what was raised there; of an error of this package it says whether this
-    one is ``retryable``."""
-
-
-class ReceiptError(AttestationError):
-    """A receipt is not well-formed, was changed, or says what its document does not say."""
-
-
 class UpgradeChainError(EnclaviaError, httpx2.TransportError):
-    """The chain of upgrades does not lead from the pinned image to the running one."""
+    """The chain of upgrades does not lead from the pinned image to the running one.
+
+    ``link``: the index of the link that is wrong, 0 for the first; None where it is no single one.
+    ``reason``: what is wrong, without the link. ``__cause__``: the error of its document, or the
+    :class:`PcrMismatch` for which the chain was asked for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        link: int | None = None,
+        reason: str = "",
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.link = link
+        self.reason = shown(reason) or self.message
+
+
+class BackendError(EnclaviaError, httpx2.TransportError):
+    """The backend that serves chains of upgrades gave no usable answer. ``status``: that of its
+    answer, 0 where there was none. Retryable where it could not be reached, was busy, or failed."""
+
+    retryable_by_default = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.status = status
 
 
 class ServerError(EnclaviaError, httpx2.ReadError):

@@ -12,7 +12,7 @@ Needs ``pip install 'enclavia[requests]'``.
 """
 
 # Decides which error of requests an error is, and which options of an adapter have a meaning here.
-# Calls: _arguments, _channel, _client, _errors, _exchange, _identity, _trust. Locks: none.
+# Calls: _arguments, _channel, _client, _errors, _exchange, _identity. Locks: none.
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from ._client.settings import Settings
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
+    BackendError,
     ConnectError,
     ConnectionClosed,
     ConnectTimeout,
@@ -51,7 +52,6 @@ from ._errors import (
 )
 from ._exchange.engine import Stats
 from ._identity.attestation import Attestation
-from ._trust.receipts import Receipt
 
 try:
     import requests
@@ -123,7 +123,7 @@ def _before_answer(
             cls, inner = theirs.SSLError, connecting(urllib3_errors.SSLError(text))
         case ForeignURL() | InvalidURL():
             cls, inner = theirs.InvalidURL, text
-        case ConnectError():
+        case ConnectError() | BackendError():
             cls = theirs.ConnectionError
             inner = connecting(urllib3_errors.NewConnectionError(pool, text))
         case ConnectionClosed():
@@ -199,11 +199,6 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
         return self._enclave.attestation
-
-    @property
-    def receipts(self) -> tuple[Receipt, ...]:
-        """Of each verified document, the newest last; at most 64."""
-        return self._enclave.receipts
 
     @property
     def stats(self) -> Stats:
@@ -393,11 +388,6 @@ class EnclaveSession(requests.Session):
         return self._adapter.attestation
 
     @property
-    def receipts(self) -> tuple[Receipt, ...]:
-        """See :attr:`EnclaveAdapter.receipts`."""
-        return self._adapter.receipts
-
-    @property
     def stats(self) -> Stats:
         """See :attr:`EnclaveAdapter.stats`."""
         return self._adapter.stats
@@ -583,8 +573,6 @@ class _Raw(urllib3.HTTPResponse):
         incoming: httpx2.Response,
     ) -> None:
         self._request = request
-        self.extensions = incoming.extensions
-        """``"enclavia"``: the receipt of the channel that the answer came over."""
         body = _Body(incoming)
         headers = [
             (name.decode("latin-1"), value.decode("latin-1"))

@@ -72,8 +72,6 @@ typedef struct encl_attestation {
     size_t cabundle_len;
     encl_slice public_key, user_data, nonce;
     int64_t verified_at; /* Unix seconds: the time the certificates were judged at */
-    int64_t valid_until; /* Unix seconds: when the first of the chain's certificates ends; 0 where
-                          * no chain was judged, which is in debug mode */
 } encl_attestation;
 
 void encl_attestation_free(encl_attestation *a);
@@ -101,12 +99,57 @@ encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, e
                                int64_t now, encl_link_cache *cache, encl_attestation **out,
                                encl_error *err);
 
+/* The same for a document of the past: its certificates are judged at the moment that it states
+ * itself, under its signature, and no nonce is asked for. Whether that moment is one that may be is
+ * the caller's to decide. */
+encl_result encl_attest_verify_recorded(encl_slice document, const encl_policy *policy,
+                                        encl_link_cache *cache, encl_attestation **out,
+                                        encl_error *err);
+
 #ifdef ENCL_TESTING
 /* ECDSA P-384/SHA-384 over message with a raw r||s signature of 96 bytes (RFC 9053 section 2.1), as
  * a document's is verified; public_key is an uncompressed point of 97 bytes. For attack vectors. */
 encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
                                      encl_slice signature, encl_error *err);
 #endif
+
+/* ECDSA P-256/SHA-256 over message with a raw r||s signature of 64 bytes; public_key is a point in
+ * any form of SEC 1 section 2.3.3 that is not the point at infinity: ENCL_E_SIGNATURE where the
+ * signature does not verify, or where the key is none. */
+encl_result encl_attest_es256_verify(encl_slice public_key, encl_slice message,
+                                     encl_slice signature, encl_error *err);
+
+/* What a link of an upgrade chain attests: a CBOR map whose SHA-256 is its document's user_data. */
+typedef enum encl_link_kind {
+    ENCL_LINK_BOOT,
+    ENCL_LINK_UPGRADE,
+    ENCL_LINK_REVOCATION,
+    ENCL_LINK_KIND_COUNT_
+} encl_link_kind;
+
+#define ENCL_UUID_BYTES             16
+#define ENCL_LINK_PAYLOAD_MAX_BYTES 8192
+#define ENCL_IMAGE_DIGEST_MAX_BYTES 512
+
+/* Slices point into what was parsed; a field that the kind does not have is empty. Times are text,
+ * which RFC 3339 is for the caller to read. */
+typedef struct encl_link_payload {
+    encl_slice enclave_id; /* ENCL_UUID_BYTES bytes */
+    encl_slice image_digest;
+    encl_pins pcrs;        /* boot: its own; upgrade: those it starts from */
+    encl_pins to_pcrs;     /* upgrade */
+    encl_slice booted_at;  /* boot */
+    encl_slice valid_from; /* upgrade */
+    encl_slice issued_at;  /* upgrade, revocation */
+    encl_slice revokes;    /* revocation: ENCL_UUID_BYTES bytes */
+    encl_slice nonce;      /* 1 to 64 bytes */
+} encl_link_payload;
+
+/* ENCL_E_DOCUMENT for whatever is not exactly one map with the fields of this kind, each once, and
+ * no others: a field that is not known here may change what the others mean, so it is refused by
+ * its name. */
+encl_result encl_link_payload_parse(encl_slice payload, encl_link_kind kind, encl_link_payload *out,
+                                    encl_error *err);
 
 /* The signing side, for local enclaves only: builds and signs one document. key is the leaf's
  * private key, PKCS#8 DER. */

@@ -13,10 +13,9 @@
 
 #include "attest/internal.h"
 
-#define SCALAR_BYTES  48
-#define DIGEST_BYTES  48
-#define DER_MAX_BYTES 128
-#define GROUP         "secp384r1"
+#define SCALAR_BYTES 48
+#define DIGEST_BYTES 48
+#define GROUP        "secp384r1"
 
 /* Set once; it lives as long as the process. Not under pthread_once: what failed once, for want of
  * memory, is tried again. */
@@ -43,24 +42,6 @@ static encl_result digest_of(encl_slice message, uint8_t digest[DIGEST_BYTES], e
     return ENCL_OK;
 }
 
-/* The length of r||s as a DER ECDSA-Sig-Value, or 0. */
-static size_t der_from_raw(const uint8_t raw[ENCL_ES384_SIGNATURE_BYTES],
-                           uint8_t der[DER_MAX_BYTES]) {
-    ECDSA_SIG *sig = ECDSA_SIG_new();
-    BIGNUM *r = BN_bin2bn(raw, SCALAR_BYTES, NULL);
-    BIGNUM *s = BN_bin2bn(raw + SCALAR_BYTES, SCALAR_BYTES, NULL);
-    int n = 0;
-
-    if (sig == NULL || r == NULL || s == NULL || ECDSA_SIG_set0(sig, r, s) != 1) {
-        BN_free(r);
-        BN_free(s);
-    } else if (i2d_ECDSA_SIG(sig, NULL) <= DER_MAX_BYTES) {
-        n = i2d_ECDSA_SIG(sig, &der);
-    }
-    ECDSA_SIG_free(sig);
-    return n > 0 ? (size_t)n : 0;
-}
-
 static bool verify_digest(EVP_PKEY *key, const uint8_t *der, size_t der_len,
                           const uint8_t digest[DIGEST_BYTES]) {
     EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
@@ -74,14 +55,14 @@ static bool verify_digest(EVP_PKEY *key, const uint8_t *der, size_t der_len,
 /* OpenSSL refuses r and s outside of 1..n-1. */
 encl_result encl_es384_verify(EVP_PKEY *key, encl_slice message, encl_slice signature,
                               encl_error *err) {
-    uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
+    uint8_t digest[DIGEST_BYTES], der[ENCL_ECDSA_DER_MAX_BYTES];
     size_t der_len;
 
     ENCL_ENSURE(signature.len == ENCL_ES384_SIGNATURE_BYTES, err, ENCL_E_SIGNATURE,
                 "ES384: expected a signature of %d bytes, got %zu", ENCL_ES384_SIGNATURE_BYTES,
                 signature.len);
     ENCL_TRY(digest_of(message, digest, err));
-    der_len = der_from_raw(signature.data, der);
+    der_len = encl_ecdsa_der(signature.data, SCALAR_BYTES, der);
     ENCL_ENSURE(der_len != 0, err, ENCL_E_NOMEM, "out of memory for a signature");
     ENCL_ENSURE(verify_digest(key, der, der_len, digest), err, ENCL_E_SIGNATURE,
                 "the ES384 signature does not verify");
@@ -89,26 +70,6 @@ encl_result encl_es384_verify(EVP_PKEY *key, encl_slice message, encl_slice sign
 }
 
 #ifdef ENCL_TESTING
-/* NULL where point is not on the curve. */
-static EVP_PKEY *key_from_point(encl_slice point) {
-    char group[] = GROUP;
-    OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_PKEY_PARAM_GROUP_NAME, group, 0),
-        OSSL_PARAM_construct_octet_string(OSSL_PKEY_PARAM_PUB_KEY, (void *)(uintptr_t)point.data,
-                                          point.len),
-        OSSL_PARAM_construct_end(),
-    };
-    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "EC", NULL);
-    EVP_PKEY *key = NULL;
-
-    if (ctx != NULL && EVP_PKEY_fromdata_init(ctx) == 1 &&
-        EVP_PKEY_fromdata(ctx, &key, EVP_PKEY_PUBLIC_KEY, params) != 1) {
-        key = NULL;
-    }
-    EVP_PKEY_CTX_free(ctx);
-    return key;
-}
-
 /* OpenSSL refuses points that are not on the curve. */
 encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
                                      encl_slice signature, encl_error *err) {
@@ -118,7 +79,7 @@ encl_result encl_attest_es384_verify(encl_slice public_key, encl_slice message,
     ENCL_ENSURE(public_key.len == ENCL_ES384_POINT_BYTES && public_key.data[0] == 0x04, err,
                 ENCL_E_SIGNATURE, "ES384: expected an uncompressed point of %d bytes, got %zu",
                 ENCL_ES384_POINT_BYTES, public_key.len);
-    key = key_from_point(public_key);
+    key = encl_ecdsa_key(GROUP, public_key);
     ENCL_ENSURE(key != NULL, err, ENCL_E_SIGNATURE, "ES384: the key is not a point of P-384");
     rc = encl_es384_verify(key, message, signature, err);
     EVP_PKEY_free(key);
@@ -165,11 +126,11 @@ void encl_signing_key_free(encl_signing_key *key) {
 }
 
 static bool sign_digest(EVP_PKEY *key, const uint8_t digest[DIGEST_BYTES],
-                        uint8_t der[DER_MAX_BYTES], size_t *der_len) {
+                        uint8_t der[ENCL_ECDSA_DER_MAX_BYTES], size_t *der_len) {
     EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_pkey(NULL, key, NULL);
     bool good;
 
-    *der_len = DER_MAX_BYTES;
+    *der_len = ENCL_ECDSA_DER_MAX_BYTES;
     good = ctx != NULL && EVP_PKEY_sign_init(ctx) == 1 &&
            EVP_PKEY_sign(ctx, der, der_len, digest, DIGEST_BYTES) == 1;
     EVP_PKEY_CTX_free(ctx);
@@ -189,7 +150,7 @@ static bool raw_from_der(const uint8_t *der, size_t der_len,
 
 encl_result encl_es384_sign(EVP_PKEY *key, encl_slice message,
                             uint8_t signature[ENCL_ES384_SIGNATURE_BYTES], encl_error *err) {
-    uint8_t digest[DIGEST_BYTES], der[DER_MAX_BYTES];
+    uint8_t digest[DIGEST_BYTES], der[ENCL_ECDSA_DER_MAX_BYTES];
     size_t der_len;
 
     ENCL_TRY(digest_of(message, digest, err));

@@ -32,8 +32,8 @@ typedef struct encl_root {
 } encl_root;
 
 /* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key,
- * which the caller frees with EVP_PKEY_free; NULL on failure. Sets a->valid_until. */
-encl_result encl_chain_verify(encl_attestation *a, encl_root root, encl_clock clock,
+ * which the caller frees with EVP_PKEY_free; NULL on failure. */
+encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_clock clock,
                               encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err);
 /* Parses a root and checks everything about it that does not depend on the time. The caller frees
  * the certificate with X509_free; NULL on failure. */
@@ -57,6 +57,14 @@ encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attesta
 /* sign.c: the bytes a COSE_Sign1 signature covers (RFC 9052 section 4.4), into out. */
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,
                                encl_error *err);
+
+/* ecdsa.c. key: of a point in a form of SEC 1 section 2.3.3, NULL where it is not on the curve; the
+ * caller frees it with EVP_PKEY_free. der: the length of r||s, two scalars of that many bytes, as a
+ * DER ECDSA-Sig-Value, or 0 without memory. */
+#define ENCL_ECDSA_DER_MAX_BYTES 128
+EVP_PKEY *encl_ecdsa_key(const char *group, encl_slice point);
+size_t encl_ecdsa_der(const uint8_t *raw, size_t scalar_bytes,
+                      uint8_t der[ENCL_ECDSA_DER_MAX_BYTES]);
 
 /* es384.c. verify: a raw r||s signature of key, which is one of P-384, over message.
  * sign: the signature of key, which encl_signing_key_new has read. */

@@ -50,7 +50,7 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
 }
 
 /* That the chain vouches for a key, and that this key signed the document. */
-static encl_result verify_signatures(encl_attestation *a, const encl_cose *cose,
+static encl_result verify_signatures(const encl_attestation *a, const encl_cose *cose,
                                      const encl_policy *policy, int64_t now, encl_link_cache *cache,
                                      encl_error *err) {
     encl_root root = {ENCL_SLICE(policy->root, policy->root_len), policy->root_cert};
@@ -64,8 +64,9 @@ static encl_result verify_signatures(encl_attestation *a, const encl_cose *cose,
     return rc;
 }
 
+/* recorded: judged at its own moment, see encl_attest_verify_recorded. */
 static encl_result verify_nitro(encl_slice document, const encl_policy *policy, encl_slice nonce,
-                                int64_t now, encl_link_cache *cache, encl_attestation *a,
+                                bool recorded, encl_link_cache *cache, encl_attestation *a,
                                 encl_error *err) {
     encl_cose cose;
 
@@ -75,7 +76,10 @@ static encl_result verify_nitro(encl_slice document, const encl_policy *policy, 
                 STUB_BYTES);
     a->form = ENCL_DOC_NITRO;
     ENCL_TRY(encl_document_parse(document, false, a, &cose, err));
-    ENCL_TRY(verify_signatures(a, &cose, policy, now, cache, err));
+    if (recorded) {
+        a->verified_at = (int64_t)(a->timestamp_ms / 1000);
+    }
+    ENCL_TRY(verify_signatures(a, &cose, policy, a->verified_at, cache, err));
     ENCL_TRY(check_nonce(a, nonce, err));
     return encl_policy_check_pcrs(policy, a, err);
 }
@@ -105,21 +109,16 @@ static encl_result verify_debug(encl_slice document, const encl_policy *policy, 
     return encl_policy_check_pcrs(policy, a, err);
 }
 
-encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, encl_slice nonce,
-                               int64_t now, encl_link_cache *cache, encl_attestation **out,
-                               encl_error *err) {
-    encl_attestation *a;
+/* Takes a over. */
+static encl_result verify_document(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                                   bool recorded, encl_link_cache *cache, encl_attestation *a,
+                                   encl_attestation **out, encl_error *err) {
     encl_code rc;
 
-    *out = NULL;
-    ENCL_TRY(check_arguments(policy, nonce, err));
-    a = calloc(1, sizeof *a);
-    ENCL_ENSURE(a != NULL, err, ENCL_E_NOMEM, "out of memory for a document");
-    a->verified_at = now;
     /* What OpenSSL queues for a bad document must not confuse this thread's TLS calls. */
     ERR_set_mark();
     rc = policy->debug ? verify_debug(document, policy, nonce, a, err)
-                       : verify_nitro(document, policy, nonce, now, cache, a, err);
+                       : verify_nitro(document, policy, nonce, recorded, cache, a, err);
     if (rc != ENCL_OK && !policy->debug) {
         encl_hint_add(document, policy, err);
     }
@@ -130,4 +129,34 @@ encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, e
     }
     *out = a;
     return ENCL_OK;
+}
+
+static encl_result attestation_new(encl_attestation **a, encl_error *err) {
+    *a = calloc(1, sizeof **a);
+    ENCL_ENSURE(*a != NULL, err, ENCL_E_NOMEM, "out of memory for a document");
+    return ENCL_OK;
+}
+
+encl_result encl_attest_verify(encl_slice document, const encl_policy *policy, encl_slice nonce,
+                               int64_t now, encl_link_cache *cache, encl_attestation **out,
+                               encl_error *err) {
+    encl_attestation *a;
+
+    *out = NULL;
+    ENCL_TRY(check_arguments(policy, nonce, err));
+    ENCL_TRY(attestation_new(&a, err));
+    a->verified_at = now;
+    return verify_document(document, policy, nonce, false, cache, a, out, err);
+}
+
+encl_result encl_attest_verify_recorded(encl_slice document, const encl_policy *policy,
+                                        encl_link_cache *cache, encl_attestation **out,
+                                        encl_error *err) {
+    encl_slice none = {.data = NULL, .len = 0};
+    encl_attestation *a;
+
+    *out = NULL;
+    ENCL_TRY(check_arguments(policy, none, err));
+    ENCL_TRY(attestation_new(&a, err));
+    return verify_document(document, policy, none, true, cache, a, out, err);
 }

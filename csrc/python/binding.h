@@ -5,8 +5,8 @@
  * what is called with the GIL held reads atomics, or tries the lock and gives up at once.
  *
  * The files, from the lowest to the highest; each calls those before it only:
- * arguments, convert, wait, notifier_type, watch_type, policy_type, slot_type, stream_type,
- * request_type, channel_type, enclave_arguments, enclave_type, library, module. */
+ * arguments, convert, wait, notifier_type, watch_type, policy_type, upgrades, slot_type,
+ * stream_type, request_type, channel_type, enclave_arguments, enclave_type, library, module. */
 #ifndef ENCL_PYTHON_BINDING_H
 #define ENCL_PYTHON_BINDING_H
 
@@ -90,6 +90,7 @@ PyObject *binding_wrap_request(encl_request *request); /* takes the reference */
 
 /* Each adds its types, functions and constants to the module. */
 int binding_add_policy(PyObject *module);
+int binding_add_upgrades(PyObject *module);
 int binding_add_notifier(PyObject *module);
 int binding_add_watch(PyObject *module);
 int binding_add_slot(PyObject *module);

@@ -5,9 +5,9 @@
 #include "base/secmem.h"
 
 static int (*const parts[])(PyObject *module) = {
-    binding_add_notifier, binding_add_watch,   binding_add_policy,
-    binding_add_slot,     binding_add_stream,  binding_add_request,
-    binding_add_channel,  binding_add_enclave, binding_add_library,
+    binding_add_notifier, binding_add_watch,   binding_add_policy,  binding_add_upgrades,
+    binding_add_slot,     binding_add_stream,  binding_add_request, binding_add_channel,
+    binding_add_enclave,  binding_add_library,
 };
 
 /* By what enclavia._errors knows the errors of csrc/base/error.h. */

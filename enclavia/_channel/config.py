@@ -32,9 +32,8 @@ from .._identity.pins import (
     read_root,
 )
 from .._io.local import AnyChannel
-from .._trust.hook import checked_hook, refuse_async
-from .._trust.receipts import Facts, Receipt
 from .._trust.trust import Trust, TrustSettings
+from .._trust.upgrades import Upgrades, checked_upgrades
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
 from .socket_path import Via
@@ -88,7 +87,7 @@ class ChannelConfig(NamedTuple):
     """A forwarder of this machine that keeps the channel."""
     # What a Trust is made from beside the pins, each None where it is not given.
     pins_source: Any = None
-    upgrades: Any = None
+    upgrades: Upgrades | None = None
     on_attestation: Any = None
 
     def __repr__(self) -> str:
@@ -132,34 +131,13 @@ class ChannelConfig(NamedTuple):
             proxy=proxy,
             max_in_flight=_in_flight(given["max_in_flight"]),
             keepalive_ms=_keepalive_ms(given["keepalive"]),
-            on_attestation=checked_hook(given["on_attestation"]),
+            upgrades=_upgrades(given["trust_upgrades"], pins),
         )
         config.policy()  # refuses an unusable root or pin here, not at the first request
         return config
 
     def policy(self) -> _core.Policy:
         return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
-
-    def expect_blocking(self) -> None:
-        """For those that block: functions of the caller's must not have to be awaited."""
-        refuse_async(self.on_attestation)
-
-    def receipt(
-        self, raw: _core.RawAttestation, handshake_hash: bytes, pins: PinTuples | None
-    ) -> Receipt:
-        """Of a new channel's document, verified against these pins."""
-        return Receipt._of(
-            Facts(
-                enclave=f"{self.url.scheme}://{self.url.authority}",
-                via=None if self.via is None else str(self.via),
-                reason="connect",
-                pins=pins,
-                root=self.root,
-                clock_leeway=self.clock_leeway,
-                handshake_hash=handshake_hash,
-                raw=raw,
-            )
-        )
 
     def trust(self) -> Trust | None:
         """What to ask beside connecting; None where the pins say everything. One for all the
@@ -270,6 +248,16 @@ def _check_pins(pins: PinTuples | None, debug_mode: bool) -> None:
                 "pcrs: expected the PCRs of a production enclave, got all zeros: that is a debug "
                 "enclave, whose memory its operator can read"
             )
+
+
+def _upgrades(value: object, pins: PinTuples | None) -> Upgrades | None:
+    upgrades = checked_upgrades(value)
+    if upgrades is not None and pins is None:
+        raise ValueError(
+            "trust_upgrades: expected pcrs= beside it, got none: a chain of upgrades begins at the "
+            "pinned version"
+        )
+    return upgrades
 
 
 def _tls(verify: object) -> tuple[bool, str | None]:

@@ -18,7 +18,7 @@ from typing import Any, Final, ForwardRef, TypedDict, TypeVar
 import httpx2
 
 from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
-from .._trust.hook import OnAttestation
+from .._trust.upgrades import TrustUpgrades
 
 __all__ = [
     "CHANNEL_DEFAULTS",
@@ -48,12 +48,12 @@ class ChannelOptions(TypedDict, total=False):
     root: RootCertificate
     debug_mode: bool
     clock_leeway: float
+    trust_upgrades: TrustUpgrades | None
     upgrade_headers: UpgradeHeaders
     verify: Verify
     proxy: str | httpx2.URL | None
     max_in_flight: int
     keepalive: float | None
-    on_attestation: OnAttestation | None
 
 
 CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
@@ -61,12 +61,12 @@ CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
     "root": None,
     "debug_mode": False,
     "clock_leeway": CLOCK_LEEWAY,
+    "trust_upgrades": None,
     "upgrade_headers": None,
     "verify": True,
     "proxy": None,
     "max_in_flight": 64,
     "keepalive": KEEPALIVE,
-    "on_attestation": None,
 }
 """In the order in which signatures show them."""
 

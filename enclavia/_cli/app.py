@@ -36,7 +36,7 @@ _COMMANDS: Final = {
     "delete": "requests:delete",
     "attestation": "documents:attestation",
     "pcrs": "pins:pcrs",
-    "receipts": "receipts:receipts",
+    "chain": "chain:chain",
     "forward": "forward:command",
     "serve": "serving:serve",
     "doctor": "doctor:doctor",

@@ -21,7 +21,7 @@ from . import streams
 from .exits import Problem
 from .settings import given, pins_of, refusing
 
-__all__ = ["as_json", "attestation", "failure_as_json"]
+__all__ = ["Moment", "as_json", "attestation", "failure_as_json"]
 
 _DOCUMENT_MAX: Final = 1024 * 1024
 _FORM: Final = "an attestation document"
@@ -69,7 +69,7 @@ def _base64(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-class _Moment(click.ParamType[float]):
+class Moment(click.ParamType[float]):
     """Unix seconds, or ISO 8601 with a zone."""
 
     name = "time"
@@ -109,7 +109,7 @@ def _options(command: click.Command) -> click.Command:
         click.Option(
             ["--at"],
             metavar="TIME",
-            type=_Moment(),
+            type=Moment(),
             help="When the certificates must be valid: ISO 8601 with a zone, or Unix seconds. "
             "Default: now. A document's own certificate lives for three hours.",
         ),

@@ -25,7 +25,10 @@ from . import streams
 from .exits import Problem
 
 __all__ = [
+    "BACKEND",
+    "BACKEND_VARIABLE",
     "PCR_VARIABLES",
+    "TOKEN_VARIABLE",
     "URL_VARIABLE",
     "Connection",
     "channel",
@@ -41,6 +44,9 @@ P = ParamSpec("P")
 
 URL_VARIABLE: Final = "ENCLAVIA_URL"
 PCR_VARIABLES: Final = ("ENCLAVIA_PCR0", "ENCLAVIA_PCR1", "ENCLAVIA_PCR2")
+BACKEND: Final = "https://api.beta.enclavia.io"
+BACKEND_VARIABLE: Final = "ENCLAVIA_BACKEND_URL"
+TOKEN_VARIABLE: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
 _PINS_MAX: Final = 1024 * 1024
 
 
@@ -52,8 +58,8 @@ class _ConnectOptions(TypedDict):
     debug_mode: bool
     verify: bool | str
     proxy: str | None
-    on_attestation: enclavia.Receipts | None
     timeout: float
+    trust_upgrades: enclavia.TrustUpgrades | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +70,11 @@ class Connection:
     root: str | None
     ca_file: str | None
     proxy: str | None
-    receipts: str | None
     timeout: float
+    trust_upgrades: str | None = None
+    backend: str | None = None
+    high_water: str | None = None
+    allow_rollback: bool = False
 
     def options(self, debug_mode: bool = False, need_pins: bool = True) -> _ConnectOptions:
         """Raises a Problem where no pins are given and some are needed."""
@@ -75,9 +84,30 @@ class Connection:
             "debug_mode": debug_mode,
             "verify": True if self.ca_file is None else _text("--ca-file", self.ca_file),
             "proxy": given("--proxy", self.proxy),
-            "on_attestation": _receipts(given("--receipts", self.receipts)),
             "timeout": self.timeout,
+            "trust_upgrades": self._upgrades(),
         }
+
+    def _upgrades(self, environ: Mapping[str, str] = os.environ) -> enclavia.TrustUpgrades | None:
+        if self.trust_upgrades is None:
+            for name, value in (
+                ("--backend", self.backend),
+                ("--high-water", self.high_water),
+                ("--allow-rollback", self.allow_rollback or None),
+            ):
+                if value is not None:
+                    raise Problem(f"{name}: expected --trust-upgrades UUID beside it, got none")
+            return None
+        backend = self.backend if self.backend is not None else environ.get(BACKEND_VARIABLE)
+        token = environ.get(TOKEN_VARIABLE)
+        with refusing():
+            return enclavia.TrustUpgrades(
+                BACKEND if backend is None else _text("--backend", backend),
+                _text("--trust-upgrades", self.trust_upgrades),
+                token=None if token is None else _text(TOKEN_VARIABLE, token),
+                allow_rollback=self.allow_rollback,
+                high_water=given("--high-water", self.high_water),
+            )
 
 
 _OPTIONS: Final = (
@@ -101,11 +131,6 @@ _OPTIONS: Final = (
         "--proxy", metavar="URL", help="http://[user:password@]host:port, used by CONNECT."
     ),
     click.option(
-        "--receipts",
-        metavar="FILE",
-        help="Append the receipt of each verified document to FILE, before anything is sent.",
-    ),
-    click.option(
         "--timeout",
         metavar="SECONDS",
         type=float,
@@ -113,6 +138,23 @@ _OPTIONS: Final = (
         show_default=True,
         help="For connecting, and for each wait for bytes.",
     ),
+    click.option(
+        "--trust-upgrades",
+        metavar="UUID",
+        help="Follow the authorised upgrades of the enclave with this id. A private enclave's "
+        "backend asks for ENCLAVIA_TOKEN.",
+    ),
+    click.option(
+        "--backend",
+        metavar="URL",
+        help="Who serves the upgrade chain. Else ENCLAVIA_BACKEND_URL, else Enclavia's.",
+    ),
+    click.option(
+        "--high-water",
+        metavar="FILE",
+        help="Keeps how far the upgrade chain was seen, so that links cannot be withheld later.",
+    ),
+    click.option("--allow-rollback", is_flag=True, help="Take an earlier version that runs again."),
 )
 
 
@@ -141,12 +183,6 @@ def _text(name: str, value: str) -> str:
     if not value:
         raise Problem(f"{name}: expected a value, got an empty one")
     return value
-
-
-def _receipts(name: str | None) -> enclavia.Receipts | None:
-    if name == "-":
-        raise Problem("--receipts: expected a file, got standard output")
-    return None if name is None else enclavia.Receipts(name)
 
 
 def needed_url(argument: str | None, environ: Mapping[str, str] = os.environ) -> str:

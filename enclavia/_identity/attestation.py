@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .pcrs import Pcrs
 
-__all__ = ["Attestation", "verify_attestation"]
+__all__ = ["Attestation", "unix_seconds", "verify_attestation"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -57,9 +57,6 @@ class Attestation:
     form: str
     verified_at: datetime
     document: bytes
-    valid_until: datetime | None = None
-    """When the first certificate of its chain ends, which is in practice the enclave's own, about
-    three hours after it was made. None in debug mode, where no certificate was judged."""
 
     @classmethod
     def _from_raw(cls, raw: Mapping[str, Any]) -> Attestation:
@@ -75,7 +72,6 @@ class Attestation:
             form=raw["form"],
             verified_at=_EPOCH + timedelta(seconds=raw["verified_at"]),
             document=raw["document"],
-            valid_until=_moment(raw["valid_until"]),
         )
 
     @property
@@ -95,8 +91,6 @@ class Attestation:
             ("timestamp", self.timestamp.isoformat(sep=" ", timespec="seconds")),
             ("verified at", self.verified_at.isoformat(sep=" ", timespec="seconds")),
         ]
-        if self.valid_until is not None:
-            rows.append(("valid until", self.valid_until.isoformat(sep=" ", timespec="seconds")))
         measured = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
         rows += [(f"PCR{index}", value.hex()) for index, value in measured.items()]
         if self.user_data is not None:
@@ -129,10 +123,6 @@ class Attestation:
         return f"<table><caption>Enclave attestation</caption>{cells}</table>"
 
 
-def _moment(seconds: int | None) -> datetime | None:
-    return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
-
-
 def _restore(state: dict[str, Any]) -> Attestation:
     return Attestation(**{**state, "pcrs": MappingProxyType(state["pcrs"])})
 
@@ -158,7 +148,7 @@ def verify_attestation(
         pin_tuples(pcrs), read_root(root), False, False, checked_leeway(clock_leeway)
     )
     view = byte_view("document", document)
-    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), _seconds(at)))
+    return Attestation._from_raw(_core.verify(view, policy, _nonce(nonce), unix_seconds(at)))
 
 
 def _nonce(nonce: object) -> bytes | None:
@@ -172,7 +162,8 @@ def _nonce(nonce: object) -> bytes | None:
     return value
 
 
-def _seconds(at: datetime | float | None) -> int:
+def unix_seconds(at: datetime | float | None) -> int:
+    """Of a moment as callers give it: an aware datetime, Unix seconds, or None for now."""
     if at is None:
         return int(time.time())
     if isinstance(at, datetime):

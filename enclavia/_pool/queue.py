@@ -86,8 +86,10 @@ class Queue(Generic[C, L]):
         self._wake(ticket)
 
     def fail(self, ticket: Ticket[C, L], error: Exception) -> None:
-        # A copy for each ticket: a traceback and a request are hung onto it.
-        ticket.error = copy.copy(error)
+        # A copy for each ticket: a traceback and a request are hung onto it. It has no cause.
+        own = copy.copy(error)
+        own.__cause__ = error.__cause__
+        ticket.error = own
         ticket.state = State.FAILED
         self._wake(ticket)
         self.drop(ticket.order)

@@ -7,18 +7,18 @@ use the channel. In a pool only the connector runs them, and the others wait for
 a connection. A step may be broken off at any place and run again by another caller. None is called
 with a lock held.
 
-Decides which pins are in force. Calls: _errors, _identity, _io. Locks: none.
+Decides which pins are in force. Calls: _core, _errors, _identity, _io. Locks: none.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from .._errors import PcrMismatch
+from .. import _core
+from .._errors import PcrMismatch, UpgradeChainError
 from .._identity.pins import PinTuples
 from .._io.face import Io
-from .hook import tell
-from .receipts import Receipt
+from .upgrades import Follower, Upgrades
 
 __all__ = ["MOST_FOLLOWED", "Trust", "TrustSettings"]
 
@@ -35,7 +35,7 @@ class TrustSettings(NamedTuple):
     clock_leeway: int
     pins_source: Any = None
     """What is asked for the pins, where they are not fixed."""
-    upgrades: Any = None
+    upgrades: Upgrades | None = None
     """Whose authorised upgrades are followed."""
     on_attestation: Any = None
     """What is told of each verified document."""
@@ -48,6 +48,16 @@ class Trust:
         self._settings = settings
         self.in_force = settings.pins
         """Those with which the newest connection was started."""
+        self._pinned = settings.pins
+        """The caller's own, of which those in force may be a later version."""
+        self.upgrades_followed = 0
+        """How often other pins came into force because of an upgrade."""
+        upgrades = settings.upgrades
+        self._follower = (
+            None
+            if upgrades is None
+            else Follower(upgrades, settings.root, settings.debug_mode, settings.clock_leeway)
+        )
 
     @classmethod
     def of(cls, settings: TrustSettings) -> Trust | None:
@@ -66,16 +76,27 @@ class Trust:
         """After a connection was refused with ``error``, because the enclave's PCRs are none of
         ``pins``. True: others are in force by now, so connect again at once. False: the error
         stands. Raises as :meth:`pins` does."""
-        return pins != self.in_force
+        if pins != self.in_force:
+            return True  # by another connection's mismatch
+        if self._follower is None or self._pinned is None:
+            return False
+        followed = await self._follower.follow(io, self._pinned, error, deadline)
+        if followed == pins:
+            raise UpgradeChainError(
+                "the upgrade chain: expected the running version to be the last one on it, got "
+                f"another: {error.message}",
+                reason="the running version is not the last one on the chain",
+            ) from error
+        self.in_force = followed
+        self.upgrades_followed += 1
+        return True
 
     async def verified(
         self,
         io: Io[Any],
-        receipt: Receipt,
+        raw: _core.RawAttestation,
+        handshake_hash: bytes,
         deadline: float | None,
     ) -> None:
         """After a document was verified, and before anything else may use its channel. Raising an
-        EnclaviaError refuses the channel: AttestationRefused is the caller's own refusal."""
-        on_attestation = self._settings.on_attestation
-        if on_attestation is not None:
-            await tell(io, on_attestation, receipt, self, deadline)
+        EnclaviaError refuses the channel."""

@@ -7,9 +7,10 @@ Needs ``pip install 'enclavia[testing]'``.
 
 from __future__ import annotations
 
+from ._backend import BackendFault
 from ._enclave import LocalEnclave
 from ._fault import Fault
 from ._identity import Mode
 from ._workload import Interface
 
-__all__ = ["Fault", "Interface", "LocalEnclave", "Mode"]
+__all__ = ["BackendFault", "Fault", "Interface", "LocalEnclave", "Mode"]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,33 @@ class ChildRunner:
     def set_identity(self, pcrs: Pcrs | None, pki: EnclavePki | None) -> Facts:
         facts: Facts = self._call("set_identity", pcrs, pki)
         return facts
+
+    def upgrade(
+        self,
+        app: Callable[..., Any] | str | tuple[str, int] | None,
+        pcrs: Pcrs | None,
+        boot: bool,
+    ) -> Facts:
+        try:
+            pickle.dumps(app)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                "an app for another process must be importable there: give 'module:attribute', "
+                f"'host:port' or a function of a module ({error})"
+            ) from None
+        facts: Facts = self._call("upgrade", app, pcrs, boot)
+        return facts
+
+    def revoke(self) -> Facts:
+        facts: Facts = self._call("revoke")
+        return facts
+
+    def rollback(self) -> Facts:
+        facts: Facts = self._call("rollback")
+        return facts
+
+    def set_backend_faults(self, mask: int) -> None:
+        self._call("set_backend_faults", mask)
 
     def drop_connections(self, reset: bool) -> None:
         self._call("drop_connections", reset)

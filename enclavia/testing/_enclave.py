@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import uuid
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from .._arguments import (
     address,
@@ -25,6 +26,7 @@ from .._arguments import (
     whole,
 )
 from .._identity.pcrs import Pcrs
+from ._backend import BackendFault
 from ._child import ChildRunner
 from ._fault import Fault
 from ._identity import DEFAULT_MODULE_ID, Mode, default_pcrs
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalEnclave"]
 
+T = TypeVar("T")
+
 _NONE = Fault(0)
+_NO_BACKEND_FAULTS = BackendFault(0)
 _ALL = sum(Fault)
 _LONGEST = 1e9
 _MOST_CONNECTIONS = 65_536
@@ -166,6 +171,9 @@ class LocalEnclave:
 
     ``tls``: a certificate file and its key, or True for a certificate of ``localhost`` made on the
     spot, which :attr:`tls_certificate` names.
+
+    ``upgradable``: it keeps an upgrade chain, from a first boot on, which a backend on loopback
+    (:attr:`backend`) serves; :meth:`upgrade`, :meth:`revoke` and :meth:`rollback` go on with it.
     """
 
     def __init__(
@@ -188,6 +196,7 @@ class LocalEnclave:
         record_length: int = 0,
         instead_of_attestation: bytes = b"",
         after_attestation: bytes = b"",
+        upgradable: bool = False,
     ) -> None:
         options = Options(
             app=_app(app),
@@ -204,7 +213,13 @@ class LocalEnclave:
             if max_connections is None
             else whole("max_connections", max_connections, 1, _MOST_CONNECTIONS),
             faults=_faults(faults, split, record_length, instead_of_attestation, after_attestation),
+            upgradable=flag("upgradable", upgradable),
         )
+        if upgradable and mode != "production":
+            raise ValueError(
+                "upgradable: expected mode='production', whose documents are signed, got "
+                f"{value_shown(mode)}"
+            )
         one_of("mode", mode, get_args(Mode))
         one_of("interface", interface, get_args(Interface))
         flag("in_process", in_process)
@@ -336,6 +351,66 @@ class LocalEnclave:
         app goes on."""
         self._running()
         self._facts = self._runner.restart()
+
+    @property
+    def backend(self) -> str:
+        """URL of the backend that serves the row and the upgrade chain; where it is upgradable."""
+        return self._expect_upgradable(self._running().backend)
+
+    @property
+    def enclave_id(self) -> uuid.UUID:
+        """By which the backend knows it; where it is upgradable."""
+        return self._expect_upgradable(self._running().enclave_id)
+
+    @property
+    def token(self) -> str:
+        """What the backend asks for while :attr:`BackendFault.PRIVATE` is on."""
+        return self._expect_upgradable(self._running().token)
+
+    def _expect_upgradable(self, value: T | None) -> T:
+        if value is None:
+            raise RuntimeError("expected LocalEnclave(upgradable=True), got one that is not")
+        return value
+
+    def upgrade(
+        self,
+        app: Callable[..., Any] | str | tuple[str, int] | None = None,
+        *,
+        pcrs: Pcrs | None = None,
+        boot: bool = True,
+    ) -> Pcrs:
+        """Authorises another version and boots it: every connection ends, and the new version
+        listens at the same port, with other PCRs. Returns those that run now.
+
+        ``app``: that of the new version; None: the same. ``pcrs``: made up where they are None.
+        ``boot=False``: only authorised, valid in an hour, and so to be revoked.
+        """
+        self._running()
+        self._facts = self._runner.upgrade(
+            None if app is None else _app(app),
+            None if pcrs is None else _pcrs(pcrs),
+            flag("boot", boot),
+        )
+        return self._facts.pcrs
+
+    def revoke(self) -> None:
+        """Revokes the version that was authorised last and has not booted."""
+        self._running()
+        self._facts = self._runner.revoke()
+
+    def rollback(self) -> Pcrs:
+        """The version before this one runs again, although nobody authorised that. Returns its
+        PCRs."""
+        self._running()
+        self._facts = self._runner.rollback()
+        return self._facts.pcrs
+
+    def set_backend_faults(self, faults: BackendFault = _NO_BACKEND_FAULTS) -> None:
+        """Exactly these from now on; without arguments none."""
+        self._running()
+        if not isinstance(faults, BackendFault):
+            raise TypeError(f"faults: expected BackendFault, got {type(faults).__name__}")
+        self._runner.set_backend_faults(int(faults))
 
     def drop_connections(self, reset: bool = False) -> None:
         """Ends every connection at once, by TCP reset if asked, and goes on listening."""

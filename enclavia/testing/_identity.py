@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from .._identity.pcrs import Pcrs
@@ -36,17 +37,22 @@ class Authority:
     """A root that was made on the spot and can issue again: leaves live three hours, and an
     enclave may be left running for longer."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: datetime | None = None) -> None:
+        """``since``: when the root begins to be valid; None: just now."""
         require("cryptography", "minting the certificates of a local enclave")
         from cryptography.hazmat.primitives.asymmetric import ec
 
         self._root_key = ec.generate_private_key(ec.SECP384R1())
+        self._since = since
         self._first: EnclavePki | None = None
 
-    def issue(self) -> EnclavePki:
+    def issue(self, at: datetime | None = None) -> EnclavePki:
+        """Certificates that begin to be valid at a moment; None: now."""
         from ._pki import mint, specs
 
-        root, *below = specs()
+        root, *below = specs(at)
+        if self._first is None and self._since is not None:
+            root = specs(self._since)[0]
         pki = mint(chain=[replace(root, key=self._root_key), *below])
         if self._first is None:
             self._first = pki

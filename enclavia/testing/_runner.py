@@ -10,13 +10,17 @@ import contextlib
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from .._identity.pcrs import Pcrs
+from ._backend import BackendFault, LocalBackend
+from ._history import History, Spec, Version, version_of
 from ._identity import Authority, Identity, Mode, identity_of
 from ._tls import localhost_certificate
 from ._workload import Interface, Workload, open_workload
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Facts", "Faults", "Options", "Runner"]
 
 _RENEW_SECONDS = 2 * 3600.0  # leaves live three hours
+_STAGED = timedelta(hours=1)  # until an upgrade that does not boot at once is valid
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Options:
     one_shot_timeout: float
     max_connections: int
     faults: Faults
+    upgradable: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class Facts:
     root: bytes | None
     workload: tuple[str, int]
     tls_certificate: str | None
+    backend: str | None = None
+    enclave_id: uuid.UUID | None = None
+    token: str | None = None
 
 
 class Runner:
@@ -80,6 +89,9 @@ class Runner:
         self._identity: Identity
         self._workload: Workload
         self._enclave: Any = None
+        self._backend: LocalBackend | None = None
+        self._versions: list[tuple[Version, Workload]] = []
+        self._staged: list[tuple[Spec, Version]] = []
 
     def start(self) -> Facts:
         with self._lock, contextlib.ExitStack() as ends:
@@ -89,6 +101,9 @@ class Runner:
             ends.callback(self._workload.close)
             self._listen()
             ends.callback(self._unlisten)
+            if self._options.upgradable:
+                self._begin_history()
+                ends.callback(self._end_history)
             if self._authority is not None:
                 self._renew_later()
                 ends.callback(self._renew_never)
@@ -128,6 +143,101 @@ class Runner:
             self._use(fresh)
             return self._facts()
 
+    # -- upgrades ---------------------------------------------------------------------------
+
+    def upgrade(
+        self,
+        app: Callable[..., Any] | str | tuple[str, int] | None,
+        pcrs: Pcrs | None,
+        boot: bool,
+    ) -> Facts:
+        """A new version is authorised, and where ``boot`` is set it runs from now on."""
+        with self._lock, self._history() as history:
+            number = sum(spec.kind == "upgrade" for spec in history.specs) + 2
+            version = version_of(f"version {number} of {history.enclave_id}", pcrs)
+            now = datetime.now(UTC)
+            valid_from = now if boot else now + _STAGED
+            spec = history.upgrade(version, valid_from, now, self._pki())
+            if not boot:
+                self._staged.append((spec, version))
+                return self._facts()
+            workload = (
+                self._workload if app is None else open_workload(app, self._options.interface)
+            )
+            if app is not None:
+                self._ends.callback(workload.close)
+            self._boot(history, version, workload)
+            return self._facts()
+
+    def revoke(self) -> Facts:
+        """The upgrade that was authorised last, and has not booted."""
+        with self._lock, self._history() as history:
+            if not self._staged:
+                raise ValueError("expected an upgrade that waits, got none: upgrade(boot=False)")
+            spec, _ = self._staged.pop()
+            assert spec.id is not None  # noqa: S101 - the history gives each one
+            history.revoke(spec.id, datetime.now(UTC), self._pki())
+            return self._facts()
+
+    def rollback(self) -> Facts:
+        """The version before this one runs again, and nobody has authorised it."""
+        with self._lock, self._history() as history:
+            if len(self._versions) < 2:
+                raise ValueError("expected an earlier version, got none: nothing was upgraded yet")
+            self._versions.pop()
+            version, workload = self._versions.pop()
+            self._boot(history, version, workload)
+            return self._facts()
+
+    def set_backend_faults(self, mask: int) -> None:
+        with self._lock:
+            self._expect_backend().set_faults(BackendFault(mask))
+
+    def _history(self) -> contextlib.AbstractContextManager[History]:
+        return self._expect_backend().changing()
+
+    def _expect_backend(self) -> LocalBackend:
+        if self._backend is None:
+            raise RuntimeError("expected LocalEnclave(upgradable=True), got one that is not")
+        return self._backend
+
+    def _pki(self) -> EnclavePki:
+        """As the document of the enclave that runs."""
+        return self._authority_or_fail().issue()
+
+    def _authority_or_fail(self) -> Authority:
+        if self._authority is None:
+            raise RuntimeError(
+                "expected the enclave's own certificates, got those of set_identity(pki=…): its "
+                "history cannot go on"
+            )
+        return self._authority
+
+    def _begin_history(self) -> None:
+        history = History(self._authority_or_fail())
+        version = version_of(f"version 1 of {history.enclave_id}", self._identity.pcrs)
+        history.boot(version, datetime.now(UTC), self._pki())
+        self._versions = [(version, self._workload)]
+        self._staged = []
+        self._backend = LocalBackend(history)
+        self._backend.start()
+
+    def _end_history(self) -> None:
+        if self._backend is not None:
+            self._backend.stop()
+            self._backend = None
+
+    def _boot(self, history: History, version: Version, workload: Workload) -> None:
+        """The old enclave ends, and one of this version begins on the same port."""
+        self._unlisten()
+        self._identity = replace(self._identity, pcrs=version.pcrs)
+        self._workload = workload
+        self._listen()
+        history.boot(version, datetime.now(UTC), self._pki())
+        self._versions.append((version, workload))
+
+    # -- about ------------------------------------------------------------------------------
+
     def drop_connections(self, reset: bool) -> None:
         with self._lock:
             self._enclave.drop_connections(reset)
@@ -146,6 +256,9 @@ class Runner:
             root=self._identity.root,
             workload=self._workload.address,
             tls_certificate=self._tls[0] if self._tls else None,
+            backend=None if self._backend is None else self._backend.url,
+            enclave_id=None if self._backend is None else self._backend.enclave_id,
+            token=None if self._backend is None else self._backend.token,
         )
 
     def _tls_files(self, ends: contextlib.ExitStack) -> tuple[str, str] | None:

@@ -45,6 +45,7 @@ PYTHON_TESTS = (
     "tests/python/identity/test_attest_verdict.py",
     "tests/python/identity/test_attest_cache.py",
     "tests/python/identity/test_attest_vectors.py",
+    "tests/python/identity/test_link_payloads.py",
     "tests/python/core/test_wire.py",
     "tests/python/core/test_noise.py",
     "tests/python/identity/test_pcrs.py",

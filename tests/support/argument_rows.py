@@ -424,16 +424,49 @@ VIA = [
 ]
 
 
-def no_parameter() -> None:
-    pass
+TRUST_UPGRADES = [
+    *(Row(value, TypeError, "TrustUpgrades") for value in (5, True, "", "https://e.example", {})),
+    Row(enclavia.TrustUpgrades, TypeError, "got type"),
+]
 
 
-ON_ATTESTATION = [
-    *(Row(value, TypeError) for value in (0, 5, True, "", "f", b"", [], SURROGATE, object())),
-    Row(no_parameter, TypeError, "got one that takes ()"),
-    Row(decide_later, TypeError, "got one that takes (request"),
-    Row(lambda receipt, other: None, TypeError, "got one that takes (receipt, other)"),
-    Row(lambda *, receipt: None, TypeError, "got one that takes (*, receipt)"),
+BACKEND = [
+    *(Row(value, TypeError) for value in (None, 5, b"https://e.example", [])),
+    Row("", ValueError),
+    Row("e.example", ValueError),
+    Row("https://", ValueError),
+    Row("http://e.example", ValueError, "http://"),
+    Row("https://user:password@e.example", ValueError, "credentials"),
+    Row("https://e.example?a", ValueError, "query"),
+    Row("https://e.example#a", ValueError, "fragment"),
+    Row("https://\0", ValueError),
+    Row(SURROGATE, ValueError),
+]
+
+
+ENCLAVE_ID = [
+    *(Row(value, TypeError) for value in (None, 5, b"x" * 16, [])),
+    *(Row(value, ValueError) for value in ("", "x", "0" * 31, SURROGATE)),
+]
+
+
+TOKEN = [
+    *(Row(value, TypeError) for value in (5, b"token", [])),
+    *(Row(value, ValueError, "other") for value in ("", "a b", "a\n", "\u00e9", SURROGATE)),
+]
+
+
+UPGRADES = {
+    "backend": BACKEND,
+    "enclave_id": ENCLAVE_ID,
+    "token": TOKEN,
+    "allow_rollback": FLAG,
+    "high_water": [*PATH],
+}
+
+
+JSON_TEXT = [
+    *(Row(value, TypeError, "str or bytes") for value in (None, 5, [], {}, bytearray(b"{}"))),
 ]
 
 
@@ -443,12 +476,12 @@ CHANNEL = {
     "root": ROOT,
     "debug_mode": FLAG,
     "clock_leeway": LEEWAY,
+    "trust_upgrades": TRUST_UPGRADES,
     "upgrade_headers": UPGRADE_HEADERS,
     "verify": VERIFY,
     "proxy": PROXY,
     "max_in_flight": IN_FLIGHT,
     "keepalive": KEEPALIVE,
-    "on_attestation": ON_ATTESTATION,
 }
 
 
@@ -545,6 +578,7 @@ ONE_PCRS = [
 
 ENCLAVE = {
     **FAULTS,
+    "upgradable": FLAG,
     "app": [
         Row("", ValueError, "got ''"),
         Row("nothing", ValueError, "got 'nothing'"),

@@ -123,7 +123,6 @@ class _Attestation(Structure):
         ("user_data", Slice),
         ("nonce", Slice),
         ("verified_at", c_int64),
-        ("valid_until", c_int64),
     ]
 
 
@@ -141,6 +140,23 @@ class _Template(Structure):
     ]
 
 
+class _LinkPayload(Structure):
+    _fields_ = [
+        ("enclave_id", Slice),
+        ("image_digest", Slice),
+        ("pcrs", Pins),
+        ("to_pcrs", Pins),
+        ("booted_at", Slice),
+        ("valid_from", Slice),
+        ("issued_at", Slice),
+        ("revokes", Slice),
+        ("nonce", Slice),
+    ]
+
+
+LINK_KINDS = ("boot", "upgrade", "revocation")
+
+
 @dataclass(frozen=True)
 class Attestation:
     form: Form
@@ -154,7 +170,6 @@ class Attestation:
     user_data: bytes | None
     nonce: bytes | None
     verified_at: int
-    valid_until: int
 
 
 class AttestError(Exception):
@@ -201,7 +216,21 @@ def lib() -> ctypes.CDLL:
         POINTER(POINTER(_Attestation)),
         POINTER(Error),
     ]
+    loaded.encl_attest_verify_recorded.argtypes = [
+        Slice,
+        POINTER(Policy),
+        c_void_p,
+        POINTER(POINTER(_Attestation)),
+        POINTER(Error),
+    ]
     loaded.encl_attest_es384_verify.argtypes = [Slice, Slice, Slice, POINTER(Error)]
+    loaded.encl_attest_es256_verify.argtypes = [Slice, Slice, Slice, POINTER(Error)]
+    loaded.encl_link_payload_parse.argtypes = [
+        Slice,
+        c_int,
+        POINTER(_LinkPayload),
+        POINTER(Error),
+    ]
     return loaded
 
 
@@ -319,7 +348,6 @@ def _copy(a: Any) -> Attestation:
         user_data=_bytes_of(a.user_data),
         nonce=_bytes_of(a.nonce),
         verified_at=a.verified_at,
-        valid_until=a.valid_until,
     )
 
 
@@ -351,6 +379,59 @@ def es384_verify(public_key: bytes, message: bytes, signature: bytes) -> None:
         as_slice(public_key), as_slice(message), as_slice(signature), byref(error)
     )
     _check(rc, error)
+
+
+def verify_recorded(
+    document: bytes,
+    *,
+    root: bytes | None = None,
+    debug: bool = False,
+    cache: LinkCache | None = None,
+    clock_leeway: int = 0,
+) -> Attestation:
+    """encl_attest_verify_recorded under a policy made for this one call, without pins."""
+    out, error = POINTER(_Attestation)(), Error()
+    with policy(None, root=root, debug=debug, clock_leeway=clock_leeway) as p:
+        rc = lib().encl_attest_verify_recorded(
+            as_slice(document),
+            byref(p),
+            cache.pointer if cache else None,
+            byref(out),
+            byref(error),
+        )
+        if rc != 0:
+            assert not out
+        _check(rc, error)
+    try:
+        return _copy(out.contents)
+    finally:
+        lib().encl_attestation_free(out)
+
+
+def es256_verify(public_key: bytes, message: bytes, signature: bytes) -> None:
+    error = Error()
+    rc = lib().encl_attest_es256_verify(
+        as_slice(public_key), as_slice(message), as_slice(signature), byref(error)
+    )
+    _check(rc, error)
+
+
+def link_payload(kind: str, payload: bytes) -> dict[str, Any]:
+    """encl_link_payload_parse: the fields that the kind has."""
+    out, error = _LinkPayload(), Error()
+    block = as_slice(payload)
+    rc = lib().encl_link_payload_parse(block, LINK_KINDS.index(kind), byref(out), byref(error))
+    _check(rc, error)
+    found: dict[str, Any] = {}
+    for name, _ in _LinkPayload._fields_:
+        value = getattr(out, name)
+        if isinstance(value, Pins):
+            if value.pcr[0].len:
+                found[name] = tuple(pcr.bytes() for pcr in value.pcr)
+        elif value.data is not None:
+            assert block.data <= value.data <= value.data + value.len <= block.data + block.len
+            found[name] = _bytes_of(value)
+    return found
 
 
 @dataclass(frozen=True)

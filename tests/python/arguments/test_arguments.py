@@ -23,10 +23,11 @@ from argument_rows import (
     BUFFER,
     CHANNEL,
     ENCLAVE,
+    ENCLAVE_ID,
     FAULTS,
     FLAG,
     FORWARDER,
-    HUGE,
+    JSON_TEXT,
     LEEWAY,
     NONCE,
     NOWHERE,
@@ -41,10 +42,10 @@ from argument_rows import (
     SURROGATE,
     TIMEOUT,
     TRANSPORT,
+    UPGRADES,
     WAIT,
     WRITABLE,
     Row,
-    no_whole_number,
 )
 from support import HANG
 
@@ -52,7 +53,7 @@ import enclavia
 import enclavia.httpx
 import enclavia.requests
 import enclavia.testing
-from enclavia.testing import LocalEnclave
+from enclavia.testing import Fault, LocalEnclave
 
 # By callable and parameter: what is refused.
 TABLE: dict[str, dict[str, list[Row]]] = {
@@ -93,16 +94,18 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "at": AT,
         "clock_leeway": LEEWAY,
     },
-    "enclavia.Receipt.from_json": {
-        "line": [Row(value, TypeError, "str or bytes") for value in (None, 5, True, [], Path("x"))]
-    },
-    "enclavia.Receipts": {
-        "path": [*PATH, Row(None, TypeError), Row(b"/etc/hosts", TypeError, "got bytes")],
-        "max_bytes": [*no_whole_number(True), Row(4095, ValueError), Row(-HUGE, ValueError)],
-        "keep": [*no_whole_number(True), Row(-1, ValueError, "got -1"), Row(-HUGE, ValueError)],
-    },
-    "enclavia.Receipts.append": {
-        "receipt": [Row(value, TypeError) for value in (None, 5, True, "", "{}", b"{}", {})]
+    "enclavia.TrustUpgrades": UPGRADES,
+    "enclavia.verify_upgrade_chain": {
+        "row": JSON_TEXT,
+        "links": JSON_TEXT,
+        "pcrs": [*PCRS, Row(None, TypeError, "got None")],
+        "enclave_id": ENCLAVE_ID,
+        "at": [row for row in AT if row.value is not None],
+        "root": ROOT,
+        "high_water": [row for row in JSON_TEXT if row.value is not None],
+        "allow_rollback": FLAG,
+        "debug_mode": FLAG,
+        "clock_leeway": LEEWAY,
     },
     "enclavia.testing.LocalEnclave": ENCLAVE,
     "enclavia.requests.EnclaveAdapter": TRANSPORT,
@@ -146,6 +149,14 @@ RUNNING: dict[str, dict[str, list[Row]]] = {
         "pki": [Row(value, TypeError) for value in (0, "", b"", object())],
     },
     "enclavia.testing.LocalEnclave.drop_connections": {"reset": FLAG},
+    "enclavia.testing.LocalEnclave.upgrade": {
+        "app": [row for row in ENCLAVE["app"] if row.value is not None],
+        "pcrs": ONE_PCRS,
+        "boot": FLAG,
+    },
+    "enclavia.testing.LocalEnclave.set_backend_faults": {
+        "faults": [Row(value, TypeError) for value in (0, 1, True, None, "DOWN", Fault(0))]
+    },
 }
 
 
@@ -190,7 +201,6 @@ REASONS = {
     "enclavia.AsyncChannel": BY_CONNECT,
     "enclavia.Stream": BY_CONNECT,
     "enclavia.AsyncStream": BY_CONNECT,
-    "enclavia.Receipt.verify": "as verify_attestation: test_arguments_taken.py",
     "enclavia.Attestation": "a result; nothing is decided by one that a user made",
     "enclavia.EnclaveTransport.handle_request": BY_LIBRARY,
     "enclavia.AsyncEnclaveTransport.handle_async_request": BY_LIBRARY,
@@ -207,7 +217,10 @@ REASONS = {
         for method in ("connect", "stop", "reload")
     },
     "enclavia.Forwarder.close": "another name of stop",
+    "enclavia.UpgradeChain": "a result; nothing is decided by one that a user made",
+    "enclavia.UpgradeLink": "a result; nothing is decided by one that a user made",
     "enclavia.testing.Fault": "the constructor of Python's enum.IntFlag",
+    "enclavia.testing.BackendFault": "the constructor of Python's enum.IntFlag",
     "enclavia.testing.Mode": "the name of a type, not to be called",
     "enclavia.testing.Interface": "the name of a type, not to be called",
 }
@@ -244,13 +257,12 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
     if method == "verify_attestation":
         given = {"document": b"x", name: value}
         return lambda: function(given.pop("document"), **given)
-    if call.startswith("enclavia.Receipt"):
-        if method == "Receipts":
-            own = {"path": "/no/such/folder/receipts", name: value}
-            return lambda: function(own.pop("path"), **own)
-        if method == "append":
-            return lambda: enclavia.Receipts("/no/such/folder/receipts").append(value)
-        return lambda: function(value)
+    if method == "TrustUpgrades":
+        given = {"backend": "https://e.example", "enclave_id": "0" * 32, name: value}
+        return lambda: function(**given)
+    if method == "verify_upgrade_chain":
+        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": "0" * 32, name: value}
+        return lambda: function(given.pop("row"), given.pop("links"), **given)
     if method == "EnclaveSession":
         return lambda: function(value)
     given = {"url": "wss://e.example", "pcrs": PINS, name: value}

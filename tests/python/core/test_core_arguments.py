@@ -23,6 +23,7 @@ from support import HANG, ByteServer, Connection, keywords
 import enclavia
 from enclavia import _core
 from enclavia.testing import LocalEnclave
+from enclavia.testing._history import ControlKey, encode
 
 STUB = Path(enclavia.__file__).parent / "_core.pyi"
 ABSURD = 10**5000  # which Python refuses to write in decimal
@@ -195,6 +196,9 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "nonce": BYTES_OR_NONE,
         "at": whole(-(2**63), 2**63 - 1),
     },
+    "verify_recorded": {"document": BUFFER, "policy": POLICY, "cache": types(5, object())},
+    "verify_es256": {"public_key": BYTES, "message": BYTES, "signature": BYTES},
+    "link_payload": {"kind": whole(0, 2), "payload": BYTES},
     "Channel": {
         "host": TEXT,
         "port": PORTS,
@@ -326,7 +330,26 @@ def calls_on(channel: _core.Channel, document: bytes) -> dict[str, Call]:
     stream = channel.open_stream(channel.reserve(None, 0), b"echo")
     request = channel.start_request(channel.reserve(None, 0), b"end")
     told = {"notifier": notifier, "token": 1}
+    key = ControlKey()
+    revocation = encode(
+        {"enclave_id": bytes(16), "revokes": bytes(16), "issued_at": "now", "nonce": b"n"}
+    )
     return {
+        "verify_recorded": Call(
+            _core.verify_recorded,
+            {
+                "document": document,
+                "policy": _core.Policy(None, None, True, False),
+                "cache": _core.LinkCache(),
+            },
+            by_name=True,
+        ),
+        "verify_es256": Call(
+            _core.verify_es256,
+            {"public_key": key.public, "message": b"m", "signature": key.sign(b"m")},
+            by_name=True,
+        ),
+        "link_payload": Call(_core.link_payload, {"kind": 2, "payload": revocation}, by_name=True),
         "verify": Call(
             _core.verify,
             {

@@ -20,7 +20,7 @@ from repository import ROOT
 from support import Chunks, Connection, answering, byte_enclave, drive, eventually, keywords, ok
 
 import enclavia
-from enclavia.testing import Fault, LocalEnclave
+from enclavia.testing import BackendFault, Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -33,7 +33,6 @@ ELSEWHERE = {
     "test_others_wait_for_a_bounded_time_and_memory_is_bounded",
     "InternalError": "needs a broken library: tests/python/house/test_torture.py::"
     "test_every_failing_allocation_ends_in_an_error_and_leaves_nothing_behind",
-    "UpgradeChainError": "its row says that nothing raises it yet",
 }
 
 
@@ -185,23 +184,28 @@ async def another_image(kind: str) -> None:
         await connect_to(kind, enclave.url, **keywords(enclave, pcrs=PCRS))
 
 
-@provokes("AttestationRefused", retryable=False)
-async def refused_by_the_caller(kind: str) -> None:
-    def refuse(receipt: enclavia.Receipt) -> None:
-        raise LookupError("unknown")
+async def upgraded(kind: str, fault: BackendFault) -> None:
+    with LocalEnclave("127.0.0.1:9", upgradable=True) as enclave:
+        upgrades = enclavia.TrustUpgrades(enclave.backend, enclave.enclave_id)
+        options = {**keywords(enclave), "trust_upgrades": upgrades}
+        enclave.upgrade()
+        enclave.set_backend_faults(fault)
+        await connect_to(kind, enclave.url, **options, **of(kind, **once))
 
-    with byte_enclave(answering(ok())) as (enclave, _):
-        await connect_to(kind, enclave.url, **keywords(enclave, on_attestation=refuse))
+
+@provokes("UpgradeChainError", retryable=False)
+async def a_link_of_another_enclave(kind: str) -> None:
+    await upgraded(kind, BackendFault.FOREIGN_ENCLAVE_ID)
 
 
-@provokes("AttestationRefused", retryable=True)
-async def refused_for_now(kind: str) -> None:
-    def refuse(receipt: enclavia.Receipt) -> None:
-        raise enclavia.ConnectError("the ledger does not answer")
+@provokes("BackendError", retryable=True)
+async def the_backend_is_down(kind: str) -> None:
+    await upgraded(kind, BackendFault.DOWN)
 
-    with byte_enclave(answering(ok())) as (enclave, _):
-        options = keywords(enclave, on_attestation=refuse, **of(kind, **once))
-        await connect_to(kind, enclave.url, **options)
+
+@provokes("BackendError", retryable=False)
+async def the_backend_does_not_show_the_enclave(kind: str) -> None:
+    await upgraded(kind, BackendFault.PRIVATE)
 
 
 # -- exchanging
@@ -379,11 +383,6 @@ async def in_a_forked_child(kind: str) -> None:
             with open(reader) as pipe:
                 told = json.loads(pipe.read())
             raise getattr(enclavia, told["name"])("in the child", retryable=told["retryable"])
-
-
-@provokes("ReceiptError", retryable=False, kinds=("Channel",))
-async def no_receipt(kind: str) -> None:
-    enclavia.Receipt.from_json("{}")
 
 
 @provokes("DebugModeWarning", retryable=False)

@@ -10,7 +10,6 @@ import os
 import pickle
 import ssl
 import threading
-import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -111,14 +110,6 @@ def in_a_file(name: str) -> Callable[[Path], object]:
     return make
 
 
-def allow(receipt: enclavia.Receipt) -> None:
-    pass
-
-
-def allow_too(receipt: enclavia.Receipt) -> None:
-    pass
-
-
 # Values of each option no two of which may share a channel. A function makes its value with a
 # folder for files.
 UNLIKE: dict[str, list[Any]] = {
@@ -127,6 +118,17 @@ UNLIKE: dict[str, list[Any]] = {
     "root": [None, ROOT, ssl.DER_cert_to_PEM_cert(ROOT)],
     "debug_mode": [False, True],
     "clock_leeway": [60, 0, 61],
+    "trust_upgrades": [
+        None,
+        enclavia.TrustUpgrades("https://one.example", "1" * 32),
+        enclavia.TrustUpgrades("https://two.example", "1" * 32),
+        enclavia.TrustUpgrades("https://one.example", "2" * 32),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, "token"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, "other"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, None, True),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water="/one"),
+        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water=decide),  # type: ignore[arg-type]
+    ],
     "upgrade_headers": [None, {"X-A": "1"}, {"X-A": "2"}, {"X-B": "1"}, [("X-A", "1")] * 2],
     "verify": [True, False, in_a_file("one.pem"), in_a_file("two.pem")],
     "proxy": [None, "http://p:1", "http://p:2", "http://q:1", "http://u:s@p:1", "http://u:t@p:1"],
@@ -137,13 +139,6 @@ UNLIKE: dict[str, list[Any]] = {
     "max_channels": [2, 1],
     "max_in_flight": [64, 1],
     "keepalive": [20, None, 5],
-    "on_attestation": [
-        None,
-        allow,
-        allow_too,
-        enclavia.Receipts("/no/one"),
-        enclavia.Receipts("/no/two"),
-    ],
     "limits": [
         None,
         httpx2.Limits(max_connections=3),
@@ -857,7 +852,7 @@ class Idle:
 
 
 def made() -> Connections:
-    config: Any = types.SimpleNamespace(trust=lambda: None)
+    config: Any = None
     io: Any = Idle()
     return Connections(config, PoolLimits(), io)
 

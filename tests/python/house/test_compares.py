@@ -32,6 +32,13 @@ PLAIN = {
     "attest/es384.c": {"strcmp(group, GROUP)": "the name of a key's curve"},
     "attest/hint.c": {"memcmp(first.data, root.data, root.len)": "two certificates"},
     "attest/keys.c": {"encl_slice_equal(a->text, b->text)": "two keys of a document's map"},
+    "attest/payload.c": {
+        "encl_slice_equal(key->text, ENCL_SLICE(names[i][0], 4))": "the name of a PCR",
+        "encl_slice_equal(key->text, ENCL_SLICE(names[i][1], 4))": "the name of a PCR",
+        "encl_slice_equal(key->text, ENCL_SLICE(of_kind[i].name, strlen(of_kind[i].name)))": (
+            "the name of a payload's field"
+        ),
+    },
     "attest/policy.c": {"strcmp(name, PEM_STRING_X509)": "the kind of a PEM block"},
     "base/slice.h": {
         "encl_slice_equal(encl_slice a, encl_slice b)": "whoever calls it is listed here too",

@@ -35,7 +35,7 @@ import enclavia
 import enclavia.testing
 from enclavia._exchange.engine import Stats
 from enclavia._exchange.retry import IDEMPOTENT
-from enclavia.testing import Fault, LocalEnclave
+from enclavia.testing import BackendFault, Fault, LocalEnclave
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
@@ -61,7 +61,7 @@ async def app(scope, receive, send):
 
 # What the examples need beyond pyproject.toml's group "test": left out, with a warning, where it is
 # missing. Anything else that is missing fails.
-NOT_IN_THE_TEST_GROUP = {"dask.bag", "pandas", "ray"}
+NOT_IN_THE_TEST_GROUP = {"dask.bag", "ray"}
 
 _BLOCK = re.compile(
     r"(?:^<!-- run only with: (?P<needs>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$",
@@ -124,11 +124,7 @@ def desk(tmp_path: Path, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "batch.parquet").write_bytes(b"PAR1" * 100_000)
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "api.py").write_text(SHOP)
-    for module in (
-        "enclavia._channel.config",
-        "enclavia._identity.attestation",
-        "enclavia._trust.receipts",
-    ):
+    for module in ("enclavia._channel.config", "enclavia._identity.attestation"):
         read_root = importlib.import_module(module).read_root
         monkeypatch.setattr(
             f"{module}.read_root",
@@ -385,8 +381,9 @@ def test_constants_are_read() -> None:
 
 def test_lists_of_the_reference_are_whole() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
-    faults = text.partition("* `Fault`")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in Fault}
+    for kind in (Fault, BackendFault):
+        faults = text.partition(f"* `{kind.__name__}`")[2].partition("\n* ")[0].partition("\n\n")[0]
+        assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in kind}
     stats = text.partition("| `client.stats` |")[2].partition("\n")[0]
     assert set(re.findall(r"`(\w+)`", stats)) == set(Stats.__annotations__)
     guide = (ROOT / "docs" / "guide.md").read_text()
