@@ -851,8 +851,13 @@ class Idle:
         return None
 
 
+class Unused:
+    def trust(self) -> None:
+        return None
+
+
 def made() -> Connections:
-    config: Any = None
+    config: Any = Unused()
     io: Any = Idle()
     return Connections(config, PoolLimits(), io)
 
