@@ -29,6 +29,7 @@ from ._client.client import Client
 from ._client.transport import EnclaveTransport
 from ._errors import (
     AttestationError,
+    AttestationRefused,
     BackendError,
     CertificateError,
     ConnectError,
@@ -48,6 +49,7 @@ from ._errors import (
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
+    ReceiptError,
     ReconnectDisabled,
     ServerError,
     SignatureError,
@@ -60,12 +62,14 @@ from ._errors import (
 from ._identity.attestation import Attestation, verify_attestation
 from ._identity.pcrs import Pcrs
 from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
+from ._trust.receipts import Receipt
 from ._trust.upgrades import TrustUpgrades
 
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
     from ._client.async_transport import AsyncEnclaveTransport
     from ._forward.forwarder import AsyncForwarder, Forwarder
+    from ._trust.receipt_file import Receipts
 
 __all__ = [
     "AWS_ROOT_G1",
@@ -76,6 +80,7 @@ __all__ = [
     "AsyncStream",
     "Attestation",
     "AttestationError",
+    "AttestationRefused",
     "BackendError",
     "CertificateError",
     "Channel",
@@ -100,6 +105,9 @@ __all__ = [
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
+    "Receipt",
+    "ReceiptError",
+    "Receipts",
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
@@ -132,6 +140,7 @@ _LAZY = {
     "AsyncForwarder": "._forward.forwarder",
     "AsyncStream": "._channel.async_channel",
     "Forwarder": "._forward.forwarder",
+    "Receipts": "._trust.receipt_file",
 }
 
 

@@ -9,6 +9,7 @@ Decides nothing else. Calls: nothing of the package. Locks: none.
 from __future__ import annotations
 
 import errno
+import inspect
 import operator
 import os
 import stat
@@ -24,6 +25,8 @@ __all__ = [
     "check_buffer",
     "expect_file",
     "flag",
+    "hook",
+    "is_async",
     "one_of",
     "path_text",
     "real",
@@ -151,6 +154,29 @@ def timeout_members(
         timeout(f"{name} ({each})", member) for each, member in zip(_MEMBERS, members, strict=True)
     )
     return connect, read, write, pool
+
+
+def is_async(function: object) -> bool:
+    """Whether calling it makes a coroutine, as far as that can be told without calling it."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method itself is looked at
+    )
+
+
+def hook(name: str, value: object, parameters: str) -> None:
+    """A function of the caller's that takes as many arguments as there are words in ``parameters``
+    (with commas between them); whether it is async is for others to say."""
+    shape = f"f({parameters})"
+    if not callable(value):
+        raise TypeError(f"{name}: expected {shape} or None, got {type(value).__name__}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of some written in C nothing is known
+        return
+    try:
+        signature.bind(*parameters.split(", "))
+    except TypeError:
+        raise TypeError(f"{name}: expected {shape}, got one that takes {signature}") from None
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -24,7 +24,8 @@ def build_info() -> dict[str, str]: ...
 RawAttestation = dict[str, object]
 """``form`` ("nitro", "debug" or "stub"), ``module_id`` str, ``timestamp`` int (ms), ``pcrs``
 dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key``, ``user_data``,
-``nonce`` bytes or None, ``verified_at`` int (Unix s), ``document`` bytes."""
+``nonce`` bytes or None, ``verified_at`` int (Unix s), ``valid_until`` int (Unix s: when the first
+certificate of the chain ends) or None in debug mode, ``document`` bytes."""
 
 @final
 class Policy:
@@ -41,6 +42,9 @@ class Policy:
         need_pins: bool,
         clock_leeway: int = 0,
     ) -> None: ...
+    @property
+    def root(self) -> bytes:
+        """The root certificate that it trusts, DER."""
 
 def verify(document: Buffer, policy: Policy, nonce: bytes | None, at: int) -> RawAttestation: ...
 

@@ -7,7 +7,7 @@ Locks: none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import httpx2
 
@@ -15,6 +15,7 @@ from ._text import shown
 
 __all__ = [
     "AttestationError",
+    "AttestationRefused",
     "BackendError",
     "CertificateError",
     "ConnectError",
@@ -34,6 +35,7 @@ __all__ = [
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
+    "ReceiptError",
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
@@ -91,6 +93,12 @@ class EnclaviaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+    def __copy__(self) -> Self:
+        """With its cause, which pickling leaves behind: it may be anything."""
+        made = _rebuild(type(self), self.message, dict(self.__dict__))
+        made.__cause__ = self.__cause__
+        return made  # type: ignore[return-value]
 
 
 class ConnectError(EnclaviaError, httpx2.ConnectError):
@@ -211,6 +219,16 @@ class PcrMismatch(AttestationError):
         self.index = index
         self.expected = expected
         self.actual = actual
+
+
+class AttestationRefused(AttestationError):
+    """The caller's own ``on_attestation`` raised: the document was verified, and its channel is not
+    used. ``__cause__`` is what was raised there; of an error of this package it says whether this
+    one is ``retryable``."""
+
+
+class ReceiptError(AttestationError):
+    """A receipt is not well-formed, was changed, or says what its document does not say."""
 
 
 class UpgradeChainError(EnclaviaError, httpx2.TransportError):

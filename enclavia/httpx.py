@@ -8,7 +8,7 @@ Needs ``pip install 'enclavia[httpx]'``. New code has :class:`enclavia.Client`, 
 """
 
 # Decides which error of classic httpx an error is. Calls: _channel, _client, _errors, _exchange,
-# _identity. Locks: none.
+# _identity, _trust. Locks: none.
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ._client.transport import EnclaveTransport as _EnclaveTransport
 from ._errors import EnclaviaError, IncompleteResponse
 from ._exchange.engine import Stats
 from ._identity.attestation import Attestation
+from ._trust.receipts import Receipt
 
 try:
     import httpcore
@@ -50,6 +51,8 @@ class _Known(Protocol):
     def shown(self) -> str: ...
     @property
     def attestation(self) -> Attestation: ...
+    @property
+    def receipts(self) -> tuple[Receipt, ...]: ...
     @property
     def stats(self) -> Stats: ...
 
@@ -83,6 +86,11 @@ class _About:
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
         return self._enclave.attestation
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each verified document, the newest last; at most 64."""
+        return self._enclave.receipts
 
     @property
     def stats(self) -> Stats:

@@ -12,7 +12,7 @@ Needs ``pip install 'enclavia[requests]'``.
 """
 
 # Decides which error of requests an error is, and which options of an adapter have a meaning here.
-# Calls: _arguments, _channel, _client, _errors, _exchange, _identity. Locks: none.
+# Calls: _arguments, _channel, _client, _errors, _exchange, _identity, _trust. Locks: none.
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ from ._errors import (
 )
 from ._exchange.engine import Stats
 from ._identity.attestation import Attestation
+from ._trust.receipts import Receipt
 
 try:
     import requests
@@ -199,6 +200,11 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
         return self._enclave.attestation
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each verified document, the newest last; at most 64."""
+        return self._enclave.receipts
 
     @property
     def stats(self) -> Stats:
@@ -388,6 +394,11 @@ class EnclaveSession(requests.Session):
         return self._adapter.attestation
 
     @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """See :attr:`EnclaveAdapter.receipts`."""
+        return self._adapter.receipts
+
+    @property
     def stats(self) -> Stats:
         """See :attr:`EnclaveAdapter.stats`."""
         return self._adapter.stats
@@ -573,6 +584,8 @@ class _Raw(urllib3.HTTPResponse):
         incoming: httpx2.Response,
     ) -> None:
         self._request = request
+        self.extensions = incoming.extensions
+        """``"enclavia"``: the receipt of the channel that the answer came over."""
         body = _Body(incoming)
         headers = [
             (name.decode("latin-1"), value.decode("latin-1"))

@@ -72,6 +72,8 @@ typedef struct encl_attestation {
     size_t cabundle_len;
     encl_slice public_key, user_data, nonce;
     int64_t verified_at; /* Unix seconds: the time the certificates were judged at */
+    int64_t valid_until; /* Unix seconds: when the first of the chain's certificates ends; 0 where
+                          * no chain was judged, which is in debug mode */
 } encl_attestation;
 
 void encl_attestation_free(encl_attestation *a);

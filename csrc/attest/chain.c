@@ -31,6 +31,7 @@ typedef struct chain_cert {
 typedef struct chain {
     chain_cert links[CHAIN_MAX]; /* 0 is the pinned root, the last is the leaf */
     size_t count;
+    int64_t until; /* the first end of a validity among those that were judged */
 } chain;
 
 /* A certificate's name is whatever its maker wrote. */
@@ -242,9 +243,13 @@ static encl_result check_one(chain *c, size_t i, encl_clock clock, encl_error *e
     return check_path_length(c, i, err);
 }
 
+static int64_t earlier(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 static bool signature_holds(const chain_cert *child, const chain_cert *issuer,
                             encl_link_cache *cache) {
-    int64_t expires = child->not_after < issuer->not_after ? child->not_after : issuer->not_after;
+    int64_t expires = earlier(child->not_after, issuer->not_after);
 
     if (child->known) {
         return true;
@@ -302,6 +307,7 @@ static encl_result take_root(chain_cert *l, const encl_root *root, encl_error *e
 
 static encl_result verify(chain *c, const encl_root *root, encl_clock clock, encl_link_cache *cache,
                           encl_error *err) {
+    c->until = INT64_MAX;
     for (size_t i = 0; i < c->count; i++) {
         chain_cert *l = &c->links[i];
 
@@ -309,6 +315,7 @@ static encl_result verify(chain *c, const encl_root *root, encl_clock clock, enc
         ENCL_TRY(i == 0 ? take_root(l, root, err) : take_child(c, i, clock.now, cache, err));
         set_label(l, i + 1, c->count);
         ENCL_TRY(check_one(c, i, clock, err));
+        c->until = earlier(c->until, l->not_after);
         if (i != 0) {
             ENCL_TRY(check_link(l, &c->links[i - 1], cache, err));
         }
@@ -322,7 +329,7 @@ static void release(chain *c) {
     }
 }
 
-encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_clock clock,
+encl_result encl_chain_verify(encl_attestation *a, encl_root root, encl_clock clock,
                               encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err) {
     chain c = {.count = 0};
     encl_code rc;
@@ -333,6 +340,7 @@ encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_cl
     *leaf_key = X509_get_pubkey(c.links[c.count - 1].cert);
     ENCL_ENSURE_GOTO(*leaf_key != NULL, done, err, ENCL_E_INTERNAL,
                      "OpenSSL could not share the leaf's key");
+    a->valid_until = c.until;
 done:
     release(&c);
     return rc;

@@ -32,8 +32,8 @@ typedef struct encl_root {
 } encl_root;
 
 /* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key,
- * which the caller frees with EVP_PKEY_free; NULL on failure. */
-encl_result encl_chain_verify(const encl_attestation *a, encl_root root, encl_clock clock,
+ * which the caller frees with EVP_PKEY_free; NULL on failure. Sets a->valid_until. */
+encl_result encl_chain_verify(encl_attestation *a, encl_root root, encl_clock clock,
                               encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err);
 /* Parses a root and checks everything about it that does not depend on the time. The caller frees
  * the certificate with X509_free; NULL on failure. */

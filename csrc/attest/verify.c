@@ -50,7 +50,7 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
 }
 
 /* That the chain vouches for a key, and that this key signed the document. */
-static encl_result verify_signatures(const encl_attestation *a, const encl_cose *cose,
+static encl_result verify_signatures(encl_attestation *a, const encl_cose *cose,
                                      const encl_policy *policy, int64_t now, encl_link_cache *cache,
                                      encl_error *err) {
     encl_root root = {ENCL_SLICE(policy->root, policy->root_len), policy->root_cert};

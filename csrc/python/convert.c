@@ -124,6 +124,14 @@ static const char *form_name(encl_doc_form form) {
     }
 }
 
+/* Of a document in debug mode no certificate was judged. */
+static PyObject *valid_until(const encl_attestation *a) {
+    if (a->form != ENCL_DOC_NITRO) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLongLong(a->valid_until);
+}
+
 PyObject *binding_attestation(const encl_attestation *a) {
     PyObject *dict = PyDict_New();
 
@@ -144,6 +152,7 @@ PyObject *binding_attestation(const encl_attestation *a) {
         put(dict, "user_data", binding_bytes(a->user_data)) &&
         put(dict, "nonce", binding_bytes(a->nonce)) &&
         put(dict, "verified_at", PyLong_FromLongLong(a->verified_at)) &&
+        put(dict, "valid_until", valid_until(a)) &&
         put(dict, "document", binding_bytes(ENCL_SLICE(a->raw, a->raw_len)))) {
         return dict;
     }

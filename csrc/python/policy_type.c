@@ -111,9 +111,22 @@ static void policy_dealloc(PyObject *self) {
     binding_free(self);
 }
 
+static PyObject *policy_root(PyObject *self, void *unused) {
+    const encl_policy *policy = &((policy_object *)self)->policy;
+
+    (void)unused;
+    return binding_bytes(ENCL_SLICE(policy->root, policy->root_len));
+}
+
+static PyGetSetDef policy_properties[] = {
+    {"root", policy_root, NULL, "The root certificate that it trusts, DER.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot policy_slots[] = {
     {Py_tp_new, policy_new},
     {Py_tp_dealloc, policy_dealloc},
+    {Py_tp_getset, policy_properties},
     {Py_tp_doc, "Pins, root and mode, checked and copied."},
     {0, NULL},
 };

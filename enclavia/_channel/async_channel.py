@@ -59,7 +59,7 @@ class AsyncChannel(ChannelBase):
         config.warn_debug(stacklevel=2)
 
         async def start() -> Self:
-            return cls(config, await operations.connect(_IO, config, timeout), timeout)
+            return cls(config, *await operations.connect(_IO, config, timeout), timeout)
 
         return Connecting(cls.__name__, start)
 
@@ -81,7 +81,9 @@ class AsyncChannel(ChannelBase):
     async def attest(self, timeout: float | None = UNSET) -> Attestation:
         """A fresh document, verified like the first one."""
         self._expect_not_ended()
-        return await operations.attest(_IO, self._core, self._or_default(timeout))
+        return await operations.attest(
+            _IO, self._config, self._core, self._or_default(timeout), self._receipts
+        )
 
     async def close(self) -> None:
         """Sends what was written, for which it waits at most one second, then closes; streams

@@ -56,8 +56,9 @@ class Channel(ChannelBase):
         what the channel's other calls wait at most where they are given none."""
         config = ChannelConfig.build(url, "Channel.connect", **options)
         timeout = checked_timeout("timeout", timeout)
+        config.expect_blocking()
         config.warn_debug(stacklevel=2)
-        return cls(config, run(operations.connect(_IO, config, timeout)), timeout)
+        return cls(config, *run(operations.connect(_IO, config, timeout)), timeout)
 
     def open_stream(self, payload: Buffer = b"", timeout: float | None = UNSET) -> Stream:
         """Opens a TCP connection from the enclave to the workload; ``payload`` is written to it
@@ -77,7 +78,11 @@ class Channel(ChannelBase):
     def attest(self, timeout: float | None = UNSET) -> Attestation:
         """A fresh document, verified like the first one."""
         self._expect_not_ended()
-        return run(operations.attest(_IO, self._core, self._or_default(timeout)))
+        return run(
+            operations.attest(
+                _IO, self._config, self._core, self._or_default(timeout), self._receipts
+            )
+        )
 
     def close(self) -> None:
         """Sends what was written, for which it waits at most one second, then closes; streams

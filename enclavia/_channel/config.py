@@ -32,6 +32,8 @@ from .._identity.pins import (
     read_root,
 )
 from .._io.local import AnyChannel
+from .._trust.hook import checked_hook, refuse_async
+from .._trust.receipts import Facts, Receipt
 from .._trust.trust import Trust, TrustSettings
 from .._trust.upgrades import Upgrades, checked_upgrades
 from . import trust_store
@@ -132,12 +134,34 @@ class ChannelConfig(NamedTuple):
             max_in_flight=_in_flight(given["max_in_flight"]),
             keepalive_ms=_keepalive_ms(given["keepalive"]),
             upgrades=_upgrades(given["trust_upgrades"], pins),
+            on_attestation=checked_hook(given["on_attestation"]),
         )
         config.policy()  # refuses an unusable root or pin here, not at the first request
         return config
 
     def policy(self) -> _core.Policy:
         return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
+
+    def expect_blocking(self) -> None:
+        """For those that block: functions of the caller's must not have to be awaited."""
+        refuse_async(self.on_attestation)
+
+    def receipt(
+        self, raw: _core.RawAttestation, handshake_hash: bytes, pins: PinTuples | None
+    ) -> Receipt:
+        """Of a new channel's document, verified against these pins."""
+        return Receipt._of(
+            Facts(
+                enclave=f"{self.url.scheme}://{self.url.authority}",
+                via=None if self.via is None else str(self.via),
+                reason="connect",
+                pins=pins,
+                root=self.root,
+                clock_leeway=self.clock_leeway,
+                handshake_hash=handshake_hash,
+                raw=raw,
+            )
+        )
 
     def trust(self) -> Trust | None:
         """What to ask beside connecting; None where the pins say everything. One for all the

@@ -9,6 +9,7 @@ Calls: _arguments, _core, _errors, _identity, _io, _text, _trust. Locks: none.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,8 @@ from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
 from .._io.local import AnyChannel, AnyStream
 from .._text import shown
+from .._trust.hook import tell
+from .._trust.receipts import Receipt
 from .._trust.trust import MOST_FOLLOWED, Trust
 from .config import ChannelConfig, logger
 from .payload import first_piece
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["attest", "connect", "log_verified", "open_stream", "request", "start_stream"]
 
 
-async def connect(io: Io[Any], config: ChannelConfig, timeout: float | None) -> _core.Channel:
+async def connect(
+    io: Io[Any], config: ChannelConfig, timeout: float | None
+) -> tuple[_core.Channel, Receipt]:
     """A channel that is open, its enclave verified."""
     trust = config.trust()
     if trust is not None:
@@ -37,16 +42,18 @@ async def connect(io: Io[Any], config: ChannelConfig, timeout: float | None) -> 
     channel = config.open()
     try:
         await io.wait_verified(channel, timeout)
-        log_verified(config, channel.attestation())
+        raw = channel.attestation()
+        receipt = config.receipt(raw, channel.handshake_hash, config.pins)
+        log_verified(config, raw)
     except BaseException:
         channel.close(0)
         raise
-    return channel
+    return channel, receipt
 
 
 async def _connect_trusted(
     io: Io[Any], config: ChannelConfig, trust: Trust, deadline: float | None
-) -> _core.Channel:
+) -> tuple[_core.Channel, Receipt]:
     """As :func:`connect`, where the pins may change meanwhile, or somebody is asked."""
     followed = 0
     while True:
@@ -56,7 +63,8 @@ async def _connect_trusted(
             await io.wait_verified(channel, time_left(deadline))
             raw = channel.attestation()
             log_verified(config, raw)
-            await trust.verified(io, raw, channel.handshake_hash, deadline)
+            receipt = config.receipt(raw, channel.handshake_hash, pins)
+            await trust.verified(io, receipt, deadline)
         except PcrMismatch as error:
             channel.close(0)
             if followed == MOST_FOLLOWED or not await trust.mismatch(io, error, pins, deadline):
@@ -66,12 +74,14 @@ async def _connect_trusted(
             channel.close(0)
             raise
         else:
-            return channel
+            return channel, receipt
 
 
-def log_verified(config: ChannelConfig, raw: Mapping[str, object]) -> None:
+def log_verified(config: ChannelConfig, raw: Mapping[str, object], what: str = "") -> None:
+    """``what``: of the enclave was verified, where it is not the first document of a channel."""
     logger.info(
-        "verified %s: form %s, module %s",
+        "verified %s%s: form %s, module %s",
+        what,
         config.url.authority,
         raw["form"],
         shown(str(raw["module_id"] or "")) or "-",
@@ -129,9 +139,25 @@ async def request(
     return answer
 
 
-async def attest(io: Io[Any], channel: _core.Channel, timeout: float | None) -> Attestation:
-    """A fresh document, verified like the first one."""
+async def attest(
+    io: Io[Any],
+    config: ChannelConfig,
+    channel: _core.Channel,
+    timeout: float | None,
+    receipts: deque[Receipt],
+) -> Attestation:
+    """A fresh document, verified like the first one. ``receipts``: the channel's, to which that of
+    the fresh one is added."""
+    deadline = deadline_of(timeout)
     raw = await io.attest(channel, timeout)
     if raw is None:
         raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
+    receipt = receipts[-1]._fresh(raw)
+    if config.on_attestation is not None:
+        try:
+            await tell(io, config.on_attestation, receipt, channel, deadline)
+        except Exception:
+            channel.close(0)
+            raise
+    receipts.append(receipt)
     return Attestation._from_raw(raw)

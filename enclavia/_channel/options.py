@@ -18,6 +18,7 @@ from typing import Any, Final, ForwardRef, TypedDict, TypeVar
 import httpx2
 
 from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
+from .._trust.hook import OnAttestation
 from .._trust.upgrades import TrustUpgrades
 
 __all__ = [
@@ -54,6 +55,7 @@ class ChannelOptions(TypedDict, total=False):
     proxy: str | httpx2.URL | None
     max_in_flight: int
     keepalive: float | None
+    on_attestation: OnAttestation | None
 
 
 CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
@@ -67,6 +69,7 @@ CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
     "proxy": None,
     "max_in_flight": 64,
     "keepalive": KEEPALIVE,
+    "on_attestation": None,
 }
 """In the order in which signatures show them."""
 

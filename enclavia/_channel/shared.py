@@ -3,17 +3,19 @@
 State and properties only: nothing here waits.
 
 Decides when a channel or a stream is over for its user. Calls: _arguments, _core, _errors,
-_identity. Locks: none.
+_identity, _trust. Locks: none.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, ClassVar, Final, Self
 
 from .. import _core
 from .._arguments import timeout as checked_timeout
 from .._errors import StateError
 from .._identity.attestation import Attestation
+from .._trust.receipts import RECEIPTS_KEPT, Receipt
 from .config import ChannelConfig, expect_connect
 
 __all__ = ["UNSET", "ChannelBase", "StreamBase"]
@@ -32,9 +34,12 @@ class ChannelBase:
         expect_connect(cls, arguments, cls._HOW)
         return super().__new__(cls)
 
-    def __init__(self, config: ChannelConfig, core: _core.Channel, timeout: float | None) -> None:
+    def __init__(
+        self, config: ChannelConfig, core: _core.Channel, receipt: Receipt, timeout: float | None
+    ) -> None:
         self._config = config
         self._core = core
+        self._receipts = deque((receipt,), RECEIPTS_KEPT)
         self._timeout = timeout
         self._ended = False
 
@@ -42,6 +47,11 @@ class ChannelBase:
     def attestation(self) -> Attestation:
         """What was verified last."""
         return Attestation._from_raw(self._core.attestation())
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each document that was verified on this channel, the newest last; at most 64."""
+        return tuple(self._receipts.copy())
 
     @property
     def stats(self) -> dict[str, int]:

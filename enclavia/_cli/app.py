@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "attestation": "documents:attestation",
     "pcrs": "pins:pcrs",
     "chain": "chain:chain",
+    "receipts": "receipts:receipts",
     "forward": "forward:command",
     "serve": "serving:serve",
     "doctor": "doctor:doctor",

@@ -56,6 +56,8 @@ def exit_code(error: BaseException) -> int:
     """Of an error of the package or of httpx2, or of a :class:`Problem`."""
     if isinstance(error, Problem):
         return error.code
+    if isinstance(error, enclavia.AttestationRefused) and isinstance(error.__cause__, OSError):
+        return CANNOT_WRITE  # the file of --receipts
     if isinstance(error, _OF_THE_IDENTITY):
         return REFUSED
     if isinstance(error, _OF_THE_CALLER):

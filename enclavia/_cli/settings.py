@@ -58,6 +58,7 @@ class _ConnectOptions(TypedDict):
     debug_mode: bool
     verify: bool | str
     proxy: str | None
+    on_attestation: enclavia.Receipts | None
     timeout: float
     trust_upgrades: enclavia.TrustUpgrades | None
 
@@ -70,6 +71,7 @@ class Connection:
     root: str | None
     ca_file: str | None
     proxy: str | None
+    receipts: str | None
     timeout: float
     trust_upgrades: str | None = None
     backend: str | None = None
@@ -84,6 +86,7 @@ class Connection:
             "debug_mode": debug_mode,
             "verify": True if self.ca_file is None else _text("--ca-file", self.ca_file),
             "proxy": given("--proxy", self.proxy),
+            "on_attestation": _receipts(given("--receipts", self.receipts)),
             "timeout": self.timeout,
             "trust_upgrades": self._upgrades(),
         }
@@ -129,6 +132,11 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--proxy", metavar="URL", help="http://[user:password@]host:port, used by CONNECT."
+    ),
+    click.option(
+        "--receipts",
+        metavar="FILE",
+        help="Append the receipt of each verified document to FILE, before anything is sent.",
     ),
     click.option(
         "--timeout",
@@ -183,6 +191,12 @@ def _text(name: str, value: str) -> str:
     if not value:
         raise Problem(f"{name}: expected a value, got an empty one")
     return value
+
+
+def _receipts(name: str | None) -> enclavia.Receipts | None:
+    if name == "-":
+        raise Problem("--receipts: expected a file, got standard output")
+    return None if name is None else enclavia.Receipts(name)
 
 
 def needed_url(argument: str | None, environ: Mapping[str, str] = os.environ) -> str:

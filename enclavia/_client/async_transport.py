@@ -25,6 +25,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
     """As :class:`enclavia.EnclaveTransport`, awaited. Not bound to one event loop."""
 
     _make_io = LoopIo
+    _awaits = True
     _body = AsyncResponseBody
 
     @takes(TransportOptions, TRANSPORT_DEFAULTS)

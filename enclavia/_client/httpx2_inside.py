@@ -9,7 +9,7 @@ else (tests/python/house/test_layers.py), and looked for before they are used:
   request takes httpx2's own way, which costs more and does the same.
 
 Decides whether this version of httpx2 can be used, and whether a request can go the short way.
-Calls: _channel, _errors, _exchange, _identity. Locks: none.
+Calls: _channel, _errors, _exchange, _identity, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from httpx2._types import AuthTypes, CookieTypes, TimeoutTypes
 
     from .._channel.url import EnclaveURL
+    from .._trust.receipts import Receipt
 
     Auth = AuthTypes | UseClientDefault | None
     Follow = bool | UseClientDefault
@@ -158,6 +159,12 @@ class OwnClient(BaseClient):
         """What was verified when the newest channel was opened."""
         attestation: Attestation = self._enclave.attestation
         return attestation
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each verified document, the newest last; at most 64."""
+        receipts: tuple[Receipt, ...] = self._enclave.receipts
+        return receipts
 
     @property
     def stats(self) -> Stats:

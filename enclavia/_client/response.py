@@ -138,6 +138,7 @@ def response_of(
         "http_version": head.version,
         "reason_phrase": head.reason,
         "trailers": exchange.trailers,
+        "enclavia": exchange.receipt,
     }
     if exchange.upgraded:
         from .upgraded import AsyncNetworkStream, NetworkStream  # seldom, and slow to import

@@ -1,7 +1,7 @@
 """What both transports share: one engine per process, and how answers become responses.
 
 Decides when an engine is another process's and a new one is made. Calls: _arguments, _channel,
-_exchange, _identity, _io. Locks: ``_fork_lock``, while a forked child makes its engine.
+_exchange, _identity, _io, _trust. Locks: ``_fork_lock``, while a forked child makes its engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import httpx2
 
@@ -27,6 +27,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from .._io.face import Io
+    from .._trust.receipts import Receipt
 
 __all__ = ["TransportBase"]
 
@@ -54,11 +55,15 @@ class TransportBase:
 
     _make_io: Callable[[], Io[Any]]
     """How it waits; of the class."""
+    _awaits: ClassVar[bool] = False
+    """Whether that is in an event loop, so that functions of the caller's may be async."""
     _body: Callable[[Exchange], ResponseBody | AsyncResponseBody]
     """What steps through an answer; of the class."""
 
     def __init__(self, settings: Settings, mountable: bool = True, is_copy: bool = False) -> None:
         """``mountable``: it may be one of several transports of a client that is not ours."""
+        if not self._awaits:
+            settings.config.expect_blocking()
         self._settings = settings
         self._mountable = mountable
         self._is_copy = is_copy
@@ -121,6 +126,11 @@ class TransportBase:
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
         return self._engine.attestation()
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each verified document, the newest last; at most 64."""
+        return self._engine.receipts()
 
     @property
     def stats(self) -> Stats:

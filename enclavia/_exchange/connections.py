@@ -2,32 +2,41 @@
 
 Carries out what :mod:`enclavia._pool` decides. Knows nothing of HTTP.
 
-Calls: _channel, _errors, _identity, _io, _pool, _trust. Locks: none.
+Calls: _core, _channel, _errors, _identity, _io, _pool, _trust. Locks: ``_lock``, around a counter.
 """
 
 from __future__ import annotations
 
 import logging
+import random
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from .. import _core
 from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
 from .._errors import (
+    AttestationRefused,
     ConnectionClosed,
     ConnectTimeout,
     EnclaviaError,
     PcrMismatch,
     PoolTimeout,
+    ReadTimeout,
 )
 from .._identity.pins import PinTuples
-from .._io.face import SHORTEST, Io, Waiter, expect_verified, now, time_left
+from .._io.face import SHORTEST, Io, Waiter, deadline_of, expect_verified, now, time_left
 from .._io.local import LocalChannel
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
+from .._trust.hook import expect_not_within
+from .._trust.receipts import RECEIPTS_KEPT, Receipt
 from .._trust.trust import MOST_FOLLOWED, Trust
+from .renewal import RENEWAL_WAIT
 from .timeouts import Timeouts, earlier, is_before
 from .tunnel import IdleStream, Traffic, Tunnel
 
@@ -50,6 +59,11 @@ class Connections:
         """All that there still are, whether or not the pool has them."""
         self.past = Traffic()
         self.raw_attestation: dict[str, object] | None = None
+        self.receipts: deque[Receipt] = deque(maxlen=RECEIPTS_KEPT)
+        self.reattestations = 0
+        """Fresh documents, of channels that were open."""
+        self._jitter: Callable[[], float] = random.random
+        self._lock = threading.RLock()  # a signal's handler may come by in between
         self._limits = limits
 
     @property
@@ -78,17 +92,114 @@ class Connections:
         timeouts: Timeouts,
         told: Callable[[Ticket[Tunnel, IdleStream]], None] | None = None,
     ) -> Lease[Tunnel, IdleStream]:
-        """``told`` is called with the ticket before anything is waited for."""
-        ticket = self.pool.request(job, now())
+        """``told`` is called with the ticket before anything is waited for; again where the channel
+        turned out to be at its end, with another one."""
+        begun = present = now()
+        while True:
+            ticket = self.pool.request(job, present)
+            try:
+                if told is not None:
+                    told(ticket)
+                if ticket.state is not State.GRANTED:
+                    await self._wait_turn(ticket, timeouts)
+                lease = ticket.take()
+            except BaseException:
+                self.pool.withdraw(ticket, now())
+                raise
+            handle = cast(Tunnel, lease.member.handle)
+            if present < handle.renew_at or await self._renewed(lease, begun, timeouts):
+                return lease
+            present = now()
+
+    # -- fresh documents ----------------------------------------------------------------------
+
+    async def _renewed(
+        self, lease: Lease[Tunnel, IdleStream], begun: float, timeouts: Timeouts
+    ) -> bool:
+        """Of a channel whose document ends soon. False: the channel was given up, and the lease is
+        given back. ``begun``: when the request began to want one."""
+        tunnel = lease.tunnel
         try:
-            if told is not None:
-                told(ticket)
-            if ticket.state is not State.GRANTED:
-                await self._wait_turn(ticket, timeouts)
-            return ticket.take()
+            if tunnel.verified_at >= begun or await self._renew(tunnel, timeouts):
+                return True
         except BaseException:
-            self.pool.withdraw(ticket, now())
+            self.pool.release(lease, lease.link, now())
             raise
+        tunnel.broken = True  # who uses it goes on to their end
+        self.pool.release(lease, lease.link, now())
+        return False
+
+    async def _renew(self, tunnel: Tunnel, timeouts: Timeouts) -> bool:
+        """Whether a request may still begin on it."""
+        no_other = not self._limits.reconnect
+        if now() >= tunnel.ends_at and not no_other:
+            logger.info("the document of %s has ended: connecting anew", self.config.url.authority)
+            return False
+        if isinstance(tunnel.core, LocalChannel):
+            return no_other  # the forwarder has a newer one for who asks it again
+        if not tunnel.take_turn():
+            return True  # somebody asks just now
+        try:
+            allowed = timeouts.connect
+            wait = RENEWAL_WAIT if allowed is None else min(allowed, RENEWAL_WAIT)
+            if await self.attest(tunnel, wait) is not None:
+                return True
+            error: EnclaviaError = ReadTimeout(f"expected one within {wait} s, got none")
+        except AttestationRefused:
+            raise
+        except EnclaviaError as caught:
+            error = caught
+        finally:
+            tunnel.give_turn()
+        logger.warning(
+            "no fresh document of %s, so its channel is given up: %s",
+            self.config.url.authority,
+            error,
+        )
+        if no_other:
+            tunnel.broken = True
+            raise error
+        return False
+
+    async def attest(self, tunnel: Tunnel, timeout: float | None) -> _core.RawAttestation | None:
+        """A fresh document on an open channel, verified like the first one; None where none comes
+        in time. Where somebody who is asked refuses it, the channel is closed."""
+        deadline = deadline_of(timeout)
+        raw = await self.io.attest(cast(_core.Channel, tunnel.core), timeout)
+        if raw is None or tunnel.receipt is None:
+            return None
+        receipt, verified_at = tunnel.receipt._fresh(raw), now()
+        if self.trust is not None:
+            try:
+                await self.trust.verified(self.io, receipt, deadline)
+            except AttestationRefused as error:
+                logger.warning("a channel to %s is closed: %s", self.config.url.authority, error)
+                tunnel.broken = True
+                tunnel.close()
+                raise
+        with self._lock:
+            self.reattestations += 1
+        self._take(tunnel, receipt, raw, verified_at, "a fresh document of ")
+        return raw
+
+    def _take(
+        self,
+        tunnel: Tunnel,
+        receipt: Receipt,
+        raw: _core.RawAttestation,
+        verified_at: float,
+        what: str = "",
+    ) -> None:
+        """The document was verified, and nobody refused it."""
+        tunnel.certified(receipt, raw, verified_at, self._jitter())
+        self.raw_attestation = raw
+        self.receipts.append(receipt)
+        log_verified(self.config, raw, what)
+
+    def _receipt(self, tunnel: Tunnel, raw: _core.RawAttestation) -> Receipt:
+        return self.config.receipt(raw, tunnel.core.handshake_hash, tunnel.pins)
+
+    # -- turns --------------------------------------------------------------------------------
 
     def unanswered(self, tunnel: Tunnel) -> None:
         """A deadline of a request passed. Where there will be no other connection, this one is not
@@ -103,6 +214,8 @@ class Connections:
             tunnel.broken = True
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
+        if self.trust is not None:
+            expect_not_within(self.trust)
         phase: Phase | None = None
         deadline: float | None = None
         while True:
@@ -245,10 +358,10 @@ class Connections:
 
     async def _accept(self, trust: Trust, tunnel: Tunnel, deadline: float | None) -> None:
         """Raises where the channel is refused by somebody who was asked."""
-        raw = tunnel.core.attestation()
-        await trust.verified(self.io, raw, tunnel.core.handshake_hash, deadline)
-        self.raw_attestation = raw
-        log_verified(self.config, raw)
+        raw, verified_at = tunnel.core.attestation(), now()
+        receipt = self._receipt(tunnel, raw)
+        await trust.verified(self.io, receipt, deadline)
+        self._take(tunnel, receipt, raw, verified_at)
 
     def _missing(self, tunnel: Tunnel) -> Exception | None:
         """What an attempt still waited for when its time was up; None where it came just now."""
@@ -264,10 +377,11 @@ class Connections:
         if closed is not None:
             return closed
         try:
-            self.raw_attestation = raw = tunnel.core.attestation()
+            raw = tunnel.core.attestation()
+            receipt = self._receipt(tunnel, raw)
         except EnclaviaError as error:
             return error
-        log_verified(self.config, raw)
+        self._take(tunnel, receipt, raw, now())
         return None
 
 

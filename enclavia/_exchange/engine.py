@@ -3,7 +3,7 @@ safe. The connections may be the transport's own, or shared with other transport
 carries cookies, credentials and counts is always its own.
 
 Decides which requests may go to the enclave; retry.py decides whether one is sent again. Calls:
-_channel, _errors, _http1, _identity, _io, _pool. Locks: ``_lock``, around its counters.
+_channel, _errors, _http1, _identity, _io, _pool, _trust. Locks: ``_lock``, around its counters.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .._http1.head import remembering
 from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
+from .._trust.receipts import Receipt
 from .connections import Connections
 from .exchange import Exchange
 from .message import Message, RequestHead
@@ -54,6 +55,7 @@ class Stats(NamedTuple):
     retries: int
     bytes_in: int
     bytes_out: int
+    reattestations: int
     shared: bool
     upgrades_followed: int = 0
 
@@ -188,10 +190,14 @@ class Engine:
             )
         return Attestation._from_raw(raw)
 
+    def receipts(self) -> tuple[Receipt, ...]:
+        connections = self._known()
+        return () if connections is None else tuple(connections.receipts.copy())
+
     def stats(self) -> Stats:
         connections = self._known()
         if connections is None:
-            return Stats(0, 0, 0, 0, 0, 0, self._requests, self._retries, 0, 0, shared=True)
+            return Stats(0, 0, 0, 0, 0, 0, self._requests, self._retries, 0, 0, 0, shared=True)
         connections.pool.settle(now())
         pool = connections.pool.stats()
         traffic = [tunnel.traffic() for tunnel in connections.pool.handles()] + [
@@ -209,6 +215,7 @@ class Engine:
                 retries=self._retries,
                 bytes_in=sum(bytes_in for bytes_in, _ in traffic),
                 bytes_out=sum(bytes_out for _, bytes_out in traffic),
+                reattestations=connections.reattestations,
                 shared=self._shared is not None,
                 upgrades_followed=connections.upgrades_followed,
             )

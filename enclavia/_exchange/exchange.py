@@ -2,14 +2,14 @@
 
 Uses the connections it is given and the parser; does not decide whether a request is sent again.
 
-Calls: _channel, _core, _errors, _http1, _io, _pool. Locks: none.
+Calls: _channel, _core, _errors, _http1, _io, _pool, _trust. Locks: none.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from .. import _core
 from .._channel.operations import start_stream
@@ -35,6 +35,9 @@ from .message import Body, Message, WholeBody
 from .shared import Use
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
+
+if TYPE_CHECKING:
+    from .._trust.receipts import Receipt
 
 __all__ = ["Exchange"]
 # How long a body is held back for a server that does not know ``Expect: 100-continue``.
@@ -66,6 +69,8 @@ class Exchange:
         self._continue = False
         self._ended: Exception | None = None
         self.leased = False
+        self.receipt: Receipt | None = None
+        """Of the channel that it goes over, as of when it began."""
         self.sent = False
         self.settled = False
         self.trailers: list[tuple[bytes, bytes]] = []
@@ -136,7 +141,9 @@ class Exchange:
         elif not message.content:
             first += self._encoder.finish()
         self._uploading = True
-        lease.tunnel.asked()
+        tunnel = lease.tunnel
+        tunnel.asked()
+        self.receipt = tunnel.receipt
         if lease.link is not None:
             self._stream = lease.link.stream
             self._pending = memoryview(first)
@@ -145,12 +152,10 @@ class Exchange:
             return
         piece, self._pending = first_piece(first)
         try:
-            self._stream = await start_stream(
-                self.io, lease.tunnel.core, piece, self._timeouts.pool
-            )
+            self._stream = await start_stream(self.io, tunnel.core, piece, self._timeouts.pool)
         except (ConnectionClosed, StateError) as error:
             # It may look open for a moment longer.
-            lease.tunnel.broken = True
+            tunnel.broken = True
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
             raise

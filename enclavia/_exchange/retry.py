@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, cast
 
 import httpx2
 
-from .._arguments import value_shown, whole
+from .._arguments import is_async, value_shown, whole
 from .._errors import ConnectionClosed, ServerError
 
 __all__ = ["IDEMPOTENT", "Attempt", "Retries", "RetryPolicy", "checked_retries"]
@@ -66,9 +66,7 @@ def _method(method: object) -> str:
 def _check_decision(decide: Callable[..., object]) -> None:
     """Of an async function the answer would be a coroutine, which is true: a request that must not
     be repeated would be."""
-    if inspect.iscoroutinefunction(decide) or inspect.iscoroutinefunction(
-        getattr(decide, "__call__", None)  # noqa: B004 - the method itself is looked at
-    ):
+    if is_async(decide):
         raise TypeError("retries: expected f(request, error) -> bool, got an async function")
     try:
         signature = inspect.signature(decide)

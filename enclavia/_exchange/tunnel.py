@@ -1,16 +1,23 @@
 """What the pool lends: a channel, and a stream that was kept for another request.
 
-Decides when a channel on which nothing comes is given up. Calls: _identity, _io. Locks: ``_lock``,
-around the bytes of closed channels.
+Decides when a channel on which nothing comes is given up. Calls: _identity, _io, _trust. Locks:
+``_lock``, around the bytes of closed channels.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .._identity.pins import PinTuples
 from .._io.face import now
 from .._io.local import AnyChannel, AnyStream
+from .renewal import renew_at
+
+if TYPE_CHECKING:
+    from .._trust.receipts import Receipt
 
 __all__ = ["IdleStream", "Traffic", "Tunnel"]
 # From when on a deadline that passed without a record from the enclave is held against the channel.
@@ -44,6 +51,13 @@ class Tunnel:
         self.core = core
         self.pins = pins
         self.broken = False
+        self.receipt: Receipt | None = None
+        """Of its newest document; None while none was verified."""
+        self.verified_at = 0.0
+        self.renew_at = self.ends_at = math.inf
+        """When its next document is asked for, and when the certificates of this one end. By the
+        clock that goes on while the machine sleeps; never in debug mode."""
+        self._turn: list[None] = [None]
         self._past = past
         self._counted = False
         self._heard = -1
@@ -52,6 +66,29 @@ class Tunnel:
     @property
     def alive(self) -> bool:
         return not self.broken and self.core.state == "open"
+
+    def certified(
+        self, receipt: Receipt, raw: Mapping[str, Any], verified_at: float, jitter: float
+    ) -> None:
+        """A document of its was verified. ``jitter``: see :func:`renew_at`."""
+        self.receipt = receipt
+        self.verified_at = verified_at
+        until: int | None = raw["valid_until"]
+        if until is not None:
+            left = float(until - raw["verified_at"])
+            self.ends_at = verified_at + left
+            self.renew_at = renew_at(verified_at, left, jitter)
+
+    def take_turn(self) -> bool:
+        """For who asks for a fresh document; False where another does. To be given back."""
+        try:
+            self._turn.pop()  # by one thread alone
+        except IndexError:
+            return False
+        return True
+
+    def give_turn(self) -> None:
+        self._turn.append(None)
 
     def asked(self) -> None:
         """Something is expected to come from now on."""

@@ -1,7 +1,7 @@
 """``Forwarder`` and ``AsyncForwarder``: the forwarder's thread, and what is asked of it.
 
 Decides when the thread begins and ends. Calls: _arguments, _channel, _client, _errors, _exchange,
-_identity, _io, _public. Locks: none of threads; the path's file lock.
+_identity, _io, _public, _trust. Locks: none of threads; the path's file lock.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .sockets import PathLock
 
 if TYPE_CHECKING:
     from .._identity.pins import Pins
+    from .._trust.receipts import Receipt
     from .server import Listeners, Server
 
 __all__ = ["AsyncForwarder", "Forwarder"]
@@ -191,6 +192,11 @@ class _ForwarderBase:
     def attestation(self) -> Attestation:
         """What was verified when the newest channel was opened."""
         return self._expect_running().server.engine.attestation()
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        """Of each document that its channels verified, the newest last; at most 64."""
+        return self._expect_running().server.engine.receipts()
 
     @property
     def stats(self) -> Stats:

@@ -330,7 +330,7 @@ class Server:
     async def _document(self, tunnel: Tunnel) -> _core.RawAttestation:
         at, raw = self._attested.get(tunnel) or (now(), tunnel.core.attestation())
         if now() - at > _DOCUMENT_AGE and isinstance(tunnel.core, _core.Channel):
-            fresh = await self.io.attest(tunnel.core, 10.0)
+            fresh = await self.connections.attest(tunnel, 10.0)
             if fresh is not None:
                 at, raw = now(), fresh
                 self._identities.pop(tunnel, None)

@@ -57,6 +57,9 @@ class Attestation:
     form: str
     verified_at: datetime
     document: bytes
+    valid_until: datetime | None = None
+    """When the first certificate of its chain ends, which is in practice the enclave's own, about
+    three hours after it was made. None in debug mode, where no certificate was judged."""
 
     @classmethod
     def _from_raw(cls, raw: Mapping[str, Any]) -> Attestation:
@@ -72,6 +75,7 @@ class Attestation:
             form=raw["form"],
             verified_at=_EPOCH + timedelta(seconds=raw["verified_at"]),
             document=raw["document"],
+            valid_until=_moment(raw["valid_until"]),
         )
 
     @property
@@ -91,6 +95,8 @@ class Attestation:
             ("timestamp", self.timestamp.isoformat(sep=" ", timespec="seconds")),
             ("verified at", self.verified_at.isoformat(sep=" ", timespec="seconds")),
         ]
+        if self.valid_until is not None:
+            rows.append(("valid until", self.valid_until.isoformat(sep=" ", timespec="seconds")))
         measured = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
         rows += [(f"PCR{index}", value.hex()) for index, value in measured.items()]
         if self.user_data is not None:
@@ -121,6 +127,10 @@ class Attestation:
             for name, value in self._rows()
         )
         return f"<table><caption>Enclave attestation</caption>{cells}</table>"
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
 
 
 def _restore(state: dict[str, Any]) -> Attestation:

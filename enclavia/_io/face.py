@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 import httpx2
 
@@ -104,6 +104,9 @@ class Io(Protocol[W]):
     Whatever a wait has asked for in the C core is taken back by it, however it ends.
     """
 
+    awaits: ClassVar[bool]
+    """Whether it suspends, so that functions of the caller's may be async."""
+
     def loop(self) -> object | None:
         """What lives as long as the event loop that runs here, and is one for each; None in a
         thread without."""
@@ -130,6 +133,12 @@ class Io(Protocol[W]):
         """All of data. Raises WriteTimeout."""
 
     async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool: ...
+    async def tell(
+        self, function: Callable[[Any], object], value: object, timeout: float | None
+    ) -> bool:
+        """Calls a function of the caller's, to its end. False where one that is awaited did not
+        come to it in time; one that blocks cannot be broken off. Raises what it raises."""
+
     def body_of(self, request: httpx2.Request) -> Any:  # noqa: ANN401 - of the kind it can step
         """The request's body. Raises TypeError where it is of the other kind."""
 

@@ -14,9 +14,10 @@ import abc
 import asyncio
 import collections
 import functools
+import inspect
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -24,7 +25,7 @@ import anyio.to_thread
 import httpx2
 
 from .. import _core
-from .._arguments import byte_view
+from .._arguments import byte_view, is_async
 from .._errors import PoolTimeout, ReadTimeout, StateError, WriteTimeout
 from .face import (
     SHORTEST,
@@ -286,6 +287,8 @@ class LoopIo:
     """Waiting, as a task does it: the event loop goes on meanwhile. An operation is tried first,
     and only what would wait registers for being told."""
 
+    awaits: ClassVar = True
+
     def loop(self) -> LoopHub | None:
         try:
             return loop_hub()
@@ -398,6 +401,22 @@ class LoopIo:
             lambda notifier, token: stream.notify(what, notifier, token), timeout
         )
 
+    async def tell(
+        self, function: Callable[[Any], object], value: object, timeout: float | None
+    ) -> bool:
+        """One that blocks runs in a thread, so that the loop goes on meanwhile; after ``timeout``
+        nobody waits for its end any more."""
+        with anyio.move_on_after(timeout):
+            if is_async(function):
+                result = function(value)
+            else:
+                done = await self.call(_wrapped, function, value, timeout=None)
+                result = None if done is None else done[0]
+            if inspect.isawaitable(result):
+                await result
+            return True
+        return False
+
     def body_of(self, request: httpx2.Request) -> httpx2.AsyncByteStream:
         if not isinstance(request.stream, httpx2.AsyncByteStream):
             raise TypeError(expected_body(request, "async"))
@@ -439,6 +458,11 @@ class LoopIo:
         with anyio.move_on_after(timeout):
             return await fetch(wanted)
         return None
+
+
+def _wrapped(function: Callable[[Any], object], value: object) -> tuple[object]:
+    """Told apart from no result at all."""
+    return (function(value),)
 
 
 async def run_blocking(call: Callable[..., object], *arguments: object) -> None:

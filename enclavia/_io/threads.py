@@ -9,12 +9,13 @@ destructor waits in the middle of another wait. Calls: _core, _errors. Locks: no
 
 from __future__ import annotations
 
+import inspect
 import os
 import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import httpx2
 
@@ -91,6 +92,8 @@ def thread_hub() -> ThreadHub:
 class ThreadIo:
     """Waiting, as a thread does it: by blocking."""
 
+    awaits: ClassVar = False
+
     def loop(self) -> None:
         return None
 
@@ -162,6 +165,19 @@ class ThreadIo:
         return thread_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token), timeout
         )
+
+    async def tell(
+        self, function: Callable[[Any], object], value: object, timeout: float | None
+    ) -> bool:
+        result = function(value)
+        if inspect.isawaitable(result):  # nothing of it would ever run
+            if inspect.iscoroutine(result):
+                result.close()
+            raise TypeError(
+                "expected a plain function, because this client blocks, got one that returned an "
+                f"awaitable ({type(result).__name__}): an async client awaits it"
+            )
+        return True
 
     def body_of(self, request: httpx2.Request) -> httpx2.SyncByteStream:
         if not isinstance(request.stream, httpx2.SyncByteStream):

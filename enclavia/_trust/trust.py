@@ -7,17 +7,18 @@ use the channel. In a pool only the connector runs them, and the others wait for
 a connection. A step may be broken off at any place and run again by another caller. None is called
 with a lock held.
 
-Decides which pins are in force. Calls: _core, _errors, _identity, _io. Locks: none.
+Decides which pins are in force. Calls: _errors, _identity, _io. Locks: none.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from .. import _core
 from .._errors import PcrMismatch, UpgradeChainError
 from .._identity.pins import PinTuples
 from .._io.face import Io
+from .hook import tell
+from .receipts import Receipt
 from .upgrades import Follower, Upgrades
 
 __all__ = ["MOST_FOLLOWED", "Trust", "TrustSettings"]
@@ -94,9 +95,11 @@ class Trust:
     async def verified(
         self,
         io: Io[Any],
-        raw: _core.RawAttestation,
-        handshake_hash: bytes,
+        receipt: Receipt,
         deadline: float | None,
     ) -> None:
         """After a document was verified, and before anything else may use its channel. Raising an
-        EnclaviaError refuses the channel."""
+        EnclaviaError refuses the channel: AttestationRefused is the caller's own refusal."""
+        on_attestation = self._settings.on_attestation
+        if on_attestation is not None:
+            await tell(io, on_attestation, receipt, self, deadline)

@@ -470,6 +470,19 @@ JSON_TEXT = [
 ]
 
 
+def no_parameter() -> None:
+    pass
+
+
+ON_ATTESTATION = [
+    *(Row(value, TypeError) for value in (0, 5, True, "", "f", b"", [], SURROGATE, object())),
+    Row(no_parameter, TypeError, "got one that takes ()"),
+    Row(decide_later, TypeError, "got one that takes (request"),
+    Row(lambda receipt, other: None, TypeError, "got one that takes (receipt, other)"),
+    Row(lambda *, receipt: None, TypeError, "got one that takes (*, receipt)"),
+]
+
+
 CHANNEL = {
     "url": URL,
     "pcrs": PCRS,
@@ -482,6 +495,7 @@ CHANNEL = {
     "proxy": PROXY,
     "max_in_flight": IN_FLIGHT,
     "keepalive": KEEPALIVE,
+    "on_attestation": ON_ATTESTATION,
 }
 
 

@@ -123,6 +123,7 @@ class _Attestation(Structure):
         ("user_data", Slice),
         ("nonce", Slice),
         ("verified_at", c_int64),
+        ("valid_until", c_int64),
     ]
 
 
@@ -170,6 +171,7 @@ class Attestation:
     user_data: bytes | None
     nonce: bytes | None
     verified_at: int
+    valid_until: int
 
 
 class AttestError(Exception):
@@ -348,6 +350,7 @@ def _copy(a: Any) -> Attestation:
         user_data=_bytes_of(a.user_data),
         nonce=_bytes_of(a.nonce),
         verified_at=a.verified_at,
+        valid_until=a.valid_until,
     )
 
 

@@ -17,13 +17,14 @@ class Core:
     """As ``_core.Channel``: open at once, or failed where it is given an error."""
 
     records_in = 0
+    handshake_hash = b""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.state = "open" if error is None else "failed"
 
     def attestation(self) -> dict[str, object]:
-        return {"form": "stub", "module_id": ""}
+        return {"form": "stub", "module_id": "", "valid_until": None}
 
     def stats(self) -> dict[str, int]:
         return {"bytes_in": 0, "bytes_out": 0}
@@ -55,6 +56,12 @@ class Config:
         self.reach = reach
 
     def trust(self) -> None:
+        return None
+
+    def expect_blocking(self) -> None:
+        pass
+
+    def receipt(self, raw: object, handshake_hash: bytes, pins: None) -> None:
         return None
 
 

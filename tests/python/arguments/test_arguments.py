@@ -27,6 +27,7 @@ from argument_rows import (
     FAULTS,
     FLAG,
     FORWARDER,
+    HUGE,
     JSON_TEXT,
     LEEWAY,
     NONCE,
@@ -46,6 +47,7 @@ from argument_rows import (
     WAIT,
     WRITABLE,
     Row,
+    no_whole_number,
 )
 from support import HANG
 
@@ -106,6 +108,17 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "allow_rollback": FLAG,
         "debug_mode": FLAG,
         "clock_leeway": LEEWAY,
+    },
+    "enclavia.Receipt.from_json": {
+        "line": [Row(value, TypeError, "str or bytes") for value in (None, 5, True, [], Path("x"))]
+    },
+    "enclavia.Receipts": {
+        "path": [*PATH, Row(None, TypeError), Row(b"/etc/hosts", TypeError, "got bytes")],
+        "max_bytes": [*no_whole_number(True), Row(4095, ValueError), Row(-HUGE, ValueError)],
+        "keep": [*no_whole_number(True), Row(-1, ValueError, "got -1"), Row(-HUGE, ValueError)],
+    },
+    "enclavia.Receipts.append": {
+        "receipt": [Row(value, TypeError) for value in (None, 5, True, "", "{}", b"{}", {})]
     },
     "enclavia.testing.LocalEnclave": ENCLAVE,
     "enclavia.requests.EnclaveAdapter": TRANSPORT,
@@ -201,6 +214,7 @@ REASONS = {
     "enclavia.AsyncChannel": BY_CONNECT,
     "enclavia.Stream": BY_CONNECT,
     "enclavia.AsyncStream": BY_CONNECT,
+    "enclavia.Receipt.verify": "as verify_attestation: test_arguments_taken.py",
     "enclavia.Attestation": "a result; nothing is decided by one that a user made",
     "enclavia.EnclaveTransport.handle_request": BY_LIBRARY,
     "enclavia.AsyncEnclaveTransport.handle_async_request": BY_LIBRARY,
@@ -263,6 +277,13 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
     if method == "verify_upgrade_chain":
         given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": "0" * 32, name: value}
         return lambda: function(given.pop("row"), given.pop("links"), **given)
+    if call.startswith("enclavia.Receipt"):
+        if method == "Receipts":
+            own = {"path": "/no/such/folder/receipts", name: value}
+            return lambda: function(own.pop("path"), **own)
+        if method == "append":
+            return lambda: enclavia.Receipts("/no/such/folder/receipts").append(value)
+        return lambda: function(value)
     if method == "EnclaveSession":
         return lambda: function(value)
     given = {"url": "wss://e.example", "pcrs": PINS, name: value}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import enclave_peer
 import httpx
 import httpx2
 import pytest
@@ -24,7 +25,9 @@ from argument_rows import (
     HUGE,
     NAN,
     NOWHERE,
+    PCRS,
     PINS,
+    ROOT,
     TIMEOUT,
     WAIT,
     Index,
@@ -33,6 +36,7 @@ from argument_rows import (
     Text,
     Whole,
 )
+from receipts_made import made
 from support import HANG, byte_enclave
 
 import enclavia
@@ -102,6 +106,20 @@ def test_timeouts_of_a_session(value: Any) -> None:
         call = functools.partial(session.get, session.base_url, timeout=value)
         refused(call, "timeout", Row(value, ValueError))
         assert session._adapter.stats.connects == 0
+
+
+# ---- receipts
+
+
+def test_of_a_receipt_that_is_verified() -> None:
+    receipt = made()
+    for name, rows in (("root", ROOT), ("pcrs", PCRS)):
+        own = {"root": enclave_peer.root()}
+        all_refused(
+            lambda value, name=name, own=own: lambda: receipt.verify(**{**own, name: value}),
+            name,
+            rows,
+        )
 
 
 # ---- what is inside a domain

@@ -55,7 +55,7 @@ def options(command: click.Command) -> set[str]:
 
 
 UPGRADES = {"--trust-upgrades", "--backend", "--high-water", "--allow-rollback"}
-CONNECTING = {"--pcrs", "--root", "--ca-file", "--proxy", "--timeout", *UPGRADES}
+CONNECTING = {"--pcrs", "--root", "--ca-file", "--proxy", "--receipts", "--timeout", *UPGRADES}
 REQUESTS = ["get", "post", "put", "patch", "delete", "head"]
 
 
@@ -81,6 +81,7 @@ def test_every_command_is_documented() -> None:
         "attestation verify",
         "pcrs",
         "chain verify",
+        "receipts verify",
         "forward",
     }
     assert named == titles | {"doctor"}
@@ -98,6 +99,7 @@ def test_options_are_those_of_the_program() -> None:
     documents = of["attestation verify"] | of["attestation show"]
     assert listed("attestation") == documents
     assert of["attestation verify"] - of["attestation show"] == {"--pcrs", "--nonce"}
+    assert listed("receipts") == of["receipts verify"]
     assert set(re.findall(r"`(--[\w-]+)`", section("pcrs"))) == of["pcrs"]
     assert listed("chain") == of["chain verify"]
     assert set(re.findall(r"`(--[\w-]+)`", section("doctor"))) == of["doctor"] - CONNECTING

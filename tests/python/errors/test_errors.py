@@ -52,6 +52,8 @@ CLASSES = [
         (enclavia.SignatureError, enclavia.AttestationError),
         (enclavia.NonceMismatch, enclavia.AttestationError),
         (enclavia.PcrMismatch, enclavia.AttestationError),
+        (enclavia.AttestationRefused, enclavia.AttestationError),
+        (enclavia.ReceiptError, enclavia.AttestationError),
         (enclavia.UpgradeRejected, enclavia.ConnectError),
         (enclavia.ForkedError, enclavia.StateError),
     ],
@@ -75,6 +77,17 @@ def test_message_and_copies(cls: type[Any]) -> None:
         assert {name: value for name, value in vars(twin).items() if name != "_request"} == {
             name: value for name, value in vars(error).items() if name != "_request"
         }
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_copy_has_the_cause(cls: type[Any]) -> None:
+    """Each of several requests that wait for one connection is told why it failed by a copy."""
+    why = LookupError("why")
+    try:
+        raise cls("expected this, got that") from why
+    except enclavia.EnclaviaError as error:
+        assert copy.copy(error).__cause__ is why
+        assert pickle.loads(pickle.dumps(error)).__cause__ is None
 
 
 def test_detail_survives_pickling() -> None:

@@ -208,6 +208,25 @@ async def the_backend_does_not_show_the_enclave(kind: str) -> None:
     await upgraded(kind, BackendFault.PRIVATE)
 
 
+@provokes("AttestationRefused", retryable=False)
+async def refused_by_the_caller(kind: str) -> None:
+    def refuse(receipt: enclavia.Receipt) -> None:
+        raise LookupError("unknown")
+
+    with byte_enclave(answering(ok())) as (enclave, _):
+        await connect_to(kind, enclave.url, **keywords(enclave, on_attestation=refuse))
+
+
+@provokes("AttestationRefused", retryable=True)
+async def refused_for_now(kind: str) -> None:
+    def refuse(receipt: enclavia.Receipt) -> None:
+        raise enclavia.ConnectError("the ledger does not answer")
+
+    with byte_enclave(answering(ok())) as (enclave, _):
+        options = keywords(enclave, on_attestation=refuse, **of(kind, **once))
+        await connect_to(kind, enclave.url, **options)
+
+
 # -- exchanging
 
 
@@ -383,6 +402,11 @@ async def in_a_forked_child(kind: str) -> None:
             with open(reader) as pipe:
                 told = json.loads(pipe.read())
             raise getattr(enclavia, told["name"])("in the child", retryable=told["retryable"])
+
+
+@provokes("ReceiptError", retryable=False, kinds=("Channel",))
+async def no_receipt(kind: str) -> None:
+    enclavia.Receipt.from_json("{}")
 
 
 @provokes("DebugModeWarning", retryable=False)

@@ -110,6 +110,14 @@ def in_a_file(name: str) -> Callable[[Path], object]:
     return make
 
 
+def allow(receipt: enclavia.Receipt) -> None:
+    pass
+
+
+def allow_too(receipt: enclavia.Receipt) -> None:
+    pass
+
+
 # Values of each option no two of which may share a channel. A function makes its value with a
 # folder for files.
 UNLIKE: dict[str, list[Any]] = {
@@ -139,6 +147,13 @@ UNLIKE: dict[str, list[Any]] = {
     "max_channels": [2, 1],
     "max_in_flight": [64, 1],
     "keepalive": [20, None, 5],
+    "on_attestation": [
+        None,
+        allow,
+        allow_too,
+        enclavia.Receipts("/no/one"),
+        enclavia.Receipts("/no/two"),
+    ],
     "limits": [
         None,
         httpx2.Limits(max_connections=3),

@@ -74,8 +74,8 @@ PYTHON_LAYERS = {
     "_trust": {"_identity", "_io"},
     "_channel": {"_identity", "_io", "_trust"},
     "_exchange": {"_identity", "_io", "_trust", "_channel", "_http1", "_pool"},
-    "_client": {"_identity", "_io", "_channel", "_http1", "_pool", "_exchange"},
-    "_forward": {"_identity", "_io", "_channel", "_pool", "_exchange", "_client"},
+    "_client": {"_identity", "_io", "_trust", "_channel", "_http1", "_pool", "_exchange"},
+    "_forward": {"_identity", "_io", "_trust", "_channel", "_pool", "_exchange", "_client"},
 }
 # What is public, and the modules that are no part of a package.
 PYTHON_FACES = {"__init__", "__main__", "httpx", "requests"}

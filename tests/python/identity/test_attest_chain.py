@@ -59,6 +59,16 @@ def test_validity_includes_its_last_and_first_second() -> None:
 
 
 @pytest.mark.parametrize("index", range(5))
+def test_valid_until_is_the_first_end_in_the_chain(index: int) -> None:
+    """Whichever certificate's it is, also where the links are known already."""
+    soon = NOW + timedelta(minutes=7)
+    p = chain_with(index, not_after=soon)
+    for _ in range(2):
+        a = verify(document_of(p).encode(), p)
+        assert a.valid_until == AT + 7 * 60
+
+
+@pytest.mark.parametrize("index", range(5))
 def test_clock_leeway_is_for_the_beginning_of_the_leaf_alone(index: int) -> None:
     def in_seconds(n: int) -> datetime:
         return NOW + timedelta(seconds=n)

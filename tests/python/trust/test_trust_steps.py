@@ -13,6 +13,7 @@ import enclavia
 from enclavia._channel.config import ChannelConfig
 from enclavia._identity.pins import PinTuples, pin_tuples
 from enclavia._io.face import Io, now
+from enclavia._trust.receipts import Receipt
 from enclavia._trust.trust import MOST_FOLLOWED, Trust
 from enclavia.testing import LocalEnclave
 
@@ -51,8 +52,8 @@ class Scripted(Trust):
         self.in_force = answer
         return True
 
-    async def verified(self, io: Io[Any], raw: Any, handshake_hash: bytes, deadline: Any) -> None:
-        assert raw["nonce"] == handshake_hash
+    async def verified(self, io: Io[Any], receipt: Receipt, deadline: Any) -> None:
+        assert receipt.attestation.nonce == receipt.handshake_hash
         self._take("verified")
 
 

@@ -1,0 +1,461 @@
+"""Long-lived channels: a fresh document before the certificates of the last one end, and what
+becomes of a channel that gives none. The clock is the test's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import pytest
+from forked import in_child
+from hypothesis import given
+from hypothesis import strategies as st
+from support import (
+    HANG,
+    KINDS,
+    ByteServer,
+    Connection,
+    Face,
+    byte_enclave,
+    eventually,
+    keywords,
+    ok,
+    with_client,
+)
+
+import enclavia
+from enclavia import Receipt
+from enclavia._exchange import connections as connections_module
+from enclavia._exchange.renewal import renew_at
+from enclavia._io import face
+from enclavia.testing import Fault, LocalEnclave
+from enclavia.testing._pki import mint
+
+HOURS = 3600.0
+
+
+class Clock:
+    """That of the client; certificates are judged by the machine's."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self._now = face.now
+
+    def __call__(self) -> float:
+        return self._now() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    real = face.now
+    for name, module in list(sys.modules.items()):
+        if name.startswith("enclavia.") and getattr(module, "now", None) is real:
+            monkeypatch.setattr(module, "now", made)
+    assert connections_module.now is made
+    return made
+
+
+def script(connection: Connection) -> None:
+    """``/hold`` begins an answer that ends when the client gives it up: the channel is in use."""
+    while True:
+        head, _ = connection.request()
+        if head.startswith(b"GET /hold"):
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            connection.wait_closed(HANG)
+            return
+        connection.send(ok())
+
+
+@pytest.fixture
+def place() -> Iterator[tuple[LocalEnclave, ByteServer]]:
+    with byte_enclave(script, idle_timeout=1e6) as made:
+        yield made
+
+
+Place = tuple[LocalEnclave, ByteServer]
+
+
+def tunnel_of(client: Any) -> Any:
+    (tunnel,) = client._enclave._engine.pool.handles()
+    return tunnel
+
+
+def until_due(clock: Clock, client: Any) -> None:
+    clock.ahead += tunnel_of(client).renew_at - clock() + 1
+
+
+def until_ended(clock: Clock, client: Any) -> None:
+    clock.ahead += tunnel_of(client).ends_at - clock() + 1
+
+
+@contextlib.contextmanager
+def held(enclave: LocalEnclave, **options: Any) -> Iterator[Any]:
+    """A blocking client with a channel that is in use, so that it does not end for being idle."""
+    with (
+        enclavia.Client(enclave.url, **keywords(enclave, **options)) as client,
+        client.stream("GET", "/hold") as response,
+    ):
+        pieces = response.iter_raw()
+        assert next(pieces) == b"hello"
+        yield client
+        del pieces  # not before: its end would be the answer's
+
+
+# ---------------------------------------------------------------------------------------------
+# The moment
+
+
+def test_when() -> None:
+    assert renew_at(0.0, 3 * HOURS, 0.0) == 3 * HOURS - 600
+    assert renew_at(0.0, 3 * HOURS, 1.0) == 3 * HOURS - 120
+    assert renew_at(100.0, 40.0, 0.0) == 130.0
+    assert renew_at(100.0, 40.0, 1.0) == 138.0
+    assert renew_at(100.0, 0.0, 0.5) == 100.0
+
+
+@given(
+    left=st.floats(0, 30 * 365 * 24 * HOURS),
+    jitter=st.floats(0, 1),
+    present=st.floats(0, 1e9),
+)
+def test_it_is_before_the_end_and_not_at_once(left: float, jitter: float, present: float) -> None:
+    moment = renew_at(present, left, jitter)
+    assert present <= moment <= present + left
+    assert moment >= present + 0.75 * left - 1e-6 * (present + left)
+    # In AWS's practice the next certificate is there by then.
+    assert moment >= present + left - 15 * 60
+    if left > 1e-3 and jitter > 1e-3:
+        assert moment >= renew_at(present, left, 0.0)
+
+
+@given(jitters=st.lists(st.floats(0, 1), min_size=60, max_size=60))
+def test_a_certificate_that_is_not_replaced_is_not_asked_about_without_end(
+    jitters: list[float],
+) -> None:
+    left = 3 * HOURS
+    asked = 0
+    for jitter in jitters:
+        left -= renew_at(0.0, left, jitter)
+        left = float(int(left))  # as seconds of certificates are whole
+        asked += 1
+        if left == 0:
+            break
+    assert left == 0
+    assert asked < 40
+
+
+# ---------------------------------------------------------------------------------------------
+# What happens then
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_document_on_the_same_channel(kind: str, place: Place, clock: Clock) -> None:
+    enclave, _ = place
+    told: list[Receipt] = []
+
+    async def case(client: Face) -> None:
+        async with client.stream("GET", "/hold"):
+            first = await client.get("/")
+            clock.ahead += tunnel_of(client.client).renew_at - clock() - 60
+            assert (await client.get("/")).extensions["enclavia"] is told[0]
+            assert enclave.stats()["attestations_total"] == 1
+            clock.ahead += 61
+            after = await client.get("/")
+            assert enclave.stats()["attestations_total"] == 2
+            assert [receipt.reason for receipt in told] == ["connect", "fresh"]
+            assert client.client.receipts == tuple(told)
+            assert first.extensions["enclavia"] is told[0]
+            assert after.extensions["enclavia"] is told[1]
+            assert told[0].handshake_hash == told[1].handshake_hash
+            assert client.client.attestation == told[1].attestation
+            stats = client.client.stats
+            assert (stats.connects, stats.reattestations) == (1, 1)
+            # And again before the end of the new one.
+            await client.get("/")
+            assert client.client.stats.reattestations == 1
+            until_due(clock, client.client)
+            await client.get("/")
+            assert client.client.stats.reattestations == 2
+            told[2].verify(root=enclave.root, pcrs=enclave.pcrs)
+
+    with_client(kind, enclave, case, on_attestation=told.append)
+
+
+def test_a_certificate_of_a_chain_that_ends_first(place: Place, clock: Clock) -> None:
+    """Not only the enclave's own."""
+    from enclavia.testing._pki import specs
+
+    enclave, _ = place
+    chain = specs()
+    soon = chain[0].not_before + timedelta(minutes=40)
+    chain[2] = dataclasses.replace(chain[2], not_after=soon)
+    enclave.set_identity(pki=mint(chain=chain))
+    with held(enclave) as client:
+        assert client.attestation.valid_until == soon
+        clock.ahead += 38.8 * 60
+        client.get("/")
+        assert client.stats.reattestations == 1
+
+
+def test_one_asks_and_the_others_go_on(place: Place, clock: Clock) -> None:
+    enclave, _ = place
+    asking, go = threading.Event(), threading.Event()
+
+    def hook(receipt: Receipt) -> None:
+        if receipt.reason == "fresh":
+            asking.set()
+            assert go.wait(HANG)
+
+    with held(enclave, on_attestation=hook) as client:
+        (first,) = client.receipts
+        until_due(clock, client)
+        got: list[Any] = []
+        thread = threading.Thread(target=lambda: got.append(client.get("/")))
+        thread.start()
+        assert asking.wait(HANG)
+        for _ in range(3):
+            assert client.get("/").extensions["enclavia"] is first
+        go.set()
+        thread.join(HANG)
+        assert got[0].extensions["enclavia"] is client.receipts[1]
+        assert client.stats.reattestations == 1
+        assert client.get("/").extensions["enclavia"] is client.receipts[1]
+
+
+@pytest.fixture
+def no_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """From its call on there is none to what is asked on an open channel; once the client has
+    noticed that, there is one again for who connects."""
+    enclave, _ = place
+    monkeypatch.setattr(connections_module, "RENEWAL_WAIT", 0.2)
+
+    class Mend(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "no fresh document" in record.getMessage():
+                enclave.set_faults()
+
+    handler = Mend(logging.WARNING)
+    logger = logging.getLogger("enclavia")
+    logger.addHandler(handler)
+    yield lambda: enclave.set_faults(Fault.SILENT_ATTESTATION)
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_none_comes_the_request_connects_anew(
+    kind: str, place: Place, clock: Clock, no_answer: Callable[[], None]
+) -> None:
+    enclave, _ = place
+
+    async def case(client: Face) -> None:
+        async with client.stream("GET", "/hold"):
+            (first,) = client.client.receipts
+            no_answer()
+            until_due(clock, client.client)
+            after = await client.get("/")
+            second = client.client.receipts[-1]
+            assert after.extensions["enclavia"] is second
+            assert second.reason == "connect"
+            assert second.handshake_hash != first.handshake_hash
+            stats = client.client.stats
+            assert (stats.connects, stats.reattestations) == (2, 0)
+
+    with_client(kind, enclave, case)
+
+
+def test_one_that_does_not_verify(place: Place, clock: Clock) -> None:
+    """Ends the channel, and the request meets the same enclave where it connects anew."""
+    enclave, server = place
+    with held(enclave) as client:
+        until_due(clock, client)
+        taken = len(server.connections)
+        root, own = enclave.root, mint()
+        enclave.set_identity(pki=own)
+        with pytest.raises(enclavia.CertificateError):
+            client.get("/")
+        assert len(server.connections) == taken
+        assert len(client.receipts) == 1
+        assert (client.stats.channels, client.stats.reattestations) == (0, 0)
+        assert root != own.root_pem
+
+
+def test_another_image_meanwhile(place: Place, clock: Clock) -> None:
+    """Who pins both goes on with the other one, and its receipt says which."""
+    enclave, _ = place
+    before = enclave.pcrs
+    after = enclavia.Pcrs(pcr0=b"\x71" * 48, pcr1=b"\x72" * 48, pcr2=b"\x73" * 48)
+    with held(enclave, pcrs=[before, after]) as client:
+        enclave.set_identity(pcrs=after)
+        until_due(clock, client)
+        got = client.get("/").extensions["enclavia"]
+        assert got.reason == "fresh"
+        assert got.attestation.pcrs[0] == after.pcr0
+        assert client.receipts[0].attestation.pcrs[0] == before.pcr0
+    with held(enclave, pcrs=after) as client:
+        enclave.set_identity(pcrs=before)
+        until_due(clock, client)
+        with pytest.raises(enclavia.PcrMismatch):
+            client.get("/")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_the_end_the_channel_is_not_used(kind: str, place: Place, clock: Clock) -> None:
+    """As where the machine slept. Nothing is asked on it, and who reads from it reads on."""
+    enclave, _ = place
+
+    async def case(client: Face) -> None:
+        async with client.stream("GET", "/hold") as old:
+            until_ended(clock, client.client)
+            asked = enclave.stats()["attestations_total"]
+            after = await client.get("/")
+            assert enclave.stats()["attestations_total"] == asked + 1
+            assert after.extensions["enclavia"] is client.client.receipts[-1]
+            assert client.client.receipts[-1].reason == "connect"
+            assert (client.client.stats.connects, client.client.stats.reattestations) == (2, 0)
+            pieces = old.raw()
+            assert await anext(pieces) == b"hello"
+
+    with_client(kind, enclave, case)
+
+
+def test_a_refused_fresh_document_closes_the_channel(place: Place, clock: Clock) -> None:
+    enclave, server = place
+
+    def only_new_channels(receipt: Receipt) -> None:
+        if receipt.reason == "fresh":
+            raise LookupError("no more")
+
+    with (
+        enclavia.Client(
+            enclave.url, **keywords(enclave, on_attestation=only_new_channels)
+        ) as client,
+        client.stream("GET", "/hold") as response,
+    ):
+        pieces = response.iter_raw()
+        assert next(pieces) == b"hello"
+        until_due(clock, client)
+        taken = len(server.connections)
+        with pytest.raises(enclavia.AttestationRefused, match="no more"):
+            client.get("/")
+        assert len(server.connections) == taken
+        with pytest.raises((enclavia.ConnectionClosed, enclavia.StateError)):
+            next(pieces)
+        assert client.get("/").extensions["enclavia"] is client.receipts[-1]
+        assert [receipt.reason for receipt in client.receipts] == ["connect", "connect"]
+
+
+def test_a_client_that_may_not_connect_again(
+    place: Place, clock: Clock, no_answer: Callable[[], None]
+) -> None:
+    """Asks also after the end, because that channel is all there will be."""
+    enclave, _ = place
+    with held(enclave, auto_reconnect=False) as client:
+        until_ended(clock, client)
+        assert client.get("/").extensions["enclavia"].reason == "fresh"
+        assert (client.stats.connects, client.stats.reattestations) == (1, 1)
+        no_answer()
+        until_due(clock, client)
+        with pytest.raises(enclavia.ReadTimeout):
+            client.get("/")
+        with pytest.raises(enclavia.ReconnectDisabled):
+            client.get("/")
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_given_up_while_it_asks(kind: str, place: Place, clock: Clock) -> None:
+    """The channel stays, nothing is left behind, and the next request asks."""
+    enclave, _ = place
+    asking: list[Receipt] = []
+
+    async def slow_at_first(receipt: Receipt) -> None:
+        if receipt.reason == "fresh":
+            asking.append(receipt)
+            if len(asking) == 1:
+                await anyio.sleep_forever()
+
+    async def case(client: Face) -> None:
+        async with client.stream("GET", "/hold"):
+            until_due(clock, client.client)
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.get, "/")
+                while not asking:
+                    await anyio.sleep(0.001)
+                group.cancel_scope.cancel()
+            assert client.client.stats.streams_active == 1
+            assert (await client.get("/")).extensions["enclavia"] is asking[1]
+            assert (client.client.stats.connects, client.client.stats.reattestations) == (1, 1)
+
+    with_client(kind, enclave, case, on_attestation=slow_at_first)
+
+
+@pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
+@pytest.mark.parametrize("mode", ["debug", "stub"])
+def test_in_debug_mode_nothing_ends(mode: str, clock: Clock) -> None:
+    with (
+        byte_enclave(script, mode=mode, idle_timeout=1e6) as (enclave, _),
+        held(enclave, debug_mode=True) as client,
+    ):
+        clock.ahead += 100 * 24 * HOURS
+        client.get("/")
+        assert enclave.stats()["attestations_total"] == 1
+        assert client.receipts[0].attestation.valid_until is None
+
+
+def test_a_forked_child_begins_with_a_document_of_its_own(place: Place, clock: Clock) -> None:
+    enclave, _ = place
+    with held(enclave) as client:
+        until_due(clock, client)
+        parent = client.receipts[0]
+
+        def child() -> None:
+            assert client.receipts == ()
+            got = client.get("/").extensions["enclavia"]
+            assert got.reason == "connect"
+            assert got.handshake_hash != parent.handshake_hash
+            assert client.stats.reattestations == 0
+
+        assert in_child(child) == 0
+        assert client.get("/").extensions["enclavia"].handshake_hash == parent.handshake_hash
+        assert client.stats.reattestations == 1
+
+
+def test_copies_that_share_a_channel(place: Place, clock: Clock) -> None:
+    enclave, _ = place
+    original = enclavia.Client(enclave.url, **keywords(enclave))
+    one, two = (pickle.loads(pickle.dumps(original)) for _ in range(2))
+    with one.stream("GET", "/hold"):
+        (tunnel,) = one._enclave._engine.pool.handles()
+        clock.ahead += tunnel.renew_at - clock() + 1
+        assert two.get("/").extensions["enclavia"] is one.receipts[1]
+        assert one.stats.reattestations == two.stats.reattestations == 1
+    one.close()
+    two.close()
+    original.close()
+
+
+def test_it_is_logged(
+    place: Place, clock: Clock, caplog: pytest.LogCaptureFixture, no_answer: Callable[[], None]
+) -> None:
+    enclave, _ = place
+    caplog.set_level(logging.INFO, "enclavia")
+    with held(enclave) as client:
+        caplog.clear()
+        until_due(clock, client)
+        client.get("/")
+        assert ["fresh document" in record.getMessage() for record in caplog.records] == [True]
+        no_answer()
+        caplog.clear()
+        until_due(clock, client)
+        client.get("/")
+        assert "no fresh document" in caplog.records[0].getMessage()
+        assert caplog.records[0].levelno == logging.WARNING
+    eventually(lambda: enclave.stats()["slots_open"] == 0)

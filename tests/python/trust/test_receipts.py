@@ -1,0 +1,298 @@
+"""Receipts: that they say what was checked, that they can be read again, and that none holds of
+which the document says something else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import enclave_peer
+import pytest
+from enclave_peer import PCRS, signed_document
+from json_schema import violations
+from receipts_made import HASH, OTHER, changed, made, with_id
+
+import enclavia
+from enclavia import Receipt
+from enclavia._trust.receipts import _SHAPE, RECEIPT_MAX, SCHEMA
+from enclavia.testing._pki import mint
+
+SCHEMA_FILE = Path(enclavia.__file__).parent / "schemas" / "receipt-1.json"
+LONG_AGO = datetime(2021, 5, 4, 3, 2, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def receipt() -> Receipt:
+    return made()
+
+
+def root() -> bytes:
+    return enclave_peer.root()
+
+
+def test_it_says_what_was_checked(receipt: Receipt) -> None:
+    said = receipt.as_dict()
+    assert said["schema"] == SCHEMA
+    assert said["checked"] == ["structure", "certificates", "signature", "nonce", "pcrs"]
+    assert said["handshake_hash"] == said["nonce"] == HASH.hex()
+    assert said["pins"] == [OTHER.as_dict(), PCRS.as_dict()]
+    assert {f"PCR{n}": value.hex() for n, value in receipt.attestation.pcrs.items()} == said["pcrs"]
+    assert said["verified_at"] == receipt.attestation.verified_at.isoformat()
+    assert said["valid_until"] == receipt.attestation.valid_until.isoformat()  # type: ignore[union-attr]
+    assert receipt.document == receipt.attestation.document
+    assert (receipt.enclave, receipt.via, receipt.reason) == (
+        "wss://enclave.example",
+        None,
+        "connect",
+    )
+    assert str(receipt).isascii() and "\n" not in str(receipt)
+    assert receipt.receipt_id[:8] in repr(receipt)
+
+
+def test_it_survives_text(receipt: Receipt) -> None:
+    line = str(receipt)
+    for again in (
+        Receipt.from_json(line),
+        Receipt.from_json(line.encode() + b"\n"),
+        Receipt.from_json(json.dumps(json.loads(line), indent=2, sort_keys=True)),
+        pickle.loads(pickle.dumps(receipt)),
+        copy.deepcopy(receipt),
+    ):
+        assert again == receipt
+        assert hash(again) == hash(receipt)
+        assert again.receipt_id == receipt.receipt_id
+        assert str(again) == line
+        assert again.verify(root=root()) == receipt.attestation
+    assert made(reason="fresh") != receipt
+    assert receipt != line
+    read = Receipt.from_json(line)
+    with pytest.raises(enclavia.StateError, match="verify"):
+        read.attestation  # noqa: B018 - raises
+
+
+def test_the_id_is_of_all_that_it_says(receipt: Receipt) -> None:
+    """By the rule that docs/receipts.md states, and of no other bytes."""
+    assert json.loads(with_id(json.loads(str(receipt))))["receipt_id"] == receipt.receipt_id
+    said = json.loads(str(receipt))
+    for name in said:
+        if name not in ("schema", "receipt_id"):
+            other = made(reason="fresh").as_dict()[name] if name == "reason" else "x"
+            with pytest.raises(enclavia.ReceiptError):
+                Receipt.from_json(json.dumps({**said, name: other}))
+
+
+def test_it_holds_years_later() -> None:
+    pki = mint(LONG_AGO)
+    old = made(at=LONG_AGO + timedelta(hours=1), pki=pki)
+    with pytest.raises(enclavia.CertificateError, match="expired"):
+        enclavia.verify_attestation(old.document, pcrs=PCRS, root=pki.root_pem)
+    again = Receipt.from_json(str(old)).verify(root=pki.root_der)
+    assert again.verified_at == LONG_AGO + timedelta(hours=1)
+    assert again.pcrs[0] == PCRS.pcr0
+
+
+def test_a_time_at_which_it_could_not_have_been_verified() -> None:
+    old = made(at=LONG_AGO, pki=(pki := mint(LONG_AGO)))
+    late = changed(old, verified_at=(LONG_AGO + timedelta(hours=3, seconds=1)).isoformat())
+    with pytest.raises(enclavia.CertificateError, match="expired"):
+        Receipt.from_json(late).verify(root=pki.root_pem)
+    early = changed(old, verified_at=(LONG_AGO - timedelta(seconds=61)).isoformat())
+    with pytest.raises(enclavia.CertificateError, match="not yet valid"):
+        Receipt.from_json(early).verify(root=pki.root_pem)
+
+
+# What somebody changes who gives the receipt another id too, and the error that tells it.
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"module_id": "i-1-enc1"}, enclavia.ReceiptError, "module_id"),
+    ({"timestamp": "2026-01-01T00:00:00+00:00"}, enclavia.ReceiptError, "timestamp"),
+    ({"valid_until": "2036-01-01T00:00:00+00:00"}, enclavia.ReceiptError, "valid_until"),
+    ({"pcrs": OTHER.as_dict()}, enclavia.ReceiptError, "pcrs"),
+    ({"pins": [OTHER.as_dict()]}, enclavia.PcrMismatch, "PCR0"),
+    ({"pins": [{**PCRS.as_dict(), "PCR2": "77" * 48}]}, enclavia.PcrMismatch, "PCR2"),
+    ({"root": "00" * 32}, enclavia.ReceiptError, "root certificate"),
+    ({"handshake_hash": "00" * 32}, enclavia.NonceMismatch, "nonce"),
+    ({"nonce": "00" * 32}, enclavia.ReceiptError, "nonce"),
+    ({"checked": ["structure", "certificates", "signature"]}, enclavia.ReceiptError, "checked"),
+    ({"form": "debug"}, enclavia.ReceiptError, "debug mode proves nothing"),
+    ({"form": "stub"}, enclavia.ReceiptError, "debug mode proves nothing"),
+]
+
+
+@pytest.mark.parametrize(("fields", "error", "words"), REFUSED, ids=lambda value: str(value)[:24])
+def test_what_does_not_hold(
+    receipt: Receipt, fields: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    forged = Receipt.from_json(changed(receipt, **fields))
+    with pytest.raises(error, match=words):
+        forged.verify(root=root())
+
+
+def test_another_document(receipt: Receipt) -> None:
+    """Each with its own signature, but not of this root, this key, or these bytes."""
+    import base64
+
+    def with_document(document: bytes) -> Receipt:
+        return Receipt.from_json(changed(receipt, document=base64.b64encode(document).decode()))
+
+    flipped = bytearray(receipt.document)
+    flipped[-1] ^= 1
+    with pytest.raises(enclavia.SignatureError):
+        with_document(bytes(flipped)).verify(root=root())
+    with pytest.raises(enclavia.CertificateError):
+        with_document(signed_document(HASH, made=mint())).verify(root=root())
+    with pytest.raises(enclavia.NonceMismatch):
+        with_document(signed_document(bytes(32))).verify(root=root())
+    with pytest.raises(enclavia.DocumentError):
+        with_document(b"").verify(root=root())
+    later = receipt.attestation.timestamp + timedelta(seconds=1)
+    with pytest.raises(enclavia.ReceiptError, match="timestamp"):
+        with_document(signed_document(HASH, timestamp=int(later.timestamp() * 1000))).verify(
+            root=root()
+        )
+
+
+def test_what_the_document_does_not_know(receipt: Receipt) -> None:
+    """docs/receipts.md says so: these are the word of whoever wrote the receipt."""
+    for fields in ({"enclave": "wss://another.example"}, {"reason": "fresh"}):
+        Receipt.from_json(changed(receipt, **fields)).verify(root=root())
+
+
+def test_the_callers_own_root_and_pins(receipt: Receipt) -> None:
+    with pytest.raises(enclavia.ReceiptError, match="root certificate"):
+        receipt.verify()  # AWS's
+    with pytest.raises(enclavia.ReceiptError, match="root certificate"):
+        receipt.verify(root=mint().root_pem)
+    assert receipt.verify(root=root(), pcrs=[PCRS, OTHER]) == receipt.attestation
+    with pytest.raises(enclavia.PcrMismatch):
+        receipt.verify(root=root(), pcrs=OTHER)
+
+
+def test_by_way_of_a_forwarder() -> None:
+    """That the nonce is the channel's is the forwarder's word, and no check of the client's."""
+    via = made(via="unix:/run/user/1000/enclave")
+    assert via.checked == ("structure", "certificates", "signature", "pcrs")
+    Receipt.from_json(str(via)).verify(root=root())
+    forged = Receipt.from_json(changed(via, nonce="00" * 32))
+    with pytest.raises(enclavia.NonceMismatch):
+        forged.verify(root=root())
+    claims_more = Receipt.from_json(changed(via, checked=made().as_dict()["checked"]))
+    with pytest.raises(enclavia.ReceiptError, match="checked"):
+        claims_more.verify(root=root())
+
+
+def test_a_receipt_of_debug_mode() -> None:
+    raw = {
+        **made().attestation.__dict__,
+        "form": "stub", "module_id": "", "timestamp": 0, "pcrs": {}, "certificate": b"",
+        "cabundle": [], "nonce": HASH, "verified_at": 1, "valid_until": None, "document": HASH,
+        "matched": None,
+    }  # fmt: skip
+    stub = made(raw=raw, pins=None)
+    assert stub.checked == ("nonce",)
+    assert violations(json.loads(SCHEMA_FILE.read_text()), stub.as_dict()) == []
+    with pytest.raises(enclavia.ReceiptError, match="proves nothing"):
+        Receipt.from_json(str(stub)).verify(root=root())
+    pinned = made(raw={**raw, "form": "debug"})
+    assert pinned.checked == ("nonce", "pcrs")
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def test_the_schema_is_of_all_fields(receipt: Receipt) -> None:
+    schema = json.loads(SCHEMA_FILE.read_text())
+    assert set(schema["properties"]) == set(schema["required"]) == set(_SHAPE)
+    assert list(json.loads(str(receipt))) == list(_SHAPE)
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    assert violations(schema, receipt.as_dict()) == []
+    assert violations(schema, made(via="unix:/x").as_dict()) == []
+
+
+WRONG: list[Any] = [
+    None, True, 0, -1, 301, 1 << 70, 1.5, "", "x", "0" * 63, "0" * 64 + "\n", "G" * 64, "0" * 64,
+    "\u0660" * 64, [], [None], ["nonce"], ["nonce", "nonce"], ["nonce", 5], [{}], [PCRS.as_dict()],
+    {}, {"PCR0": "0" * 96}, {"PCR32": "0" * 96}, {"PCR00": "0" * 96}, {"PCR0": "0" * 95},
+    {"PCR0": 0},
+    "2026-11-27T09:30:00", "2026-11-27T09:30:00+00:00", "2026-11-27T09:30:00.5+00:00",
+    "2026-11-27T09:30:00+01:00", "2026-11-27T09:30:00Z", "wss://", "ws://a b", "https://a", "AAAA",
+    "AAA", "connect", "nitro",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in _SHAPE if name not in ("schema", "receipt_id")])
+def test_reader_and_schema_agree(receipt: Receipt, name: str) -> None:
+    """Whatever stands in a field, the published schema refuses it where the reader does. (The
+    reader alone knows more: the order of checks, padding, and what goes together.)"""
+    schema = json.loads(SCHEMA_FILE.read_text())
+    taken = 0
+    for value in WRONG:
+        line = changed(receipt, **{name: value})
+        valid = violations(schema, json.loads(line)) == []
+        try:
+            Receipt.from_json(line)
+        except enclavia.ReceiptError as error:
+            assert name in str(error) or "number that is not whole" in str(error), value
+            knows_more = name == "document" or "of a signed document without" in str(error)
+            assert not valid or knows_more, value
+        else:
+            assert valid, value
+            taken += 1
+    assert taken < len(WRONG)
+
+
+BAD_LINES: list[tuple[str | bytes, str]] = [
+    ("", "no JSON"),
+    ("{", "no JSON"),
+    ("[]", "no object"),
+    ("null", "no object"),
+    ("{}", "schema is None"),
+    ('{"schema":"enclavia-receipt-2"}', "enclavia-receipt-2"),
+    ('{"schema":"enclavia-receipt-1"}', "without receipt_id"),
+    ('{"schema":"enclavia-receipt-1","schema":"enclavia-receipt-1"}', "twice"),
+    ('{"schema":"enclavia-receipt-1","more":1}', "more"),
+    ('{"schema":NaN}', "whole"),
+    ('{"schema":1e5}', "whole"),
+    ('{"schema":' + "1" * 10_000 + "}", "no JSON"),
+    ("[" * 100_000, "no JSON"),
+    ('{"a":' * 100_000, "no JSON"),
+    (b"\xff", "UTF-8"),
+    (b"\x00" * 100, "no JSON"),
+    (" " * (RECEIPT_MAX + 1), "more than"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD_LINES, ids=range(len(BAD_LINES)))
+def test_what_is_no_receipt(line: str | bytes, words: str) -> None:
+    with pytest.raises(enclavia.ReceiptError, match=words) as caught:
+        Receipt.from_json(line)
+    assert not caught.value.retryable
+    assert len(str(caught.value)) < 1000
+
+
+def test_every_cut_and_every_changed_byte_is_told(receipt: Receipt) -> None:
+    line = str(receipt).encode()
+    for end in {*range(0, len(line), 97), *range(len(line) - 40, len(line))}:
+        with pytest.raises(enclavia.ReceiptError):
+            Receipt.from_json(line[:end])
+    for at in range(0, len(line), 41):
+        damaged = bytearray(line)
+        damaged[at] ^= 1
+        with pytest.raises(enclavia.ReceiptError):
+            Receipt.from_json(bytes(damaged))
+
+
+def test_receipts_are_made_by_channels() -> None:
+    with pytest.raises(TypeError, match="from_json"):
+        Receipt()
+
+
+def test_until_when_a_document_is_valid(receipt: Receipt) -> None:
+    """The first end in the chain, whichever certificate's it is."""
+    until = receipt.attestation.valid_until
+    assert until is not None
+    assert until.isoformat(sep=" ", timespec="seconds") in str(receipt.attestation)
