@@ -4,6 +4,7 @@
 #
 # make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
+# make test-fleet  long jobs on Dask, Ray and Spark, with the number of channels counted
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
@@ -19,7 +20,7 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fuzz test-python mutants torture clean
+.PHONY: wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-fuzz test-python mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -44,7 +45,7 @@ build/installed: $(BIN)/pip setup.py pyproject.toml $(C_SOURCES)
 
 build/installed-test: build/installed pyproject.toml
 	.ci/system-packages test
-	$(BIN)/pip install --quiet --group test --group lint
+	$(BIN)/pip install --quiet --group test --group fleet --group lint
 	@touch $@
 
 lint: build/installed-test
@@ -70,6 +71,10 @@ test-c: build/installed-test
 test-san: build/installed-test
 	.ci/python-san tests/python/channel/test_channel.py $(wildcard tests/python/testing/test_enclave*.py) \
 	    tests/python/core/test_buffers.py
+
+# Jobs of 10 000 rows on each engine; `make test` has them with 200.
+test-fleet: build/installed-test
+	FLEET_ROWS=10000 $(BIN)/python -m pytest tests/python/fleet
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib

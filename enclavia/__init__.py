@@ -5,8 +5,8 @@
 ...     client.get("/health").raise_for_status()
 """
 
-# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _forward,
-# _identity, _libraries, _trust. Locks: none.
+# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _fleet,
+# _forward, _identity, _libraries, _trust. Locks: none.
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from ._errors import (
     DebugModeWarning,
     DocumentError,
     EnclaviaError,
+    FleetMismatch,
     ForeignURL,
     ForkedError,
     IncompleteResponse,
@@ -68,6 +69,7 @@ from ._trust.upgrades import TrustUpgrades
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
     from ._client.async_transport import AsyncEnclaveTransport
+    from ._fleet.report import FleetReport, WorkerReport
     from ._forward.forwarder import AsyncForwarder, Forwarder
     from ._trust.receipt_file import Receipts
 
@@ -92,6 +94,8 @@ __all__ = [
     "DocumentError",
     "EnclaveTransport",
     "EnclaviaError",
+    "FleetMismatch",
+    "FleetReport",
     "ForeignURL",
     "ForkedError",
     "Forwarder",
@@ -119,6 +123,7 @@ __all__ = [
     "UpgradeChainError",
     "UpgradeLink",
     "UpgradeRejected",
+    "WorkerReport",
     "WriteTimeout",
     "__version__",
     "build_info",
@@ -139,8 +144,10 @@ _LAZY = {
     "AsyncEnclaveTransport": "._client.async_transport",
     "AsyncForwarder": "._forward.forwarder",
     "AsyncStream": "._channel.async_channel",
+    "FleetReport": "._fleet.report",
     "Forwarder": "._forward.forwarder",
     "Receipts": "._trust.receipt_file",
+    "WorkerReport": "._fleet.report",
 }
 
 

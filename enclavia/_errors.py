@@ -24,6 +24,7 @@ __all__ = [
     "DebugModeWarning",
     "DocumentError",
     "EnclaviaError",
+    "FleetMismatch",
     "ForeignURL",
     "ForkedError",
     "IncompleteResponse",
@@ -219,6 +220,22 @@ class PcrMismatch(AttestationError):
         self.index = index
         self.expected = expected
         self.actual = actual
+
+
+class FleetMismatch(AttestationError):
+    """Two workers of one job saw different identities, or one was not verified. ``report``: the
+    :class:`enclavia.FleetReport` of all of them."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: Any = None,  # noqa: ANN401 - a FleetReport, which this module must not know
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.report = report
 
 
 class AttestationRefused(AttestationError):

@@ -168,33 +168,61 @@ def _contents(enclave: LocalEnclave) -> dict[str, bytes]:
 
 
 def _folder(name: str) -> bool:
-    """Whether it was made here. Refuses one that everybody may write to."""
+    """Whether it was made here. Refuses one in which somebody else could replace a file."""
+    made = True
     try:
         os.mkdir(name, 0o755)
     except FileExistsError:
-        _expect_guarded_folder(name)
-        return False
+        made = False
     except OSError as error:
         raise cannot_write(name, error) from None
-    return True
+    try:
+        _expect_guarded_folder(name)
+    except Problem:
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(name)
+        raise
+    return made
 
 
 def _expect_guarded_folder(name: str) -> None:
     try:
-        found = os.stat(name)
+        found = os.lstat(name)
+        above = os.path.dirname(os.path.realpath(name))
+        around = os.stat(above)
     except OSError as error:
         raise cannot_write(name, error) from None
     if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "none"
         raise Problem(
-            f"--write-pins: expected a folder, got {streams.visible(name)}, which is none",
+            f"--write-pins: expected a folder, got {streams.visible(name)}, which is {kind}",
             CANNOT_WRITE,
         )
-    if found.st_mode & stat.S_IWOTH:
+    others = _who_else_writes(found, above, around)
+    if others is not None:
         raise Problem(
-            f"--write-pins: expected a folder that not everybody may write to, got "
-            f"{streams.visible(name)}: name a new one",
+            f"--write-pins: expected a folder that nobody else may write to, got "
+            f"{streams.visible(name)}, {others}: name a new one, or take that right away",
             CANNOT_WRITE,
         )
+
+
+def _who_else_writes(found: os.stat_result, above: str, around: os.stat_result) -> str | None:
+    """Whoever may write to a folder may put other pins and another root in place of these, and
+    whoever may write to the one that it stands in may put another folder in its place. Of the
+    latter the group is left out: where each user has a group of one, it may write by default."""
+    own = os.geteuid()
+    if found.st_uid != own:
+        return f"which belongs to user {found.st_uid}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"of mode {stat.S_IMODE(found.st_mode):04o}"
+    place = f"which stands in {streams.visible(above)}"
+    if around.st_uid not in (own, 0):
+        return f"{place}, a folder of user {around.st_uid}"
+    if around.st_mode & stat.S_IWOTH and not around.st_mode & stat.S_ISVTX:
+        return f"{place}, a folder of mode {stat.S_IMODE(around.st_mode):04o}"
+    return None
 
 
 def _removed(written: list[tuple[str, os.stat_result]]) -> None:

@@ -1,7 +1,7 @@
 """The blocking httpx2 transport.
 
-Decides nothing itself: it runs the engine in the calling thread. Calls: _channel, _io, _public.
-Locks: none.
+Decides nothing itself: it runs the engine in the calling thread. Calls: _channel, _identity, _io,
+_public. Locks: none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Self, Unpack
 import httpx2
 
 from .._channel.options import takes
+from .._identity.attestation import Attestation
 from .._io.face import run
 from .._io.threads import ThreadIo
 from .._public import public
@@ -42,6 +43,9 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
     def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
         run(self._connect(timeout))
+
+    def _verify_again(self, timeout: float | None) -> list[Attestation]:
+        return run(self._fresh(timeout))
 
     def handle_request(self, request: httpx2.Request) -> Response:
         return self._response(request, run(self._engine.handle(request)))

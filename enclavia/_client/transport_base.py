@@ -145,6 +145,23 @@ class TransportBase:
             timeouts = timeouts._replace(connect=positive(checked_timeout("timeout", timeout)))
         await engine.connect(timeouts)
 
+    def _seen(self) -> list[Attestation]:
+        """The first document of each identity that a channel in this process has led to."""
+        connections = self._engine.known()
+        raws = [] if connections is None else list(connections.seen.values())
+        return [Attestation._from_raw(raw) for raw in raws]
+
+    async def _fresh(self, timeout: float | None) -> list[Attestation]:
+        """A fresh document of each open channel, verified. Connects where none is open."""
+        engine = self._engine
+        timeouts = engine.timeouts._replace(read=positive(timeout))
+        use = engine.use()
+        try:
+            raws = await use.connections.verify_again(timeouts)
+        finally:
+            del use  # or an error that somebody keeps would hold it, by its traceback
+        return [Attestation._from_raw(raw) for raw in raws]
+
     def _response(self, request: httpx2.Request, exchange: Exchange) -> Response:
         response = response_of(exchange, self._body(exchange), self._fields_of)
         if self._mountable and "location" in response.headers:

@@ -18,11 +18,13 @@ from typing import Any, cast
 from .. import _core
 from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
+from .._channel.via import pcr_bytes
 from .._errors import (
     AttestationRefused,
     ConnectionClosed,
     ConnectTimeout,
     EnclaviaError,
+    NonceMismatch,
     PcrMismatch,
     PoolTimeout,
     ReadTimeout,
@@ -45,6 +47,8 @@ __all__ = ["Connections"]
 logger = logging.getLogger("enclavia")
 # How long a body waits for a channel of its own; a server without room for it says nothing.
 SPARE_WAIT = 3.0
+# How many identities are remembered. Pins allow few; in debug mode each document may be another.
+_SEEN_MAX = 16
 
 
 class Connections:
@@ -64,6 +68,8 @@ class Connections:
         """Fresh documents, of channels that were open."""
         self._jitter: Callable[[], float] = random.random
         self._lock = threading.RLock()  # a signal's handler may come by in between
+        self.seen: dict[bytes, dict[str, object]] = {}
+        """The first document of each identity that a channel has led to."""
         self._limits = limits
 
     @property
@@ -194,10 +200,54 @@ class Connections:
         tunnel.certified(receipt, raw, verified_at, self._jitter())
         self.raw_attestation = raw
         self.receipts.append(receipt)
+        self._remember(raw)
         log_verified(self.config, raw, what)
 
     def _receipt(self, tunnel: Tunnel, raw: _core.RawAttestation) -> Receipt:
         return self.config.receipt(raw, tunnel.core.handshake_hash, tunnel.pins)
+
+    async def verify_again(self, timeouts: Timeouts) -> list[dict[str, object]]:
+        """A fresh document of each channel that is open, verified as the first one was. Connects
+        where none is."""
+        await self.open(timeouts)
+        tunnels = [tunnel for tunnel in self.pool.handles() if tunnel.alive]
+        fresh = [await self._fresh(tunnel, timeouts) for tunnel in tunnels]
+        if not fresh:
+            raise ConnectionClosed("the connection ended before it was verified again")
+        return fresh
+
+    async def _fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
+        if isinstance(tunnel.core, LocalChannel):
+            raw = await self._asked_again(tunnel, timeouts)
+            self._remember(raw)
+            return raw
+        fresh = await self.attest(tunnel, timeouts.read)
+        if fresh is None:
+            raise ReadTimeout(
+                f"expected an attestation document within {timeouts.read} s, got none"
+            )
+        return fresh
+
+    async def _asked_again(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
+        """What a forwarder shows now, on a control connection of its own."""
+        channel = cast(LocalChannel, self.config._replace(pins=tunnel.pins).reach())
+        try:
+            await self.io.wait_open(channel, timeouts.read)
+            channel.wait_open(SHORTEST)
+            raw = channel.attestation()
+            if raw["nonce"] != channel.handshake_hash:
+                raise NonceMismatch(
+                    "expected a document that was made for the forwarder's channel, got one whose "
+                    "nonce is not the handshake hash that the forwarder tells"
+                )
+        finally:
+            channel.close(0)
+        return raw
+
+    def _remember(self, raw: dict[str, object]) -> None:
+        key = pcr_bytes(raw)
+        if key not in self.seen and len(self.seen) < _SEEN_MAX:
+            self.seen[key] = raw
 
     # -- turns --------------------------------------------------------------------------------
 

@@ -174,14 +174,14 @@ class Engine:
 
     # -- about ------------------------------------------------------------------------------
 
-    def _known(self) -> Connections | None:
+    def known(self) -> Connections | None:
         """To look at. None: a copy's, where no copy has used any yet."""
         if self._own is not None:
             return self._own.connections
         return None if self._shared is None else self._shared.known()
 
     def attestation(self) -> Attestation:
-        connections = self._known()
+        connections = self.known()
         raw = None if connections is None else connections.raw_attestation
         if raw is None:
             raise StateError(
@@ -195,7 +195,7 @@ class Engine:
         return () if connections is None else tuple(connections.receipts.copy())
 
     def stats(self) -> Stats:
-        connections = self._known()
+        connections = self.known()
         if connections is None:
             return Stats(0, 0, 0, 0, 0, 0, self._requests, self._retries, 0, 0, 0, shared=True)
         connections.pool.settle(now())

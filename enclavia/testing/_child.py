@@ -4,7 +4,7 @@ The two share one pipe. The parent sends ``(number, method, arguments)``, the ch
 ``(number, True, result)`` or ``(number, False, exception)``, so that an answer which nobody waits
 for any more is told from the next one. The child ends when the pipe does, or its parent.
 
-Decides when the other process counts as dead. Calls: _identity. Locks: ``_lock``, one on each side:
+Decides when the other process counts as dead. Calls: _identity, _interpreter. Locks: ``_lock``, one on each side:
 around who waits for which answer, and around one question.
 """
 
@@ -17,7 +17,6 @@ import pickle
 import queue
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
 from .._identity.pcrs import Pcrs
+from .._interpreter import python_command
 from ._runner import Facts, Faults, Options, Runner
 
 if TYPE_CHECKING:
@@ -64,10 +64,9 @@ class ChildRunner:
             ours, theirs = Pipe()
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-                    [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                    python_command(_PROGRAM, str(theirs.fileno())),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 )
             self._line = _Line(ours)
             try:

@@ -25,7 +25,19 @@ from enclavia import verify_attestation
 from enclavia.testing._identity import Authority
 from tests.interop.harness import Peer, ReferenceClient, build_programs, trusting
 
-from .figures import CPU, CPU_MB, GROWN, P50, P99, P999, RATE, SPEED, Bench
+from .figures import (
+    CPU,
+    CPU_MB,
+    FORWARDER,
+    FORWARDER_MB,
+    GROWN,
+    P50,
+    P99,
+    P999,
+    RATE,
+    SPEED,
+    Bench,
+)
 from .parties import (
     CONNECTIONS,
     IDLE_SECONDS,
@@ -37,6 +49,7 @@ from .parties import (
     Workload,
     facts_of,
     facts_of_peer,
+    forwarded,
     fresh,
     local_enclave,
     pinned,
@@ -47,7 +60,7 @@ from .report import for_terminal, plot, write
 from .targets import DOCUMENT, IN_PROCESS, LOCAL, PEER, PRODUCTION, targets
 
 MIB = 2**20
-ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "pauses", "memory")
+ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "pauses", "memory", "forward")
 GROUPS = (*ON_SERVERS, "apps", "production", "document", "import")
 AWS_DOCUMENT = ROOT.parent / "shared/vectors/nitro/production-2022-10-13.cose"
 AWS_DOCUMENT_TIME = 1_665_651_482
@@ -255,6 +268,43 @@ def peak_memory(bench: Bench, server: str, facts: Facts, plan: Plan) -> None:
             )
 
 
+def forwarding(bench: Bench, server: str, facts: Facts) -> None:
+    with forwarded(facts) as made:
+        bench.compare(
+            server,
+            "by way of a forwarder, GET one by one",
+            made,
+            {"p50": P50, "p99": P99, "CPU": CPU, "the forwarder's CPU": FORWARDER},
+            base="client",
+            do="get",
+            count=2000,
+            warmup=200,
+        )
+        bench.compare(
+            server,
+            "by way of a forwarder, requests/s, 16 callers",
+            made,
+            {"": RATE, "CPU": CPU, "the forwarder's CPU": FORWARDER},
+            base="client",
+            do="get",
+            count=4000,
+            callers=16,
+            warmup=200,
+        )
+        for way in ("download", "upload"):
+            bench.compare(
+                server,
+                f"by way of a forwarder, {way} 32 MiB",
+                made,
+                {"": SPEED, "CPU": CPU_MB, "the forwarder's CPU": FORWARDER_MB},
+                base="client",
+                do=way,
+                size=32 * MIB,
+                count=3,
+                warmup=1,
+            )
+
+
 def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, plan: Plan) -> None:
     kinds = "client async stream plain direct direct-async sockets sockets-each"
     with workers(facts, *kinds.split()) as made:
@@ -273,6 +323,8 @@ def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, pla
             pauses(bench, server, made)
         if plan.wants("flat") and server == LOCAL:
             bytes_as_bodies_grow(bench, server, made, plan)
+    if plan.wants("forward") and server == LOCAL:
+        forwarding(bench, server, facts)
     if plan.wants("memory") and server == LOCAL:
         peak_memory(bench, server, facts, plan)
 

@@ -19,6 +19,10 @@ CPU: Figure = ("us", lambda r: r["cpu_s"] / r["ok"] * 1e6)
 RATE: Figure = ("/s", lambda r: r["ok"] / r["wall_s"])
 SPEED: Figure = ("MB/s", lambda r: r["bytes"] / r["wall_s"] / 1e6)
 CPU_MB: Figure = ("ms/MB", lambda r: r["cpu_s"] * 1e3 / (r["bytes"] / 1e6))
+FORWARDER: Figure = ("us", lambda r: r.get("forwarder_cpu_s", 0.0) / r["ok"] * 1e6)
+FORWARDER_MB: Figure = (
+    "ms/MB", lambda r: r.get("forwarder_cpu_s", 0.0) * 1e3 / (r["bytes"] / 1e6),
+)  # fmt: skip
 GROWN: Figure = ("MiB", lambda r: r["grown"] / 2**20)
 
 ATTEMPTS = 4

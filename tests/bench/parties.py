@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,40 @@ def repeated(
         return {**totals, "p50_us": statistics.median(r["p50_us"] for r in reports)}
 
     return many
+
+
+@contextlib.contextmanager
+def forwarded(facts: Facts) -> Iterator[dict[str, Contender]]:
+    """``client``, which has a channel of its own, and two that go by way of one forwarder, in a
+    process of its own too: ``via``, and ``http``, which is httpx2's client. Their reports have the
+    forwarder's CPU."""
+    with tempfile.TemporaryDirectory(prefix="enclavia-") as folder, contextlib.ExitStack() as ends:
+        path = os.path.join(folder, "f")
+
+        def worker(kind: str, **changed: Any) -> Worker:
+            made = Worker(kind, {**facts, **changed})
+            ends.callback(made.close)
+            return made
+
+        forwarder = worker("forwarder", workload=path)
+        forwarder(do="cpu")  # it listens from then on
+        via = {**facts["keywords"], "via": f"unix:{path}"}
+        yield {
+            "client": worker("client"),
+            "via": _beside(forwarder, worker("client", keywords=via)),
+            "http": _beside(forwarder, worker("http", workload=f"{path}.http")),
+        }
+
+
+def _beside(forwarder: Contender, client: Contender) -> Contender:
+    def measured(**command: Any) -> Report:
+        if warmup := command.pop("warmup", 0):
+            client(**{**command, "count": warmup})
+        before = forwarder(do="cpu")["cpu_s"]
+        report = client(**command)
+        return {**report, "forwarder_cpu_s": forwarder(do="cpu")["cpu_s"] - before}
+
+    return measured
 
 
 def local_enclave(workload: str, mode: Mode) -> LocalEnclave:

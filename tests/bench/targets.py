@@ -183,6 +183,17 @@ def targets(large: str, larger: str) -> list[Target]:
                     1.5,
                 )
             )
+    for contender, bound, text in (
+        ("via", 1.3, "`Client` with `via=`"),
+        ("http", 1.6, "httpx2 to its http way"),
+    ):
+        found.append(
+            Target(
+                f"GET, p50, by way of a forwarder, {text}, {LOCAL}: to `Client`'s own channel",
+                against(LOCAL, "by way of a forwarder, GET one by one, p50", contender, "client"),
+                bound,
+            )
+        )
     late = "a thread goes on late, one process downloads and one computes, beside, p99"
     found.append(
         Target(

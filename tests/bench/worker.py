@@ -303,6 +303,38 @@ class Direct(Sync):
         return client
 
 
+class ByForwardersHttp(Direct):
+    """httpx2 to a forwarder's http way."""
+
+    def make(self) -> Any:
+        import httpx2
+
+        transport = httpx2.HTTPTransport(uds=self.workload)
+        client = httpx2.Client(
+            base_url="http://localhost", transport=transport, trust_env=False, timeout=30
+        )
+        client.get("/small")
+        return client
+
+
+class Forwarding(Driver):
+    """The forwarder itself, of which other processes are clients. Says what CPU it has used."""
+
+    def open(self) -> None:
+        import enclavia
+
+        self.forwarder = enclavia.Forwarder(
+            self.url, socket=self.workload, http=True, **self.keywords
+        ).start()
+        self.forwarder.connect()
+
+    def close(self) -> None:
+        self.forwarder.stop(0)
+
+    def measure(self, command: dict[str, Any]) -> dict[str, Any]:
+        return {"cpu_s": cpu_time()}
+
+
 class Async(Driver):
     """``enclavia.AsyncClient`` on asyncio; callers are tasks."""
 
@@ -670,6 +702,8 @@ KINDS: dict[str, type[Driver]] = {
     "plain": Plain,
     "direct": Direct,
     "direct-async": DirectAsync,
+    "http": ByForwardersHttp,
+    "forwarder": Forwarding,
     "sockets": Sockets,
     "sockets-each": SocketsEach,
     "app-client": AppInEnclave,

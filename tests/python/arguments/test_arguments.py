@@ -7,6 +7,8 @@ their parameters has rows here, or a reason why it has none.
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,24 @@ TABLE: dict[str, dict[str, list[Row]]] = {
 }
 
 
+# Of engines that are installed (the group fleet). Spark's takes a context first, which has to run:
+# tests/python/fleet/test_fleet_spark.py.
+_PER = [Row("thread", ValueError), Row("", ValueError), Row(None, TypeError), Row(5, TypeError)]
+_NAME = [Row("", ValueError, "got an empty"), Row(None, TypeError), Row(5, TypeError)]
+_FLEETS = {"dask": ("distributed", "EnclavePlugin"), "ray": ("ray", "EnclaveFleet")}
+ENGINES = []
+for _module, (_needed, _class) in _FLEETS.items():
+    if importlib.util.find_spec(_needed) is not None:
+        ENGINES.append(importlib.import_module(f"enclavia.{_module}"))
+        TABLE[f"enclavia.{_module}.{_class}"] = {
+            **TRANSPORT,
+            "base_url": BASE_URL,
+            "per": _PER,
+        }
+        if _module == "dask":
+            TABLE["enclavia.dask.EnclavePlugin"]["name"] = _NAME
+
+
 # Of what needs a connection, by the name of the blocking one; the awaiting one is tried too.
 CONNECTED: dict[str, dict[str, list[Row]]] = {
     "Channel.open_stream": {"payload": BUFFER, "timeout": WAIT},
@@ -183,20 +203,23 @@ BY_CONNECT = "made by connect and open_stream, from objects that are not public"
 BY_LIBRARY = "called by the library whose protocol it is, with what that library has made"
 
 
+OF_HTTPX2_ALONE = (
+    "auth",
+    "params",
+    "headers",
+    "cookies",
+    "follow_redirects",
+    "max_redirects",
+    "event_hooks",
+    "default_encoding",
+)
+
+
 REASONS = {
     **{
         f"enclavia.{cls}({name})": OF_HTTPX2
         for cls in ("Client", "AsyncClient")
-        for name in (
-            "auth",
-            "params",
-            "headers",
-            "cookies",
-            "follow_redirects",
-            "max_redirects",
-            "event_hooks",
-            "default_encoding",
-        )
+        for name in OF_HTTPX2_ALONE
     },
     **{
         f"enclavia.{cls}{call}": reason
@@ -216,6 +239,9 @@ REASONS = {
     "enclavia.AsyncStream": BY_CONNECT,
     "enclavia.Receipt.verify": "as verify_attestation: test_arguments_taken.py",
     "enclavia.Attestation": "a result; nothing is decided by one that a user made",
+    "enclavia.FleetReport": "a result; nothing is decided by one that a user made",
+    "enclavia.FleetReport.to_json": "json.dumps's own keyword",
+    "enclavia.WorkerReport": "a result; nothing is decided by one that a user made",
     "enclavia.EnclaveTransport.handle_request": BY_LIBRARY,
     "enclavia.AsyncEnclaveTransport.handle_async_request": BY_LIBRARY,
     "enclavia.httpx.EnclaveTransport.handle_request": BY_LIBRARY,
@@ -238,6 +264,24 @@ REASONS = {
     "enclavia.testing.Mode": "the name of a type, not to be called",
     "enclavia.testing.Interface": "the name of a type, not to be called",
 }
+
+
+for _engine in ENGINES:
+    _path = f"{_engine.__name__}.{_FLEETS[_engine.__name__.rpartition('.')[2]][1]}"
+    REASONS |= {
+        f"{_path}{call}": reason
+        for call, reason in (
+            *((f"({name})", OF_HTTPX2) for name in OF_HTTPX2_ALONE),
+            (".setup", BY_LIBRARY),
+            (".teardown", BY_LIBRARY),
+            (".report", "needs no engine: test_fleet_member.py"),
+            (".check", "needs an engine that runs: test_fleet_dask.py, test_fleet_ray.py"),
+            (".task", "the same"),
+        )
+        if call.startswith("(") or hasattr(found(_path), call[1:])
+    }
+    if _engine.__name__ == "enclavia.dask":
+        REASONS["enclavia.dask.client"] = "needs an engine that runs: test_fleet_dask.py"
 
 
 def calling(call: str, name: str, value: Any) -> Callable[[], object]:
@@ -381,7 +425,7 @@ def test_errors_are_named_as_they_are_imported() -> None:
 def public_calls() -> dict[str, list[str]]:
     """By callable, or property that can be set: the names of its parameters."""
     calls: dict[str, list[str]] = {}
-    for module in (enclavia, enclavia.testing, enclavia.requests, enclavia.httpx):
+    for module in (enclavia, enclavia.testing, enclavia.requests, enclavia.httpx, *ENGINES):
         for name in module.__all__:
             value, path = getattr(module, name), f"{module.__name__}.{name}"
             if inspect.isclass(value) and not issubclass(value, BaseException):

@@ -37,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, before: tuple[str, ...] = ()
+    folder: Path, *arguments: str, before: tuple[str, ...] = (), pins: str = "pins"
 ) -> Iterator[subprocess.Popen[bytes]]:
-    process = started("serve", *arguments, "--write-pins", "pins", cwd=folder, before=before)
+    process = started("serve", *arguments, "--write-pins", pins, cwd=folder, before=before)
     try:
-        eventually(lambda: (folder / "pins" / "url").exists() or process.poll() is not None)
+        eventually(lambda: (folder / pins / "url").exists() or process.poll() is not None)
         yield process
     finally:
         if process.poll() is None:
@@ -116,14 +116,42 @@ def test_folders_refused(folder: Path) -> None:
     (folder / "open").mkdir()
     (folder / "open").chmod(0o777)
     (folder / "file").write_bytes(b"")
+    (folder / "group").mkdir()
+    (folder / "group").chmod(0o770)
+    (folder / "mine").mkdir(mode=0o755)
+    (folder / "link").symlink_to("mine")
+    (folder / "open" / "mine").mkdir(mode=0o755)
     for name, said in (
-        ("open", "not everybody may write to"),
+        ("open", "nobody else may write to, got open, of mode 0777"),
+        ("group", "got group, of mode 0770"),
+        ("link", "got link, which is a symbolic link"),
+        ("open/mine", "a folder of mode 0777"),
+        ("open/new", "a folder of mode 0777"),
         ("file", "which is none"),
         ("absent/x", "No such file"),
         ("", "No such file"),
     ):
         refused = cli("serve", "apps:web", "--write-pins", name, cwd=folder)
         refused.expect(CANNOT_WRITE, said)
+    assert not (folder / "open" / "new").exists()
+    assert os.listdir(folder / "mine") == os.listdir(folder / "group") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("given", ["theirs", "theirs/mine"])
+def test_folders_of_another_user_are_refused(folder: Path, given: str) -> None:
+    (folder / given).mkdir(parents=True, mode=0o755)
+    os.chown(folder / "theirs", 4321, 4321)
+    refused = cli("serve", "apps:web", "--write-pins", given, cwd=folder)
+    refused.expect(CANNOT_WRITE, "user 4321")
+
+
+def test_a_folder_among_those_of_everybody_is_taken(folder: Path) -> None:
+    """As in /tmp, where nobody can replace what is another's."""
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o1777)
+    with serving(folder, "apps:web", pins="tmp/pins"):
+        assert (folder / "tmp" / "pins" / "url").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ CHANNELS = ("Channel", "AsyncChannel")
 
 # Rows that are not provoked here, and why.
 ELSEWHERE = {
+    "FleetMismatch": "needs a job of two workers: tests/python/fleet/test_fleet_report.py::"
+    "test_another_image_is_a_mismatch",
     "SlowReader": "waits 10 s: tests/python/channel/test_isolation.py::"
     "test_others_wait_for_a_bounded_time_and_memory_is_bounded",
     "InternalError": "needs a broken library: tests/python/house/test_torture.py::"

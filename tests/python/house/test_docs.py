@@ -63,6 +63,12 @@ async def app(scope, receive, send):
 # missing. Anything else that is missing fails.
 NOT_IN_THE_TEST_GROUP = {"dask.bag", "pandas", "ray"}
 
+# Whose code blocks are whole programs, which tests/python/fleet/test_recipes.py runs.
+OF_PROGRAMS = {"fleet.md"}
+
+# What a module of enclavia needs, where that has another name.
+NEEDED_BY = {"dask": "distributed", "spark": "pyspark"}
+
 _BLOCK = re.compile(
     r"(?:^<!-- run only with: (?P<needs>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -84,7 +90,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def with_code() -> list[Path]:
-    return [page for page in PAGES if blocks(page)]
+    return [page for page in PAGES if blocks(page) and page.name not in OF_PROGRAMS]
 
 
 def name(page: Path) -> str:
@@ -162,6 +168,20 @@ def run_as_tests(code: str, desk: Path) -> None:
     assert " passed" in ended.stdout
 
 
+def start_ray() -> None:
+    """On loopback alone, which an example leaves to Ray."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            _node_ip_address="127.0.0.1",
+        )
+
+
 @pytest.mark.parametrize("page", with_code(), ids=name)
 def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
     module = types.ModuleType(f"code_of_{page.stem.lower()}")
@@ -177,6 +197,8 @@ def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
                     left_out.append(f"{page.name}:{block.line} needs {block.needs}")
                     continue
                 code = block.code.replace(URL_IN_DOCS, repr(enclave.url))
+                if block.needs == "ray":
+                    start_ray()
                 if "def test_" in code:
                     run_as_tests(code, desk)
                 else:
@@ -187,6 +209,8 @@ def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
         if isinstance(client, enclavia.Client):
             client.close()
         del sys.modules[module.__name__]
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
     if left_out:
         warnings.warn(f"not run: {', '.join(left_out)}", stacklevel=1)
 
@@ -270,8 +294,11 @@ def operator_path(thing: Any, rest: list[str]) -> Any:
 
 @pytest.mark.parametrize(("dotted", "arguments"), signatures())
 def test_reference_signatures(dotted: str, arguments: str) -> None:
-    if dotted.startswith("enclavia.") and not installed(dotted.split(".")[1]):
-        pytest.skip(f"{dotted.split('.')[1]} is not installed")
+    if dotted.startswith("enclavia."):
+        module = dotted.split(".")[1]
+        needed = NEEDED_BY.get(module, module)
+        if not installed(needed):
+            pytest.skip(f"{needed} is not installed")
     thing = found(dotted)
     real = [
         parameter
@@ -446,7 +473,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def public_members() -> Iterator[tuple[str, object]]:
     """Every class, function, method and property that users are told of, by its full name."""
-    for name in ("enclavia", "enclavia.testing", "enclavia.httpx", "enclavia.requests"):
+    extras = ("dask", "httpx", "ray", "requests", "spark")
+    names = [f"enclavia.{extra}" for extra in extras if installed(NEEDED_BY.get(extra, extra))]
+    for name in ("enclavia", "enclavia.testing", *names):
         module = importlib.import_module(name)
         for public in module.__all__:
             thing = getattr(module, public)

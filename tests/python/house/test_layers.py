@@ -65,7 +65,7 @@ OF_ONE_SYSTEM = re.compile(
 
 # The packages of enclavia/ in the order in which they are built upon each other. Each knows itself,
 # GROUND, and these.
-GROUND = {"_core", "_errors", "_text", "_arguments", "_public"}
+GROUND = {"_core", "_errors", "_text", "_arguments", "_interpreter", "_public"}
 PYTHON_LAYERS = {
     "_identity": set(),
     "_io": set(),
@@ -76,14 +76,16 @@ PYTHON_LAYERS = {
     "_exchange": {"_identity", "_io", "_trust", "_channel", "_http1", "_pool"},
     "_client": {"_identity", "_io", "_trust", "_channel", "_http1", "_pool", "_exchange"},
     "_forward": {"_identity", "_io", "_trust", "_channel", "_pool", "_exchange", "_client"},
+    "_fleet": {"_identity", "_io", "_channel", "_client", "_forward"},
 }
 # What is public, and the modules that are no part of a package.
-PYTHON_FACES = {"__init__", "__main__", "httpx", "requests"}
+PYTHON_FACES = {"__init__", "__main__", "dask", "httpx", "ray", "requests", "spark"}
 # A user of what is public, which nothing but __main__ imports.
 PROGRAM = "_cli"
 PYTHON_GROUND = {
     "_text": set(),
     "_arguments": set(),
+    "_interpreter": set(),
     "_public": set(),
     "_errors": {"_text"},
     "_libraries": set(),
