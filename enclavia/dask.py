@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import httpx2
 
+from ._arguments import timeout as checked_timeout
 from ._channel.options import inserted, takes
 from ._client.client import Client
 from ._errors import StateError
@@ -91,7 +92,8 @@ class EnclavePlugin(Fleet, WorkerPlugin):
             raise TypeError(f"cluster: expected a distributed.Client, got {type(cluster).__name__}")
         if cluster.asynchronous:
             raise TypeError("cluster: expected a blocking distributed.Client, got an async one")
-        said = cluster.run(_report_of, self, timeout, on_error="return")
+        seconds = checked_timeout("timeout", timeout)
+        said = cluster.run(_report_of, self, seconds, on_error="return")
         return self._report_of(
             each
             if isinstance(each, WorkerReport)

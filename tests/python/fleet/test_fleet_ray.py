@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from enclavia.testing import LocalEnclave
 
 ray = pytest.importorskip("ray", reason="ray is not installed (pip install --group fleet)")
 fleets = pytest.importorskip("enclavia.ray")
+
+# Workers cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 
@@ -119,7 +123,9 @@ def test_an_actor_that_is_gone_fails_the_check(enclave: LocalEnclave) -> None:
 
 
 def test_two_workers_that_saw_different_images_fail_the_job(enclave: LocalEnclave) -> None:
-    fleet = fleets.EnclaveFleet(enclave.url, pcrs=[enclave.pcrs, OTHER], root=enclave.root)
+    fleet = fleets.EnclaveFleet(
+        enclave.url, pcrs=[enclave.pcrs, OTHER], root=enclave.root, retries={"POST"}
+    )
     first = actors(fleet, 1)
     enclave.set_identity(pcrs=OTHER)
     second = actors(fleet, 1)
@@ -131,7 +137,9 @@ def test_two_workers_that_saw_different_images_fail_the_job(enclave: LocalEnclav
 
 def test_another_image_in_the_middle_of_a_task_is_reported(enclave: LocalEnclave) -> None:
     """By `task`, after it: the process asked for its client before."""
-    fleet = fleets.EnclaveFleet(enclave.url, pcrs=[enclave.pcrs, OTHER], root=enclave.root)
+    fleet = fleets.EnclaveFleet(
+        enclave.url, pcrs=[enclave.pcrs, OTHER], root=enclave.root, retries={"POST"}
+    )
     task = ray.remote(fleet.task(scoring(fleet)))
     ray.get(task.remote([1]))
     assert fleet.check().consistent

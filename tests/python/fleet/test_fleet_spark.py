@@ -23,6 +23,9 @@ if shutil.which("java") is None:
     pytest.skip("pyspark needs java, which is not installed", allow_module_level=True)
 fleets = pytest.importorskip("enclavia.spark")
 
+# Workers cannot import this file.
+pyspark.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
 OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 
 
@@ -91,7 +94,7 @@ def test_a_partition_whose_rest_is_not_taken_reports(context: Any, enclave: Loca
 def test_two_workers_that_saw_different_images_fail_the_job(
     context: Any, enclave: LocalEnclave
 ) -> None:
-    fleet = fleet_of(context, enclave, pcrs=[enclave.pcrs, OTHER])
+    fleet = fleet_of(context, enclave, pcrs=[enclave.pcrs, OTHER], retries={"POST"})
     scores(context, fleet, 20)
     assert fleet.check().consistent
     enclave.set_identity(pcrs=OTHER)
