@@ -12,6 +12,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from cryptography import x509
 from plain_client import PlainClient
 from raw_workload import RawWorkload
 from resources import Held
-from support import eventually
+from support import HANG, eventually
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from enclavia import Client, Pcrs
@@ -543,3 +544,37 @@ def test_a_forked_child_leaves_its_parents_enclave_alone() -> None:
         assert os.waitpid(child, 0)[1] == 0
         client.write_stream(stream, b"b")
         assert client.read_chunk(stream) == b"b"
+
+
+def imported_at_startup() -> set[str]:
+    bare = [sys.executable, "-P", "-c", "import sys; print(*sys.modules)"]
+    return set(subprocess.check_output(bare, text=True).split())
+
+
+@pytest.mark.parametrize("name", ["enum", "re"])
+def test_a_script_beside_a_file_named_like_the_standard_library(tmp_path: Path, name: str) -> None:
+    """The script's folder is the first in which modules are looked for, but what the interpreter
+    needs to start was imported before that. So it is in the other process."""
+    if name not in imported_at_startup():
+        pytest.skip(f"this interpreter starts without {name}, so the script would fail by itself")
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('the file beside the script')")
+    (tmp_path / "apps.py").write_text(
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n"
+        "    return [b'ok']\n"
+    )
+    script = """
+        import enclavia.testing
+        with enclavia.testing.LocalEnclave("apps:app", in_process=False) as enclave:
+            with enclavia.Client(enclave.url, pcrs=enclave.pcrs, root=enclave.root) as client:
+                assert client.get("/").text == "ok"
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    assert ended.returncode == 0, ended.stderr
