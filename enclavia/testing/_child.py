@@ -4,8 +4,8 @@ The two share one pipe. The parent sends ``(number, method, arguments)``, the ch
 ``(number, True, result)`` or ``(number, False, exception)``, so that an answer which nobody waits
 for any more is told from the next one. The child ends when the pipe does, or its parent.
 
-Decides when the other process counts as dead. Calls: _identity, _interpreter. Locks: ``_lock``, one on each side:
-around who waits for which answer, and around one question.
+Decides when the other process counts as dead. Calls: _identity, _interpreter. Locks: ``_lock``, one
+on each side: around who waits for which answer, and around one question.
 """
 
 from __future__ import annotations
