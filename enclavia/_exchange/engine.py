@@ -191,7 +191,7 @@ class Engine:
         return Attestation._from_raw(raw)
 
     def receipts(self) -> tuple[Receipt, ...]:
-        connections = self._known()
+        connections = self.known()
         return () if connections is None else tuple(connections.receipts.copy())
 
     def stats(self) -> Stats:

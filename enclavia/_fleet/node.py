@@ -45,12 +45,13 @@ class NodeForwarder:
     """While this is open, this process sees to it that a forwarder to ``url`` runs here."""
 
     def __init__(self, url: EnclaveURL, options: Mapping[str, Any]) -> None:
-        """``options``: of a client; those that a forwarder has too are given to it."""
+        """``options``: of a client; those that a forwarder has too are given to it. What may be a
+        function is not: it might not be found in another process, and the clients have it too."""
         self._url = url
         self._options = {
             name: value
             for name, value in options.items()
-            if name in FORWARDER_DEFAULTS and name not in ("retries", "timeout")
+            if name in FORWARDER_DEFAULTS and name not in ("retries", "timeout", "on_attestation")
         }
         self._path = default_path(url)
         self._lock = threading.RLock()
