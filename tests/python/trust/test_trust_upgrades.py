@@ -9,14 +9,16 @@ import json
 import logging
 import os
 import pickle
+import signal
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import drive
+from support import ByteServer, Connection, drive, eventually
 
 import enclavia
 from enclavia.testing import BackendFault, Fault, LocalEnclave
@@ -583,3 +585,92 @@ def test_a_chain_begins_at_pins() -> None:
     pcrs = enclavia.Pcrs(pcr0="1" * 96, pcr1="2" * 96, pcr2="3" * 96)
     with pytest.raises(TypeError, match="trust_upgrades"):
         enclavia.Client("ws://localhost:1", pcrs=pcrs, trust_upgrades=str(ID))  # type: ignore[arg-type]
+
+
+# -- broken off -------------------------------------------------------------------------------
+
+
+def test_cancelled_in_the_middle() -> None:
+    with upgradable() as enclave:
+        options = given(enclave, enclave.pcrs)
+        enclave.upgrade(App("two"))
+        requests = enclave._runner._backend.requests  # type: ignore[union-attr]
+
+        async def main() -> None:
+            async with enclavia.AsyncClient(enclave.url, **options) as client:
+                enclave.set_backend_faults(BackendFault.SLOW)
+                task = asyncio.create_task(client.get("/"))
+                while not requests:
+                    await asyncio.sleep(0.01)
+                other = asyncio.create_task(client.get("/"))
+                await asyncio.sleep(0)
+                enclave.set_backend_faults()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                # Who waited behind it goes on in its place.
+                assert (await other).text == "two"
+                assert client.stats.waiting == 0
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left
+
+        asyncio.run(main())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_in_the_middle() -> None:
+    """By a signal's handler that raises, as Ctrl-C does."""
+    with upgradable() as enclave:
+        options = given(enclave, enclave.pcrs)
+        enclave.upgrade(App("two"))
+        requests = enclave._runner._backend.requests  # type: ignore[union-attr]
+
+        def interrupt(number: int, frame: object) -> None:
+            raise Interrupted
+
+        before = signal.signal(signal.SIGUSR1, interrupt)
+
+        def when_asked() -> None:
+            while not requests:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        try:
+            client = enclavia.Client(enclave.url, **options)
+            enclave.upgrade(App("three"))
+            enclave.set_backend_faults(BackendFault.SLOW)
+            thread = threading.Thread(target=when_asked)
+            thread.start()
+            with pytest.raises(Interrupted):
+                client.get("/")
+            thread.join()
+            enclave.set_backend_faults()
+            assert client.get("/").text == "three"
+            assert client.stats.waiting == 0
+            eventually(lambda: not [t for t in threading.enumerate() if t.name == "enclavia-fetch"])
+            client.close()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_peer_that_sends_a_byte_at_a_time_ends_by_the_deadline() -> None:
+    """Headers that never end: no read of it ever times out by itself."""
+    stopping = threading.Event()
+
+    def drip(connection: Connection) -> None:
+        connection.send(b"HTTP/1.1 200 OK\r\nX: ")
+        while not stopping.wait(0.05):
+            connection.send(b"x")
+
+    with ByteServer(drip) as server, upgradable() as enclave:
+        slow = enclavia.TrustUpgrades(f"http://{server.address}", enclave.enclave_id)
+        options = given(enclave, enclave.pcrs, trust_upgrades=slow, timeout=0.5)
+        enclave.upgrade(App("two"))
+        with pytest.raises(enclavia.ConnectTimeout, match="upgrade chain"):
+            attested("Channel", enclave.url, **options)
+        with pytest.raises(enclavia.ConnectTimeout, match="upgrade chain"):
+            attested("AsyncChannel", enclave.url, **options)
+        stopping.set()
