@@ -1,4 +1,4 @@
-"""The parsers that are Python: pins, URLs, HTTP/1.1 responses. Coverage-guided by Atheris, by hand:
+"""The parsers that are Python: pins, URLs, HTTP/1.1 responses, upgrade chains. Coverage-guided by Atheris, by hand:
 
     pip install atheris
     python tests/fuzz/fuzz_python.py pcrs -max_total_time=60 NEW_INPUTS tests/fuzz/corpus/pcrs
@@ -8,6 +8,7 @@ The kept inputs run in tests/python/house/test_fuzz.py, without Atheris.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
 import json
@@ -18,11 +19,12 @@ atheris = importlib.import_module("atheris") if __name__ == "__main__" else None
 with atheris.instrument_imports(["enclavia", "httpx2"]) if atheris else contextlib.nullcontext():
     import httpx2
 
-    from enclavia import ConnectionClosed, InvalidURL, Pcrs, ProtocolError
+    from enclavia import ConnectionClosed, InvalidURL, Pcrs, ProtocolError, UpgradeChainError
     from enclavia._channel.url import EnclaveURL
     from enclavia._http1.head import Head
     from enclavia._http1.limits import Limits
     from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
+    from enclavia._trust.served import read_links, read_row
 
 METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
 # The limit of what comes between chunks is not made small: what of it is counted depends on the
@@ -133,7 +135,41 @@ def http1(data: bytes) -> None:
     assert whole.told() == cut.told(), (whole.told(), cut.told())
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"http1": http1, "pcrs": pcrs, "url": url}
+def upgrades(data: bytes) -> None:
+    """Input: an enclave's row, a NUL, the links of its chain. What is read keeps the limits, is in
+    order, and is written again as what it was."""
+    row_text, _, links_text = data.partition(b"\0")
+    with contextlib.suppress(UpgradeChainError):
+        row = read_row(row_text)
+        assert row.image_digest
+        assert row.control_public_key is None or 33 <= len(row.control_public_key) <= 65
+        told = json.loads(row_text)
+        assert told.get("upgradable", False) is row.upgradable
+    try:
+        links = read_links(links_text)
+    except UpgradeChainError as error:
+        assert not error.retryable
+        assert error.reason in error.message
+        return
+    told = json.loads(links_text)
+    assert 1 <= len(links) == len(told) <= 1000
+    for place, (link, each) in enumerate(zip(links, told, strict=True)):
+        assert link.place == place
+        assert each.get("sequence") in (None, place)
+        assert link.kind == each["kind"]
+        assert base64.b64decode(each["payload"]) == link.payload
+        assert (link.signature is None) == (link.kind == "boot")
+        assert len(link.fields["enclave_id"]) == 16
+        for name in ("booted_at", "valid_from", "issued_at"):
+            assert isinstance(link.fields.get(name, 0), int)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "http1": http1,
+    "pcrs": pcrs,
+    "upgrades": upgrades,
+    "url": url,
+}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ the mutator signs with them, and inputs that were found belong to them.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -586,6 +587,34 @@ def write_root(minted: pki.EnclavePki) -> None:
 # The parsers that are Python (fuzz_python.py)
 
 
+# payload: the kind, then CBOR
+
+
+def payload() -> Seeds:
+    hexed = {f"PCR{i}": f"{16 + i:02x}" * 48 for i in range(3)}
+    lower = {name.lower(): value for name, value in hexed.items()}
+    common = {"enclave_id": bytes(range(16)), "nonce": bytes(32)}
+    at = "2026-08-01T12:00:00.5Z"
+    boot = {**common, "image_digest": "sha256:aa", "pcrs": hexed, "booted_at": at}
+    upgrade = {
+        **common, "image_digest": "sha256:bb", "from_pcrs": hexed, "to_pcrs": lower,
+        "valid_from": at, "issued_at": at,
+    }  # fmt: skip
+    revocation = {**common, "revokes": bytes(16), "issued_at": at}
+    for kind, (name, fields) in enumerate(
+        {"boot": boot, "upgrade": upgrade, "revocation": revocation}.items()
+    ):
+        yield name, bytes([kind]) + cbor2.dumps(fields)
+        yield f"{name}_version_2", bytes([kind]) + cbor2.dumps({"version": 2, **fields})
+        missing = {key: value for key, value in fields.items() if key != "nonce"}
+        yield f"{name}_without", bytes([kind]) + cbor2.dumps(missing)
+    further = {**boot, "pcrs": {**hexed, "PCR16": "00" * 48}}
+    yield "boot_pcr16", b"\0" + cbor2.dumps(further)
+    twice = {**boot, "pcrs": {**hexed, "pcr0": "00" * 48}}
+    yield "boot_both_cases", b"\0" + cbor2.dumps(twice)
+    yield "boot_short_pcrs", b"\0" + cbor2.dumps({**boot, "pcrs": dict.fromkeys(hexed, "ab" * 32)})
+
+
 def pcrs() -> Seeds:
     values = ["4f" * 48, "7e" * 48, "6b" * 48]
     named = {f"PCR{i}": value for i, value in enumerate(values)}
@@ -636,6 +665,39 @@ def http1() -> Seeds:
     yield "connect", bytes([2, 9]) + answers["length"]
 
 
+def upgrades() -> Seeds:
+    named = {f"PCR{i}": f"{16 + i:02x}" * 48 for i in range(3)}
+    row = {"pcrs": named, "image_digest": "sha256:aa", "upgradable": True}
+    key = [4, *range(64)]
+    encoded = base64.b64encode(bytes([4, *range(64)])).decode()
+    boot = dict(payload())["boot"][1:]
+    upgrade = dict(payload())["upgrade"][1:]
+    links = [
+        {
+            "id": "00000000-0000-0000-0000-000000000001",
+            "kind": kind,
+            "sequence": place,
+            "payload": base64.b64encode(each).decode(),
+            "attestation": "hEA=",
+            "created_at": "2026-08-01T12:00:00+02:00",
+        }
+        for place, (kind, each) in enumerate((("boot", boot), ("upgrade", upgrade)))
+    ]
+    links[1]["signature"] = base64.b64encode(bytes(64)).decode()
+
+    def both(first: object, second: object) -> bytes:
+        return json.dumps(first).encode() + b"\0" + json.dumps(second).encode()
+
+    yield "good", both({**row, "control_public_key": key}, links)
+    yield "base64_key", both({**row, "control_public_key": encoded}, links[:1])
+    yield "no_key", both({**row, "control_public_key": None}, [])
+    yield "signed_boot", both(row, [{**links[0], "signature": ""}])
+    yield "sequence", both(row, [{**links[0], "sequence": 1}])
+    yield "deep", b"[" * 40 + b"\0" + b'[{"a": ' * 20
+    yield "twice", b'{"a": 1, "a": 2}\0[{"kind": "boot", "kind": "boot"}]'
+    yield "numbers", b'{"a": 123456789012345678901}\0[NaN]'
+
+
 def attest_and_root() -> Seeds:
     minted = good_chain()
     write_root(minted)
@@ -644,6 +706,8 @@ def attest_and_root() -> Seeds:
 
 FUZZERS: dict[str, Callable[[], Seeds]] = {
     "attest": attest_and_root,
+    "payload": payload,
+    "upgrades": upgrades,
     "http1": http1,
     "pcrs": pcrs,
     "record": record,
