@@ -155,7 +155,7 @@ static encl_result parse_pcrs(encl_cursor *in, const field *f, encl_link_payload
     return check_pcrs(f->name, pins, err);
 }
 
-#define FIELDS_MAX 7
+#define FIELDS_MAX 8 /* of one kind, and the name NULL that ends each list */
 #define AT(member) offsetof(encl_link_payload, member)
 
 static const field fields[ENCL_LINK_KIND_COUNT_][FIELDS_MAX] = {
@@ -188,7 +188,7 @@ static const field fields[ENCL_LINK_KIND_COUNT_][FIELDS_MAX] = {
 
 /* FIELDS_MAX where the key is none of this kind's. */
 static size_t find_field(const field *of_kind, const encl_key *key) {
-    for (size_t i = 0; i < FIELDS_MAX && of_kind[i].name != NULL; i++) {
+    for (size_t i = 0; of_kind[i].name != NULL; i++) {
         if (encl_slice_equal(key->text, ENCL_SLICE(of_kind[i].name, strlen(of_kind[i].name)))) {
             return i;
         }
@@ -233,7 +233,7 @@ encl_result encl_link_payload_parse(encl_slice payload, encl_link_kind kind, enc
     ENCL_TRY(parse_fields(&in, of_kind, out, seen, err));
     ENCL_ENSURE(encl_cursor_left(&in) == 0, err, ENCL_E_DOCUMENT,
                 "the payload: expected its end, got %zu more bytes", encl_cursor_left(&in));
-    for (size_t i = 0; i < FIELDS_MAX && of_kind[i].name != NULL; i++) {
+    for (size_t i = 0; of_kind[i].name != NULL; i++) {
         ENCL_ENSURE(seen[i], err, ENCL_E_DOCUMENT, "the payload: expected a field %s, got none",
                     of_kind[i].name);
     }

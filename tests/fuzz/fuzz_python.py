@@ -1,4 +1,5 @@
-"""The parsers that are Python: pins, URLs, HTTP/1.1 responses, upgrade chains. Coverage-guided by Atheris, by hand:
+"""The parsers that are Python: pins, URLs, HTTP/1.1 responses, upgrade chains. Coverage-guided by
+Atheris, by hand:
 
     pip install atheris
     python tests/fuzz/fuzz_python.py pcrs -max_total_time=60 NEW_INPUTS tests/fuzz/corpus/pcrs

@@ -156,6 +156,7 @@ def test_a_field_of_another_kind_is_not_known() -> None:
     refuse("boot", payload("boot", valid_from=tstr(TIME)), "valid_from")
     refuse("revocation", payload("revocation", image_digest=tstr("x")), "image_digest")
     refuse("boot", payload("upgrade"), "from_pcrs")
+    refuse("upgrade", payload("upgrade", revokes=bstr(bytes(16))), "revokes")
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -193,6 +194,14 @@ def test_the_whole_payload_has_a_size() -> None:
 def test_pcr_sizes(size: int) -> None:
     found = attest.link_payload("boot", payload("boot", pcrs=hex_map(0x30, size)))
     assert found["pcrs"] == values(0x30, size)
+
+
+def test_pcrs_are_a_map_of_texts() -> None:
+    refuse("boot", payload("boot", pcrs=array([])), "pcrs: expected a map")
+    pairs = [(tstr("PCR0"), uint(5)), *((tstr(f"PCR{n}"), tstr("00" * 48)) for n in (1, 2))]
+    refuse("boot", payload("boot", pcrs=cmap(pairs)), "pcrs: expected a text")
+    same = [(tstr("PCR0"), tstr("00" * 48))] * 2
+    refuse("boot", payload("boot", pcrs=cmap(same)), "the same key twice")
 
 
 @pytest.mark.parametrize("size", [0, 16, 31, 33, 47, 49, 63, 65, 100])
@@ -415,7 +424,9 @@ def test_scalars_out_of_range(r: int) -> None:
     ],
 )
 def test_keys_that_are_none(key: bytes) -> None:
-    refuse_es256(key, b"m", signed(b"m"))
+    whole = 1 < len(key) <= 65
+    fragment = "not a point of P-256" if whole else f"33 or 65 bytes, got {len(key)}"
+    refuse_es256(key, b"m", signed(b"m"), fragment)
 
 
 def test_a_key_of_another_curve() -> None:
