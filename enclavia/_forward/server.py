@@ -50,6 +50,8 @@ _LOOK: Final = 0.5
 _DOCUMENT_AGE: Final = 300.0
 """Seconds after which a document is asked for anew before it is shown to a client: the certificate
 in it is valid for a few hours, and a channel may be open for longer."""
+_DOCUMENT_WAIT: Final = 10.0
+"""Seconds for which one is waited for; then the last one is shown, as long as it is valid."""
 _IDLE: Final = 2.0
 """Seconds without a byte after an answer, from which on a draining forwarder takes a connection for
 an idle one."""
@@ -110,9 +112,6 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._pumps: dict[Pump, Acceptor] = {}
         self._identities: weakref.WeakKeyDictionary[Tunnel, Identity] = weakref.WeakKeyDictionary()
-        self._attested: weakref.WeakKeyDictionary[Tunnel, tuple[float, _core.RawAttestation]] = (
-            weakref.WeakKeyDictionary()
-        )
         self._identity_sockets: dict[str, LocalSocket] = {}
         self._listening: dict[LocalSocket, Acceptor] = {}
         self._ends: select.epoll | None = None
@@ -328,14 +327,16 @@ class Server:
         }
 
     async def _document(self, tunnel: Tunnel) -> _core.RawAttestation:
-        at, raw = self._attested.get(tunnel) or (now(), tunnel.core.attestation())
-        if now() - at > _DOCUMENT_AGE and isinstance(tunnel.core, _core.Channel):
-            fresh = await self.connections.attest(tunnel, 10.0)
+        age = now() - tunnel.verified_at
+        if (age > _DOCUMENT_AGE or now() >= tunnel.renew_at) and tunnel.take_turn():
+            try:
+                fresh = await self.connections.attest(tunnel, _DOCUMENT_WAIT)
+            finally:
+                tunnel.give_turn()
             if fresh is not None:
-                at, raw = now(), fresh
                 self._identities.pop(tunnel, None)
-        self._attested[tunnel] = (at, raw)
-        return raw
+                return fresh
+        return tunnel.core.attestation()
 
     def _live(self) -> Tunnel | None:
         for tunnel in self.pool.handles():

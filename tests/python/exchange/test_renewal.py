@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import pickle
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -18,6 +17,7 @@ import pytest
 from forked import in_child
 from hypothesis import given
 from hypothesis import strategies as st
+from moved_clock import Clock, moved_clock
 from support import (
     HANG,
     KINDS,
@@ -35,33 +35,15 @@ import enclavia
 from enclavia import Receipt
 from enclavia._exchange import connections as connections_module
 from enclavia._exchange.renewal import renew_at
-from enclavia._io import face
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
 HOURS = 3600.0
 
 
-class Clock:
-    """That of the client; certificates are judged by the machine's."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-        self._now = face.now
-
-    def __call__(self) -> float:
-        return self._now() + self.ahead
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    real = face.now
-    for name, module in list(sys.modules.items()):
-        if name.startswith("enclavia.") and getattr(module, "now", None) is real:
-            monkeypatch.setattr(module, "now", made)
-    assert connections_module.now is made
-    return made
+    return moved_clock(monkeypatch)
 
 
 def script(connection: Connection) -> None:

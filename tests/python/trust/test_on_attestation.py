@@ -385,6 +385,34 @@ def test_callers_who_wait_are_asked_about_once(place: Place) -> None:
     client.close()
 
 
+def test_an_upgrade_that_is_followed_between_two_requests() -> None:
+    """Its channel is asked about as any other, and its receipt has the pins that the chain led
+    to."""
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    told: list[Receipt] = []
+    with LocalEnclave(app, upgradable=True) as enclave:
+        before = enclave.pcrs
+        upgrades = enclavia.TrustUpgrades(enclave.backend, enclave.enclave_id)
+        with enclavia.Client(
+            enclave.url,
+            **keywords(enclave, trust_upgrades=upgrades, on_attestation=told.append),
+        ) as client:
+            first = client.get("/")
+            enclave.upgrade()
+            second = client.get("/")
+            assert [first.extensions["enclavia"], second.extensions["enclavia"]] == told
+            assert client.stats.upgrades_followed == 1
+        pins = [receipt.as_dict()["pins"] for receipt in told]
+        assert pins == [[before.as_dict()], [enclave.pcrs.as_dict()]]
+        assert before != enclave.pcrs
+        for receipt, pcrs in zip(told, (before, enclave.pcrs), strict=True):
+            Receipt.from_json(str(receipt)).verify(root=enclave.root, pcrs=pcrs)
+
+
 # ---------------------------------------------------------------------------------------------
 # Which functions
 

@@ -1,0 +1,189 @@
+"""Receipts, ``on_attestation`` and fresh documents, of a forwarder and of clients that go by way of
+one."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moved_clock import Clock, moved_clock
+from support import HANG, ByteServer, Connection, byte_enclave, eventually, keywords, ok
+
+import enclavia
+from enclavia import Client, Forwarder, Receipt
+from enclavia.testing import LocalEnclave
+
+
+def script(connection: Connection) -> None:
+    """``/hold`` begins an answer that does not end."""
+    while True:
+        head, _ = connection.request()
+        if head.startswith(b"GET /hold"):
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            connection.wait_closed(HANG)
+            return
+        connection.send(ok())
+
+
+Place = tuple[LocalEnclave, ByteServer]
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with byte_enclave(script, idle_timeout=1e6) as made:
+        yield made
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A short one: a Unix socket's has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="enclavia-") as made:
+        yield Path(made) / "f"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    import enclavia._forward.server  # noqa: F401 - whose clock is moved too
+
+    return moved_clock(monkeypatch)
+
+
+def forward(enclave: LocalEnclave, path: Path, **options: Any) -> Forwarder:
+    return Forwarder(enclave.url, socket=path, **keywords(enclave, **options))
+
+
+def by_way_of(enclave: LocalEnclave, forwarder: Forwarder, **options: Any) -> Client:
+    return Client(enclave.url, via=forwarder.via, **keywords(enclave, **options))
+
+
+def refusing(receipt: Receipt) -> None:
+    raise LookupError("unknown")
+
+
+def test_both_have_receipts_of_the_same_document(place: Place, path: Path) -> None:
+    enclave, _ = place
+    told: list[Receipt] = []
+    with (
+        forward(enclave, path, on_attestation=told.append) as forwarder,
+        by_way_of(enclave, forwarder) as client,
+    ):
+        response = client.get("/")
+        (receipt,) = client.receipts
+        assert response.extensions["enclavia"] is receipt
+        assert forwarder.receipts == tuple(told)
+        assert receipt.via == forwarder.via
+        assert told[0].via is None
+        assert receipt.document == told[0].document
+        assert receipt.handshake_hash == told[0].handshake_hash
+        assert set(told[0].checked) - set(receipt.checked) == {"nonce"}
+        for each in (receipt, told[0]):
+            Receipt.from_json(str(each)).verify(root=enclave.root, pcrs=enclave.pcrs)
+        with client.stream("GET", "/") as streamed:
+            assert streamed.extensions["enclavia"] is receipt
+
+
+def test_a_forwarder_forwards_nothing_over_a_refused_channel(place: Place, path: Path) -> None:
+    enclave, server = place
+    with forward(enclave, path, on_attestation=refusing) as forwarder:
+        client = by_way_of(enclave, forwarder)
+        with pytest.raises(enclavia.AttestationRefused, match="LookupError: unknown"):
+            client.post("/", content=b"secret")
+        client.close()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(HANG)
+            sock.connect(forwarder.path)
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert sock.recv(1) == b""
+    assert server.connections == []
+    assert enclave.stats()["streams_total"] == 0
+
+
+def test_a_client_that_refuses_sends_nothing(place: Place, path: Path) -> None:
+    enclave, server = place
+    with forward(enclave, path) as forwarder:
+        client = by_way_of(enclave, forwarder, on_attestation=refusing)
+        with pytest.raises(enclavia.AttestationRefused, match="LookupError"):
+            client.post("/", content=b"secret")
+        client.close()
+    assert server.connections == []
+    assert enclave.stats()["streams_total"] == 0
+
+
+@contextlib.contextmanager
+def held(forwarder: Forwarder) -> Iterator[None]:
+    """Its channel is in use, so that it does not end for being idle. No client has asked yet."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(HANG)
+        sock.connect(forwarder.path)
+        sock.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert sock.recv(1) == b"H"
+        yield
+
+
+def test_a_document_that_is_shown_is_fresh(place: Place, path: Path, clock: Clock) -> None:
+    """Also to the first client that asks, however long the channel was open before."""
+    enclave, _ = place
+    with forward(enclave, path) as forwarder, held(forwarder):
+        (first,) = forwarder.receipts
+        clock.ahead += 301
+        with by_way_of(enclave, forwarder) as client:
+            assert client.receipts[0].document != first.document
+        clock.ahead += 298
+        with by_way_of(enclave, forwarder) as other:
+            assert other.receipts[0].document == client.receipts[0].document
+        assert enclave.stats()["attestations_total"] == 2
+        assert [each.reason for each in forwarder.receipts] == ["connect", "fresh"]
+        assert (forwarder.stats.connects, forwarder.stats.reattestations) == (1, 1)
+
+
+def test_many_who_ask_at_once_have_one_document_asked_for(
+    place: Place, path: Path, clock: Clock
+) -> None:
+    """An enclave's channel takes 16 questions at once; a fleet that starts has more."""
+    enclave, _ = place
+    with forward(enclave, path) as forwarder, held(forwarder):
+        clock.ahead += 301
+        found: list[int] = []
+        clients = [by_way_of(enclave, forwarder) for _ in range(40)]
+        threads = [
+            threading.Thread(target=lambda each=each: found.append(each.get("/").status_code))
+            for each in clients
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANG)
+        assert found == [200] * 40
+        assert forwarder.stats.reattestations == 1
+        for client in clients:
+            client.close()
+
+
+def test_a_client_asks_its_forwarder_again_before_the_end(
+    place: Place, path: Path, clock: Clock
+) -> None:
+    """And what it reads by way of the last answer goes on."""
+    enclave, _ = place
+    with (
+        forward(enclave, path) as forwarder,
+        by_way_of(enclave, forwarder) as client,
+        client.stream("GET", "/hold") as answer,
+    ):
+        pieces = answer.iter_raw()
+        assert next(pieces) == b"hello"
+        (tunnel,) = client._enclave._engine.pool.handles()
+        clock.ahead += tunnel.renew_at - clock() + 1
+        after = client.get("/").extensions["enclavia"]
+        assert after is client.receipts[1]
+        assert after.reason == "connect"
+        assert after.document != client.receipts[0].document
+        assert after.handshake_hash == client.receipts[0].handshake_hash
+        assert (forwarder.stats.connects, client.stats.connects) == (1, 2)
+        del pieces
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
