@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-LAYERS = "base platform cbor noise wire attest session ws net channel enclave python".split()
+LAYERS = "base platform sync cbor noise wire attest session ws net channel enclave python".split()
 LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 MINIMUM_PYTHON = 0x030B0000
 # One extension for all versions from the minimum on. Free-threaded builds of Python have no such

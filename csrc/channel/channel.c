@@ -8,6 +8,7 @@
 #include "channel/events.h"
 #include "channel/process.h"
 #include "channel/settle.h"
+#include "sync/fork.h"
 
 /* ---- connect ---- */
 
@@ -20,6 +21,20 @@ static encl_result make_session(encl_channel *ch, encl_link_cache *links, encl_e
     };
 
     return encl_session_new(&config, &ch->session, err);
+}
+
+/* What the channel has of OpenSSL's. */
+static encl_result make_crypto(encl_channel *ch, const encl_policy *policy, encl_link_cache *links,
+                               encl_error *err) {
+    encl_code rc;
+
+    encl_fork_hold();
+    rc = encl_policy_copy(&ch->policy, policy, err);
+    if (rc == ENCL_OK) {
+        rc = make_session(ch, links, err);
+    }
+    encl_fork_let_go();
+    return rc;
 }
 
 /* The lock keeps the first callback waiting until the connection is in its place. */
@@ -59,8 +74,7 @@ encl_result encl_channel_new(const encl_channel_config *config, encl_channel **o
     encl_list_init(&ch->queue);
     (void)encl_mutex_init(&ch->lock);
     encl_cond_init(&ch->changed);
-    ENCL_TRY_GOTO(encl_policy_copy(&ch->policy, config->policy, err), fail);
-    ENCL_TRY_GOTO(make_session(ch, links, err), fail);
+    ENCL_TRY_GOTO(make_crypto(ch, config->policy, links, err), fail);
     ENCL_TRY_GOTO(connect_to(ch, &config->target, err), fail);
     *out = ch;
     return ENCL_OK;

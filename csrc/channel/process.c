@@ -1,9 +1,10 @@
 /* The process's one client loop: made on first use and kept until the process ends; a forked child
- * makes its own. Calls net and attest. Guarded by shared_lock, which is held over fork(), so that
- * the child finds it whole. */
+ * makes its own. Calls net and attest. Guarded by shared_lock; whoever takes it holds fork() back,
+ * so that the child finds it whole. */
 #include "channel/process.h"
 
 #include "base/secmem.h"
+#include "sync/fork.h"
 #include "sync/lock.h"
 
 #define LINK_CACHE_ENTRIES 256
@@ -14,20 +15,6 @@ static struct {
     encl_loop *loop;
     encl_link_cache *links; /* used by the service thread only: no lock */
 } shared ENCL_GUARDED_BY(shared_lock);
-
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-
-static void before_fork(void) ENCL_ACQUIRES(shared_lock) {
-    encl_lock(&shared_lock);
-}
-
-static void after_fork(void) ENCL_RELEASES(shared_lock) {
-    encl_unlock(&shared_lock);
-}
-
-static void register_fork(void) {
-    (void)pthread_atfork(before_fork, after_fork, after_fork);
-}
 
 static encl_result make(encl_error *err) ENCL_REQUIRES(shared_lock) {
     encl_link_cache *links = NULL;
@@ -50,7 +37,7 @@ encl_result process_shared(encl_loop **loop, encl_link_cache **links, encl_error
     encl_code rc = ENCL_OK;
 
     ENCL_TRY(encl_net_init(err));
-    (void)pthread_once(&fork_once, register_fork);
+    encl_fork_hold();
     encl_lock(&shared_lock);
     if (shared.loop == NULL || shared.generation != encl_fork_generation()) {
         rc = make(err);
@@ -58,5 +45,6 @@ encl_result process_shared(encl_loop **loop, encl_link_cache **links, encl_error
     *loop = shared.loop;
     *links = shared.links;
     encl_unlock(&shared_lock);
+    encl_fork_let_go();
     return rc;
 }

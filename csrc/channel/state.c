@@ -7,6 +7,7 @@
 
 #include "base/secmem.h"
 #include "channel/documents.h"
+#include "sync/fork.h"
 
 /* ---- lifetime ---- */
 
@@ -16,8 +17,10 @@ void ch_retain(encl_channel *ch) {
 
 /* Nobody else has the channel any more, so there is nobody to lock out. */
 ENCL_LOCK_UNCHECKED static void destroy(encl_channel *ch) {
+    encl_fork_hold();
     encl_session_free(ch->session);
     encl_policy_free(&ch->policy);
+    encl_fork_let_go();
     documents_free(ch);
     watches_clear(&ch->opened);
     encl_conn_release(ch->conn);

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "enclave/faults.h"
+#include "sync/fork.h"
 
 static encl_slice take_copy(encl_buf *b, encl_slice from, encl_error *err, encl_code *rc) {
     size_t at = b->w;
@@ -62,8 +63,8 @@ static encl_result try_signing(const encl_identity *identity, encl_enclave_mode 
     return rc;
 }
 
-encl_result encl_identity_copy(const encl_doc_template *document, encl_slice leaf_key,
-                               encl_enclave_mode mode, encl_identity *out, encl_error *err) {
+static encl_result copy(const encl_doc_template *document, encl_slice leaf_key,
+                        encl_enclave_mode mode, encl_identity *out, encl_error *err) {
     encl_code rc;
     size_t len;
 
@@ -91,8 +92,20 @@ done:
     return rc;
 }
 
+encl_result encl_identity_copy(const encl_doc_template *document, encl_slice leaf_key,
+                               encl_enclave_mode mode, encl_identity *out, encl_error *err) {
+    encl_code rc;
+
+    encl_fork_hold();
+    rc = copy(document, leaf_key, mode, out, err);
+    encl_fork_let_go();
+    return rc;
+}
+
 void encl_identity_free(encl_identity *identity) {
+    encl_fork_hold();
     encl_signing_key_free(identity->leaf_key);
+    encl_fork_let_go();
     free(identity->block);
     memset(identity, 0, sizeof *identity);
 }

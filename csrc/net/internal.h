@@ -17,6 +17,7 @@
 #include "net/net.h"
 #include "net/peer.h"
 #include "platform/platform.h"
+#include "sync/fork.h"
 #include "sync/lock.h"
 #include "ws/ws.h"
 
@@ -43,9 +44,6 @@ typedef struct net_owned {
 encl_result net_registry_init(encl_error *err); /* once for the process; any thread */
 void net_own(net_owned *owned, int fd);         /* in place of what it was before; -1: nothing */
 void net_disown(net_owned *owned);
-/* fork() waits while this is locked. */
-void net_registry_lock(void);
-void net_registry_unlock(void);
 
 /* ---- target.c: where a connection leads ---- */
 
@@ -120,6 +118,7 @@ struct encl_loop {
     encl_job *jobs_head, *jobs_tail;
     net_timers timers;
     atomic_uint_fast64_t turns; /* how often the service thread woke up */
+    encl_fork_worker worker;    /* the service thread's */
 
     /* service thread only */
     bool awake; /* it looks at the jobs before it sleeps: those that it posts need no wake-up */

@@ -12,9 +12,7 @@ typedef struct encl_conn encl_conn;
 typedef struct encl_timer encl_timer;
 typedef struct encl_listener encl_listener;
 
-/* Sets up what fork() needs; encl_loop_new does so too. Who holds a lock of their own over fork(),
- * and calls net with it held, calls this before setting up their own handlers: then fork() takes
- * the locks in the same order. */
+/* Sets up what fork() needs (sync/fork.h); encl_loop_new does so too. */
 encl_result encl_net_init(encl_error *err);
 
 /* Starts the service thread. Free closes every connection (their closed callbacks run), ends the

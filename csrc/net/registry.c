@@ -2,9 +2,9 @@
  * the parent's peers would not see its sockets end while a child lives. Knows neither connections
  * nor listeners: each embeds a net_owned for every socket that it has. Calls the C library alone.
  *
- * registry_lock guards the list and all that is in it; it is held across fork(), so that the child
- * finds them whole. It may be taken with any other lock of net held, and nothing is called under
- * it. */
+ * registry_lock guards the list and all that is in it. Whoever takes it holds fork() back, so that
+ * a child finds them whole. It may be taken with any other lock of net held, and nothing is called
+ * under it. */
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,16 +18,6 @@ static encl_list
 static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 static int handlers_rc = -1; /* written under handlers_once */
 
-/* What these three do spans calls that the analysis cannot see: of fork(), and of service.c. */
-
-ENCL_LOCK_UNCHECKED void net_registry_lock(void) {
-    encl_lock(&registry_lock);
-}
-
-ENCL_LOCK_UNCHECKED void net_registry_unlock(void) {
-    encl_unlock(&registry_lock);
-}
-
 static uintmax_t inode_of(int fd) {
     struct stat file;
 
@@ -37,6 +27,7 @@ static uintmax_t inode_of(int fd) {
 void net_own(net_owned *owned, int fd) {
     uintmax_t inode = inode_of(fd);
 
+    encl_fork_hold();
     encl_lock(&registry_lock);
     encl_link_remove(&owned->link);
     owned->fd = fd;
@@ -45,6 +36,7 @@ void net_own(net_owned *owned, int fd) {
         encl_list_append(&registry, &owned->link);
     }
     encl_unlock(&registry_lock);
+    encl_fork_let_go();
 }
 
 /* Only the owner changes it, so that it may look without the lock: freeing a connection that is not
@@ -57,7 +49,8 @@ void net_disown(net_owned *owned) {
 
 /* Closes what is still the same socket: the number may have been given to another file by then. It
  * only closes; a shutdown would act on the parent's connection. Every entry leaves the list,
- * because the child's own ones will be put there. */
+ * because the child's own ones will be put there. There is no other thread, and none was in here.
+ */
 ENCL_LOCK_UNCHECKED static void after_fork_in_child(void) {
     encl_link *link;
 
@@ -69,11 +62,10 @@ ENCL_LOCK_UNCHECKED static void after_fork_in_child(void) {
         }
         encl_link_remove(link);
     }
-    net_registry_unlock();
 }
 
 static void set_handlers(void) {
-    handlers_rc = pthread_atfork(net_registry_lock, net_registry_unlock, after_fork_in_child);
+    handlers_rc = pthread_atfork(NULL, NULL, after_fork_in_child);
 }
 
 encl_result net_registry_init(encl_error *err) {

@@ -65,7 +65,9 @@ static void tell(void *arg) {
 static void *run(void *arg) {
     resolution *r = arg;
 
+    encl_fork_hold_briefly();
     lookup(r, AI_ADDRCONFIG);
+    encl_fork_let_go_briefly();
     r->answer = (encl_job){.run = tell, .arg = r};
     if (!encl_loop_post(r->loop, &r->answer)) {
         end(r);

@@ -1,7 +1,8 @@
 /* service: the service thread, from its start to its end, and where libwebsockets' events go. The
  * top of net: calls nearly every file here, and none calls it. Decides when the thread sleeps.
  *
- * No lock, but for what loop.c and registry.c take. */
+ * No lock, but for what loop.c, registry.c and fork.c take. */
+#include <openssl/crypto.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,11 +21,22 @@ static void make_quiet(void) {
     lws_set_log_level(0, NULL);
 }
 
-encl_result encl_net_init(encl_error *err) {
+static encl_result init(encl_error *err) {
     ENCL_TRY(encl_base_init(err));
     ENCL_ENSURE(pthread_once(&quiet_once, make_quiet) == 0, err, ENCL_E_INTERNAL,
                 "libwebsockets' log could not be switched off");
     return net_registry_init(err);
+}
+
+/* A child that was made within pthread_once would find it begun, and by nobody. */
+encl_result encl_net_init(encl_error *err) {
+    encl_code rc;
+
+    ENCL_ENSURE(encl_fork_init(), err, ENCL_E_NOMEM, "the fork handlers could not be set up");
+    encl_fork_hold();
+    rc = init(err);
+    encl_fork_let_go();
+    return rc;
 }
 
 /* ---- libwebsockets' events ---- */
@@ -106,20 +118,18 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
 
 /* libwebsockets has SIGPIPE ignored in the whole process, which is for the program to decide: it is
  * put back. Nothing here needs it: what we write ourselves raises no signal, and the service
- * thread, in which libwebsockets writes, has all signals blocked. fork() waits meanwhile, so that
+ * thread, in which libwebsockets writes, has all signals blocked. fork() waits for this thread, so
  * no child is made in between and keeps what libwebsockets had set. */
 static struct lws_context *create_context(const struct lws_context_creation_info *info) {
     struct sigaction before, after;
     struct lws_context *context;
     bool known;
 
-    net_registry_lock();
     known = sigaction(SIGPIPE, NULL, &before) == 0;
     context = lws_create_context(info);
     if (known && sigaction(SIGPIPE, NULL, &after) == 0 && after.sa_handler == SIG_IGN) {
         (void)sigaction(SIGPIPE, &before, NULL);
     }
-    net_registry_unlock();
     return context;
 }
 
@@ -203,10 +213,19 @@ static void run_jobs(encl_loop *loop) {
     loop->awake = false;
 }
 
-static void serve(encl_loop *loop) {
+/* fork() waits while this thread runs, since libwebsockets calls OpenSSL. Poll() is called in
+ * there, too: so fork() wakes the thread up, which pauses before its next turn. */
+static void wake(void *arg) {
+    encl_loop *loop = arg;
+
+    lws_cancel_service(loop->context);
+}
+
+static void turn_until_end(encl_loop *loop) {
     net_turn turn;
 
     while ((turn = net_loop_next_turn(loop)) != NET_TURN_END) {
+        encl_fork_worker_pause();
         /* Below 0: it looks without sleeping. */
         if (lws_service(loop->context, turn == NET_TURN_LOOK ? -1 : 0) < 0) {
             break;
@@ -214,6 +233,13 @@ static void serve(encl_loop *loop) {
         atomic_fetch_add_explicit(&loop->turns, 1, memory_order_relaxed);
         run_jobs(loop);
     }
+}
+
+static void serve(encl_loop *loop) {
+    loop->worker = (encl_fork_worker){.wake = wake, .arg = loop};
+    encl_fork_worker_list(&loop->worker);
+    turn_until_end(loop);
+    encl_fork_worker_unlist(&loop->worker);
 }
 
 /* A job that is posted after the last look would never run, and what it holds would never be given
@@ -229,19 +255,41 @@ static void end(encl_loop *loop) {
     net_vhosts_free(loop);
 }
 
-static void *run(void *arg) {
-    encl_loop *loop = arg;
-
-    block_signals();
-    encl_thread_name("enclavia-net");
+static void live(encl_loop *loop) {
     if (!start(loop)) {
         net_loop_enter(loop, NET_STOPPED);
-        return NULL;
+        return;
     }
     net_loop_enter(loop, NET_RUNNING);
     serve(loop);
     end(loop);
+}
+
+static void *run(void *arg) {
+    encl_fork_worker_begin();
+    block_signals();
+    encl_thread_name("enclavia-net");
+    live(arg);
+    OPENSSL_thread_stop(); /* it would do so itself, but after fork() is let go */
+    encl_fork_worker_end();
     return NULL;
+}
+
+/* Waits until it has started, which it does even while a fork() waits. */
+static encl_result start_thread(encl_loop *loop, encl_error *err) {
+    bool made;
+
+    encl_fork_hold();
+    encl_fork_worker_expect();
+    made = pthread_create(&loop->thread, NULL, run, loop) == 0;
+    if (made) {
+        (void)net_loop_wait_started(loop);
+    } else {
+        encl_fork_worker_forgo();
+    }
+    encl_fork_let_go();
+    ENCL_ENSURE(made, err, ENCL_E_NOMEM, "the service thread could not be started");
+    return ENCL_OK;
 }
 
 encl_result encl_loop_new(encl_loop **out, encl_error *err) {
@@ -251,8 +299,7 @@ encl_result encl_loop_new(encl_loop **out, encl_error *err) {
     *out = NULL;
     ENCL_TRY(encl_net_init(err));
     ENCL_TRY(net_loop_new(&loop, err));
-    ENCL_ENSURE_GOTO(pthread_create(&loop->thread, NULL, run, loop) == 0, fail, err, ENCL_E_NOMEM,
-                     "the service thread could not be started");
+    ENCL_TRY_GOTO(start_thread(loop, err), fail);
     if (net_loop_wait_started(loop) == NET_STOPPED) {
         pthread_join(loop->thread, NULL);
         rc = encl_fail(err, ENCL_E_INTERNAL, "libwebsockets could not create its context");

@@ -56,7 +56,7 @@ net_io net_socket_read(const net_socket *s, uint8_t *block, size_t cap, size_t *
     return n == 0 ? NET_IO_EOF : NET_IO_DONE;
 }
 
-static net_io tls_write(SSL *ssl, encl_slice bytes, size_t *put) {
+static net_io tls_write_held(SSL *ssl, encl_slice bytes, size_t *put) {
     int n;
 
     ERR_clear_error();
@@ -66,6 +66,16 @@ static net_io tls_write(SSL *ssl, encl_slice bytes, size_t *put) {
     }
     *put = (size_t)n;
     return NET_IO_DONE;
+}
+
+/* All else here that calls OpenSSL runs in the service thread. */
+static net_io tls_write(SSL *ssl, encl_slice bytes, size_t *put) {
+    net_io rc;
+
+    encl_fork_hold();
+    rc = tls_write_held(ssl, bytes, put);
+    encl_fork_let_go();
+    return rc;
 }
 
 net_io net_socket_write(const net_socket *s, encl_slice bytes, size_t *put) {

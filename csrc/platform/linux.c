@@ -39,6 +39,19 @@ void encl_thread_name(const char *name) {
     (void)pthread_setname_np(pthread_self(), name);
 }
 
+/* How C++ has the objects of a thread destroyed (Itanium C++ ABI, section 3.3.5.2); glibc has it,
+ * musl has not. */
+extern int __cxa_thread_atexit_impl(void (*fn)(void *), void *arg, void *library)
+    __attribute__((weak));
+extern void *__dso_handle __attribute__((visibility("hidden")));
+
+void encl_thread_at_exit(void (*fn)(void *unused)) {
+    if (__cxa_thread_atexit_impl == NULL ||
+        __cxa_thread_atexit_impl(fn, NULL, &__dso_handle) != 0) {
+        encl_posix_thread_at_exit(fn);
+    }
+}
+
 bool encl_wakeup_open(encl_wakeup *w) {
     w->fd = w->sender = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return w->fd >= 0;

@@ -34,6 +34,10 @@ void encl_thread_name(const char *name) {
     (void)pthread_setname_np(name);
 }
 
+void encl_thread_at_exit(void (*fn)(void *unused)) {
+    encl_posix_thread_at_exit(fn);
+}
+
 static bool set_quiet_flags(int fd) {
     return fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0;
 }

@@ -25,6 +25,11 @@ void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_
 /* What debuggers show for the calling thread; at most 15 bytes. */
 void encl_thread_name(const char *name);
 
+/* Has fn called when the calling thread ends, where the system can before the destructors of other
+ * libraries' keys; those that were made before this was first called come first elsewhere. fn is
+ * the same in each call; what it is given means nothing. */
+void encl_thread_at_exit(void (*fn)(void *unused));
+
 /* ---- a descriptor that poll() finds readable when somebody says so ---- */
 
 typedef struct encl_wakeup {

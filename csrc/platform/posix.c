@@ -5,6 +5,23 @@
 #include <dirent.h>
 #include <stdlib.h>
 
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+static void (*destructor)(void *); /* the same whoever writes it */
+static pthread_key_t key;
+static bool key_made; /* both are written under key_once */
+
+static void make_key(void) {
+    key_made = pthread_key_create(&key, destructor) == 0;
+}
+
+void encl_posix_thread_at_exit(void (*fn)(void *unused)) {
+    destructor = fn;
+    (void)pthread_once(&key_once, make_key);
+    if (key_made) {
+        (void)pthread_setspecific(key, &key); /* anything but NULL */
+    }
+}
+
 struct timespec encl_posix_timespec(int64_t ns) {
     return (struct timespec){.tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S)};
 }

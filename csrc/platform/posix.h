@@ -11,6 +11,9 @@
 
 #define NS_PER_S ((int64_t)1000000000)
 
+/* encl_thread_at_exit, by a key with a destructor. */
+void encl_posix_thread_at_exit(void (*fn)(void *unused));
+
 struct timespec encl_posix_timespec(int64_t ns);
 
 /* The first descriptor that is_it agrees to among those whose numbers are the names in folder; -1

@@ -2,7 +2,10 @@
  * exported function is PyInit__core. The GIL is held throughout; no lock. */
 #include "python/binding.h"
 
+#include <openssl/crypto.h>
+
 #include "base/secmem.h"
+#include "sync/fork.h"
 
 static int (*const parts[])(PyObject *module) = {
     binding_add_notifier, binding_add_watch,   binding_add_policy,  binding_add_upgrades,
@@ -36,6 +39,11 @@ static int fill(PyObject *module) {
                         "enclavia works in a process's main interpreter only, not in others");
         return -1;
     }
+    if (!encl_fork_init()) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    encl_fork_at_thread_end(OPENSSL_thread_stop);
     if (encl_base_init(&err) != ENCL_OK) {
         PyErr_SetString(PyExc_ImportError, err.message);
         return -1;

@@ -1,8 +1,9 @@
 /* Policy: pins, root and mode, checked and copied; and verify, which judges one document. Decides
- * nothing itself: attest/ does. verify works for long, and so releases the GIL. No lock: a policy
- * does not change once it is made. */
+ * nothing itself: attest/ does, which calls OpenSSL. That works for long, and fork() is held back
+ * meanwhile, so the GIL is released. No lock: a policy does not change once it is made. */
 #include "python/arguments.h"
 #include "python/binding.h"
+#include "sync/fork.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -93,8 +94,12 @@ static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         free(pins);
         return NULL;
     }
-    rc = encl_policy_init(&self->policy, pins, count, root.bytes, debug.value, need_pins.value,
-                          &err);
+    Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
+        rc = encl_policy_init(&self->policy, pins, count, root.bytes, debug.value, need_pins.value,
+                              &err);
+        encl_fork_let_go();
+    Py_END_ALLOW_THREADS
     free(pins);
     if (rc == ENCL_OK) {
         rc = encl_policy_set_clock_leeway(&self->policy, leeway.value, &err);
@@ -107,7 +112,11 @@ static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 }
 
 static void policy_dealloc(PyObject *self) {
-    encl_policy_free(&((policy_object *)self)->policy);
+    Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
+        encl_policy_free(&((policy_object *)self)->policy);
+        encl_fork_let_go();
+    Py_END_ALLOW_THREADS
     binding_free(self);
 }
 
@@ -166,8 +175,10 @@ static PyObject *verify(PyObject *module, PyObject *args, PyObject *kwargs) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
         rc = encl_attest_verify(ENCL_SLICE(document.view.buf, (size_t)document.view.len), policy,
                                 nonce.bytes, at.value, NULL, &attestation, &err);
+        encl_fork_let_go();
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&document.view);
     if (rc != ENCL_OK) {

@@ -10,7 +10,9 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -202,6 +204,29 @@ static void a_changed_file_is_another_one(void **state) {
     assert_int_equal(errno, ENOENT);
 }
 
+static atomic_int ended;
+
+static void note_end(void *unused) {
+    (void)unused;
+    atomic_fetch_add(&ended, 1);
+}
+
+static void *end_noted(void *unused) {
+    encl_thread_at_exit(note_end);
+    return unused;
+}
+
+static void a_threads_end_is_noted(void **state) {
+    pthread_t thread;
+
+    (void)state;
+    for (int i = 1; i <= 3; i++) {
+        assert_int_equal(pthread_create(&thread, NULL, end_noted, NULL), 0);
+        pthread_join(thread, NULL);
+        assert_int_equal(ended, i);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_wakeup_set_twice_is_cleared_once),
@@ -212,6 +237,7 @@ int main(void) {
         cmocka_unit_test(progress_is_what_the_peer_acknowledges),
         cmocka_unit_test(descriptors_are_found),
         cmocka_unit_test(a_changed_file_is_another_one),
+        cmocka_unit_test(a_threads_end_is_noted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

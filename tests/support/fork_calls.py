@@ -1,0 +1,74 @@
+"""Does what makes the extension call OpenSSL; test_fork.py runs this under fork_watch.c.
+
+``python fork_calls.py all`` ends with how many ways to a lock there were, and how many of them a
+fork() went by; ``python fork_calls.py control LIBRARY`` has a library take one of OpenSSL's locks
+that nobody holds fork() back from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from support import ByteServer, answering, keywords, ok
+
+import enclavia
+from enclavia.testing import LocalEnclave
+
+ROUNDS = 2
+
+
+def use(enclave: LocalEnclave) -> None:
+    """Once for each kind of call: verifying, connecting, writing, another identity, the end."""
+    options = keywords(enclave)
+    verify = enclave.tls_certificate or True
+    with enclavia.Client(enclave.url, verify=verify, **options) as client:
+        assert client.post("/", content=bytes(100_000)).status_code == 200
+        in_a_thread(client.post, "/")  # which calls OpenSSL for the first time
+        attested = client.attestation
+    enclavia.verify_attestation(attested.document, nonce=attested.nonce, **options)
+    with_a_fault(attested.document, options)
+    enclave.set_identity()
+
+
+def with_a_fault(document: bytes, options: dict[str, Any]) -> None:
+    """What OpenSSL does where something is wrong leads to other locks."""
+    for position in (10, len(document) // 2, len(document) - 1):
+        spoiled = bytearray(document)
+        spoiled[position] ^= 1
+        with contextlib.suppress(enclavia.AttestationError):
+            enclavia.verify_attestation(bytes(spoiled), **options)
+    with contextlib.suppress(ValueError):
+        enclavia.verify_attestation(document, root=b"no certificate")
+
+
+def in_a_thread(work: Callable[..., object], *arguments: object) -> None:
+    thread = threading.Thread(target=work, args=arguments)
+    thread.start()
+    thread.join()
+
+
+def everything() -> None:
+    with ByteServer(answering(ok())) as server:
+        for tls in (True, False) * ROUNDS:
+            with LocalEnclave(server.address, tls=tls) as enclave:
+                use(enclave)
+                in_a_thread(use, enclave)
+
+
+def main() -> None:
+    if sys.argv[1] == "control":
+        ctypes.CDLL(sys.argv[2]).takes_a_lock()
+    else:
+        everything()
+    watch = ctypes.CDLL(None)
+    print(watch.fork_watch_ways(), watch.fork_watch_found(), flush=True)
+    os._exit(0)
+
+
+main()
