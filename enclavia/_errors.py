@@ -7,7 +7,7 @@ Locks: none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import httpx2
 
@@ -184,7 +184,24 @@ class ProtocolError(EnclaviaError, httpx2.RemoteProtocolError):
 
 
 class AttestationError(EnclaviaError, httpx2.TransportError):
-    """The peer did not prove that it is the enclave that was asked for."""
+    """The peer did not prove that it is the enclave that was asked for.
+
+    ``hint``: what the refused document looks like, where that is known: ``"debug enclave"`` (it
+    proves nothing, as those of enclaves in debug mode do) or ``"another root"`` (its certificates
+    lead to a root, but not to the pinned one). Otherwise None. The message says it in words. It is
+    nothing to rely on: whoever made the document chose what it looks like.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: Literal["debug enclave", "another root"] | None = None,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.hint = hint
 
 
 class DocumentError(AttestationError):
@@ -213,10 +230,11 @@ class PcrMismatch(AttestationError):
         index: int = -1,
         expected: bytes = b"",
         actual: bytes = b"",
+        hint: Literal["debug enclave", "another root"] | None = None,
         retryable: bool | None = None,
         request: httpx2.Request | None = None,
     ) -> None:
-        super().__init__(message, retryable=retryable, request=request)
+        super().__init__(message, hint=hint, retryable=retryable, request=request)
         self.index = index
         self.expected = expected
         self.actual = actual
@@ -371,8 +389,11 @@ def from_core(name: str, message: str, retryable: bool, detail: Mapping[str, Any
             index=detail.get("index", -1),
             expected=detail.get("expected", b""),
             actual=detail.get("actual", b""),
+            hint=detail.get("hint"),
             retryable=retryable,
         )
+    if issubclass(cls, AttestationError):
+        return cls(message, hint=detail.get("hint"), retryable=retryable)
     if cls is ServerError:
         return ServerError(message, id=detail.get("id", 0), retryable=retryable)
     if cls is UpgradeRejected:

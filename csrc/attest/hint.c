@@ -1,6 +1,6 @@
-/* What to do about a refused document, in words. Users meet two refusals that are no attack: an
- * enclave in debug mode, and one under a root of its own. Nothing is decided here: the error is
- * there already, and only its message grows. */
+/* What to do about a refused document, in words, and what it looks like, for programs. Users meet
+ * two refusals that are no attack: an enclave in debug mode, and one under a root of its own.
+ * Nothing is decided here: the error is there already, its message grows, and its hint is set. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,16 +43,27 @@ static bool has_another_root(const encl_attestation *a, encl_slice root) {
     return another;
 }
 
-static const char *advice(const encl_attestation *a, encl_slice root, encl_code code) {
+static encl_hint hint_of(const encl_attestation *a, encl_slice root, encl_code code) {
     if (is_debug_document(a)) {
-        return "; this looks like the self-signed document of a debug enclave, which proves "
-               "nothing: only debug_mode=True takes it";
+        return ENCL_HINT_DEBUG_ENCLAVE;
     }
     if (code == ENCL_E_CERTIFICATE && has_another_root(a, root)) {
+        return ENCL_HINT_ANOTHER_ROOT;
+    }
+    return ENCL_HINT_NONE;
+}
+
+static const char *advice(encl_hint hint) {
+    switch (hint) {
+    case ENCL_HINT_DEBUG_ENCLAVE:
+        return "; this looks like the self-signed document of a debug enclave, which proves "
+               "nothing: only debug_mode=True takes it";
+    case ENCL_HINT_ANOTHER_ROOT:
         return "; the document leads to another root than the pinned one: an enclave with a root "
                "of its own (a local one, another AWS partition) needs root=, from whoever runs it";
+    default:
+        return "";
     }
-    return "";
 }
 
 void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *err) {
@@ -60,7 +71,8 @@ void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *e
     encl_error ignored;
     encl_cose cose;
 
-    if (err->code != ENCL_E_DOCUMENT && err->code != ENCL_E_CERTIFICATE) {
+    if (err->hint != ENCL_HINT_NONE ||
+        (err->code != ENCL_E_DOCUMENT && err->code != ENCL_E_CERTIFICATE)) {
         return;
     }
     a = calloc(1, sizeof *a);
@@ -68,7 +80,8 @@ void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *e
         return;
     }
     if (encl_document_parse(document, true, a, &cose, &ignored) == ENCL_OK) {
-        encl_error_suffix(err, advice(a, ENCL_SLICE(policy->root, policy->root_len), err->code));
+        err->hint = hint_of(a, ENCL_SLICE(policy->root, policy->root_len), err->code);
+        encl_error_suffix(err, advice(err->hint));
     }
     encl_attestation_free(a);
 }

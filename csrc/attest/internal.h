@@ -47,7 +47,7 @@ X509 *encl_link_cache_find(encl_link_cache *cache, encl_slice child, encl_slice 
 void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice issuer, X509 *cert,
                          int64_t expires);
 
-/* hint.c: says in a refusal's message what it looks like, where that is known. */
+/* hint.c: says in a refusal's message and in its hint what it looks like, where that is known. */
 void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *err);
 
 /* policy.c: the PCRs against the pins, or without pins only against zero. */

@@ -234,6 +234,7 @@ static encl_result pcr_failure(size_t index, const encl_pins *pins, const encl_a
     }
     rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, got %s (%s)", index,
                    expected == NULL ? "a measurement" : wanted, got, pcr_advice(index, pins, a));
+    err->hint = is_zero(actual) ? ENCL_HINT_DEBUG_ENCLAVE : ENCL_HINT_NONE;
     err->detail.pcr.index = (int)index;
     err->detail.pcr.actual_len = actual->len;
     memcpy(err->detail.pcr.actual, actual->value, actual->len);

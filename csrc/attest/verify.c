@@ -64,16 +64,24 @@ static encl_result verify_signatures(encl_attestation *a, const encl_cose *cose,
     return rc;
 }
 
+static encl_code refuse_stub(encl_error *err) {
+    (void)encl_fail(err, ENCL_E_DOCUMENT,
+                    "expected a COSE_Sign1 document, got %d bare bytes: this looks like a debug "
+                    "enclave, which only debug mode accepts",
+                    STUB_BYTES);
+    err->hint = ENCL_HINT_DEBUG_ENCLAVE;
+    return err->code;
+}
+
 /* recorded: judged at its own moment, see encl_attest_verify_recorded. */
 static encl_result verify_nitro(encl_slice document, const encl_policy *policy, encl_slice nonce,
                                 bool recorded, encl_link_cache *cache, encl_attestation *a,
                                 encl_error *err) {
     encl_cose cose;
 
-    ENCL_ENSURE(document.len != STUB_BYTES, err, ENCL_E_DOCUMENT,
-                "expected a COSE_Sign1 document, got %d bare bytes: this looks like a debug "
-                "enclave, which only debug mode accepts",
-                STUB_BYTES);
+    if (document.len == STUB_BYTES) {
+        return refuse_stub(err);
+    }
     a->form = ENCL_DOC_NITRO;
     ENCL_TRY(encl_document_parse(document, false, a, &cose, err));
     if (recorded) {

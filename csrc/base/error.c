@@ -40,6 +40,15 @@ const char *encl_code_name(encl_code code) {
     return code_names[code];
 }
 
+const char *encl_hint_name(encl_hint hint) {
+    static const char *const names[ENCL_HINT_COUNT_] = {
+        [ENCL_HINT_DEBUG_ENCLAVE] = "debug enclave",
+        [ENCL_HINT_ANOTHER_ROOT] = "another root",
+    };
+
+    return (unsigned)hint < ENCL_HINT_COUNT_ ? names[hint] : NULL;
+}
+
 static bool retryable_by_default(encl_code code) {
     switch (code) {
     case ENCL_E_CONNECT:

@@ -37,6 +37,15 @@ typedef enum encl_code {
     ENCL_E_COUNT_
 } encl_code;
 
+/* What a refused document looks like, where that is known: its message says it in words, this is
+ * for programs. Nothing is decided by it. */
+typedef enum encl_hint {
+    ENCL_HINT_NONE = 0,
+    ENCL_HINT_DEBUG_ENCLAVE, /* it proves nothing, as those of debug enclaves do */
+    ENCL_HINT_ANOTHER_ROOT,  /* it leads to a root, but not to the pinned one */
+    ENCL_HINT_COUNT_
+} encl_hint;
+
 #define ENCL_ERROR_TEXT_MAX 512
 #define ENCL_ERROR_HEAD_MAX 1024
 #define ENCL_PCR_MAX_BYTES  64
@@ -44,6 +53,7 @@ typedef enum encl_code {
 typedef struct encl_error {
     encl_code code;
     bool retryable;
+    encl_hint hint; /* of ENCL_E_DOCUMENT, ENCL_E_CERTIFICATE and ENCL_E_PCR */
     char message[ENCL_ERROR_TEXT_MAX];
     union {
         struct {
@@ -77,6 +87,9 @@ void encl_error_prefix(encl_error *err, const char *context);
 void encl_error_suffix(encl_error *err, const char *text);
 
 const char *encl_code_name(encl_code code);
+
+/* NULL for ENCL_HINT_NONE. */
+const char *encl_hint_name(encl_hint hint);
 
 /* Straight-line checks: the happy path reads downwards, every failure leaves at once. The _GOTO
  * forms are for functions that own something; they expect `encl_code rc` in scope. */

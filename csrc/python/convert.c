@@ -6,6 +6,14 @@
 
 #include <string.h>
 
+/* Takes value's reference, also on failure. */
+static bool put(PyObject *dict, const char *key, PyObject *value) {
+    int rc = value == NULL ? -1 : PyDict_SetItemString(dict, key, value);
+
+    Py_XDECREF(value);
+    return rc == 0;
+}
+
 static PyObject *error_detail(const encl_error *err) {
     switch (err->code) {
     case ENCL_E_PCR:
@@ -24,11 +32,21 @@ static PyObject *error_detail(const encl_error *err) {
     }
 }
 
+static PyObject *detail_and_hint(const encl_error *err) {
+    PyObject *detail = error_detail(err);
+    const char *hint = encl_hint_name(err->hint);
+
+    if (detail != NULL && hint != NULL && !put(detail, "hint", PyUnicode_FromString(hint))) {
+        Py_CLEAR(detail);
+    }
+    return detail;
+}
+
 PyObject *binding_raise(const encl_error *err) {
     PyObject *module = NULL, *detail = NULL, *message = NULL, *made = NULL;
 
     module = PyImport_ImportModule("enclavia._errors");
-    detail = error_detail(err);
+    detail = detail_and_hint(err);
     /* What a peer sent may be cut in the middle of a character. */
     message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
     if (module != NULL && detail != NULL && message != NULL) {
@@ -67,14 +85,6 @@ bool binding_pcr(const char *name, PyObject *value, encl_pcr *pcr) {
     memcpy(pcr->value, bytes.data, bytes.len);
     pcr->len = (uint8_t)bytes.len;
     return true;
-}
-
-/* Takes value's reference, also on failure. */
-static bool put(PyObject *dict, const char *key, PyObject *value) {
-    int rc = value == NULL ? -1 : PyDict_SetItemString(dict, key, value);
-
-    Py_XDECREF(value);
-    return rc == 0;
 }
 
 static PyObject *pcrs_dict(const encl_attestation *a) {

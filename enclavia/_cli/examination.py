@@ -124,8 +124,7 @@ def _identity(
     try:
         enclavia.verify_attestation(attested.document, nonce=attested.nonce, root=root)
     except enclavia.AttestationError as error:
-        # The package's errors say so where a document is a debug enclave's.
-        kind = "debug" if "debug enclave" in str(error) else "unknown"
+        kind = "debug" if error.hint == "debug enclave" else "unknown"
         said = f"{type(error).__name__}: {error}"
         return [Fact("mode", kind), Fact("verified", f"no: {said}", exits.REFUSED)]
     mode = Fact("mode", "production: signed, and chained to the root")

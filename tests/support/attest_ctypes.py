@@ -75,6 +75,7 @@ class Error(Structure):
     _fields_ = [
         ("code", c_int),
         ("retryable", c_bool),
+        ("hint", c_int),
         ("message", c_char * 512),
         ("detail", _Detail),
     ]
@@ -181,6 +182,8 @@ class AttestError(Exception):
         self.code: str = lib().encl_code_name(error.code).decode()
         self.message: str = error.message.decode()
         self.retryable: bool = error.retryable
+        hint = lib().encl_hint_name(error.hint)
+        self.hint: str | None = None if hint is None else hint.decode()
         pcr = error.detail.pcr
         self.pcr_index: int = pcr.index
         self.expected: bytes = bytes(pcr.expected[: pcr.expected_len])
@@ -191,7 +194,7 @@ class AttestError(Exception):
 @cache
 def lib() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(c_library.path()))
-    loaded.encl_code_name.restype = c_char_p
+    loaded.encl_code_name.restype = loaded.encl_hint_name.restype = c_char_p
     loaded.encl_aws_root_g1.restype = Slice
     loaded.encl_link_cache_hits.restype = c_size_t
     loaded.encl_link_cache_hits.argtypes = [c_void_p]

@@ -39,6 +39,7 @@ class Error(Structure):
     _fields_ = [
         ("code", c_int),
         ("retryable", c_bool),
+        ("hint", c_int),
         ("message", c_char * 512),
         ("detail", c_char * 4096),  # larger than the C union: never looked at here
     ]

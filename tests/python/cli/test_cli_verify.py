@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from support import ByteServer, answering, ok
 
 import enclavia
 from enclavia.testing import LocalEnclave
+from enclavia.testing._pki import mint, specs
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +309,19 @@ def test_doctor_of_a_debug_enclave(mode: enclavia.testing.Mode) -> None:
         assert said["well"] is False
         cli("verify", enclave.url, *("--pcrs", "-"), given=PINS).expect(REFUSED)
         assert server.connections == []
+
+
+def test_doctor_takes_no_name_for_a_debug_enclave() -> None:
+    """Names of certificates are the peer's words, and stand in the message."""
+    chain = [replace(spec, common_name=f"no debug enclave {n}") for n, spec in enumerate(specs())]
+    with (
+        ByteServer(answering(ok())) as server,
+        LocalEnclave(server.address) as enclave,
+    ):
+        enclave.set_identity(pki=mint(chain=chain))
+        said = cli("doctor", enclave.url, "--json").expect(REFUSED).data
+        assert "no debug enclave" in said["verified"]
+        assert said["mode"] == "unknown"
 
 
 PINS = b"".join(b"PCR%d: %b\n" % (n, b"01" * 48) for n in range(3))

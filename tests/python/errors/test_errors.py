@@ -100,6 +100,8 @@ def test_detail_survives_pickling() -> None:
     rejected = pickle.loads(pickle.dumps(enclavia.UpgradeRejected("no", status=503, head=b"H")))
     assert (rejected.status, rejected.head, rejected.retryable) == (503, b"H", True)
     assert pickle.loads(pickle.dumps(enclavia.ServerError("no", id=7))).id == 7
+    for cls in (enclavia.CertificateError, enclavia.PcrMismatch):
+        assert pickle.loads(pickle.dumps(cls("no", hint="debug enclave"))).hint == "debug enclave"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,11 @@ def test_detail_of_the_core() -> None:
     pcr = _errors.from_core("PCR mismatch", "PCR1", False, detail)
     assert isinstance(pcr, enclavia.PcrMismatch)
     assert (pcr.index, pcr.expected, pcr.actual, pcr.retryable) == (1, b"e", b"a", False)
+    assert pcr.hint is None
+    for name in ("PCR mismatch", "document error", "certificate error"):
+        error = _errors.from_core(name, "why", False, {"hint": "another root"})
+        assert isinstance(error, enclavia.AttestationError)
+        assert error.hint == "another root"
     server = _errors.from_core("server error", "unknown stream id", False, {"id": 9})
     assert isinstance(server, enclavia.ServerError)
     assert server.id == 9

@@ -189,9 +189,12 @@ def test_a_debug_enclaves_document_is_recognised() -> None:
     itself = pki.mint(chain=[pki.specs(NOW)[0], dataclasses.replace(pki.specs(NOW)[0])])
     for leaf, bundle in ((nothing, [nothing]), (itself.root_der, [itself.root_der])):
         fields = {"certificate": bstr(leaf), "cabundle": array([bstr(c) for c in bundle])}
-        refuse("certificate error", DEBUG_HINT, good(**fields).encode())
         crude = good(**fields, timestamp=uint(0)).encode()
-        refuse("document error", DEBUG_HINT, crude)
+        for error in (
+            refuse("certificate error", DEBUG_HINT, good(**fields).encode()),
+            refuse("document error", DEBUG_HINT, crude),
+        ):
+            assert error.hint == "debug enclave"
         assert verify(crude, debug=True).form == Form.DEBUG
     # Whatever else is wrong is what it is.
     late = chain_with(LEAF, not_before=NOW - timedelta(hours=9), not_after=NOW - timedelta(hours=6))
@@ -202,6 +205,7 @@ def test_a_debug_enclaves_document_is_recognised() -> None:
         refuse("certificate error", "", document_of(other_pki()).encode(), p=p),
     ):
         assert DEBUG_HINT not in error.message
+        assert error.hint != "debug enclave"
 
 
 def test_a_forgotten_root_is_recognised() -> None:
@@ -209,13 +213,16 @@ def test_a_forgotten_root_is_recognised() -> None:
     error = refuse("certificate error", ROOT_HINT, raw, root=None)
     assert "is not issued by certificate 1" in error.message
     assert "root=" in error.message and "from whoever runs it" in error.message
-    refuse("certificate error", ROOT_HINT, raw, root=other_pki().root_der)
+    assert error.hint == "another root"
+    error = refuse("certificate error", ROOT_HINT, raw, root=other_pki().root_der)
+    assert error.hint == "another root"
     late = chain_with(CA1, not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=6))
     for error in (
         refuse_chain(late, "has expired"),
         refuse("PCR mismatch", "", raw, pins=[[b"\x55" * 48] * 3]),
     ):
         assert ROOT_HINT not in error.message
+        assert error.hint is None
 
 
 def test_the_longest_hint_fits_its_message() -> None:
@@ -233,8 +240,10 @@ def test_zero_pcrs_are_a_debug_enclave() -> None:
     raw = good(pcrs=pcr_map(zeros)).encode()
     error = refuse("PCR mismatch", "debug enclave", raw)
     assert (error.pcr_index, error.expected, error.actual) == (0, PCRS[0], bytes(48))
+    assert error.hint == "debug enclave"
     error = refuse("PCR mismatch", "debug enclave", raw, pins=None)
     assert (error.pcr_index, error.expected, error.actual) == (0, b"", bytes(48))
+    assert error.hint == "debug enclave"
     for index in (1, 2):
         one = good(pcrs=pcr_map({**PCRS, index: bytes(48)})).encode()
         assert refuse("PCR mismatch", "debug enclave", one, pins=None).pcr_index == index
@@ -367,7 +376,8 @@ def test_stub() -> None:
 
 
 def test_production_refuses_debug_forms() -> None:
-    refuse("document error", "looks like a debug enclave", NONCE)
+    error = refuse("document error", "looks like a debug enclave", NONCE)
+    assert error.hint == "debug enclave"
     refuse("document error", "expected alg -35 (ES384), got none", crude())
 
 
