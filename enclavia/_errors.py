@@ -1,7 +1,7 @@
 """The errors of the package: one tree, each also the httpx2 error of the same meaning.
 
-Decides which class an error of the C core has, and whether it may help to try again. Calls: _text.
-Locks: none.
+Decides which class an error of the C core has, and whether it may help to try again. Calls:
+_public, _text. Locks: none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import httpx2
 
+from ._public import public
 from ._text import shown
 
 __all__ = [
@@ -350,7 +351,7 @@ class InternalError(EnclaviaError, RuntimeError):
 
 # Tracebacks, reprs and pickles name the module that they are imported from.
 for _name in __all__:
-    globals()[_name].__module__ = __name__.partition(".")[0]
+    public(globals()[_name])
 
 # By the names that csrc/base/error.c gives its codes (``_core.ERROR_NAMES``).
 _CLASSES: dict[str, type[Exception]] = {

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pickle
 import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from repository import ROOT
 
 import enclavia
+
+PINNED = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
 
 # What each layer may know of: itself, and these.
 C_LAYERS = {
@@ -87,7 +91,7 @@ PYTHON_GROUND = {
     "_arguments": set(),
     "_interpreter": set(),
     "_public": set(),
-    "_errors": {"_text"},
+    "_errors": {"_public", "_text"},
     "_libraries": set(),
     "_build_info": {"_core"},
 }
@@ -370,14 +374,36 @@ def test_one_module_knows_what_is_inside_of_httpx2() -> None:
     assert len(names["_client.httpx2_inside"]) > 6
 
 
+def public_classes() -> list[type[Any]]:
+    named = (getattr(enclavia, name) for name in enclavia.__all__)
+    return [each for each in named if isinstance(each, type)]
+
+
 def test_public_classes_are_named_as_they_are_imported() -> None:
-    classes = [
-        each
-        for each in (getattr(enclavia, name) for name in enclavia.__all__)
-        if isinstance(each, type)
-    ]
+    classes = public_classes()
     assert len(classes) > 30
     for cls in classes:
         assert cls.__module__ == "enclavia", cls
         assert pickle.loads(pickle.dumps(cls)) is cls
     assert typing.get_type_hints(enclavia.Attestation)["pcrs"] == Mapping[int, bytes]
+
+
+@pytest.mark.parametrize("cls", public_classes(), ids=lambda cls: cls.__name__)
+def test_the_source_of_public_classes_is_found(cls: type[Any]) -> None:
+    """As ``Client??`` in a notebook asks for it."""
+    source = inspect.getsource(cls)
+    assert re.match(rf"(@.*\n)*class {cls.__name__}\b", source), source[:200]
+    assert inspect.getsourcefile(inspect.unwrap(cls)) != enclavia.__file__
+    if cls is not enclavia.DebugModeWarning:  # which has Python's own constructor
+        assert inspect.signature(cls) == inspect.signature(cls, follow_wrapped=False)
+
+
+class Own(enclavia.Client):
+    """A user's subclass."""
+
+
+def test_a_subclass_of_a_public_class_has_its_own_source() -> None:
+    assert inspect.getsource(Own).startswith("class Own(enclavia.Client):")
+    assert inspect.unwrap(Own) is Own
+    assert not hasattr(Own("wss://e.example", pcrs=PINNED), "__wrapped__")
+    assert not hasattr(enclavia.Client("wss://e.example", pcrs=PINNED), "__wrapped__")

@@ -130,6 +130,15 @@ def test_cells(notebook: Notebook, enclave: LocalEnclave) -> None:
     notebook.run("client.close()")
 
 
+def test_the_source_is_shown(notebook: Notebook) -> None:
+    notebook.run("import enclavia")
+    for name in ("Client", "AsyncClient", "Pcrs", "ConnectError"):
+        found = notebook.run(
+            f"get_ipython().inspector.info(enclavia.{name}, detail_level=1)['source']"
+        )
+        assert f"class {name}" in found["text/plain"]
+
+
 def test_nothing_is_printed(notebook: Notebook, enclave: LocalEnclave) -> None:
     shown = notebook.run(
         f"{CONNECT}\nfor _ in range(3): client.get('/')\nclient.close()\nimport gc; gc.collect();"
