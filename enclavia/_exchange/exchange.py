@@ -29,6 +29,7 @@ from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
+from .._io.late import nothing_sent
 from .._io.local import AnyStream
 from .._pool.ticket import Lease, Ticket
 from .message import Body, Message, WholeBody
@@ -241,7 +242,7 @@ class Exchange:
         if self._pending and not await self.io.wait_stream(
             self.stream, _core.READABLE | _core.WRITABLE, self._timeouts.write
         ):
-            raise WriteTimeout(f"expected to send within {self._timeouts.write} s, could not")
+            raise nothing_sent(self._timeouts.write)
 
     async def _next_chunk(self) -> None:
         try:

@@ -31,10 +31,9 @@ from .._errors import (
     ConnectionClosed,
     ConnectTimeout,
     ForkedError,
-    ReadTimeout,
     StateError,
-    WriteTimeout,
 )
+from .late import nothing_read, nothing_sent
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -186,7 +185,7 @@ class LocalStream:
         """1 to n bytes; ``b""`` at the end. timeout 0: None where it would wait."""
         sock = self._usable()
         if timeout != 0 and not poll_descriptor(sock.fileno(), _core.READABLE, timeout):
-            raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+            raise nothing_read(timeout)
         while True:
             try:
                 data = sock.recv(n, socket.MSG_DONTWAIT)
@@ -232,7 +231,7 @@ class LocalStream:
                 if timeout == 0:
                     break
                 if not poll_descriptor(sock.fileno(), _core.WRITABLE, timeout):
-                    raise WriteTimeout(f"expected to send within {timeout} s, could not") from None
+                    raise nothing_sent(timeout) from None
             except OSError as error:
                 raise self._lost(error) from error
             else:

@@ -26,7 +26,7 @@ import httpx2
 
 from .. import _core
 from .._arguments import byte_view, is_async
-from .._errors import PoolTimeout, ReadTimeout, StateError, WriteTimeout
+from .._errors import PoolTimeout, StateError, WriteTimeout
 from .face import (
     SHORTEST,
     Register,
@@ -37,6 +37,7 @@ from .face import (
     time_left,
 )
 from .fetching import Answer, Fetch, fetch
+from .late import nothing_read, nothing_sent
 from .local import AnyChannel, AnySlot, AnyStream, LocalChannel, LocalStream
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ class LoopIo:
             deadline = deadline_of(timeout)
             while data is None:
                 if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
-                    raise _nothing_read(timeout)
+                    raise nothing_read(timeout)
                 data = stream.read(n, 0)
         return data
 
@@ -375,7 +376,7 @@ class LoopIo:
         deadline = deadline_of(timeout)
         while (count := stream.readinto(view, 0)) is None:
             if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
-                raise _nothing_read(timeout)
+                raise nothing_read(timeout)
         return count
 
     async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
@@ -385,7 +386,7 @@ class LoopIo:
         deadline = deadline_of(timeout)
         while view:
             if not await self.wait_stream(stream, _core.WRITABLE, time_left(deadline)):
-                raise WriteTimeout(f"expected to send within {timeout} s, could not")
+                raise nothing_sent(timeout)
             if sent := stream.write(view, 0):
                 view = view[sent:]
                 deadline = deadline_of(timeout)
@@ -520,7 +521,3 @@ async def _wait_by_anyio(descriptor: int, what: int, timeout: float | None) -> b
             if what & _core.WRITABLE:
                 group.start_soon(wait, anyio.wait_writable, group.cancel_scope)
     return came
-
-
-def _nothing_read(timeout: float | None) -> ReadTimeout:
-    return ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")

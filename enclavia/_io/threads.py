@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import httpx2
 
 from .. import _core
-from .._errors import ReadTimeout, WriteTimeout
+from .._errors import ReadTimeout
 from .face import Register, deadline_of, expected_body, piece_of, positive, time_left
+from .late import nothing_read, nothing_sent
 from .local import (
     AnyChannel,
     AnySlot,
@@ -150,13 +151,13 @@ class ThreadIo:
         except ReadTimeout:
             data = None
         if data is None:
-            raise ReadTimeout(f"expected bytes from the workload within {timeout} s, got none")
+            raise nothing_read(timeout)
         return data
 
     async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
         sent = stream.write(data, timeout)
         if timeout is not None and timeout <= 0 and sent < memoryview(data).nbytes:
-            raise WriteTimeout(f"expected to send within {timeout} s, could not")
+            raise nothing_sent(timeout)
         return sent
 
     async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool:
