@@ -201,6 +201,12 @@ def _try(client: enclavia.Client, asked: Asked, store: Store, progress: Progress
         else:
             if response.status_code >= 400 and (asked.fail or resuming):
                 raise status_problem(response)
+            if response.status_code == 206 and not resuming and not asked.is_partial:
+                # Saved as it is, a part would pass for the whole.
+                raise Problem(
+                    "expected the whole body, got a part of it (HTTP 206) that was not asked for",
+                    HTTP_STATUS,
+                )
             source = _source_of(response, asked, _url(client, asked), pcrs)
             store.begin(source)
         total = source.total if source is not None else _length(response)

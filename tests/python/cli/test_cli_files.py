@@ -311,6 +311,23 @@ def test_a_rest_of_something_else_is_not_joined(tmp_path: Path, answer: bytes) -
         assert len(workload.statuses) == 3
 
 
+def test_a_part_that_was_not_asked_for_is_not_the_whole(tmp_path: Path) -> None:
+    workload = Ranged()
+
+    def part(fields: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+        return (
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/200000\r\n"
+            b"Content-Length: 10\r\n\r\n"
+        ), BODY[:10]
+
+    workload.answer = part  # type: ignore[method-assign]
+    with desk(workload, tmp_path) as at:
+        at.get().expect(HTTP_STATUS, "a part of it (HTTP 206) that was not asked for")
+        assert at.left() == []
+        at.get("-H", "Range: bytes=0-9").expect(OK)
+        assert at.file.read_bytes() == BODY[:10]
+
+
 def test_no_rest_ends_somewhere(tmp_path: Path) -> None:
     workload = Ranged(*[70_000] * 99)
     workload.always = b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n\r\n"
