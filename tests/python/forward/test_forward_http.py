@@ -237,6 +237,11 @@ def test_what_two_servers_could_read_differently_is_refused(
         assert answer.count(b"HTTP/1.1 ") == 1
 
 
+def test_a_refused_version_says_what_to_do(proxy: Forwarder) -> None:
+    answer = ask(proxy, b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert b"proxy_http_version 1.1;" in answer
+
+
 def test_junk_behind_a_request_is_no_request(proxy: Forwarder, echo: Echo) -> None:
     answer = ask(proxy, b"GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n\0\0junk\r\n\r\n" + SMUGGLED)
     assert not any(b"/smuggled" in head for head in echo.heads)
