@@ -1,9 +1,10 @@
 /* What a walk along a chain of upgrades asks for: documents of the past, signatures of a control
- * key, payloads. Decides nothing itself: attest/ does. Verifying works for long, and so releases
- * the GIL; a LinkCache is lent to one call at a time, which a flag says that is read and written
- * with the GIL held. No lock. */
+ * key, payloads. Decides nothing itself: attest/ does. Verifying works for long, and fork() is held
+ * back meanwhile, so it releases the GIL; a LinkCache is lent to one call at a time, which a flag
+ * says that is read and written with the GIL held. No lock. */
 #include "python/arguments.h"
 #include "python/binding.h"
+#include "sync/fork.h"
 
 #include <limits.h>
 
@@ -35,7 +36,11 @@ static PyObject *cache_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 }
 
 static void cache_dealloc(PyObject *self) {
-    encl_link_cache_free(((cache_object *)self)->cache);
+    Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
+        encl_link_cache_free(((cache_object *)self)->cache);
+        encl_fork_let_go();
+    Py_END_ALLOW_THREADS
     binding_free(self);
 }
 
@@ -74,8 +79,10 @@ static encl_code verify_with(cache_object *cache, encl_slice document, const enc
         cache->lent = true;
     }
     Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
         rc = encl_attest_verify_recorded(document, policy, mine ? cache->cache : NULL, attestation,
                                          err);
+        encl_fork_let_go();
     Py_END_ALLOW_THREADS
     if (mine) {
         cache->lent = false;
@@ -123,7 +130,9 @@ static PyObject *verify_es256(PyObject *module, PyObject *args, PyObject *kwargs
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
+        encl_fork_hold();
         rc = encl_attest_es256_verify(public_key.bytes, message.bytes, signature.bytes, &err);
+        encl_fork_let_go();
     Py_END_ALLOW_THREADS
     if (rc != ENCL_OK) {
         return binding_raise(&err);

@@ -18,9 +18,15 @@ from typing import Any
 from support import ByteServer, answering, keywords, ok
 
 import enclavia
+from enclavia import _core
 from enclavia.testing import LocalEnclave
 
 ROUNDS = 2
+# The base point of P-256, uncompressed (SEC 2, section 2.4.2).
+POINT = bytes.fromhex(
+    "046b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+    "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
 
 
 def use(enclave: LocalEnclave) -> None:
@@ -33,6 +39,7 @@ def use(enclave: LocalEnclave) -> None:
         attested = client.attestation
     enclavia.verify_attestation(attested.document, nonce=attested.nonce, **options)
     with_a_fault(attested.document, options)
+    with_a_chain_of_upgrades(attested.document, enclave)
     enclave.set_identity()
 
 
@@ -45,6 +52,18 @@ def with_a_fault(document: bytes, options: dict[str, Any]) -> None:
             enclavia.verify_attestation(bytes(spoiled), **options)
     with contextlib.suppress(ValueError):
         enclavia.verify_attestation(document, root=b"no certificate")
+
+
+def with_a_chain_of_upgrades(document: bytes, enclave: LocalEnclave) -> None:
+    """What judges the documents and the signatures of one."""
+    root = enclavia._identity.attestation.read_root(enclave.root)
+    policy = _core.Policy(None, root, False, False)
+    cache = _core.LinkCache()
+    for _ in range(2):
+        _core.verify_recorded(document, policy, cache)
+    for key in (POINT, bytes(65)):
+        with contextlib.suppress(ValueError, enclavia.EnclaviaError):
+            _core.verify_es256(key, b"message", bytes(63) + b"\1")
 
 
 def in_a_thread(work: Callable[..., object], *arguments: object) -> None:
