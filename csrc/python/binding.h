@@ -26,6 +26,8 @@
 /* Raises what enclavia._errors.from_core makes of err; gives NULL. */
 PyObject *binding_raise(const encl_error *err);
 
+/* Into a dict. Takes value's reference, also on failure; NULL is one, with its exception set. */
+bool binding_put(PyObject *dict, const char *key, PyObject *value);
 /* A bytes object (or None where data is NULL). */
 PyObject *binding_bytes(encl_slice bytes);
 PyObject *binding_attestation(const encl_attestation *attestation);

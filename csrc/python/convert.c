@@ -6,8 +6,7 @@
 
 #include <string.h>
 
-/* Takes value's reference, also on failure. */
-static bool put(PyObject *dict, const char *key, PyObject *value) {
+bool binding_put(PyObject *dict, const char *key, PyObject *value) {
     int rc = value == NULL ? -1 : PyDict_SetItemString(dict, key, value);
 
     Py_XDECREF(value);
@@ -36,7 +35,8 @@ static PyObject *detail_and_hint(const encl_error *err) {
     PyObject *detail = error_detail(err);
     const char *hint = encl_hint_name(err->hint);
 
-    if (detail != NULL && hint != NULL && !put(detail, "hint", PyUnicode_FromString(hint))) {
+    if (detail != NULL && hint != NULL &&
+        !binding_put(detail, "hint", PyUnicode_FromString(hint))) {
         Py_CLEAR(detail);
     }
     return detail;
@@ -148,22 +148,22 @@ PyObject *binding_attestation(const encl_attestation *a) {
     if (dict == NULL) {
         return NULL;
     }
-    if (put(dict, "form", PyUnicode_FromString(form_name(a->form))) &&
-        put(dict, "module_id",
-            PyUnicode_DecodeUTF8((const char *)a->module_id.data, (Py_ssize_t)a->module_id.len,
-                                 "replace")) &&
-        put(dict, "timestamp", PyLong_FromUnsignedLongLong(a->timestamp_ms)) &&
-        put(dict, "pcrs", pcrs_dict(a)) &&
-        put(dict, "certificate",
-            PyBytes_FromStringAndSize((const char *)a->certificate.data,
-                                      (Py_ssize_t)a->certificate.len)) &&
-        put(dict, "cabundle", bundle_list(a)) &&
-        put(dict, "public_key", binding_bytes(a->public_key)) &&
-        put(dict, "user_data", binding_bytes(a->user_data)) &&
-        put(dict, "nonce", binding_bytes(a->nonce)) &&
-        put(dict, "verified_at", PyLong_FromLongLong(a->verified_at)) &&
-        put(dict, "valid_until", valid_until(a)) &&
-        put(dict, "document", binding_bytes(ENCL_SLICE(a->raw, a->raw_len)))) {
+    if (binding_put(dict, "form", PyUnicode_FromString(form_name(a->form))) &&
+        binding_put(dict, "module_id",
+                    PyUnicode_DecodeUTF8((const char *)a->module_id.data,
+                                         (Py_ssize_t)a->module_id.len, "replace")) &&
+        binding_put(dict, "timestamp", PyLong_FromUnsignedLongLong(a->timestamp_ms)) &&
+        binding_put(dict, "pcrs", pcrs_dict(a)) &&
+        binding_put(dict, "certificate",
+                    PyBytes_FromStringAndSize((const char *)a->certificate.data,
+                                              (Py_ssize_t)a->certificate.len)) &&
+        binding_put(dict, "cabundle", bundle_list(a)) &&
+        binding_put(dict, "public_key", binding_bytes(a->public_key)) &&
+        binding_put(dict, "user_data", binding_bytes(a->user_data)) &&
+        binding_put(dict, "nonce", binding_bytes(a->nonce)) &&
+        binding_put(dict, "verified_at", PyLong_FromLongLong(a->verified_at)) &&
+        binding_put(dict, "valid_until", valid_until(a)) &&
+        binding_put(dict, "document", binding_bytes(ENCL_SLICE(a->raw, a->raw_len)))) {
         return dict;
     }
     Py_DECREF(dict);

@@ -140,33 +140,25 @@ static PyObject *verify_es256(PyObject *module, PyObject *args, PyObject *kwargs
     Py_RETURN_NONE;
 }
 
-/* Takes value's reference, also on failure. */
-static bool put(PyObject *dict, const char *key, PyObject *value) {
-    int rc = value == NULL ? -1 : PyDict_SetItemString(dict, key, value);
-
-    Py_XDECREF(value);
-    return rc == 0;
-}
-
 /* Nothing is put where the kind has no such field. */
 static bool put_bytes(PyObject *dict, const char *key, encl_slice bytes) {
-    return bytes.data == NULL || put(dict, key, binding_bytes(bytes));
+    return bytes.data == NULL || binding_put(dict, key, binding_bytes(bytes));
 }
 
 static bool put_text(PyObject *dict, const char *key, encl_slice utf8) {
     return utf8.data == NULL ||
-           put(dict, key,
-               PyUnicode_DecodeUTF8((const char *)utf8.data, (Py_ssize_t)utf8.len, NULL));
+           binding_put(dict, key,
+                       PyUnicode_DecodeUTF8((const char *)utf8.data, (Py_ssize_t)utf8.len, NULL));
 }
 
 static bool put_pcrs(PyObject *dict, const char *key, const encl_pins *pins) {
     const encl_pcr *pcr = pins->pcr;
 
     return pcr[0].len == 0 ||
-           put(dict, key,
-               Py_BuildValue("(NNN)", binding_bytes(ENCL_SLICE(pcr[0].value, pcr[0].len)),
-                             binding_bytes(ENCL_SLICE(pcr[1].value, pcr[1].len)),
-                             binding_bytes(ENCL_SLICE(pcr[2].value, pcr[2].len))));
+           binding_put(dict, key,
+                       Py_BuildValue("(NNN)", binding_bytes(ENCL_SLICE(pcr[0].value, pcr[0].len)),
+                                     binding_bytes(ENCL_SLICE(pcr[1].value, pcr[1].len)),
+                                     binding_bytes(ENCL_SLICE(pcr[2].value, pcr[2].len))));
 }
 
 static PyObject *payload_dict(const encl_link_payload *p) {

@@ -118,8 +118,8 @@ class ProxyApp:
             # An answer may have to go in chunks, which only HTTP/1.1 has (RFC 9112, section 7).
             raise _Refusal(
                 505,
-                f"expected HTTP/1.1, got HTTP/{scope['http_version']} (of nginx, HTTP/1.1 is asked "
-                "for by 'proxy_http_version 1.1;')",
+                f"expected HTTP/1.1, got HTTP/{scope['http_version']}: where that is nginx, it "
+                "needs 'proxy_http_version 1.1;'",
             )
         self._check_target(scope["method"], target)
         self._check_host(headers)

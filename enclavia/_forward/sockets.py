@@ -88,10 +88,14 @@ def listen_unix(path: str) -> LocalSocket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise ConnectError(
-            f"expected to listen at {path}, got: {error.strerror or error}", retryable=False
-        ) from error
+        raise _cannot_listen(path, error) from error
     return sock
+
+
+def _cannot_listen(place: str, error: OSError) -> ConnectError:
+    return ConnectError(
+        f"expected to listen at {place}, got: {error.strerror or error}", retryable=False
+    )
 
 
 def _take_over(path: str) -> None:
@@ -140,9 +144,7 @@ def listen_tcp(host: str, port: int) -> LocalSocket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise ConnectError(
-            f"expected to listen at {host}:{port}, got: {error.strerror or error}", retryable=False
-        ) from error
+        raise _cannot_listen(f"{host}:{port}", error) from error
     return LocalSocket(sock.detach())
 
 
