@@ -79,8 +79,8 @@ class Trust:
         stands. Raises as :meth:`pins` does."""
         if pins != self.in_force:
             return True  # by another connection's mismatch
-        if self._follower is None or self._pinned is None:
-            return False
+        if self._follower is None or self._pinned is None or error.retryable:
+            return False  # retryable: a forwarder's pins, which are not ours, and just changed
         followed = await self._follower.follow(io, self._pinned, error, deadline)
         if followed == pins:
             raise UpgradeChainError(

@@ -396,18 +396,22 @@ def verify_recorded(
     clock_leeway: int = 0,
 ) -> Attestation:
     """encl_attest_verify_recorded under a policy made for this one call, without pins."""
-    out, error = POINTER(_Attestation)(), Error()
     with policy(None, root=root, debug=debug, clock_leeway=clock_leeway) as p:
-        rc = lib().encl_attest_verify_recorded(
-            as_slice(document),
-            byref(p),
-            cache.pointer if cache else None,
-            byref(out),
-            byref(error),
-        )
-        if rc != 0:
-            assert not out
-        _check(rc, error)
+        return verify_recorded_with(p, document, cache)
+
+
+def verify_recorded_with(p: Policy, document: bytes, cache: LinkCache | None = None) -> Attestation:
+    out, error = POINTER(_Attestation)(), Error()
+    rc = lib().encl_attest_verify_recorded(
+        as_slice(document),
+        byref(p),
+        cache.pointer if cache else None,
+        byref(out),
+        byref(error),
+    )
+    if rc != 0:
+        assert not out
+    _check(rc, error)
     try:
         return _copy(out.contents)
     finally:

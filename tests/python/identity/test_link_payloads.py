@@ -337,6 +337,12 @@ def test_a_recorded_document_of_a_debug_enclave() -> None:
     assert attest.verify_recorded(zeros, debug=True).form is attest.Form.DEBUG
 
 
+def test_a_policy_that_was_never_set_up() -> None:
+    with pytest.raises(AttestError) as caught:
+        attest.verify_recorded_with(attest.Policy(), good().encode())
+    assert caught.value.code == "invalid argument"
+
+
 def test_links_are_remembered_between_documents() -> None:
     cache = attest.LinkCache()
     document = good().encode()

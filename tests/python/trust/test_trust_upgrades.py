@@ -21,6 +21,9 @@ import pytest
 from support import ByteServer, Connection, drive, eventually
 
 import enclavia
+from enclavia._channel.config import ChannelConfig
+from enclavia._io.face import run
+from enclavia._io.threads import ThreadIo
 from enclavia.testing import BackendFault, Fault, LocalEnclave
 
 SECRET = "token-that-nobody-may-see"
@@ -674,3 +677,32 @@ def test_a_peer_that_sends_a_byte_at_a_time_ends_by_the_deadline() -> None:
         with pytest.raises(enclavia.ConnectTimeout, match="upgrade chain"):
             attested("AsyncChannel", enclave.url, **options)
         stopping.set()
+
+
+def test_a_mismatch_of_somebody_elses_pins_is_not_followed() -> None:
+    """What a forwarder says of its own pins, which were just changed."""
+    upgrades = enclavia.TrustUpgrades("http://127.0.0.1:9", ID)
+    pcrs = enclavia.Pcrs(pcr0="1" * 96, pcr1="2" * 96, pcr2="3" * 96)
+    config = ChannelConfig.build("ws://127.0.0.1:9", pcrs=pcrs, trust_upgrades=upgrades)
+    trust = config.trust()
+    assert trust is not None
+    theirs = enclavia.PcrMismatch("the forwarder's pins were changed", retryable=True)
+    assert run(trust.mismatch(ThreadIo(), theirs, config.pins, None)) is False
+    ours = enclavia.PcrMismatch("another image")
+    with pytest.raises(enclavia.BackendError):
+        run(trust.mismatch(ThreadIo(), ours, config.pins, None))
+
+
+def test_adapters_follow() -> None:
+    over_requests = pytest.importorskip("enclavia.requests")
+    over_httpx = pytest.importorskip("enclavia.httpx")
+    httpx = pytest.importorskip("httpx")
+    with upgradable() as enclave:
+        options = given(enclave, enclave.pcrs)
+        enclave.upgrade(App("two"))
+        with over_requests.session(enclave.url, **options) as session:
+            assert session.get(session.base_url).text == "two"
+            assert session.stats.upgrades_followed == 1
+        transport = over_httpx.EnclaveTransport(enclave.url, **options)
+        with httpx.Client(transport=transport, base_url=transport.base_url) as client:
+            assert client.get("/").text == "two"
