@@ -63,9 +63,9 @@ static void wait_for_all(void) ENCL_REQUIRES(fork_lock) {
 /* What these three hold spans fork(), which the analysis cannot see. */
 
 ENCL_LOCK_UNCHECKED static void before_fork(void) {
+    /* In a signal's handler: the child may find what that has interrupted, and nothing else. */
     if (depth != 0) {
-        return; /* a signal's handler: the child may find what it has interrupted, and nothing else
-                 */
+        return;
     }
     encl_lock(&fork_lock);
     while (asked) {
