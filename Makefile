@@ -74,11 +74,12 @@ test-san: build/installed-test
 
 # Jobs of 10 000 rows on each engine; `make test` has them with 200.
 test-fleet: build/installed-test
-	FLEET_ROWS=10000 $(BIN)/python -m pytest tests/python/fleet
+	FLEET_ROWS=10000 $(BIN)/python -m pytest tests/fleet
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/fleet
 
 # Every check of the verification path removed and turned around; fails where no test notices one.
 mutants: build/installed-test

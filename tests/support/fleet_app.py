@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from enclavia.testing import LocalEnclave
 
@@ -33,3 +37,16 @@ def small_enclave(connections: int = 4) -> Iterator[LocalEnclave]:
 
 def keywords(enclave: LocalEnclave) -> dict[str, Any]:
     return {"pcrs": enclave.pcrs, "root": enclave.root}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[Path]:
+    """Where forwarders put their sockets, in a short path: a Unix socket's has 107 bytes. For the
+    whole session, because engines are started once and give their workers the environment that
+    they have then."""
+    with (
+        tempfile.TemporaryDirectory(prefix="enclavia-") as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_RUNTIME_DIR", made)
+        yield Path(made)

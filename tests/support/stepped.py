@@ -24,7 +24,7 @@ class Core:
         self.state = "open" if error is None else "failed"
 
     def attestation(self) -> dict[str, object]:
-        return {"form": "stub", "module_id": "", "valid_until": None}
+        return {"form": "stub", "module_id": "", "pcrs": {}, "valid_until": None}
 
     def stats(self) -> dict[str, int]:
         return {"bytes_in": 0, "bytes_out": 0}

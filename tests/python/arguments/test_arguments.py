@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,14 +144,14 @@ TABLE: dict[str, dict[str, list[Row]]] = {
 }
 
 
-# Of engines that are installed (the group fleet). Spark's takes a context first, which has to run:
-# tests/python/fleet/test_fleet_spark.py.
+# Of engines, whose imports change this process: tests/fleet/test_with_engines.py runs this with
+# them. Spark's takes a context first, which has to run: tests/fleet/test_spark.py.
 _PER = [Row("thread", ValueError), Row("", ValueError), Row(None, TypeError), Row(5, TypeError)]
 _NAME = [Row("", ValueError, "got an empty"), Row(None, TypeError), Row(5, TypeError)]
 _FLEETS = {"dask": ("distributed", "EnclavePlugin"), "ray": ("ray", "EnclaveFleet")}
 ENGINES = []
 for _module, (_needed, _class) in _FLEETS.items():
-    if importlib.util.find_spec(_needed) is not None:
+    if os.environ.get("WITH_ENGINES") and importlib.util.find_spec(_needed) is not None:
         ENGINES.append(importlib.import_module(f"enclavia.{_module}"))
         TABLE[f"enclavia.{_module}.{_class}"] = {
             **TRANSPORT,
@@ -275,13 +276,13 @@ for _engine in ENGINES:
             (".setup", BY_LIBRARY),
             (".teardown", BY_LIBRARY),
             (".report", "needs no engine: test_fleet_member.py"),
-            (".check", "needs an engine that runs: test_fleet_dask.py, test_fleet_ray.py"),
+            (".check", "needs an engine that runs: tests/fleet"),
             (".task", "the same"),
         )
         if call.startswith("(") or hasattr(found(_path), call[1:])
     }
     if _engine.__name__ == "enclavia.dask":
-        REASONS["enclavia.dask.client"] = "needs an engine that runs: test_fleet_dask.py"
+        REASONS["enclavia.dask.client"] = "needs an engine that runs: tests/fleet"
 
 
 def calling(call: str, name: str, value: Any) -> Callable[[], object]:

@@ -59,11 +59,16 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 """
 
+# Engines, whose imports change this process: what is about them is left out here, and run by
+# tests/fleet/test_with_engines.py, which sets WITH_ENGINES.
+ENGINES = {"dask.bag", "distributed", "pyspark", "ray"}
+WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
+
 # What the examples need beyond pyproject.toml's group "test": left out, with a warning, where it is
 # missing. Anything else that is missing fails.
-NOT_IN_THE_TEST_GROUP = {"dask.bag", "pandas", "ray"}
+NOT_IN_THE_TEST_GROUP = {"pandas"}
 
-# Whose code blocks are whole programs, which tests/python/fleet/test_recipes.py runs.
+# Whose code blocks are whole programs, which tests/fleet/test_recipes.py runs.
 OF_PROGRAMS = {"fleet.md"}
 
 # What a module of enclavia needs, where that has another name.
@@ -98,6 +103,8 @@ def name(page: Path) -> str:
 
 
 def installed(module: str) -> bool:
+    if module in ENGINES and not WITH_ENGINES:
+        return False
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:
@@ -193,6 +200,8 @@ def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", enclavia.DebugModeWarning)
             for block in blocks(page):
+                if block.needs in ENGINES and not installed(block.needs):
+                    continue
                 if block.needs in NOT_IN_THE_TEST_GROUP and not installed(block.needs):
                     left_out.append(f"{page.name}:{block.line} needs {block.needs}")
                     continue
@@ -298,7 +307,7 @@ def test_reference_signatures(dotted: str, arguments: str) -> None:
         module = dotted.split(".")[1]
         needed = NEEDED_BY.get(module, module)
         if not installed(needed):
-            pytest.skip(f"{needed} is not installed")
+            pytest.skip(f"{needed} is not installed, or left to tests/fleet")
     thing = found(dotted)
     real = [
         parameter
