@@ -1,6 +1,7 @@
-"""Tests of tests/python that also know of engines, run with them in a process of their own: importing
-dask.distributed, Ray or PySpark changes how errors are pickled, which threads and sockets a process
-has, and more, and tests of this package look at such things."""
+"""Tests of tests/python that also know of engines, run with them in a process of their own.
+
+Importing dask.distributed, Ray or PySpark changes how errors are pickled, which threads and sockets
+a process has, and more, and tests of this package look at such things."""
 
 from __future__ import annotations
 
