@@ -7,15 +7,15 @@ none of the process; a file's neighbour is locked while the mark is compared and
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import stat
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from .._arguments import path_text
 from .._errors import EnclaviaError
+from .file_lock import lock_deadline, locked
 from .mark import Mark
 from .served import failed
 
@@ -43,8 +43,7 @@ def load(kept: HighWater) -> Mark | None:
     if callable(kept):
         return _asked(kept, None)
     try:
-        with Path(kept).open("rb") as file:
-            text = file.read(_MOST + 1)
+        text = _read(kept)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -90,13 +89,31 @@ def _asked(function: Callable[[str | None], str | None], mark: str | None) -> Ma
     return Mark.parse(answer)
 
 
-@contextlib.contextmanager
-def _locked(path: str):  # type: ignore[no-untyped-def] # noqa: ANN202
-    """For as long as this process compares and replaces. Ends with the process too."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _read(path: str) -> bytes:
+    # A pipe is not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise failed(
+                f"the high-water mark cannot be read: {path}: expected a regular file, got another "
+                "kind"
+            )
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(_MOST + 1)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """For as long as this process compares and replaces. Ends with the process too."""
+    name = f"{path}.lock"
+    # A link is not followed: who may write to the folder would choose what is made where.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600)
+    try:
+        with locked(descriptor, lock_deadline(), name):
+            yield
     finally:
         os.close(descriptor)
 

@@ -13,11 +13,9 @@ file's, while a line is appended.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import stat
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,15 +24,12 @@ from typing import Final
 
 from .._arguments import path_text, whole
 from .._public import public
+from .file_lock import lock_deadline, locked
 from .receipts import Receipt
 
 __all__ = ["Receipts"]
 
 _MODE: Final = 0o600
-_LOCK_WAIT: Final = 10.0
-"""Seconds for which the file's lock is waited for. Who holds it writes one line, so after so long a
-process was stopped in the middle of it."""
-_LOCK_PAUSE: Final = 0.005
 _OPENED_AGAIN: Final = 100
 """How often the file may be another one by the time its lock is there."""
 _LEAST: Final = 4096
@@ -104,16 +99,16 @@ class Receipts:
     def _locked(self) -> Iterator[int]:
         """The file at the path, open and locked. Who waited for the lock of a file that was renamed
         meanwhile begins again."""
-        deadline = time.monotonic() + _LOCK_WAIT
+        deadline = lock_deadline()
         for _ in range(_OPENED_AGAIN):
             descriptor = self._open()
             try:
-                _lock(descriptor, deadline, self._path)
-                if self._is_at_path(descriptor):
-                    yield descriptor
-                    return
+                with locked(descriptor, deadline, self._path):
+                    if self._is_at_path(descriptor):
+                        yield descriptor
+                        return
             finally:
-                os.close(descriptor)  # which ends the lock
+                os.close(descriptor)
         raise OSError(errno.EBUSY, "the file was replaced again and again", self._path)
 
     def _open(self) -> int:
@@ -144,11 +139,12 @@ class Receipts:
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
         except BaseException:
-            # What there is of it is no receipt. Nobody else can have written behind it: the lock.
+            # The caller is told that the receipt was not written, so nothing of it may be left.
+            # Nobody else can have written behind it: the lock.
             _cut(descriptor, size)
             raise
-        os.fsync(descriptor)
 
     def _numbers(self) -> list[int]:
         folder, name = os.path.split(self._path)
@@ -196,30 +192,11 @@ def _restore(path: str, max_bytes: int | None, keep: int | None) -> Receipts:
     return _alive.setdefault(made._settings, made)
 
 
-def _lock(descriptor: int, deadline: float, path: str) -> None:
-    """Asked for again and again, because a wait inside of flock(2) would have no end."""
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
-                raise
-        else:
-            return
-        if time.monotonic() >= deadline:
-            raise TimeoutError(
-                errno.ETIMEDOUT,
-                f"expected the lock of the file within {_LOCK_WAIT:g} s, another process holds it",
-                path,
-            )
-        time.sleep(_LOCK_PAUSE)
-
-
 def _cut(descriptor: int, size: int) -> None:
     try:
         os.ftruncate(descriptor, size)
     except OSError:
-        return  # a line that is no receipt stays; the next one begins behind its end
+        return  # what was written stays; the next line begins behind its end
 
 
 def _sync_folder(path: str) -> None:

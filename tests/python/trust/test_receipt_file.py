@@ -18,7 +18,7 @@ from receipts_made import made
 
 import enclavia
 from enclavia import Receipt, Receipts
-from enclavia._trust import receipt_file
+from enclavia._trust import file_lock
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_line_longer_than_a_file_may_be(tmp_path: Path, one: Receipt) -> None:
 def test_the_lock_is_not_waited_for_without_end(
     tmp_path: Path, one: Receipt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receipt_file, "_LOCK_WAIT", 0.0)
+    monkeypatch.setattr(file_lock, "LOCK_WAIT", 0.0)
     file = Receipts(tmp_path / "a")
     file.append(one)
     with file.path.open("rb") as other:
@@ -184,7 +184,7 @@ def test_whoever_waited_for_a_file_that_was_renamed(
     """Writes to the one that is at the path by then."""
     file = Receipts(tmp_path / "a")
     file.append(one)
-    lock = receipt_file._lock
+    lock = file_lock._lock
     renamed = []
 
     def after_another(descriptor: int, deadline: float, path: str) -> None:
@@ -192,7 +192,7 @@ def test_whoever_waited_for_a_file_that_was_renamed(
             renamed.append(os.rename(path, f"{path}.1"))
         lock(descriptor, deadline, path)
 
-    monkeypatch.setattr(receipt_file, "_lock", after_another)
+    monkeypatch.setattr(file_lock, "_lock", after_another)
     file.append(numbered(one, 2))
     assert [read(path) for path in file.files()] == [[one], [numbered(one, 2)]]
 

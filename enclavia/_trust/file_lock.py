@@ -1,0 +1,59 @@
+"""A file's lock, for as long as one process changes what it protects.
+
+Decides how long it is waited for, and that it ends with the change. Calls: nothing of the package.
+Locks: flock(2) on the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["LOCK_WAIT", "lock_deadline", "locked"]
+
+LOCK_WAIT: Final = 10.0
+"""Seconds for which the lock is waited for. Who holds it writes one small file, so after so long a
+process was stopped in the middle of that."""
+_PAUSE: Final = 0.005
+
+
+def lock_deadline() -> float:
+    """Of the monotonic clock."""
+    return time.monotonic() + LOCK_WAIT
+
+
+@contextmanager
+def locked(descriptor: int, deadline: float, path: str) -> Iterator[None]:
+    """Raises TimeoutError where another process holds the lock until ``deadline``.
+
+    The lock is given back by name. Closing the descriptor would not do: a process that another
+    thread forked meanwhile has a copy of it, and with that would hold the lock until its own end.
+    """
+    _lock(descriptor, deadline, path)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _lock(descriptor: int, deadline: float, path: str) -> None:
+    """Asked for again and again, because a wait inside of flock(2) would have no end."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+                raise
+        else:
+            return
+        if time.monotonic() >= deadline:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"expected the lock of the file within {LOCK_WAIT:g} s, another process holds it",
+                path,
+            )
+        time.sleep(_PAUSE)
