@@ -4,6 +4,7 @@ which the document says something else."""
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,8 @@ from typing import Any
 import enclave_peer
 import pytest
 from enclave_peer import PCRS, signed_document
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from json_schema import violations
 from receipts_made import HASH, OTHER, changed, made, with_id
 
@@ -25,9 +28,14 @@ SCHEMA_FILE = Path(enclavia.__file__).parent / "schemas" / "receipt-1.json"
 LONG_AGO = datetime(2021, 5, 4, 3, 2, 1, tzinfo=UTC)
 
 
+@functools.cache
+def made_once() -> Receipt:
+    return made()
+
+
 @pytest.fixture(scope="module")
 def receipt() -> Receipt:
-    return made()
+    return made_once()
 
 
 def root() -> bytes:
@@ -272,6 +280,42 @@ def test_what_is_no_receipt(line: str | bytes, words: str) -> None:
         Receipt.from_json(line)
     assert not caught.value.retryable
     assert len(str(caught.value)) < 1000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+EDGES = st.sampled_from(WRONG) | JSON
+
+
+@given(
+    fields=st.dictionaries(st.sampled_from(list(_SHAPE)) | st.text(max_size=8), EDGES, max_size=3)
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_there_is_read_or_refused(fields: dict[str, Any]) -> None:
+    """By one kind of error; and what is read holds or does not, by another of its kinds."""
+    line = changed(made_once(), **fields) if "receipt_id" not in fields else json.dumps(fields)
+    try:
+        receipt = Receipt.from_json(line)
+    except enclavia.ReceiptError:
+        return
+    assert Receipt.from_json(str(receipt)) == receipt
+    assert violations(json.loads(SCHEMA_FILE.read_text()), receipt.as_dict()) == []
+    try:
+        receipt.verify(root=root())
+    except enclavia.AttestationError:
+        return
+    same = ("form", "document", "nonce", "pcrs", "module_id", "timestamp", "valid_until", "root")
+    assert all(receipt.as_dict()[name] == made_once().as_dict()[name] for name in same)
+
+
+@given(line=st.text(max_size=200) | st.binary(max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_any_line_is_refused_by_one_error(line: str | bytes) -> None:
+    with pytest.raises(enclavia.ReceiptError):
+        Receipt.from_json(line)
 
 
 def test_every_cut_and_every_changed_byte_is_told(receipt: Receipt) -> None:
