@@ -47,6 +47,8 @@ from ._errors import (
     InvalidURL,
     NonceMismatch,
     PcrMismatch,
+    PinsUnavailable,
+    PolicyExpired,
     PoolTimeout,
     ProtocolError,
     ReadTimeout,
@@ -60,10 +62,11 @@ from ._errors import (
     UpgradeRejected,
     WriteTimeout,
 )
-from ._identity.attestation import Attestation, verify_attestation
+from ._identity.attestation import Attestation, MatchedPins, verify_attestation
 from ._identity.pcrs import Pcrs
 from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
 from ._trust.receipts import Receipt
+from ._trust.sources import PinSource
 from ._trust.upgrades import TrustUpgrades
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from ._client.async_transport import AsyncEnclaveTransport
     from ._fleet.report import FleetReport, WorkerReport
     from ._forward.forwarder import AsyncForwarder, Forwarder
+    from ._trust.policy import Policy, PolicyUpgrades, PolicyVersion
     from ._trust.receipt_file import Receipts
 
 __all__ = [
@@ -103,9 +107,16 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "InvalidURL",
+    "MatchedPins",
     "NonceMismatch",
     "PcrMismatch",
     "Pcrs",
+    "PinSource",
+    "PinsUnavailable",
+    "Policy",
+    "PolicyExpired",
+    "PolicyUpgrades",
+    "PolicyVersion",
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
@@ -147,6 +158,9 @@ _LAZY = {
     "FleetReport": "._fleet.report",
     "Forwarder": "._forward.forwarder",
     "Receipts": "._trust.receipt_file",
+    "Policy": "._trust.policy",
+    "PolicyUpgrades": "._trust.policy",
+    "PolicyVersion": "._trust.policy",
     "WorkerReport": "._fleet.report",
 }
 

@@ -25,18 +25,23 @@ RawAttestation = dict[str, object]
 """``form`` ("nitro", "debug" or "stub"), ``module_id`` str, ``timestamp`` int (ms), ``pcrs``
 dict[int, bytes], ``certificate`` bytes, ``cabundle`` list[bytes], ``public_key``, ``user_data``,
 ``nonce`` bytes or None, ``verified_at`` int (Unix s), ``valid_until`` int (Unix s: when the first
-certificate of the chain ends) or None in debug mode, ``document`` bytes."""
+certificate of the chain ends) or None in debug mode, ``document`` bytes, ``matched`` the index
+of the policy's set of pins, or None, and ``matched_pcrs``, as bits, which PCRs that set has."""
+
+PinSet = tuple[bytes | tuple[int, bytes], ...]
+"""PCR0, PCR1 and PCR2, and after them an (index, value) for each further PCR that is pinned."""
 
 @final
 class Policy:
-    """Pins, root and mode, checked and copied. ``pins``: sets of (PCR0, PCR1, PCR2), any one of
-    which may match, or None; ``root``: one certificate, PEM or DER, or None for AWS's G1;
-    ``clock_leeway``: seconds, 0 to 300, by which the leaf's notBefore may lie in the future. Only
-    None means "not given": an empty value is a ValueError."""
+    """Pins, root and mode, checked and copied. ``pins``: sets of (PCR0, PCR1, PCR2) and, after
+    these, an (index, value) of each further PCR; any one set may match. Or None; ``root``: one
+    certificate, PEM or DER, or None for AWS's G1; ``clock_leeway``: seconds, 0 to 300, by which the
+    leaf's notBefore may lie in the future. Only None means "not given": an empty value is a
+    ValueError."""
 
     def __init__(
         self,
-        pins: Sequence[tuple[bytes, bytes, bytes]] | None,
+        pins: Sequence[PinSet] | None,
         root: bytes | None,
         debug: bool,
         need_pins: bool,

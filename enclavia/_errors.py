@@ -34,6 +34,8 @@ __all__ = [
     "InvalidURL",
     "NonceMismatch",
     "PcrMismatch",
+    "PinsUnavailable",
+    "PolicyExpired",
     "PoolTimeout",
     "ProtocolError",
     "ReadTimeout",
@@ -129,6 +131,11 @@ class UpgradeRejected(ConnectError):
         super().__init__(message, retryable=retryable, request=request)
         self.status = status
         self.head = head
+
+
+class PinsUnavailable(ConnectError):
+    """Who was asked for the pins gave none, and no earlier answer may be used any more. Nothing was
+    sent. Retryable where asking failed; not where the answer itself was no pins."""
 
 
 class ConnectionClosed(EnclaviaError, httpx2.ReadError):
@@ -265,6 +272,22 @@ class AttestationRefused(AttestationError):
 
 class ReceiptError(AttestationError):
     """A receipt is not well-formed, was changed, or says what its document does not say."""
+
+
+class PolicyExpired(AttestationError):
+    """The policy allows no version any more, or not the one that runs: ``version`` is the name of
+    the version that was allowed last."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        version: str = "",
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.version = version
 
 
 class UpgradeChainError(EnclaviaError, httpx2.TransportError):

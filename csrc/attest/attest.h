@@ -6,7 +6,7 @@
 #include "base/buf.h"
 
 #define ENCL_PCR_SLOTS          32
-#define ENCL_PINNED_PCRS        3
+#define ENCL_PINNED_PCRS        3 /* PCR0, PCR1 and PCR2: every set of pins has them */
 #define ENCL_CERT_MAX_BYTES     1024
 #define ENCL_CABUNDLE_MAX       16 /* certificates; AWS bundles hold four */
 #define ENCL_DOCUMENT_MAX_BYTES 32768
@@ -16,8 +16,9 @@ typedef struct encl_pcr {
     uint8_t value[ENCL_PCR_MAX_BYTES];
 } encl_pcr;
 
+/* By index. One of len 0 is not pinned, which is possible from ENCL_PINNED_PCRS on. */
 typedef struct encl_pins {
-    encl_pcr pcr[ENCL_PINNED_PCRS];
+    encl_pcr pcr[ENCL_PCR_SLOTS];
 } encl_pins;
 
 /* What a document must satisfy. Owned copies; freed with encl_policy_free. */
@@ -35,10 +36,12 @@ typedef struct encl_policy {
 
 #define ENCL_CLOCK_LEEWAY_MAX 300 /* seconds */
 
-/* Copies the arguments and checks them: pins of 32, 48 or 64 bytes, all three of one length, none
- * all-zero unless debug (ENCL_E_INVALID, "debug enclave" in the message); at least one set of pins
- * when need_pins and not debug; root is one certificate, DER or PEM. Only NULL means "not given":
- * pins NULL pins nothing, root.data NULL is AWS's G1. What was given and is empty is an error. */
+/* Copies the arguments and checks them: pins of 32, 48 or 64 bytes, those of a set of one length;
+ * none of the first three all-zero unless debug (ENCL_E_INVALID, "debug enclave" in the message),
+ * while a further one may be, since that is what a register shows that was never written; at least
+ * one set of pins when need_pins and not debug; root is one certificate, DER or PEM. Only NULL
+ * means "not given": pins NULL pins nothing, root.data NULL is AWS's G1. What was given and is
+ * empty is an error. */
 encl_result encl_policy_init(encl_policy *policy, const encl_pins *pins, size_t pin_count,
                              encl_slice root, bool debug, bool need_pins, encl_error *err);
 /* How far the leaf's notBefore may lie in the future: the verifier's clock may be behind AWS's, and
@@ -58,6 +61,8 @@ typedef enum encl_doc_form {
     ENCL_DOC_STUB,  /* the bare handshake hash */
 } encl_doc_form;
 
+#define ENCL_MATCHED_NONE (-1)
+
 /* A parsed document. raw owns every byte; the slices point into it. Absent fields have data NULL.
  */
 typedef struct encl_attestation {
@@ -71,9 +76,13 @@ typedef struct encl_attestation {
     encl_slice cabundle[ENCL_CABUNDLE_MAX]; /* root first, DER */
     size_t cabundle_len;
     encl_slice public_key, user_data, nonce;
-    int64_t verified_at; /* Unix seconds: the time the certificates were judged at */
-    int64_t valid_until; /* Unix seconds: when the first of the chain's certificates ends; 0 where
-                          * no chain was judged, which is in debug mode */
+    int64_t verified_at;   /* Unix seconds: the time the certificates were judged at */
+    int64_t valid_until;   /* Unix seconds: when the first of the chain's certificates ends; 0 where
+                            * no chain was judged, which is in debug mode */
+    int matched;           /* which set of the policy's pins, of which the document has every PCR;
+                            * ENCL_MATCHED_NONE where none are pinned, and in debug mode where PCRs
+                            * are missing */
+    uint32_t matched_pcrs; /* bit i: that set has PCRi */
 } encl_attestation;
 
 void encl_attestation_free(encl_attestation *a);

@@ -50,9 +50,8 @@ void encl_link_cache_put(encl_link_cache *cache, encl_slice child, encl_slice is
 /* hint.c: says in a refusal's message and in its hint what it looks like, where that is known. */
 void encl_hint_add(encl_slice document, const encl_policy *policy, encl_error *err);
 
-/* policy.c: the PCRs against the pins, or without pins only against zero. */
-encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
-                                   encl_error *err);
+/* policy.c: the PCRs against the pins, or without pins only against zero. Sets a->matched. */
+encl_result encl_policy_check_pcrs(const encl_policy *policy, encl_attestation *a, encl_error *err);
 
 /* sign.c: the bytes a COSE_Sign1 signature covers (RFC 9052 section 4.4), into out. */
 encl_result encl_sig_structure(encl_slice protected_header, encl_slice payload, encl_buf *out,

@@ -31,16 +31,24 @@ static bool is_zero(const encl_pcr *pcr) {
     return true;
 }
 
+/* A further PCR may be left out, while the first three are always pinned. */
+static bool is_pinned(const encl_pins *pins, size_t i) {
+    return i < ENCL_PINNED_PCRS || pins->pcr[i].len != 0;
+}
+
 static encl_result check_pins(const encl_pins *pins, bool debug, encl_error *err) {
-    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+    for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
         const encl_pcr *pcr = &pins->pcr[i];
 
+        if (!is_pinned(pins, i)) {
+            continue;
+        }
         ENCL_ENSURE(pcr->len == 32 || pcr->len == 48 || pcr->len == 64, err, ENCL_E_INVALID,
                     "pinned PCR%zu: expected 32, 48 or 64 bytes, got %d", i, pcr->len);
         ENCL_ENSURE(pcr->len == pins->pcr[0].len, err, ENCL_E_INVALID,
                     "pinned PCR%zu: expected %d bytes like PCR0, got %d", i, pins->pcr[0].len,
                     pcr->len);
-        ENCL_ENSURE(debug || !is_zero(pcr), err, ENCL_E_INVALID,
+        ENCL_ENSURE(debug || i >= ENCL_PINNED_PCRS || !is_zero(pcr), err, ENCL_E_INVALID,
                     "pinned PCR%zu is all zero: these are the PCRs of a debug enclave, which "
                     "proves nothing about its code; pin those of a production build",
                     i);
@@ -199,6 +207,21 @@ static bool same_pcr(const encl_pins *pins, const encl_attestation *a, size_t i)
     return encl_equal_ct(pcr_bytes(&pins->pcr[i]), pcr_bytes(&a->pcrs[i]));
 }
 
+/* What AWS measures into the PCRs beyond the image's own; the image agrees where one of these is
+ * what differs first. */
+static const char *further_advice(size_t index) {
+    switch (index) {
+    case 3:
+        return "the pinned image, started by an instance with another IAM role";
+    case 4:
+        return "the pinned image, on another EC2 instance";
+    case 8:
+        return "the pinned image, signed with another certificate, or not signed where it is zero";
+    default:
+        return "the pinned image; this PCR is extended by the enclave itself, while it runs";
+    }
+}
+
 /* Enclavia stamps an enclave's UUID into its image, which PCR0 and PCR2 measure and PCR1, the
  * kernel and what it boots with, does not. */
 static const char *pcr_advice(size_t index, const encl_pins *pins, const encl_attestation *a) {
@@ -206,6 +229,9 @@ static const char *pcr_advice(size_t index, const encl_pins *pins, const encl_at
 
     if (actual->len == 0) {
         return "the document does not have it";
+    }
+    if (index >= ENCL_PINNED_PCRS) {
+        return further_advice(index);
     }
     if (is_zero(actual)) {
         return "all zero: this is a debug enclave, which proves nothing about its code";
@@ -245,22 +271,27 @@ static encl_result pcr_failure(size_t index, const encl_pins *pins, const encl_a
     return rc;
 }
 
-/* The first index where the document differs from the pins; ENCL_PINNED_PCRS where none does. */
-static size_t first_difference(const encl_pins *pins, const encl_attestation *a, bool debug) {
+/* excused: a PCR that the document does not have is passed over, which is for debug mode alone. */
+static bool agrees(const encl_pins *pins, const encl_attestation *a, size_t i, bool excused) {
+    return !is_pinned(pins, i) || (excused && a->pcrs[i].len == 0) || same_pcr(pins, a, i);
+}
+
+/* The first index where the document differs from the pins; ENCL_PCR_SLOTS where none does. */
+static size_t first_difference(const encl_pins *pins, const encl_attestation *a, bool excused) {
     size_t i = 0;
 
-    while (i < ENCL_PINNED_PCRS && ((debug && a->pcrs[i].len == 0) || same_pcr(pins, a, i))) {
+    while (i < ENCL_PCR_SLOTS && agrees(pins, a, i, excused)) {
         i++;
     }
     return i;
 }
 
-/* How many PCRs agree: the set with the most is the one a message is about. */
-static size_t agreeing(const encl_pins *pins, const encl_attestation *a) {
+/* How many PCRs differ: the set with the fewest is the one a message is about. */
+static size_t differing(const encl_pins *pins, const encl_attestation *a) {
     size_t count = 0;
 
-    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
-        count += same_pcr(pins, a, i) ? 1 : 0;
+    for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
+        count += agrees(pins, a, i, false) ? 0 : 1;
     }
     return count;
 }
@@ -274,22 +305,34 @@ static encl_result check_unpinned(const encl_attestation *a, encl_error *err) {
     return ENCL_OK;
 }
 
-encl_result encl_policy_check_pcrs(const encl_policy *policy, const encl_attestation *a,
+static void note_match(const encl_policy *policy, size_t set, encl_attestation *a) {
+    a->matched = (int)set;
+    for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
+        if (is_pinned(&policy->pins[set], i)) {
+            a->matched_pcrs |= UINT32_C(1) << i;
+        }
+    }
+}
+
+encl_result encl_policy_check_pcrs(const encl_policy *policy, encl_attestation *a,
                                    encl_error *err) {
-    size_t nearest = 0, most = 0;
+    size_t nearest = 0, fewest = ENCL_PCR_SLOTS + 1;
 
     if (policy->pin_count == 0) {
         return policy->debug ? ENCL_OK : check_unpinned(a, err);
     }
     for (size_t i = 0; i < policy->pin_count; i++) {
-        size_t same = agreeing(&policy->pins[i], a);
+        size_t differ = differing(&policy->pins[i], a);
 
-        if (first_difference(&policy->pins[i], a, policy->debug) == ENCL_PINNED_PCRS) {
+        if (first_difference(&policy->pins[i], a, policy->debug) == ENCL_PCR_SLOTS) {
+            if (differ == 0) {
+                note_match(policy, i, a);
+            }
             return ENCL_OK;
         }
-        if (same > most) {
+        if (differ < fewest) {
             nearest = i;
-            most = same;
+            fewest = differ;
         }
     }
     return pcr_failure(first_difference(&policy->pins[nearest], a, policy->debug),

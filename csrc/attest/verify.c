@@ -142,6 +142,7 @@ static encl_result verify_document(encl_slice document, const encl_policy *polic
 static encl_result attestation_new(encl_attestation **a, encl_error *err) {
     *a = calloc(1, sizeof **a);
     ENCL_ENSURE(*a != NULL, err, ENCL_E_NOMEM, "out of memory for a document");
+    (*a)->matched = ENCL_MATCHED_NONE;
     return ENCL_OK;
 }
 

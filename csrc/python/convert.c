@@ -142,6 +142,13 @@ static PyObject *valid_until(const encl_attestation *a) {
     return PyLong_FromLongLong(a->valid_until);
 }
 
+static PyObject *matched_set(const encl_attestation *a) {
+    if (a->matched == ENCL_MATCHED_NONE) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLong(a->matched);
+}
+
 PyObject *binding_attestation(const encl_attestation *a) {
     PyObject *dict = PyDict_New();
 
@@ -163,6 +170,8 @@ PyObject *binding_attestation(const encl_attestation *a) {
         binding_put(dict, "nonce", binding_bytes(a->nonce)) &&
         binding_put(dict, "verified_at", PyLong_FromLongLong(a->verified_at)) &&
         binding_put(dict, "valid_until", valid_until(a)) &&
+        binding_put(dict, "matched", matched_set(a)) &&
+        binding_put(dict, "matched_pcrs", PyLong_FromUnsignedLong(a->matched_pcrs)) &&
         binding_put(dict, "document", binding_bytes(ENCL_SLICE(a->raw, a->raw_len)))) {
         return dict;
     }

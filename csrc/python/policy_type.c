@@ -18,12 +18,43 @@ static PyTypeObject *policy_type;
 
 #define PINS_MAX 1024
 
+/* One of (index, value). The index is a further PCR's, and stands in a set once. */
+static bool read_further_pin(PyObject *pair, encl_pins *pins) {
+    long long index;
+
+    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
+        return binding_wrong_type("pins", "(index, value) after PCR2", pair);
+    }
+    if (!PyLong_Check(PyTuple_GetItem(pair, 0))) {
+        return binding_wrong_type("pins", "an index that is an int", PyTuple_GetItem(pair, 0));
+    }
+    index = PyLong_AsLongLong(PyTuple_GetItem(pair, 0));
+    if (index == -1 && PyErr_Occurred() != NULL) {
+        PyErr_Clear(); /* beyond 64 bits: as wrong as any other index that there is not */
+    }
+    if (index < ENCL_PINNED_PCRS || index >= ENCL_PCR_SLOTS) {
+        PyErr_Format(PyExc_ValueError, "pins: expected a further index of %d to %d, got %S",
+                     ENCL_PINNED_PCRS, ENCL_PCR_SLOTS - 1, PyTuple_GetItem(pair, 0));
+        return false;
+    }
+    if (pins->pcr[index].len != 0) {
+        PyErr_Format(PyExc_ValueError, "pins: expected PCR%lld once, got it twice", index);
+        return false;
+    }
+    return binding_pcr("pins", PyTuple_GetItem(pair, 1), &pins->pcr[index]);
+}
+
 static bool read_pin_set(PyObject *set, encl_pins *pins) {
-    if (!PyTuple_Check(set) || PyTuple_Size(set) != ENCL_PINNED_PCRS) {
+    if (!PyTuple_Check(set) || PyTuple_Size(set) < ENCL_PINNED_PCRS) {
         return binding_wrong_type("pins", "tuples of (PCR0, PCR1, PCR2)", set);
     }
     for (Py_ssize_t i = 0; i < ENCL_PINNED_PCRS; i++) {
         if (!binding_pcr("pins", PyTuple_GetItem(set, i), &pins->pcr[i])) {
+            return false;
+        }
+    }
+    for (Py_ssize_t i = ENCL_PINNED_PCRS; i < PyTuple_Size(set); i++) {
+        if (!read_further_pin(PyTuple_GetItem(set, i), pins)) {
             return false;
         }
     }

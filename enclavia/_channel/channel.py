@@ -3,7 +3,8 @@
 Runs the operations of :mod:`enclavia._channel.operations` in the calling thread. Reading and
 writing a stream are direct calls of the C core.
 
-Decides nothing itself. Calls: _arguments, _core, _errors, _identity, _io, _public. Locks: none.
+Decides nothing itself. Calls: _arguments, _core, _errors, _identity, _io, _public.
+Locks: none.
 """
 
 from __future__ import annotations

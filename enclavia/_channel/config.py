@@ -16,24 +16,31 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, cast
 
 import httpx2
 
 from .. import _core
 from .._arguments import expect_file, flag, path_text, seconds, value_shown, whole
 from .._errors import DebugModeWarning, InvalidURL
-from .._identity.pcrs import Pcrs
 from .._identity.pins import (
+    PinNames,
     Pins,
     PinTuples,
     checked_leeway,
-    pin_tuples,
+    checked_pins,
     read_root,
 )
 from .._io.local import AnyChannel
 from .._trust.hook import checked_hook, refuse_async
 from .._trust.receipts import Facts, Receipt
+from .._trust.sources import (
+    AllowedVersions,
+    PinsOrSource,
+    Source,
+    expect_blocking,
+    source_of,
+)
 from .._trust.trust import Trust, TrustSettings
 from .._trust.upgrades import Upgrades, checked_upgrades
 from . import trust_store
@@ -42,7 +49,7 @@ from .socket_path import Via
 from .url import EnclaveURL
 from .via import ViaChannel
 
-__all__ = ["ChannelConfig", "checked_pins", "expect_connect", "logger"]
+__all__ = ["ChannelConfig", "expect_connect", "logger"]
 
 logger = logging.getLogger("enclavia")
 
@@ -88,7 +95,7 @@ class ChannelConfig(NamedTuple):
     via: Via | None = None
     """A forwarder of this machine that keeps the channel."""
     # What a Trust is made from beside the pins, each None where it is not given.
-    pins_source: Any = None
+    pins_source: Source | None = None
     upgrades: Upgrades | None = None
     on_attestation: Any = None
 
@@ -108,7 +115,7 @@ class ChannelConfig(NamedTuple):
         given = completed(caller, options, CHANNEL_DEFAULTS)
         debug_mode = flag("debug_mode", given["debug_mode"])
         parsed = EnclaveURL.parse(url)
-        pins = checked_pins(given["pcrs"], debug_mode)
+        pins, source = _pins_or_source(given["pcrs"], debug_mode)
         must_verify, ca_file = _tls(given["verify"])
         if parsed.tls and must_verify and ":" in parsed.host:
             raise InvalidURL(
@@ -133,11 +140,23 @@ class ChannelConfig(NamedTuple):
             proxy=proxy,
             max_in_flight=_in_flight(given["max_in_flight"]),
             keepalive_ms=_keepalive_ms(given["keepalive"]),
-            upgrades=_upgrades(given["trust_upgrades"], pins),
+            pins_source=source,
+            upgrades=_upgrades(given["trust_upgrades"], pins is not None or source is not None),
             on_attestation=checked_hook(given["on_attestation"]),
         )
-        config.policy()  # refuses an unusable root or pin here, not at the first request
+        # Refuses an unusable root or pin here, not at the first request.
+        _policy(pins, config.root, debug_mode or source is not None, config.clock_leeway)
         return config
+
+    @property
+    def names(self) -> PinNames:
+        """What the sets of pins are called that it may be verified against."""
+        return self.pins_source.names if isinstance(self.pins_source, AllowedVersions) else ()
+
+    def with_pins(self, pcrs: PinsOrSource) -> ChannelConfig:
+        """The same with other pins. Raises where those are not usable."""
+        pins, source = _pins_or_source(pcrs, self.debug_mode)
+        return self._replace(pins=pins, pins_source=source)
 
     def policy(self) -> _core.Policy:
         return _policy(self.pins, self.root, self.debug_mode, self.clock_leeway)
@@ -145,6 +164,7 @@ class ChannelConfig(NamedTuple):
     def expect_blocking(self) -> None:
         """For those that block: functions of the caller's must not have to be awaited."""
         refuse_async(self.on_attestation)
+        expect_blocking(self.pins_source)
 
     def receipt(
         self, raw: _core.RawAttestation, handshake_hash: bytes, pins: PinTuples | None
@@ -160,6 +180,7 @@ class ChannelConfig(NamedTuple):
                 clock_leeway=self.clock_leeway,
                 handshake_hash=handshake_hash,
                 raw=raw,
+                names=self.names,
             )
         )
 
@@ -241,6 +262,11 @@ class ChannelConfig(NamedTuple):
         )
 
 
+def _pins_or_source(pcrs: object, debug_mode: bool) -> tuple[PinTuples | None, Source | None]:
+    source = source_of(pcrs)
+    return (checked_pins(cast(Pins, pcrs), debug_mode), None) if source is None else (None, source)
+
+
 def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
     """A channel is connected and verified before it is there, so ``connect`` alone makes one."""
     if not arguments or not isinstance(arguments[0], ChannelConfig):
@@ -250,33 +276,9 @@ def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
         )
 
 
-def checked_pins(pcrs: Pins, debug_mode: bool) -> PinTuples | None:
-    """The pins as values, in a form that proves something. Raises ValueError where they do not."""
-    pins = pin_tuples(pcrs)
-    _check_pins(pins, debug_mode)
-    return pins
-
-
-def _check_pins(pins: PinTuples | None, debug_mode: bool) -> None:
-    if debug_mode:
-        return
-    if pins is None:
-        raise ValueError(
-            "pcrs: expected the PCRs of the enclave (Pcrs(pcr0=…, pcr1=…, pcr2=…), "
-            "Pcrs.load(path)), got none; without them nothing is proven. Only debug_mode=True "
-            "works without, and proves nothing either"
-        )
-    for values in pins:
-        if Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2]).is_zero:
-            raise ValueError(
-                "pcrs: expected the PCRs of a production enclave, got all zeros: that is a debug "
-                "enclave, whose memory its operator can read"
-            )
-
-
-def _upgrades(value: object, pins: PinTuples | None) -> Upgrades | None:
+def _upgrades(value: object, pinned: bool) -> Upgrades | None:
     upgrades = checked_upgrades(value)
-    if upgrades is not None and pins is None:
+    if upgrades is not None and not pinned:
         raise ValueError(
             "trust_upgrades: expected pcrs= beside it, got none: a chain of upgrades begins at the "
             "pinned version"

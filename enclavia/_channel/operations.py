@@ -160,4 +160,4 @@ async def attest(
             channel.close(0)
             raise
     receipts.append(receipt)
-    return Attestation._from_raw(raw)
+    return Attestation._from_raw(raw, config.names)

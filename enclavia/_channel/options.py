@@ -17,8 +17,9 @@ from typing import Any, Final, ForwardRef, TypedDict, TypeVar
 
 import httpx2
 
-from .._identity.pins import CLOCK_LEEWAY, Pins, RootCertificate
+from .._identity.pins import CLOCK_LEEWAY, RootCertificate
 from .._trust.hook import OnAttestation
+from .._trust.sources import PinsOrSource
 from .._trust.upgrades import TrustUpgrades
 
 __all__ = [
@@ -45,7 +46,7 @@ up where none came."""
 class ChannelOptions(TypedDict, total=False):
     """The keywords of a channel, except for its timeout."""
 
-    pcrs: Pins
+    pcrs: PinsOrSource
     root: RootCertificate
     debug_mode: bool
     clock_leeway: float

@@ -46,7 +46,7 @@ class ChannelBase:
     @property
     def attestation(self) -> Attestation:
         """What was verified last."""
-        return Attestation._from_raw(self._core.attestation())
+        return Attestation._from_raw(self._core.attestation(), self._config.names)
 
     @property
     def receipts(self) -> tuple[Receipt, ...]:

@@ -36,10 +36,14 @@ _READ: Final = 65_536
 
 
 def pcr_bytes(raw: _core.RawAttestation) -> bytes:
-    """PCR0 to PCR2 of a document in a row, which are what pins say."""
+    """All PCRs of a document in a row: whatever of them is pinned, two documents that pins can tell
+    apart are two identities."""
     pcrs: Any = raw["pcrs"]
     form = str(raw["form"]).encode()
-    return form + b"".join(b"\0" + pcrs.get(index, b"") for index in range(3))
+    # Each with its index and its length, so that no two documents lead to the same bytes.
+    return form + b"".join(
+        bytes((index, len(value))) + value for index, value in sorted(pcrs.items())
+    )
 
 
 def error_fields(error: EnclaviaError) -> dict[str, object]:

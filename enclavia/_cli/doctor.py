@@ -13,7 +13,7 @@ import click
 
 from . import exits, streams
 from .examination import code_of, of_enclave, of_installation, report
-from .settings import URL_VARIABLE, Connection, connection_options, needed_url, refusing
+from .settings import URL_VARIABLE, Connection, connection_options, refusing
 
 __all__ = ["doctor"]
 
@@ -34,12 +34,18 @@ def doctor(
     Exit codes: 0 all is well, 1 something is wrong or the enclave is refused, 2 not reached.
     """
     facts = of_installation()
-    if url is not None or URL_VARIABLE in os.environ:
+    policy = connection.loaded()
+    known = policy is not None and policy.endpoint is not None
+    if url is not None or known or URL_VARIABLE in os.environ:
         options = connection.options(need_pins=False)
+        pcrs = options["pcrs"]
+        if policy is not None:
+            # Those of today: without one that is still allowed, there is none that could match.
+            pcrs = [version.pcrs for version in policy.allowed()] if policy.versions else None
         with refusing():
             facts += of_enclave(
-                needed_url(url),
-                pcrs=options["pcrs"],
+                connection.needed_url(url),
+                pcrs=pcrs,
                 root=options["root"],
                 way={
                     "verify": options["verify"],

@@ -36,6 +36,7 @@ def as_json(attested: enclavia.Attestation) -> dict[str, object]:
         "timestamp": attested.timestamp.isoformat(),
         "verified_at": attested.verified_at.isoformat(),
         "pcrs": {str(index): value.hex() for index, value in attested.pcrs.items()},
+        "matched": _matched(attested.matched),
         "nonce": _hex(attested.nonce),
         "user_data": _hex(attested.user_data),
         "public_key": _hex(attested.public_key),
@@ -43,6 +44,12 @@ def as_json(attested: enclavia.Attestation) -> dict[str, object]:
         "cabundle": [_base64(each) for each in attested.cabundle],
         "document": _base64(attested.document),
     }
+
+
+def _matched(matched: enclavia.MatchedPins | None) -> dict[str, object] | None:
+    if matched is None:
+        return None
+    return {"index": matched.index, "name": matched.name, "pcrs": matched.pcrs.as_dict()}
 
 
 def failure_as_json(error: enclavia.EnclaviaError) -> dict[str, object]:

@@ -71,7 +71,7 @@ def of_enclave(
     url: str,
     *,
     pcrs: Sequence[enclavia.Pcrs] | None,
-    root: str | None,
+    root: str | bytes | None,
     way: Way,
 ) -> list[Fact]:
     """How an enclave looks: what it attests, whether that is signed, by which clock, and whether it
@@ -100,7 +100,7 @@ def of_enclave(
     return [*facts, *_identity(attested, pcrs, root)]
 
 
-def _connected(url: str, root: str | None, way: Way) -> enclavia.Channel:
+def _connected(url: str, root: str | bytes | None, way: Way) -> enclavia.Channel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", enclavia.DebugModeWarning)
         return enclavia.Channel.connect(url, root=root, debug_mode=True, **way)
@@ -119,7 +119,7 @@ def _clock(attested: enclavia.Attestation, begin: float, end: float) -> Fact:
 
 
 def _identity(
-    attested: enclavia.Attestation, pcrs: Sequence[enclavia.Pcrs] | None, root: str | None
+    attested: enclavia.Attestation, pcrs: Sequence[enclavia.Pcrs] | None, root: str | bytes | None
 ) -> list[Fact]:
     try:
         enclavia.verify_attestation(attested.document, nonce=attested.nonce, root=root)
@@ -130,6 +130,9 @@ def _identity(
     mode = Fact("mode", "production: signed, and chained to the root")
     if pcrs is None:
         return [mode, Fact("verified", "the signature; no pins were given to compare with")]
+    if not pcrs:
+        said = "the policy allows no version any more"
+        return [mode, Fact("verified", f"no: {said}", exits.REFUSED)]
     try:
         enclavia.verify_attestation(attested.document, pcrs=pcrs, root=root)
     except enclavia.AttestationError as error:

@@ -18,7 +18,7 @@ import enclavia
 
 from . import streams
 from .exits import OK, Problem
-from .settings import Connection, connection_options, given, needed_url, refusing
+from .settings import Connection, connection_options, given, refusing
 
 __all__ = ["command"]
 
@@ -75,7 +75,7 @@ def command(
     """Share verified channels among the processes of this machine and user.
 
     They use it by Client(URL, via="unix:PATH"). SIGTERM drains it, SIGHUP has it read the files of
-    --pcrs again.
+    --pcrs, or that of --policy, again.
     """
     listening = given("--listen", listen)
     own: dict[str, Any] = {
@@ -87,7 +87,7 @@ def command(
         "max_channels": max_channels,
     }
     with refusing():
-        forwarder = enclavia.Forwarder(needed_url(url), **connection.options(), **own)
+        forwarder = enclavia.Forwarder(connection.needed_url(url), **connection.options(), **own)
     if way == "stream" and listening is not None:
         streams.warn(f"warning: every user of this machine may use {listening}")
     _serve(forwarder, connection, drain)
@@ -160,7 +160,8 @@ def _connect(forwarder: enclavia.Forwarder) -> None:
 
 
 def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
-    if not connection.pcrs or "-" in connection.pcrs:
+    files = (connection.policy,) if connection.policy is not None else connection.pcrs
+    if not files or "-" in files:
         streams.warn("kept the old pins: only those of files can be read again")
         return
     try:

@@ -11,7 +11,7 @@ import click
 
 from . import streams
 from .exits import Problem
-from .settings import PCR_VARIABLES, load_pins
+from .settings import load_pins
 
 __all__ = ["pcrs"]
 
@@ -19,7 +19,7 @@ __all__ = ["pcrs"]
 @click.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, which --pcrs reads.")
-@click.option("--env", "as_variables", is_flag=True, help="As ENCLAVIA_PCR0=… to 2.")
+@click.option("--env", "as_variables", is_flag=True, help="As ENCLAVIA_PCR0=… and so on.")
 def pcrs(file: str, as_json: bool, as_variables: bool) -> None:
     """Read pins from FILE (- is standard input) and print them.
 
@@ -32,7 +32,7 @@ def pcrs(file: str, as_json: bool, as_variables: bool) -> None:
     if as_json:
         streams.say(json.dumps(values, indent=2))
     elif as_variables:
-        streams.say(*map("=".join, zip(PCR_VARIABLES, values.values(), strict=True)))
+        streams.say(*(f"ENCLAVIA_{name}={value}" for name, value in values.items()))
     else:
         streams.say(*map(": ".join, values.items()))
     if pins.is_zero:

@@ -101,11 +101,11 @@ TARGET is a path ("/health", of --url or ENCLAVIA_URL) or a URL (wss://<host>/he
 """
 
 
-def _targets(target: str, url: str | None) -> tuple[str, httpx2.URL]:
+def _targets(connection: Connection, target: str, url: str | None) -> tuple[str, httpx2.URL]:
     """The enclave's URL, and the request's."""
     with refusing():
         if target.startswith(("/", "?")):
-            enclave = needed_url(url)
+            enclave = connection.needed_url(url)
             # Whole, since the path "//host/x" alone would be taken for a host and a path.
             path = httpx2.URL(f"https://host{target}").raw_path
             return enclave, httpx2.URL(enclave).copy_with(
@@ -139,7 +139,7 @@ def _send(
     output: str | None = None,
     go_on: bool = False,
 ) -> None:
-    enclave, inside = _targets(target, url)
+    enclave, inside = _targets(connection, target, url)
     _one_standard_input(connection, headers, data, json_data)
     fields = headers_of(headers)
     content = _content(fields, data, json_data)

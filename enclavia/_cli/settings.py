@@ -27,9 +27,12 @@ from .exits import Problem
 __all__ = [
     "BACKEND",
     "BACKEND_VARIABLE",
+    "FURTHER_VARIABLES",
     "PCR_VARIABLES",
+    "POLICY_VARIABLE",
     "TOKEN_VARIABLE",
     "URL_VARIABLE",
+    "ConnectOptions",
     "Connection",
     "channel",
     "client",
@@ -43,18 +46,20 @@ __all__ = [
 P = ParamSpec("P")
 
 URL_VARIABLE: Final = "ENCLAVIA_URL"
+POLICY_VARIABLE: Final = "ENCLAVIA_POLICY"
 PCR_VARIABLES: Final = ("ENCLAVIA_PCR0", "ENCLAVIA_PCR1", "ENCLAVIA_PCR2")
+FURTHER_VARIABLES: Final = tuple(f"ENCLAVIA_PCR{index}" for index in (3, 4, 8, *range(16, 32)))
 BACKEND: Final = "https://api.beta.enclavia.io"
 BACKEND_VARIABLE: Final = "ENCLAVIA_BACKEND_URL"
 TOKEN_VARIABLE: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
 _PINS_MAX: Final = 1024 * 1024
 
 
-class _ConnectOptions(TypedDict):
+class ConnectOptions(TypedDict, total=False):
     """What ``Channel.connect`` and ``Client`` have in common."""
 
-    pcrs: Sequence[enclavia.Pcrs] | None
-    root: str | None
+    pcrs: Any
+    root: str | bytes | None
     debug_mode: bool
     verify: bool | str
     proxy: str | None
@@ -67,6 +72,7 @@ class _ConnectOptions(TypedDict):
 class Connection:
     """The options that every command has that connects."""
 
+    policy: str | None
     pcrs: tuple[str, ...]
     root: str | None
     ca_file: str | None
@@ -78,10 +84,10 @@ class Connection:
     high_water: str | None = None
     allow_rollback: bool = False
 
-    def options(self, debug_mode: bool = False, need_pins: bool = True) -> _ConnectOptions:
+    def options(self, debug_mode: bool = False, need_pins: bool = True) -> ConnectOptions:
         """Raises a Problem where no pins are given and some are needed."""
-        return {
-            "pcrs": pins_of(self.pcrs, need=need_pins and not debug_mode),
+        options: ConnectOptions = {
+            "pcrs": None,
             "root": given("--root", self.root),
             "debug_mode": debug_mode,
             "verify": True if self.ca_file is None else _text("--ca-file", self.ca_file),
@@ -90,6 +96,46 @@ class Connection:
             "timeout": self.timeout,
             "trust_upgrades": self._upgrades(),
         }
+        policy = self.loaded()
+        if policy is None:
+            options["pcrs"] = pins_of(self.pcrs, need=need_pins and not debug_mode)
+            return options
+        if self.root is not None or debug_mode:
+            name = "--debug-mode" if debug_mode else "--root"
+            raise Problem(f"expected --policy or {name}, got both: the policy says who is trusted")
+        if need_pins and policy.mode == "debug":
+            raise Problem("expected a policy of mode production, got one of mode debug")
+        if policy.upgrades is not None and options["trust_upgrades"] is not None:
+            raise Problem("expected --trust-upgrades or the policy's upgrades, got both")
+        token = os.environ.get(TOKEN_VARIABLE)
+        said: Any = policy.options(token=None if token is None else _text(TOKEN_VARIABLE, token))
+        return {**options, **said}
+
+    def loaded(self) -> enclavia.Policy | None:
+        """The policy, read anew each time. That of the environment is not looked at where pins were
+        given."""
+        name = self.policy
+        if name is None and not self.pcrs:
+            name = os.environ.get(POLICY_VARIABLE)
+            both = [each for each in (*PCR_VARIABLES, *FURTHER_VARIABLES) if each in os.environ]
+            if name is not None and both:
+                raise Problem(f"expected {POLICY_VARIABLE} or {both[0]}, got both")
+        elif name is not None and self.pcrs:
+            raise Problem("expected --policy or --pcrs, got both")
+        if name is None:
+            return None
+        if _text("--policy", name) == "-":
+            raise Problem("--policy: expected a file, got standard input")
+        with refusing():
+            return enclavia.Policy.load(name)
+
+    def needed_url(self, argument: str | None) -> str:
+        """The argument or option, the policy's endpoint, or ENCLAVIA_URL."""
+        if argument is None:
+            policy = self.loaded()
+            if policy is not None and policy.endpoint is not None:
+                return policy.endpoint
+        return needed_url(argument)
 
     def _upgrades(self, environ: Mapping[str, str] = os.environ) -> enclavia.TrustUpgrades | None:
         if self.trust_upgrades is None:
@@ -114,6 +160,12 @@ class Connection:
 
 
 _OPTIONS: Final = (
+    click.option(
+        "--policy",
+        metavar="FILE",
+        help="A policy, TOML or JSON: which versions of which enclave are "
+        "trusted, in place of --pcrs and --root. Else ENCLAVIA_POLICY.",
+    ),
     click.option(
         "--pcrs",
         metavar="FILE",
@@ -220,7 +272,8 @@ def pins_of(
         if files.count("-") > 1:
             raise Problem("--pcrs: expected standard input once at most, got it twice")
         return [load_pins(name) for name in files]
-    values = {name: environ[name] for name in PCR_VARIABLES if name in environ}
+    names = (*PCR_VARIABLES, *FURTHER_VARIABLES)
+    values = {name: environ[name] for name in names if name in environ}
     if values:
         return [_pins_of_environment(values)]
     if need:
@@ -242,11 +295,11 @@ def _pins_of_environment(values: Mapping[str, str]) -> enclavia.Pcrs:
             raise Problem(
                 f"{name}: expected 64, 96 or 128 hex digits, got nothing: it is set and empty"
             )
-    pcr0, pcr1, pcr2 = (values[name] for name in PCR_VARIABLES)
+    pins: Any = {name.removeprefix("ENCLAVIA_").lower(): value for name, value in values.items()}
     try:
-        return enclavia.Pcrs(pcr0=pcr0, pcr1=pcr1, pcr2=pcr2)
+        return enclavia.Pcrs(**pins)
     except ValueError as error:
-        raise Problem(f"ENCLAVIA_PCR0, 1 and 2: {error}") from None
+        raise Problem(f"{', '.join(values)}: {error}") from None
 
 
 def load_pins(name: str) -> enclavia.Pcrs:
@@ -294,7 +347,7 @@ def client(
         return enclavia.Client(url, **options, patience=patience, max_channels=1, headers=headers)
 
 
-def channel(url: str, options: _ConnectOptions) -> enclavia.Channel:
+def channel(url: str, options: ConnectOptions) -> enclavia.Channel:
     """Connected and verified, by one attempt."""
     with refusing():
         return enclavia.Channel.connect(url, **options)

@@ -16,7 +16,7 @@ from . import streams
 from .documents import as_json, failure_as_json
 from .exits import Problem
 from .files import FileOutput
-from .settings import Connection, channel, connection_options, given, needed_url
+from .settings import Connection, channel, connection_options, given
 
 __all__ = ["verify"]
 
@@ -36,7 +36,7 @@ def verify(connection: Connection, url: str | None, json_wanted: bool, save: str
 
     Nothing is sent to the workload. Exit codes: 0 verified, 1 refused, 2 not reached, 64 usage.
     """
-    url = needed_url(url)
+    url = connection.needed_url(url)
     name = given("--save-document", save)
     if name == "-":
         raise Problem("--save-document: expected a file, got standard output")

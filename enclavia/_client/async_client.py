@@ -13,6 +13,7 @@ import httpx2
 from .._channel.options import takes
 from .._io.connecting import Connecting
 from .._public import public
+from .configured import Configured
 from .fast_path import send_simple
 from .httpx2_inside import OwnClient, is_simple
 from .options import (
@@ -32,7 +33,7 @@ __all__ = ["AsyncClient"]
 
 
 @public
-class AsyncClient(OwnClient, httpx2.AsyncClient):
+class AsyncClient(Configured, OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
 
     if TYPE_CHECKING:

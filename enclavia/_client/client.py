@@ -13,6 +13,7 @@ import httpx2
 from .._channel.options import takes
 from .._io.face import run
 from .._public import public
+from .configured import Configured
 from .fast_path import send_simple
 from .httpx2_inside import OwnClient, is_simple
 from .options import (
@@ -32,7 +33,7 @@ __all__ = ["Client"]
 
 
 @public
-class Client(OwnClient, httpx2.Client):
+class Client(Configured, OwnClient, httpx2.Client):
     """An :class:`httpx2.Client` whose every request goes through an attested channel to one
     enclave.
 

@@ -149,7 +149,7 @@ class TransportBase:
         """The first document of each identity that a channel in this process has led to."""
         connections = self._engine.known()
         raws = [] if connections is None else list(connections.seen.values())
-        return [Attestation._from_raw(raw) for raw in raws]
+        return [Attestation._from_raw(raw, self._settings.config.names) for raw in raws]
 
     async def _fresh(self, timeout: float | None) -> list[Attestation]:
         """A fresh document of each open channel, verified. Connects where none is open."""
@@ -160,7 +160,7 @@ class TransportBase:
             raws = await use.connections.verify_again(timeouts)
         finally:
             del use  # or an error that somebody keeps would hold it, by its traceback
-        return [Attestation._from_raw(raw) for raw in raws]
+        return [Attestation._from_raw(raw, self._settings.config.names) for raw in raws]
 
     def _response(self, request: httpx2.Request, exchange: Exchange) -> Response:
         response = response_of(exchange, self._body(exchange), self._fields_of)

@@ -29,7 +29,7 @@ from .._errors import (
     PoolTimeout,
     ReadTimeout,
 )
-from .._identity.pins import PinTuples
+from .._identity.pins import PinTuples, matching_set
 from .._io.face import SHORTEST, Io, Waiter, deadline_of, expect_verified, now, time_left
 from .._io.local import LocalChannel
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
@@ -49,6 +49,7 @@ logger = logging.getLogger("enclavia")
 SPARE_WAIT = 3.0
 # How many identities are remembered. Pins allow few; in debug mode each document may be another.
 _SEEN_MAX = 16
+_TRIES = 8
 
 
 class Connections:
@@ -97,9 +98,13 @@ class Connections:
         job: Job,
         timeouts: Timeouts,
         told: Callable[[Ticket[Tunnel, IdleStream]], None] | None = None,
+        any_pins: bool = False,
     ) -> Lease[Tunnel, IdleStream]:
         """``told`` is called with the ticket before anything is waited for; again where the channel
-        turned out to be at its end, with another one."""
+        turned out to be at its end, with another one. ``any_pins``: the caller sees to it that the
+        channel matches the pins that are in force by now."""
+        if self.trust is not None and not any_pins:
+            return await self._obtain_in_force(job, timeouts, told)
         begun = present = now()
         while True:
             ticket = self.pool.request(job, present)
@@ -249,6 +254,68 @@ class Connections:
         if key not in self.seen and len(self.seen) < _SEEN_MAX:
             self.seen[key] = raw
 
+    # -- pins that change ---------------------------------------------------------------------
+
+    async def _obtain_in_force(
+        self,
+        job: Job,
+        timeouts: Timeouts,
+        told: Callable[[Ticket[Tunnel, IdleStream]], None] | None,
+    ) -> Lease[Tunnel, IdleStream]:
+        """As :meth:`obtain`, where the pins may have changed since a channel was verified: it is
+        retired then, before anything else goes over it."""
+        for _ in range(_TRIES):
+            await self.renew_pins(timeouts)
+            lease = await self.obtain(job, timeouts, told, any_pins=True)
+            try:
+                holds = self._holds(lease.tunnel)
+            except BaseException:
+                self.pool.release(lease, None, now())
+                raise
+            if holds:
+                return lease
+            lease.tunnel.broken = True
+            self.pool.release(lease, None, now())
+        raise PcrMismatch(
+            "the enclave's PCRs match no pin any more: the pins change with each attempt",
+            retryable=True,
+        )
+
+    async def renew_pins(self, timeouts: Timeouts) -> None:
+        """Asks which pins are in force, where it is time to, and retires channels that match them
+        no more. Raises where there are none."""
+        trust = self.trust
+        if trust is None or not trust.due:
+            return
+        expect_not_within(trust)
+        before = trust.pinned
+        await trust.renew(self.io, deadline_of(timeouts.connect))
+        if trust.pinned is before:
+            return
+        for tunnel in self.pool.handles():
+            if tunnel.core.state == "open" and not self._holds(tunnel):
+                logger.info("%s matches the pins no more", self.config.url.authority)
+                tunnel.broken = True
+        self.pool.settle(now())
+
+    def _holds(self, tunnel: Tunnel) -> bool:
+        """Whether what was verified for this channel matches the pins that are in force now."""
+        trust = self.trust
+        if trust is None:
+            return True
+        pinned = trust.pinned  # before those in force: see Trust.renew
+        if trust.unknown:
+            return False
+        if tunnel.pinned is pinned:
+            return True
+        pins = trust.in_force
+        if pins is not None:
+            measured = cast("dict[int, bytes]", tunnel.core.attestation()["pcrs"])
+            if matching_set(pins, measured, self.config.debug_mode) is None:
+                return False
+        tunnel.pinned = pinned
+        return True
+
     # -- turns --------------------------------------------------------------------------------
 
     def unanswered(self, tunnel: Tunnel) -> None:
@@ -382,12 +449,14 @@ class Connections:
             while ticket.state is State.CONNECT:
                 tunnel = member.handle
                 if tunnel is None:
+                    pinned = trust.pinned  # or newer ones, which are then compared once more
                     pins = await trust.pins(self.io, deadline)
                     if ticket.state is not State.CONNECT:
                         break
                     if self.trust is not trust:
                         raise ConnectionClosed("the pins were changed while others were asked for")
                     tunnel = self._start(ticket, self.config._replace(pins=pins))
+                    tunnel.pinned = pinned
                 if not await self.io.wait_open(tunnel.core, time_left(deadline)):
                     expect_verified(tunnel.core, allowed)
                 error = _not_open(tunnel)

@@ -188,7 +188,7 @@ class Engine:
                 "not connected yet, so nothing was verified: make a request, enter the client "
                 "with `with`, or use Client.connect"
             )
-        return Attestation._from_raw(raw)
+        return Attestation._from_raw(raw, self.config.names)
 
     def receipts(self) -> tuple[Receipt, ...]:
         connections = self.known()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .._trust.receipts import Receipt
 
 __all__ = ["IdleStream", "Traffic", "Tunnel"]
+_NONE_YET: PinTuples = ((),)
 # From when on a deadline that passed without a record from the enclave is held against the channel.
 SILENCE = 5.0
 
@@ -50,6 +51,8 @@ class Tunnel:
         """``pins``: those that it is verified against."""
         self.core = core
         self.pins = pins
+        self.pinned: PinTuples | None = _NONE_YET
+        """What the caller pinned when this was found to match; the same object, not only equal."""
         self.broken = False
         self.receipt: Receipt | None = None
         """Of its newest document; None while none was verified."""

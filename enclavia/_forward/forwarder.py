@@ -30,8 +30,8 @@ from .options import ForwarderOptions, ForwarderSettings, forwarder_settings
 from .sockets import PathLock
 
 if TYPE_CHECKING:
-    from .._identity.pins import Pins
     from .._trust.receipts import Receipt
+    from .._trust.sources import PinsOrSource
     from .server import Listeners, Server
 
 __all__ = ["AsyncForwarder", "Forwarder"]
@@ -203,7 +203,7 @@ class _ForwarderBase:
         """Of its channels. Requests and retries are those of the http way."""
         return self._expect_running().server.engine.stats()
 
-    def reload(self, pcrs: Pins) -> None:
+    def reload(self, pcrs: PinsOrSource) -> None:
         """Other pins from now on. Channels whose enclave does not match them are closed at once,
         and what goes over them ends. Raises, and leaves the old pins, where these are unusable."""
         running = self._expect_running()

@@ -1,6 +1,6 @@
 """All that a forwarder is made from, checked once.
 
-Decides which combinations of keywords are refused. Calls: _arguments, _channel, _client, _identity.
+Decides which combinations of keywords are refused. Calls: _arguments, _channel, _client, _trust.
 Locks: none.
 """
 
@@ -17,7 +17,7 @@ from .._client.options import TransportOptions
 from .._client.settings import Settings
 
 if TYPE_CHECKING:
-    from .._identity.pins import Pins
+    from .._trust.sources import PinsOrSource
 
 __all__ = ["ForwarderOptions", "ForwarderSettings", "Way", "forwarder_settings"]
 
@@ -46,13 +46,10 @@ class ForwarderSettings(NamedTuple):
     def __repr__(self) -> str:
         return f"ForwarderSettings({self.settings.config.url}, {self.path!r})"  # without the token
 
-    def with_pins(self, pcrs: Pins) -> ForwarderSettings:
+    def with_pins(self, pcrs: PinsOrSource) -> ForwarderSettings:
         """The same with other pins. Raises where those are not usable."""
-        from .._channel.config import checked_pins
-
-        config = self.settings.config
-        pins = checked_pins(pcrs, config.debug_mode)
-        return self._replace(settings=self.settings._replace(config=config._replace(pins=pins)))
+        config = self.settings.config.with_pins(pcrs)
+        return self._replace(settings=self.settings._replace(config=config))
 
 
 def forwarder_settings(

@@ -1,7 +1,7 @@
 """The forwarder itself: listeners, channels and connections in one event loop.
 
 Decides who may come, and whether a channel may still be used. Calls: _arguments, _channel, _core,
-_errors, _exchange, _io, _pool. Locks: none.
+_errors, _exchange, _identity, _io, _pool. Locks: none.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import resource
 import select
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from .. import _core
 from .._arguments import timeout as checked_timeout
 from .._channel.socket_path import CONTROL, HTTP, identity_suffix
 from .._channel.via import pcr_bytes
-from .._errors import ConnectionClosed, PcrMismatch, StateError
+from .._errors import ConnectionClosed, EnclaviaError, PcrMismatch, StateError
 from .._exchange.connections import Connections
 from .._exchange.engine import Engine
 from .._exchange.retry import RetryPolicy
 from .._exchange.tunnel import IdleStream, Tunnel
+from .._identity.pins import matching_set
 from .._io.face import Io, now, positive
 from .._io.local import LocalSocket, peer_uid
 from .._io.loops import LoopIo
@@ -91,7 +92,7 @@ class Identity(NamedTuple):
     """What a channel's document said that pins are about."""
 
     suffix: str
-    pins: tuple[bytes, bytes, bytes]
+    pcrs: Mapping[int, bytes]
 
 
 class Server:
@@ -248,14 +249,18 @@ class Server:
         if known is None:
             raw = tunnel.core.attestation()
             pcrs: Any = raw["pcrs"]
-            values = (pcrs.get(0, b""), pcrs.get(1, b""), pcrs.get(2, b""))
-            known = Identity(identity_suffix(pcr_bytes(raw)), values)
+            known = Identity(identity_suffix(pcr_bytes(raw)), pcrs)
             self._identities[tunnel] = known
         return known
 
     def _pinned(self, tunnel: Tunnel) -> bool:
-        pins = self.connections.pins
-        return pins is None or self.identity(tunnel).pins in pins
+        pins, trust = self.connections.pins, self.connections.trust
+        if trust is not None and trust.unknown:
+            return False
+        if pins is None:
+            return True
+        measured = self.identity(tunnel).pcrs
+        return matching_set(pins, measured, self.engine.config.debug_mode) is not None
 
     def lease_check(self, tunnel: Tunnel) -> None:
         """Of every channel, before anything goes over it: pins may have changed since it was
@@ -358,8 +363,27 @@ class Server:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
+            await self._renew_pins()
             self.pool.settle(now())
             self._retire_identities()
+
+    async def _renew_pins(self) -> None:
+        """Where it is time to: over connections that there are, requests go that nobody here sees.
+        Ends those whose channel matches the pins no more, and all where there are none."""
+        try:
+            await self.connections.renew_pins(self.engine.timeouts)
+        except EnclaviaError as error:
+            if self.connections.made:
+                logger.warning("channels end, since no pins are in force: %s", error)
+            self._refuse_unless(lambda tunnel: False)
+        else:
+            self._refuse_unless(self._pinned)
+
+    def _refuse_unless(self, pinned: Callable[[Tunnel], bool]) -> None:
+        # Not only those that the pool still gives out: one that it has retired may carry streams.
+        for tunnel in list(self.connections.made):
+            if tunnel.core.state == "open" and not pinned(tunnel):
+                self._refuse(tunnel)
 
     def _retire_identities(self) -> None:
         live = {self.identity(tunnel).suffix for tunnel in self.pool.handles() if tunnel.alive}
@@ -379,12 +403,10 @@ class Server:
         config = settings.settings.config
         self.engine.config = config
         self.connections.reconfigure(config)
-        # Not only those that the pool still gives out: one that it has retired may carry streams.
         for tunnel in list(self.connections.made):
             if tunnel.core.state == "connecting":
                 tunnel.close(0)  # by the old pins
-            elif tunnel.core.state == "open" and not self._pinned(tunnel):
-                self._refuse(tunnel)
+        self._refuse_unless(self._pinned)
         self.pool.settle(now())
         self._retire_identities()
 

@@ -17,16 +17,15 @@ from .. import _core
 from .._arguments import byte_view, real, value_shown
 from .._public import public
 from .._text import shown
-from .pins import CLOCK_LEEWAY, checked_leeway, pin_tuples, read_root
+from .pcrs import Pcrs, PinSet
+from .pins import CLOCK_LEEWAY, PinNames, checked_leeway, pin_tuples, read_root
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from typing_extensions import Buffer
 
-    from .pcrs import Pcrs
-
-__all__ = ["Attestation", "unix_seconds", "verify_attestation"]
+__all__ = ["Attestation", "MatchedPins", "unix_seconds", "verify_attestation"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -38,12 +37,27 @@ _FORMS = {
 
 
 @public
+@dataclasses.dataclass(frozen=True)
+class MatchedPins:
+    """Which of the pins a document was found to agree with."""
+
+    index: int
+    """The set's place among those that were in force when the document was verified, from 0."""
+    pcrs: Pcrs
+    """The set itself."""
+    name: str | None = None
+    """That of the version, where the pins are those of a :class:`Policy`."""
+
+
+@public
 @dataclasses.dataclass(frozen=True, repr=False)
 class Attestation:
     """A verified attestation document.
 
     ``form`` is ``"nitro"`` for one that was verified against a root certificate; ``"debug"`` and
-    ``"stub"`` appear in debug mode only and prove nothing.
+    ``"stub"`` appear in debug mode only and prove nothing. ``matched`` says which set of the pins
+    it agrees with: None where none were pinned, and in debug mode where the document does not have
+    every pinned PCR.
     """
 
     module_id: str
@@ -60,9 +74,11 @@ class Attestation:
     valid_until: datetime | None = None
     """When the first certificate of its chain ends, which is in practice the enclave's own, about
     three hours after it was made. None in debug mode, where no certificate was judged."""
+    matched: MatchedPins | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
-    def _from_raw(cls, raw: Mapping[str, Any]) -> Attestation:
+    def _from_raw(cls, raw: Mapping[str, Any], names: PinNames = ()) -> Attestation:
+        """``names``: of sets of pins, of which one may be what the document agrees with."""
         return cls(
             module_id=raw["module_id"] or "",
             timestamp=_EPOCH + timedelta(milliseconds=raw["timestamp"]),
@@ -76,6 +92,7 @@ class Attestation:
             verified_at=_EPOCH + timedelta(seconds=raw["verified_at"]),
             document=raw["document"],
             valid_until=_moment(raw["valid_until"]),
+            matched=_matched(raw, names),
         )
 
     @property
@@ -99,6 +116,9 @@ class Attestation:
             rows.append(("valid until", self.valid_until.isoformat(sep=" ", timespec="seconds")))
         measured = {index: value for index, value in self.pcrs.items() if index < 3 or any(value)}
         rows += [(f"PCR{index}", value.hex()) for index, value in measured.items()]
+        if self.matched is not None:
+            named = "" if self.matched.name is None else f": {shown(self.matched.name)}"
+            rows.append(("matched pins", f"set {self.matched.index}{named}"))
         if self.user_data is not None:
             rows.append(("user data", self.user_data.hex()))
         if self.public_key is not None:
@@ -131,6 +151,15 @@ class Attestation:
 
 def _moment(seconds: int | None) -> datetime | None:
     return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
+
+
+def _matched(raw: Mapping[str, Any], names: PinNames) -> MatchedPins | None:
+    if raw["matched"] is None:
+        return None
+    index, pinned, values = raw["matched"], raw["matched_pcrs"], raw["pcrs"]
+    further = [(each, values[each]) for each in range(3, 32) if pinned >> each & 1]
+    pins: PinSet = (values[0], values[1], values[2], *further)
+    return MatchedPins(index, Pcrs._of_pin_set(pins), dict(names).get(pins))
 
 
 def _restore(state: dict[str, Any]) -> Attestation:

@@ -8,24 +8,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .._arguments import expect_file, path_text, seconds
-from .pcrs import Pcrs
+from .pcrs import Pcrs, PinSet
 
 __all__ = [
     "CLOCK_LEEWAY",
+    "PinNames",
     "PinTuples",
     "Pins",
     "RootCertificate",
     "checked_leeway",
+    "checked_pins",
+    "matching_set",
     "pin_tuples",
     "read_root",
 ]
 
 Pins = Pcrs | Sequence[Pcrs] | None
-PinTuples = tuple[tuple[bytes, bytes, bytes], ...]
+PinTuples = tuple[PinSet, ...]
 """Several sets, as the core has them: any of them will do."""
+PinNames = Sequence[tuple[PinSet, str]]
+"""What some sets of pins are called."""
 RootCertificate = bytes | str | os.PathLike[str] | None
 
 CLOCK_LEEWAY: Final = 60.0
@@ -40,7 +45,7 @@ def pin_tuples(pcrs: Pins) -> PinTuples | None:
     if pcrs is None:
         return None
     if isinstance(pcrs, Pcrs):
-        return (pcrs.as_tuple(),)
+        return (pcrs._pin_set(),)
     if isinstance(pcrs, str | bytes | Mapping) or not hasattr(pcrs, "__iter__"):
         raise TypeError(_expected_pcrs(pcrs))
     sets = list(pcrs)
@@ -51,7 +56,42 @@ def pin_tuples(pcrs: Pins) -> PinTuples | None:
         raise ValueError(
             "pcrs: expected Pcrs or several of them, got an empty list, which no enclave can match"
         )
-    return tuple(item.as_tuple() for item in sets)
+    return tuple(item._pin_set() for item in sets)
+
+
+def matching_set(
+    pins: Sequence[PinSet], measured: Mapping[int, bytes], debug_mode: bool
+) -> int | None:
+    """Which of the sets a document that was verified before agrees with, by the rule of the core:
+    each pinned PCR is there and equal; in debug mode one that is not there is passed over."""
+    for number, pin_set in enumerate(pins):
+        pinned: Any = (*enumerate(pin_set[:3]), *pin_set[3:])
+        if all(
+            measured.get(index) == value or (debug_mode and index not in measured)
+            for index, value in pinned
+        ):
+            return number
+    return None
+
+
+def checked_pins(pcrs: Pins, debug_mode: bool) -> PinTuples | None:
+    """The pins as values, in a form that proves something. Raises ValueError where they do not."""
+    pins = pin_tuples(pcrs)
+    if debug_mode:
+        return pins
+    if pins is None:
+        raise ValueError(
+            "pcrs: expected the PCRs of the enclave (Pcrs(pcr0=…, pcr1=…, pcr2=…), "
+            "Pcrs.load(path)), got none; without them nothing is proven. Only debug_mode=True "
+            "works without, and proves nothing either"
+        )
+    for values in pins:
+        if Pcrs._of_pin_set(values).is_zero:
+            raise ValueError(
+                "pcrs: expected the PCRs of a production enclave, got all zeros: that is a debug "
+                "enclave, whose memory its operator can read"
+            )
+    return pins
 
 
 def _expected_pcrs(got: object) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "LoopHub",
     "LoopIo",
     "Waiter",
+    "bounded",
     "loop_hub",
     "run_blocking",
 ]
@@ -464,6 +465,12 @@ class LoopIo:
 def _wrapped(function: Callable[[Any], object], value: object) -> tuple[object]:
     """Told apart from no result at all."""
     return (function(value),)
+
+
+async def bounded(call: Callable[[], Awaitable[T]], timeout: float | None) -> T:
+    """What it awaits to, or TimeoutError, after which it is cancelled."""
+    with anyio.fail_after(timeout):
+        return await call()
 
 
 async def run_blocking(call: Callable[..., object], *arguments: object) -> None:

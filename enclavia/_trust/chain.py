@@ -340,7 +340,8 @@ class _Walk:
         if self._in_force is not None and self._in_force != version:
             self._past.add(self._in_force)
         self._in_force = version
-        if version.pcrs in self._rules.pins:
+        # A chain is of PCR0 to PCR2: further pins are for the enclave that runs.
+        if any(version.pcrs == pins[:3] for pins in self._rules.pins):
             self._pinned = link.place
         return change
 

@@ -26,7 +26,7 @@ from .. import _core
 from .._arguments import value_shown
 from .._errors import ReceiptError, StateError
 from .._identity.attestation import Attestation
-from .._identity.pins import RootCertificate, pin_tuples, read_root
+from .._identity.pins import PinNames, RootCertificate, pin_tuples, read_root
 from .._public import public
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Facts(NamedTuple):
     clock_leeway: int
     handshake_hash: bytes
     raw: _core.RawAttestation
+    names: PinNames = ()
+    """What some sets of pins are called."""
 
 
 @public
@@ -174,7 +176,7 @@ class Receipt:
                 "expected a receipt of this process's own channel, got one that was read: "
                 "verify() checks it and returns its attestation"
             )
-        return Attestation._from_raw(self._facts.raw)
+        return Attestation._from_raw(self._facts.raw, self._facts.names)
 
     def as_dict(self) -> dict[str, Any]:
         """What its JSON says, for programs."""

@@ -7,11 +7,13 @@ use the channel. In a pool only the connector runs them, and the others wait for
 a connection. A step may be broken off at any place and run again by another caller. None is called
 with a lock held.
 
-Decides which pins are in force. Calls: _errors, _identity, _io. Locks: none.
+Decides which pins are in force. Calls: _errors, _identity, _io. Locks: ``_lock``, around
+which these are; never held while anything is waited for.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final, NamedTuple
 
 from .._errors import PcrMismatch, UpgradeChainError
@@ -19,6 +21,7 @@ from .._identity.pins import PinTuples
 from .._io.face import Io
 from .hook import tell
 from .receipts import Receipt
+from .sources import InForce, Source, begin
 from .upgrades import Follower, Upgrades
 
 __all__ = ["MOST_FOLLOWED", "Trust", "TrustSettings"]
@@ -34,7 +37,7 @@ class TrustSettings(NamedTuple):
     root: bytes | None
     debug_mode: bool
     clock_leeway: int
-    pins_source: Any = None
+    pins_source: Source | None = None
     """What is asked for the pins, where they are not fixed."""
     upgrades: Upgrades | None = None
     """Whose authorised upgrades are followed."""
@@ -45,12 +48,19 @@ class TrustSettings(NamedTuple):
 class Trust:
     """Of one engine's connections, or of one single channel."""
 
+    pinned: PinTuples | None = None
+    """What the caller, or the source, says now, of which those in force may be a later version.
+    Other ones are another object."""
+    _source: InForce | None = None
+
     def __init__(self, settings: TrustSettings) -> None:
         self._settings = settings
+        self._lock = threading.RLock()  # a destructor may come by in between
+        if settings.pins_source is not None:
+            self._source = begin(settings.pins_source, settings.debug_mode)
+        self.pinned = settings.pins
         self.in_force = settings.pins
         """Those with which the newest connection was started."""
-        self._pinned = settings.pins
-        """The caller's own, of which those in force may be a later version."""
         self.upgrades_followed = 0
         """How often other pins came into force because of an upgrade."""
         upgrades = settings.upgrades
@@ -69,7 +79,32 @@ class Trust:
     async def pins(self, io: Io[Any], deadline: float | None) -> PinTuples | None:
         """Before a connection is started: the pins to verify it against. Raises ConnectTimeout
         where the deadline passes, another EnclaviaError where the pins cannot be had."""
+        await self.renew(io, deadline)
         return self.in_force
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody has said yet what is pinned: then no channel matches."""
+        return self._source is not None and self.pinned is None
+
+    @property
+    def due(self) -> bool:
+        """Whether :meth:`renew` has to be called before anything is sent over a channel that there
+        is. Where none is, connecting does it."""
+        return self.pinned is not None and self._source is not None and self._source.due
+
+    async def renew(self, io: Io[Any], deadline: float | None) -> None:
+        """Has the source say which pins are in force now, where it is time to. Raises as
+        :meth:`pins` does: then nothing may be sent either."""
+        if self._source is None:
+            return
+        pinned = await self._source.pins(io, deadline)
+        with self._lock:
+            if pinned is not self.pinned:
+                # In this order, for who looks without the lock: with these pinned, none are in
+                # force that follow from older ones.
+                self.in_force = pinned
+                self.pinned = pinned
 
     async def mismatch(
         self, io: Io[Any], error: PcrMismatch, pins: PinTuples | None, deadline: float | None
@@ -77,20 +112,30 @@ class Trust:
         """After a connection was refused with ``error``, because the enclave's PCRs are none of
         ``pins``. True: others are in force by now, so connect again at once. False: the error
         stands. Raises as :meth:`pins` does."""
+        if self._source is not None and pins == self.in_force:
+            self._source.doubt()
+            await self.renew(io, deadline)
         if pins != self.in_force:
-            return True  # by another connection's mismatch
-        if self._follower is None or self._pinned is None or error.retryable:
+            return True  # by another connection's mismatch, or since the source says so
+        refusal = None if self._source is None else self._source.refusal(error)
+        if refusal is not None:
+            raise refusal from error
+        pinned = self.pinned
+        if self._follower is None or pinned is None or error.retryable:
             return False  # retryable: a forwarder's pins, which are not ours, and just changed
-        followed = await self._follower.follow(io, self._pinned, error, deadline)
-        if followed == pins:
-            raise UpgradeChainError(
-                "the upgrade chain: expected the running version to be the last one on it, got "
-                f"another: {error.message}",
-                reason="the running version is not the last one on the chain",
-            ) from error
-        self.in_force = followed
-        self.upgrades_followed += 1
-        return True
+        followed = await self._follower.follow(io, pinned, error, deadline)
+        with self._lock:
+            if self.pinned is not pinned:
+                return True  # those were followed from others than the ones pinned by now
+            if followed != pins:
+                self.in_force = followed
+                self.upgrades_followed += 1
+                return True
+        raise UpgradeChainError(
+            "the upgrade chain: expected the running version to be the last one on it, got "
+            f"another: {error.message}",
+            reason="the running version is not the last one on the chain",
+        ) from error
 
     async def verified(
         self,

@@ -215,7 +215,10 @@ class Follower:
             len(chain.links),
             chain.image_digest,
         )
-        return (chain.pcrs.as_tuple(),)
+        # What is pinned beside the three stays pinned: a chain says nothing of it.
+        versions = {link.pcrs.as_tuple() for link in chain.links}
+        further = dict.fromkeys(each[3:] for each in pins if each[:3] in versions)
+        return tuple((*chain.pcrs.as_tuple(), *more) for more in further)
 
     async def _asked(
         self,

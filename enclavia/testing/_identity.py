@@ -78,7 +78,7 @@ class Identity:
 
     def document_pcrs(self) -> dict[int, bytes]:
         values = {index: bytes(_PCR_BYTES) for index in range(_PCR_COUNT)}
-        return values | dict(enumerate(self.pcrs.as_tuple()))
+        return {**values, **dict(enumerate(self.pcrs.as_tuple())), **self.pcrs.further}
 
 
 def identity_of(module_id: str, pcrs: Pcrs, pki: EnclavePki | None) -> Identity:

@@ -239,7 +239,7 @@ void debug_document(encl_buf *document, encl_slice nonce, uint8_t pcr_fill) {
 }
 
 encl_pins debug_pins(uint8_t pcr_fill) {
-    encl_pins pins;
+    encl_pins pins = {0};
 
     for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
         pins.pcr[i] = pcr_of((uint8_t)(pcr_fill + i));

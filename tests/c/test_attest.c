@@ -332,6 +332,53 @@ static void a_copied_policy_lives_on_its_own(void **state) {
     encl_policy_free(&policy);
 }
 
+/* The document has PCR31 where `has` says so; value is what is pinned beside the three. */
+static encl_code check_further(fixture *f, bool has, uint8_t value, bool debug,
+                               encl_attestation **a, encl_error *err) {
+    encl_pins pins = f->pins;
+    uint8_t block[4096];
+    encl_policy policy;
+    encl_slice document;
+    encl_code rc;
+
+    pins.pcr[31].len = 48;
+    memset(pins.pcr[31].value, value, 48);
+    f->doc.pcrs[31] = pins.pcr[31];
+    f->doc.pcrs[31].len = has ? 48 : 0;
+    memset(f->doc.pcrs[31].value, 31, 48);
+    document = sign_into(f, debug ? ENCL_SLICE_NONE : f->leaf_key, block, sizeof block);
+    f->doc.pcrs[31].len = 0;
+    assert_int_equal(encl_policy_init(&policy, &pins, 1, f->cert[0], debug, true, err), ENCL_OK);
+    rc = encl_attest_verify(document, &policy, NONCE, NOW, NULL, a, err);
+    encl_policy_free(&policy);
+    return rc;
+}
+
+static void a_further_pcr_must_be_there_and_equal(void **state) {
+    fixture *f = *state;
+    encl_attestation *a;
+    encl_error err;
+
+    for (int debug = 0; debug < 2; debug++) {
+        assert_int_equal(check_further(f, true, 31, debug, &a, &err), ENCL_OK);
+        assert_int_equal(a->matched, 0);
+        assert_int_equal(a->matched_pcrs, UINT32_C(0x80000007));
+        encl_attestation_free(a);
+        assert_int_equal(check_further(f, true, 32, debug, &a, &err), ENCL_E_PCR);
+        assert_int_equal(err.detail.pcr.index, 31);
+        assert_int_equal(err.detail.pcr.actual[47], 31);
+        assert_int_equal(err.detail.pcr.expected[47], 32);
+        assert_null(a);
+    }
+    assert_int_equal(check_further(f, false, 31, false, &a, &err), ENCL_E_PCR);
+    assert_int_equal(err.detail.pcr.index, 31);
+    assert_int_equal(err.detail.pcr.actual_len, 0);
+    assert_int_equal(check_further(f, false, 31, true, &a, &err), ENCL_OK);
+    assert_int_equal(a->matched, ENCL_MATCHED_NONE);
+    assert_int_equal(a->matched_pcrs, 0);
+    encl_attestation_free(a);
+}
+
 static void the_most_sets_of_pins_are_taken(void **state) {
     static encl_pins many[1024];
     fixture *f = *state;
@@ -690,6 +737,7 @@ int main(void) {
         cmocka_unit_test(openssls_error_queue_is_left_as_it_was),
         cmocka_unit_test(a_policy_owns_copies),
         cmocka_unit_test(a_copied_policy_lives_on_its_own),
+        cmocka_unit_test(a_further_pcr_must_be_there_and_equal),
         cmocka_unit_test(the_most_sets_of_pins_are_taken),
         cmocka_unit_test(only_null_means_not_given),
         cmocka_unit_test(clock_leeway_has_a_maximum),

@@ -111,6 +111,13 @@ static void require_pcrs(const cbor_node *pcrs, const attest_rules *rules) {
         }
         REQUIRE(rules->debug || !all_zero(pcr->bytes));
     }
+    for (size_t i = ENCL_PINNED_PCRS; rules->pins != NULL && i < ENCL_PCR_SLOTS; i++) {
+        const encl_pcr *pin = &rules->pins->pcr[i];
+        const cbor_node *pcr = pcr_of(pcrs, i);
+
+        REQUIRE(pin->len == 0 || pcr != NULL || rules->debug);
+        REQUIRE(pin->len == 0 || pcr == NULL || same(pcr->bytes, ENCL_SLICE(pin->value, pin->len)));
+    }
 }
 
 static void require_nonce(const cbor_node *payload, const attest_rules *rules) {

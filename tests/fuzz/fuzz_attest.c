@@ -13,19 +13,23 @@
 #define USE_NO_CACHE 4
 #define LEAVE_PINS   8
 #define AS_ROOT      16
-#define FLAGS        (USE_DEBUG | LEAVE_NONCE | USE_NO_CACHE | LEAVE_PINS | AS_ROOT)
+#define PIN_FURTHER  32
+#define FLAGS        (USE_DEBUG | LEAVE_NONCE | USE_NO_CACHE | LEAVE_PINS | AS_ROOT | PIN_FURTHER)
 
 static const uint8_t expected_nonce[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
                                            11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
                                            22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 static encl_link_cache *cache; /* libFuzzer runs one input at a time */
 
-static encl_pins the_pins(void) {
-    encl_pins pins;
+static encl_pins the_pins(bool further) {
+    encl_pins pins = {0};
 
     for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
         pins.pcr[i].len = 48;
         memset(pins.pcr[i].value, (int)(0x10 + i), sizeof pins.pcr[i].value);
+    }
+    if (further) {
+        pins.pcr[8].len = 48; /* zero, as in documents of images that are not signed */
     }
     return pins;
 }
@@ -63,7 +67,7 @@ static encl_code verify(encl_slice bytes, const encl_policy *policy, encl_slice 
 
 static void fuzz_document(encl_slice document, uint8_t flags) {
     bool debug = (flags & USE_DEBUG) != 0, pinned = (flags & LEAVE_PINS) == 0;
-    encl_pins pins = the_pins();
+    encl_pins pins = the_pins((flags & PIN_FURTHER) != 0);
     attest_rules rules = {.debug = debug,
                           .pins = pinned ? &pins : NULL,
                           .root = ENCL_SLICE(attest_root, sizeof attest_root),
@@ -112,12 +116,12 @@ static void verify_good(void) {
                                           ENCL_SLICE(attest_ca3, sizeof attest_ca3)},
                              .cabundle_len = 4,
                              .nonce = ENCL_SLICE(expected_nonce, sizeof expected_nonce)};
-    encl_pins pins = the_pins();
+    encl_pins pins = the_pins(true);
     encl_policy policy;
     encl_buf out;
     encl_error err;
 
-    for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {
+    for (size_t i = 0; i < ENCL_PCR_SLOTS; i++) {
         doc.pcrs[i] = pins.pcr[i];
     }
     encl_buf_init(&out, ENCL_DOCUMENT_MAX_BYTES);

@@ -57,7 +57,7 @@ static encl_direction from_session(const world *w) {
 }
 
 static void make_policy(encl_policy *policy, bool production) {
-    encl_pins pins;
+    encl_pins pins = {0};
     encl_error err;
 
     for (size_t i = 0; i < ENCL_PINNED_PCRS; i++) {

@@ -274,6 +274,13 @@ PCRS = [
 ]
 
 
+PCRS_OR_SOURCE = [
+    *PCRS,
+    Row(lambda pins: pins, TypeError, "got one that takes (pins)"),
+    Row(lambda *, pins: pins, TypeError, "got one that takes (*, pins)"),
+]
+
+
 ROOT = [
     *(row for row in PATH),
     Row(b"", ValueError, "no bytes"),
@@ -485,7 +492,7 @@ ON_ATTESTATION = [
 
 CHANNEL = {
     "url": URL,
-    "pcrs": PCRS,
+    "pcrs": PCRS_OR_SOURCE,
     "root": ROOT,
     "debug_mode": FLAG,
     "clock_leeway": LEEWAY,

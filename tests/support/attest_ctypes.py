@@ -17,6 +17,7 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_uint8,
+    c_uint32,
     c_uint64,
     c_void_p,
 )
@@ -93,7 +94,7 @@ class Pcr(Structure):
 
 
 class Pins(Structure):
-    _fields_ = [("pcr", Pcr * 3)]
+    _fields_ = [("pcr", Pcr * PCR_SLOTS)]
 
 
 class Policy(Structure):
@@ -125,6 +126,8 @@ class _Attestation(Structure):
         ("nonce", Slice),
         ("verified_at", c_int64),
         ("valid_until", c_int64),
+        ("matched", c_int),
+        ("matched_pcrs", c_uint32),
     ]
 
 
@@ -173,6 +176,8 @@ class Attestation:
     nonce: bytes | None
     verified_at: int
     valid_until: int
+    matched: tuple[int, set[int]] | None
+    """Which set of pins, and which PCRs are in it."""
 
 
 class AttestError(Exception):
@@ -259,13 +264,17 @@ def _check(rc: int, error: Error) -> None:
         raise AttestError(error)
 
 
-def pins_of(pcrs: Sequence[bytes]) -> Pins:
-    return Pins((Pcr * 3)(*(Pcr.of(p) for p in pcrs)))
+def pins_of(pcrs: Sequence[bytes] | Mapping[int, bytes]) -> Pins:
+    """PCR0 and those after it, or those of the indices of a mapping."""
+    pins = Pins()
+    for index, value in pcrs.items() if isinstance(pcrs, Mapping) else enumerate(pcrs):
+        pins.pcr[index] = Pcr.of(value)
+    return pins
 
 
 @contextmanager
 def policy(
-    pins: Sequence[Sequence[bytes]] | None = None,
+    pins: Sequence[Sequence[bytes] | Mapping[int, bytes]] | None = None,
     *,
     root: bytes | None = None,
     debug: bool = False,
@@ -354,13 +363,22 @@ def _copy(a: Any) -> Attestation:
         nonce=_bytes_of(a.nonce),
         verified_at=a.verified_at,
         valid_until=a.valid_until,
+        matched=_matched(a),
     )
+
+
+def _matched(a: Any) -> tuple[int, set[int]] | None:
+    pinned = {index for index in range(PCR_SLOTS) if a.matched_pcrs >> index & 1}
+    if a.matched == -1:
+        assert not pinned
+        return None
+    return a.matched, pinned
 
 
 def verify(
     document: bytes,
     *,
-    pins: Sequence[Sequence[bytes]] | None = None,
+    pins: Sequence[Sequence[bytes] | Mapping[int, bytes]] | None = None,
     root: bytes | None = None,
     debug: bool = False,
     nonce: bytes | None = None,

@@ -4,7 +4,7 @@ can be broken alone, and their verification as a channel would ask for it."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -194,7 +194,9 @@ def refuse_chain(p: pki.EnclavePki, fragment: str, **kw: Any) -> AttestError:
 LEEWAY = 60
 
 
-def bad_policy(fragment: str, pins: Sequence[Sequence[bytes]] | None = None, **kw: Any) -> None:
+def bad_policy(
+    fragment: str, pins: Sequence[Sequence[bytes] | Mapping[int, bytes]] | None = None, **kw: Any
+) -> None:
     with pytest.raises(AttestError) as caught, attest.policy(pins, **kw):
         pass
     assert (caught.value.code, fragment in caught.value.message) == ("invalid argument", True), (

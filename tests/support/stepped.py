@@ -51,6 +51,7 @@ class Config:
     url = Url()
     max_in_flight = 1
     pins = None
+    pins_source = None
 
     def __init__(self, reach: Callable[[], Core]) -> None:
         self.reach = reach

@@ -243,6 +243,28 @@ REASONS = {
     "enclavia.FleetReport": "a result; nothing is decided by one that a user made",
     "enclavia.FleetReport.to_json": "json.dumps's own keyword",
     "enclavia.WorkerReport": "a result; nothing is decided by one that a user made",
+    "enclavia.MatchedPins": "a result; nothing is decided by one that a user made",
+    **{
+        f"enclavia.Pcrs{name}": "tests/python/identity/test_pcrs.py has each of the names"
+        for name in ("(further)", ".load(further)", ".parse(further)")
+    },
+    "enclavia.PinSource": "tests/python/trust/test_pin_sources.py",
+    **{
+        f"enclavia.{name}": "tests/python/trust/test_policy_file.py, where the file has it"
+        for name in (
+            "Policy",
+            "Policy.allowed",
+            "Policy.load",
+            "Policy.parse",
+            "PolicyUpgrades",
+            "PolicyVersion",
+        )
+    },
+    **{
+        f"enclavia.{cls}.{call}": "tests/python/trust/test_policy.py"
+        for cls in ("Client", "AsyncClient")
+        for call in ("from_env", "from_policy")
+    },
     "enclavia.EnclaveTransport.handle_request": BY_LIBRARY,
     "enclavia.AsyncEnclaveTransport.handle_async_request": BY_LIBRARY,
     "enclavia.httpx.EnclaveTransport.handle_request": BY_LIBRARY,

@@ -115,6 +115,21 @@ PINS = [
     Row([(PCR, PCR, PCR[1:])], ValueError, "got 47"),
     Row([(PCR, PCR, b"")], ValueError, "got 0"),
     Row([(PCR, PCR, PCR)] * 1025, ValueError, "got 1025"),
+    Row([(PCR, PCR, PCR, PCR)], TypeError, "got bytes"),
+    Row([(PCR, PCR, PCR, 8, PCR)], TypeError, "got int"),
+    Row([(PCR, PCR, PCR, (8,))], TypeError, "got tuple"),
+    Row([(PCR, PCR, PCR, (8, PCR, PCR))], TypeError, "got tuple"),
+    Row([(PCR, PCR, PCR, [8, PCR])], TypeError, "got list"),
+    Row([(PCR, PCR, PCR, ("8", PCR))], TypeError, "got str"),
+    Row([(PCR, PCR, PCR, (8.0, PCR))], TypeError, "got float"),
+    *(
+        Row([(PCR, PCR, PCR, (index, PCR))], ValueError, f"got {index}")
+        for index in (-(1 << 80), -1, 0, 2, 32, 1 << 64, 1 << 80)
+    ),
+    Row([(PCR, PCR, PCR, (8, PCR), (8, PCR))], ValueError, "got it twice"),
+    Row([(PCR, PCR, PCR, (8, PCR[1:]))], ValueError, "got 47"),
+    Row([(PCR, PCR, PCR, (8, b""))], ValueError, "got 0"),
+    Row([(PCR, PCR, PCR, (8, None))], TypeError, "got NoneType"),
 ]
 HEADERS = [
     *types(5, None),

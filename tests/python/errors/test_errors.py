@@ -54,7 +54,9 @@ CLASSES = [
         (enclavia.PcrMismatch, enclavia.AttestationError),
         (enclavia.AttestationRefused, enclavia.AttestationError),
         (enclavia.ReceiptError, enclavia.AttestationError),
+        (enclavia.PolicyExpired, enclavia.AttestationError),
         (enclavia.UpgradeRejected, enclavia.ConnectError),
+        (enclavia.PinsUnavailable, enclavia.ConnectError),
         (enclavia.ForkedError, enclavia.StateError),
     ],
 )
@@ -116,7 +118,7 @@ def test_what_may_be_retried_by_default() -> None:
     retryable = {cls.__name__ for cls in CLASSES if cls("why").retryable}
     assert retryable == {
         "BackendError", "ConnectError", "ConnectionClosed", "ConnectTimeout", "IncompleteResponse",
-        "ReadTimeout", "WriteTimeout", "PoolTimeout",
+        "ReadTimeout", "WriteTimeout", "PinsUnavailable", "PoolTimeout",
     }  # fmt: skip
 
 

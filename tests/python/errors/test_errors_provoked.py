@@ -186,6 +186,51 @@ async def another_image(kind: str) -> None:
         await connect_to(kind, enclave.url, **keywords(enclave, pcrs=PCRS))
 
 
+def asked(answer: Any) -> Any:
+    """A function, of which whoever is asked can also be one that waits."""
+
+    def ask() -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return ask
+
+
+@provokes("PinsUnavailable", retryable=True)
+async def nobody_gives_the_pins(kind: str) -> None:
+    pcrs = asked(OSError("down"))
+    await connect_to(kind, "wss://e.example", pcrs=pcrs, **of(kind, **once))
+
+
+@provokes("PinsUnavailable", retryable=False)
+async def what_is_given_is_no_pins(kind: str) -> None:
+    await connect_to(kind, "wss://e.example", pcrs=asked([]), **of(kind, **once))
+
+
+def ended(pcrs: enclavia.Pcrs, *others: enclavia.Pcrs) -> Any:
+    """The pins of a policy of which one version has ended."""
+    versions: list[dict[str, Any]] = [
+        {"name": f"v{number}", "pcrs": each.as_dict()}
+        for number, each in enumerate((pcrs, *others))
+    ]
+    versions[0]["not_after"] = "2020-01-01T00:00:00Z"
+    return enclavia.Policy.parse(json.dumps({"format": 1, "versions": versions})).pins
+
+
+@provokes("PolicyExpired", retryable=False)
+@provokes("AttestationError", retryable=False)
+async def the_policy_has_ended(kind: str) -> None:
+    await connect_to(kind, "wss://e.example", pcrs=ended(PCRS))
+
+
+@provokes("PolicyExpired", retryable=False)
+async def the_version_that_runs_has_ended(kind: str) -> None:
+    with byte_enclave(answering(ok())) as (enclave, _):
+        options = keywords(enclave, pcrs=ended(enclave.pcrs, PCRS))
+        await connect_to(kind, enclave.url, **options)
+
+
 async def upgraded(kind: str, fault: BackendFault) -> None:
     with LocalEnclave("127.0.0.1:9", upgradable=True) as enclave:
         upgrades = enclavia.TrustUpgrades(enclave.backend, enclave.enclave_id)

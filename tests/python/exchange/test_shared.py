@@ -29,12 +29,15 @@ from enclavia._exchange import shared
 from enclavia._exchange.connections import Connections
 from enclavia._exchange.shared import MOST_UNUSED, SharedPools, Use, key_of
 from enclavia._pool.kinds import PoolLimits
+from enclavia._trust.sources import AllowedVersion, AllowedVersions
 from enclavia.testing import LocalEnclave
 
 kinds = pytest.mark.parametrize("kind", ["sync", "asyncio"])
 URL = "wss://enclave.example"
 ONE = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
 OTHER = enclavia.Pcrs(pcr0=b"4" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
+ONE_SIGNED = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48, pcr8=b"8" * 48)
+OTHERWISE_SIGNED = enclavia.Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48, pcr8=b"9" * 48)
 ROOT = enclavia.AWS_ROOT_G1
 TRANSPORTS: dict[str, Any] = {
     "sync": enclavia.EnclaveTransport,
@@ -80,6 +83,14 @@ def enclave() -> Iterator[LocalEnclave]:
 # who shares with whom
 
 
+def released() -> enclavia.Pcrs:
+    return ONE
+
+
+def released_otherwise() -> enclavia.Pcrs:
+    return ONE
+
+
 def decide(request: object, error: object) -> bool:
     return False
 
@@ -122,7 +133,20 @@ def allow_too(receipt: enclavia.Receipt) -> None:
 # folder for files.
 UNLIKE: dict[str, list[Any]] = {
     "url": [URL, "wss://other.example", f"{URL}:444", f"{URL}/path", "ws://enclave.example"],
-    "pcrs": [ONE, OTHER, [ONE, OTHER]],
+    "pcrs": [
+        ONE,
+        OTHER,
+        [ONE, OTHER],
+        ONE_SIGNED,
+        OTHERWISE_SIGNED,
+        released,
+        enclavia.PinSource(released, period=5),
+        enclavia.PinSource(released, keep=5),
+        enclavia.PinSource(released_otherwise),
+        AllowedVersions((AllowedVersion("a", ONE._pin_set(), None),)),
+        AllowedVersions((AllowedVersion("a", ONE._pin_set(), 1e10),)),
+        AllowedVersions((AllowedVersion("b", ONE._pin_set(), None),)),
+    ],
     "root": [None, ROOT, ssl.DER_cert_to_PEM_cert(ROOT)],
     "debug_mode": [False, True],
     "clock_leeway": [60, 0, 61],

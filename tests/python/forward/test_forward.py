@@ -36,6 +36,7 @@ from enclavia import (
     EnclaviaError,
     Forwarder,
     IncompleteResponse,
+    MatchedPins,
     PcrMismatch,
     Pcrs,
     StateError,
@@ -547,6 +548,73 @@ def test_another_identity_is_shown_to_the_client_before_it_is_sent_anything(
 
 
 # -- the place ------------------------------------------------------------------------------------
+
+
+def signed(pcrs: Pcrs, by: bytes) -> Pcrs:
+    """The same image with another PCR8."""
+    return Pcrs(pcr0=pcrs.pcr0, pcr1=pcrs.pcr1, pcr2=pcrs.pcr2, pcr8=by * 48)
+
+
+def test_further_pins_of_the_client_are_its_own(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    """The forwarder pins three PCRs; what the client pins beside these, it checks itself."""
+    three, ours, theirs = enclave.pcrs, signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
+    enclave.set_identity(pcrs=ours)
+    with forward(enclave, folder / "f", pcrs=three) as forwarder:
+        error = raised(client_of(enclave, forwarder, pcrs=theirs).post, "/", content=b"secret")
+        assert isinstance(error, PcrMismatch)
+        assert (error.index, error.expected) == (8, theirs.further[8])
+        assert seen.bodies == []
+        with client_of(enclave, forwarder, pcrs=[theirs, ours]) as client:
+            assert client.post("/", content=b"before").content == b"before"
+            assert client.attestation.matched == MatchedPins(1, ours, None)
+            # Another channel to what is the same image, and not the same enclave.
+            enclave.set_identity(pcrs=theirs)
+            enclave.drop_connections()
+            one = client_of(enclave, forwarder, pcrs=ours)
+            caught = [raised(one.post, "/", content=b"secret") for _ in range(3)]
+            assert isinstance(caught[-1], PcrMismatch), caught
+        assert seen.bodies == [b"POST / HTTP/1.1 before"]
+
+
+def test_further_pins_tell_identities_apart(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    """The client has verified one; where the forwarder meets another it is sent nothing."""
+    ours, theirs = signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
+    enclave.set_identity(pcrs=ours)
+    with (
+        forward(enclave, folder / "f", pcrs=enclave.pcrs) as forwarder,
+        client_of(enclave, forwarder, pcrs=ours) as client,
+    ):
+        assert client.post("/", content=b"before").content == b"before"
+        enclave.set_identity(pcrs=theirs)
+        enclave.drop_connections()
+        caught = [raised(client.post, "/", content=b"secret") for _ in range(3)]
+        assert isinstance(caught[-1], PcrMismatch), caught
+    assert seen.bodies == [b"POST / HTTP/1.1 before"]
+
+
+def test_a_forwarders_further_pins_are_changed(
+    enclave: LocalEnclave, folder: Path, seen: Seen
+) -> None:
+    ours, theirs = signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
+    enclave.set_identity(pcrs=ours)
+    with (
+        forward(enclave, folder / "f", pcrs=ours) as forwarder,
+        client_of(enclave, forwarder, pcrs=ours) as client,
+    ):
+        assert client.post("/", content=b"before").content == b"before"
+        document = forwarder.attestation.document
+        forwarder.reload([theirs, ours])
+        assert client.post("/", content=b"on").content == b"on"
+        assert forwarder.attestation.document == document
+        forwarder.reload(theirs)
+        with pytest.raises(PcrMismatch) as caught:
+            client.post("/", content=b"secret")
+        assert caught.value.index == 8
+    assert len(seen.bodies) == 2
 
 
 def mode(path: str | Path) -> int:

@@ -139,6 +139,86 @@ def test_other_pcrs_are_not_compared() -> None:
     verify(good(pcrs=pcr_map({**PCRS, 3: b"\3" * 48, 8: b"\4" * 48})).encode())
 
 
+FURTHER = (3, 4, 8, *range(16, 32))
+
+
+@pytest.mark.parametrize("index", FURTHER)
+def test_each_further_pinned_pcr(index: int) -> None:
+    """Compared where it is pinned, and then it must be there and equal."""
+    value = bytes([index]) * 48
+    live = {**PCRS, index: value}
+    pins = {**dict(enumerate(PINS)), index: value}
+    matched = verify(good(pcrs=pcr_map(live)).encode(), pins=[pins]).matched
+    assert matched == (0, {0, 1, 2, index})
+    for wrong in (b"\x77" * 48, value[:-1] + b"\0", value[:32], value + bytes(16), bytes(48)):
+        raw = good(pcrs=pcr_map({**live, index: wrong})).encode()
+        error = refuse("PCR mismatch", "the pinned image", raw, pins=[pins])
+        assert (error.pcr_index, error.expected, error.actual) == (index, value, wrong)
+        verify(raw)
+    absent = {i: v for i, v in PCRS.items() if i != index}
+    raw = good(pcrs=pcr_map(absent)).encode()
+    error = refuse("PCR mismatch", "the document does not have it", raw, pins=[pins])
+    assert (error.pcr_index, error.expected, error.actual) == (index, value, b"")
+    # What comes first is what is told.
+    raw = good(pcrs=pcr_map({**live, 1: b"\x77" * 48, index: b"\x78" * 48})).encode()
+    assert refuse("PCR mismatch", "PCR1", raw, pins=[pins]).pcr_index == 1
+
+
+def test_a_further_pin_of_zeros_says_that_nothing_was_measured() -> None:
+    pins = {**dict(enumerate(PINS)), 16: bytes(48)}
+    verify(good(pcrs=pcr_map({**PCRS, 16: bytes(48)})).encode(), pins=[pins])
+    raw = good(pcrs=pcr_map({**PCRS, 16: b"\1" * 48})).encode()
+    refuse("PCR mismatch", "extended by the enclave itself", raw, pins=[pins])
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [(3, "another IAM role"), (4, "another EC2 instance"), (8, "signed with another certificate")],
+)
+def test_the_hint_says_what_a_further_pcr_measures(index: int, words: str) -> None:
+    pins = {**dict(enumerate(PINS)), index: b"\x55" * 48}
+    live = {**PCRS, index: b"\x56" * 48}
+    refuse("PCR mismatch", words, good(pcrs=pcr_map(live)).encode(), pins=[pins])
+
+
+def test_further_pins_are_checked() -> None:
+    three = dict(enumerate(PINS))
+    bad_policy("pinned PCR8: expected 32, 48 or 64 bytes, got 47", [{**three, 8: bytes(47)}])
+    bad_policy("pinned PCR31: expected 48 bytes like PCR0", [{**three, 31: b"\1" * 32}])
+    bad_policy("pinned PCR16: expected 48 bytes", [three, {**three, 16: b"\1" * 64}])
+
+
+def test_further_pins_belong_to_their_set() -> None:
+    live = {**PCRS, 8: b"\x08" * 48}
+    raw = good(pcrs=pcr_map(live)).encode()
+    three = dict(enumerate(PINS))
+    other, same = {**three, 8: b"\x09" * 48}, {**three, 8: live[8]}
+    assert verify(raw, pins=[other, same]).matched == (1, {0, 1, 2, 8})
+    assert verify(raw, pins=[same, three]).matched == (0, {0, 1, 2, 8})
+    assert verify(raw, pins=[three, same]).matched == (0, {0, 1, 2})
+    # The nearest of several is the one that fewest PCRs differ from.
+    far = {0: b"\x66" * 48, 1: PINS[1], 2: b"\x66" * 48, 8: live[8]}
+    for sets in ([far, other], [other, far]):
+        assert refuse("PCR mismatch", "PCR8", raw, pins=sets).pcr_index == 8
+
+
+def test_which_set_matched() -> None:
+    raw, stranger = good().encode(), [b"\x66" * 48] * 3
+    assert verify(raw).matched == (0, {0, 1, 2})
+    assert verify(raw, pins=[stranger, stranger, PINS]).matched == (2, {0, 1, 2})
+    assert verify(raw, pins=[PINS, PINS]).matched == (0, {0, 1, 2})
+    assert verify(raw, pins=None).matched is None
+    # In debug mode only what the document has is compared, and only all of it is a match.
+    assert verify(crude(), debug=True).matched == (0, {0, 1, 2})
+    assert verify(crude(pcrs=pcr_map({0: PCRS[0]})), debug=True).matched is None
+    assert verify(crude(), debug=True, pins=None).matched is None
+    assert verify(NONCE, debug=True).matched is None
+    pins = {**dict(enumerate(PINS)), 16: b"\5" * 48}
+    assert verify(crude(), debug=True, pins=[pins]).matched is None
+    other = crude(pcrs=pcr_map({**PCRS, 16: b"\6" * 48}))
+    assert refuse("PCR mismatch", "PCR16", other, debug=True, pins=[pins]).pcr_index == 16
+
+
 def test_several_pins() -> None:
     raw = good().encode()
     stranger = [b"\x66" * 48] * 3

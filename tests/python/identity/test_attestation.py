@@ -15,7 +15,7 @@ from cryptography import x509
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia import Pcrs, _core, verify_attestation
+from enclavia import MatchedPins, Pcrs, _core, verify_attestation
 from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint, specs
 
@@ -80,6 +80,42 @@ def test_refused(document: bytes) -> None:
     bad = vector("bad-signature-2024-07-23.cose")
     with pytest.raises(enclavia.AttestationError):
         verify_attestation(bad, at=1721770180)
+
+
+SIGNED = Pcrs(pcr0=b"4" * 48, pcr1=b"5" * 48, pcr2=b"6" * 48, pcr8=b"8" * 48, pcr31=b"9" * 48)
+STRANGER = Pcrs(pcr0=b"7" * 48, pcr1=b"7" * 48, pcr2=b"7" * 48)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_which_pins_matched(index: int) -> None:
+    """Wherever an attestation is made."""
+    with byte_enclave(answering(ok(b"x")), pcrs=SIGNED) as (enclave, _):
+        known = enclave.pcrs
+        pins: list[Pcrs] = [STRANGER] * 3
+        pins[index] = known
+        options = {"pcrs": pins, "root": enclave.root}
+        expected = MatchedPins(index, known)
+        with enclavia.Channel.connect(enclave.url, **options) as channel:
+            document = channel.attestation.document
+            assert channel.attestation.matched == expected
+            assert channel.attest().matched == expected
+        with enclavia.Client(enclave.url, **options) as client:
+            assert client.attestation.matched == expected
+            assert pickle.loads(pickle.dumps(client.attestation)).matched == expected
+        got = verify_attestation(document, pcrs=pins, root=enclave.root)
+        assert got.matched == expected
+        assert f"matched pins set {index}" in re.sub(" +", " ", str(got))
+        assert verify_attestation(document, root=enclave.root).matched is None
+        got = verify_attestation(document, pcrs=known, root=enclave.root)
+        assert got.matched == MatchedPins(0, known, None)
+
+
+def test_an_attestation_that_an_earlier_version_pickled() -> None:
+    got = verify_attestation(own_document(), pcrs=enclave_peer.PCRS, root=enclave_peer.root())
+    restore, (state,) = got.__reduce__()
+    del state["matched"]
+    assert restore(state) == got
+    assert restore(state).matched is None
 
 
 def own_document(**options: Any) -> bytes:

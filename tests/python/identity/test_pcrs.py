@@ -62,7 +62,6 @@ NITRO_CLI = json.dumps({"Measurements": {"HashAlgorithm": "Sha384 { ... }", **UP
         json.dumps({"pcrs": LOWER, "image_digest": "sha256:ab", "upgradable": True}),
         json.dumps(UPPER),
         json.dumps([{"enclave": {"pcrs": LOWER}}]),
-        json.dumps({"pcrs": {**UPPER, "PCR8": "00" * 48}}),
         STATUS_JSON.encode(),
         b"\xef\xbb\xbf" + STATUS_JSON.encode(),
         STATUS_TEXT.replace("\n", "\r\n"),
@@ -74,7 +73,9 @@ def test_parse(text: str | bytes) -> None:
     assert Pcrs.parse(text) == PINS
 
 
-@pytest.mark.parametrize("filler", ["\n", " \n", " ", "\r", "pcr0 ", "pcr0=", "{", '{"', "[\n"])
+@pytest.mark.parametrize(
+    "filler", ["\n", " \n", " ", "\r", "pcr0 ", "pcr0=", "pcr31", "{", '{"', "[\n"]
+)
 def test_no_text_takes_forever(filler: str) -> None:
     """In another process: what takes hours cannot be interrupted here."""
     code = (
@@ -251,6 +252,129 @@ def test_zero() -> None:
         values = [b"\0" * 48] * 3
         values[index] = b"\0" * 47 + b"\1"
         assert not Pcrs(pcr0=values[0], pcr1=values[1], pcr2=values[2]).is_zero
+
+
+FURTHER = (3, 4, 8, *range(16, 32))
+SIGNED = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2], pcr8="8a" * 48)
+
+
+@pytest.mark.parametrize("index", range(3, 33))
+def test_further_pins(index: int) -> None:
+    """Those that have a meaning can be pinned, and no other."""
+    three: Any = {"pcr0": HEX[0], "pcr1": HEX[1], "pcr2": HEX[2]}
+    value = bytes([index]) * 48
+    if index not in FURTHER:
+        with pytest.raises(TypeError, match=f"argument 'pcr{index}': beside pcr0, .*pcr31"):
+            Pcrs(**three, **{f"pcr{index}": value})
+        return
+    pins = Pcrs(**three, **{f"pcr{index}": value.hex()})
+    assert pins == Pcrs(**three, **{f"pcr{index}": value})
+    assert dict(pins.further) == {index: value}
+    assert pins.as_tuple() == PINS.as_tuple()
+    assert pins.as_dict() == {**UPPER, f"PCR{index}": value.hex()}
+    assert f", pcr{index}={value.hex()[:8]}…)" in repr(pins)
+    assert pins != PINS
+    assert len({pins, PINS, copy.deepcopy(pins), pickle.loads(pickle.dumps(pins))}) == 2
+    assert pin_tuples(pins) == ((*PINS.as_tuple(), (index, value)),)
+    with pytest.raises(TypeError):
+        pins.further[index] = b""  # type: ignore[index]
+    assert Pcrs(**three, **{f"pcr{index}": None}) == PINS
+    with pytest.raises(ValueError, match=f"pcr{index}: expected 32, 48 or 64 bytes, got 47"):
+        Pcrs(**three, **{f"pcr{index}": value[1:]})
+    with pytest.raises(ValueError, match=f"one length, .*pcr{index} 32"):
+        Pcrs(**three, **{f"pcr{index}": value[:32]})
+    assert not Pcrs(**three, **{f"pcr{index}": bytes(48)}).is_zero
+
+
+def test_further_pins_stand_in_order() -> None:
+    pins = Pcrs(
+        pcr31="31" * 48, pcr0=HEX[0], pcr8="08" * 48, pcr1=HEX[1], pcr3="03" * 48, pcr2=HEX[2]
+    )
+    assert list(pins.further) == [3, 8, 31]
+    assert list(pins.as_dict()) == ["PCR0", "PCR1", "PCR2", "PCR3", "PCR8", "PCR31"]
+
+
+def test_what_an_earlier_version_has_pickled() -> None:
+    old = (
+        b"cenclavia._identity.pcrs\n_restore\n(c_codecs\nencode\n(V"
+        + b"O" * 48
+        + b"\nVlatin1\ntRc_codecs\nencode\n(V"
+        + b"~" * 48
+        + b"\nVlatin1\ntRc_codecs\nencode\n(V"
+        + b"k" * 48
+        + b"\nVlatin1\ntRtR."
+    )
+    assert pickle.loads(old) == PINS
+    assert b"_restore" in pickle.dumps(PINS, 0)  # which that version can read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"pcrs": {**UPPER, "PCR8": "8a" * 48}}),
+        json.dumps({"pcrs": {"pcr8": "8a" * 48, **LOWER, "PCR3": None}}),
+        json.dumps({"Measurements": {"HashAlgorithm": "Sha384", **UPPER, "PCR8": "8a" * 48}}),
+        STATUS_TEXT + f"    PCR8: {'8a' * 48}\n",
+        f"PCR8={'8a' * 48}\n" + STATUS_TEXT,
+        json.dumps(SIGNED.as_dict()),
+    ],
+    ids=lambda text: repr(text[:24]),
+)
+def test_a_text_is_pinned_as_it_stands(text: str) -> None:
+    assert Pcrs.parse(text) == SIGNED
+    assert Pcrs.parse(text, further=[8]) == SIGNED
+    assert Pcrs.parse(text, further=()) == PINS
+    with pytest.raises(ValueError, match="expected PCR4 and PCR31 in the text too, got none"):
+        Pcrs.parse(text, further=[4, 31])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps({**UPPER, "PCR5": "00" * 48}), "got 'PCR5', which cannot be pinned; further="),
+        (json.dumps({**UPPER, "PCR08": "00" * 48}), "got 'PCR08', which cannot be pinned"),
+        (json.dumps({**UPPER, "PCR32": "00" * 48}), "got 'PCR32', which cannot be pinned"),
+        (STATUS_TEXT + f"PCR12: {'00' * 48}\n", "got 'PCR12', which cannot be pinned"),
+        (STATUS_TEXT + "PCR8: not signed\n", "pcr8: expected 64, 96 or 128 hex digits, got 'not'"),
+        (json.dumps({**UPPER, "PCR8": 8}), "pcr8: expected hex text, got int"),
+        (json.dumps({**UPPER, "PCR8": "8a" * 32}), "one length"),
+        (json.dumps({"PCR8": "8a" * 48}), "PCR0 and PCR1 and PCR2 missing"),
+        (json.dumps({**UPPER, "PCR8": "8a" * 48, "pcr8": "8a" * 48}), "each key once, got 'pcr8'"),
+        (json.dumps([UPPER, {**UPPER, "PCR8": "8a" * 48}]), "got 2 different ones"),
+        (STATUS_TEXT + json.dumps({**UPPER, "PCR16": "8a" * 48}), "got 2 different ones"),
+    ],
+)
+def test_no_pin_of_a_text_is_lost(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pcrs.parse(text)
+    path = tmp_path / "pins"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"pins: .*{message}"):
+        Pcrs.load(path)
+
+
+def test_further_pcrs_of_a_text_can_be_chosen(tmp_path: Path) -> None:
+    """Of what an enclave measures, some is of this instance alone."""
+    measured = {f"PCR{index}": f"{index:02x}" * 48 for index in range(32)}
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(measured))
+    for further in ((), (8,), [31, 3], range(16, 32), iter((4,))):
+        indices = list(further)
+        pins = Pcrs.load(path, further=iter(indices))
+        assert list(pins.further) == sorted(indices)
+        assert all(value == bytes([index]) * 48 for index, value in pins.further.items())
+    for further, error, message in [
+        ("8", TypeError, "expected indices of PCRs or None, got str"),
+        (8, TypeError, "expected indices of PCRs or None, got int"),
+        ([True], TypeError, "expected indices of PCRs, got bool"),
+        (["8"], TypeError, "expected indices of PCRs, got str"),
+        ([5], ValueError, "expected 3, 4, 8, or 16 to 31, got 5"),
+        ([0], ValueError, "got 0"),
+    ]:
+        with pytest.raises(error, match=message):
+            Pcrs.load(path, further=further)  # type: ignore[arg-type]
+        with pytest.raises(error, match=message):
+            Pcrs.parse("", further=further)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pins", [[], (), iter(())], ids=["list", "tuple", "iterator"])
