@@ -55,7 +55,9 @@ def options(command: click.Command) -> set[str]:
 
 
 UPGRADES = {"--trust-upgrades", "--backend", "--high-water", "--allow-rollback"}
-CONNECTING = {"--pcrs", "--root", "--ca-file", "--proxy", "--receipts", "--timeout", *UPGRADES}
+CONNECTING = {
+    "--policy", "--pcrs", "--root", "--ca-file", "--proxy", "--receipts", "--timeout", *UPGRADES
+}  # fmt: skip
 REQUESTS = ["get", "post", "put", "patch", "delete", "head"]
 
 
