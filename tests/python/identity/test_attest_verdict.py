@@ -300,6 +300,8 @@ def test_a_forgotten_root_is_recognised() -> None:
     for error in (
         refuse_chain(late, "has expired"),
         refuse("PCR mismatch", "", raw, pins=[[b"\x55" * 48] * 3]),
+        # Of what is no document it is not said where it leads.
+        refuse("document error", "", good(timestamp=uint(0)).encode(), root=None),
     ):
         assert ROOT_HINT not in error.message
         assert error.hint is None
