@@ -53,44 +53,6 @@ size_t encl_bytes_encoded_size(encl_slice bytes) {
     return bytes.len + wide;
 }
 
-/* n elements into 2 * n bytes of room. Each element writes two bytes, and the next one overwrites
- * the second byte of a narrow one. */
-static size_t encode_stretch(const uint8_t *bytes, size_t n, uint8_t *out) {
-    size_t o = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        uint32_t e = encoded[bytes[i]];
-
-        out[o] = (uint8_t)e;
-        out[o + 1] = (uint8_t)(e >> 8);
-        o += e >> 16;
-    }
-    return o;
-}
-
-/* An element takes two bytes at most, whatever its value. So half as many elements as there are
- * bytes of room always fit, and their values cannot lead beyond the room, not even where another
- * thread changes them meanwhile. The others are looked at one by one. */
-bool encl_bytes_encode(encl_slice bytes, uint8_t *out, size_t cap, size_t *written) {
-    size_t i = cap / 2 < bytes.len ? cap / 2 : bytes.len, o = encode_stretch(bytes.data, i, out);
-
-    for (; i < bytes.len; i++) {
-        uint8_t byte = bytes.data[i];
-
-        if (byte < WIDE && o < cap) {
-            out[o++] = byte;
-        } else if (byte >= WIDE && o + 1 < cap) {
-            out[o] = WIDE;
-            out[o + 1] = byte;
-            o += 2;
-        } else {
-            break;
-        }
-    }
-    *written = o;
-    return i == bytes.len;
-}
-
 /* Where a decoder is. value_due: the byte at i is the value of a marker already taken; the marker
  * itself may be overwritten by then, decoding in place. */
 typedef struct run {
@@ -132,6 +94,19 @@ IN_BLOCKS static inline void store_low(uint8_t *out, block16 block, const uint64
 
 IN_BLOCKS static inline void store_high(uint8_t *out, block16 block, const uint64_t *indexes) {
     store_low(out, _mm_srli_si128(block, 8), indexes);
+}
+
+/* Of eight bytes, read once: a marker before each, and of these sixteen those that the mask of wide
+ * ones says. Returns how many bytes of the sixteen stored ones are meant. */
+IN_BLOCKS static inline size_t encode_eight(const uint8_t *in, uint8_t *out,
+                                            const uint64_t (*spread)[2]) {
+    const __m128i marker = _mm_set1_epi8((char)WIDE);
+    __m128i eight = _mm_loadl_epi64((const void *)in);
+    uint32_t wide = (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(eight, marker), eight));
+    __m128i indexes = _mm_loadu_si128((const void *)spread[wide]);
+
+    _mm_storeu_si128((void *)out, _mm_shuffle_epi8(_mm_unpacklo_epi8(marker, eight), indexes));
+    return 8 + (size_t)__builtin_popcount(wide);
 }
 
 enum { NOT_ASKED, HAS_BLOCKS, HAS_NONE };
@@ -187,6 +162,19 @@ static inline void store_low(uint8_t *out, block16 block, const uint64_t *indexe
 
 static inline void store_high(uint8_t *out, block16 block, const uint64_t *indexes) {
     vst1_u8(out, vtbl1_u8(vget_high_u8(block), vcreate_u8(*indexes)));
+}
+
+/* Of eight bytes, read once: a marker before each, and of these sixteen those that the mask of wide
+ * ones says. Returns how many bytes of the sixteen stored ones are meant. */
+static inline size_t encode_eight(const uint8_t *in, uint8_t *out, const uint64_t (*spread)[2]) {
+    static const uint8_t bits[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x8_t marker = vdup_n_u8(WIDE);
+    uint8x8_t eight = vld1_u8(in), lanes = vcge_u8(eight, marker);
+    uint8_t wide = vaddv_u8(vand_u8(lanes, vld1_u8(bits)));
+    uint8x16_t pairs = vcombine_u8(vzip1_u8(marker, eight), vzip2_u8(marker, eight));
+
+    vst1q_u8(out, vqtbl1q_u8(pairs, vreinterpretq_u8_u64(vld1q_u64(spread[wide]))));
+    return 8 + (size_t) - (int8_t)vaddv_u8(lanes); /* a lane of a wide byte is -1 */
 }
 
 /* Every processor of this architecture has these instructions. */
@@ -250,6 +238,43 @@ IN_BLOCKS static void run_blocks(run *r) {
     r->value_due = due != 0;
 }
 
+/* For each mask of wide bytes among eight: which of sixteen bytes (a marker and a byte, a marker
+ * and a byte, ...) the encoded ones are, in order. The first may follow them; it is not meant. */
+#define BIT(m, j)        ((m) >> (j)&1u)
+#define AT0(m)           0u
+#define AT1(m)           (AT0(m) + 1 + BIT(m, 0))
+#define AT2(m)           (AT1(m) + 1 + BIT(m, 1))
+#define AT3(m)           (AT2(m) + 1 + BIT(m, 2))
+#define AT4(m)           (AT3(m) + 1 + BIT(m, 3))
+#define AT5(m)           (AT4(m) + 1 + BIT(m, 4))
+#define AT6(m)           (AT5(m) + 1 + BIT(m, 5))
+#define AT7(m)           (AT6(m) + 1 + BIT(m, 6))
+#define PUT(at, v, half) ((at) / 8 == (half) ? (uint64_t)(v) << (at) % 8 * 8 : 0)
+#define PAIR(m, j, half)                                                                           \
+    (PUT(AT##j(m) + BIT(m, j), 2 * (j) + 1, half) | BIT(m, j) * PUT(AT##j(m), 2 * (j), half))
+#define SPREAD(m, half)                                                                            \
+    (PAIR(m, 0, half) | PAIR(m, 1, half) | PAIR(m, 2, half) | PAIR(m, 3, half) |                   \
+     PAIR(m, 4, half) | PAIR(m, 5, half) | PAIR(m, 6, half) | PAIR(m, 7, half))
+#define P1(m)                                                                                      \
+    { SPREAD(m, 0), SPREAD(m, 1) }
+#define P4(m)  P1(m), P1((m) + 1), P1((m) + 2), P1((m) + 3)
+#define P16(m) P4(m), P4((m) + 4), P4((m) + 8), P4((m) + 12)
+#define P64(m) P16(m), P16((m) + 16), P16((m) + 32), P16((m) + 48)
+static const uint64_t spread[256][2] = {P64(0u), P64(64u), P64(128u), P64(192u)};
+
+/* As encode_stretch, eight elements at a time; returns how many it took. What it stores beyond the
+ * elements' own bytes lies within 2 * n as well. */
+IN_BLOCKS static size_t encode_blocks(const uint8_t *bytes, size_t n, uint8_t *out,
+                                      size_t *written) {
+    size_t i = 0, o = 0;
+
+    for (; n - i >= 8; i += 8) {
+        o += encode_eight(bytes + i, out + o, spread);
+    }
+    *written = o;
+    return i;
+}
+
 const char *encl_bytes_codec(void) {
     return have_blocks() ? HAVE_BLOCKS : "plain";
 }
@@ -258,6 +283,12 @@ const char *encl_bytes_codec(void) {
 
 static void run_blocks(run *r) {
     (void)r;
+}
+
+static size_t encode_blocks(const uint8_t *bytes, size_t n, uint8_t *out, size_t *written) {
+    (void)bytes, (void)n, (void)out;
+    *written = 0;
+    return 0;
 }
 
 static bool have_blocks(void) {
@@ -269,6 +300,54 @@ const char *encl_bytes_codec(void) {
 }
 
 #endif
+
+/* ---- encoding ---- */
+
+/* n elements into 2 * n bytes of room. Each element writes two bytes, and the next one overwrites
+ * the second byte of a narrow one. */
+static size_t encode_singly(const uint8_t *bytes, size_t n, uint8_t *out) {
+    size_t o = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = encoded[bytes[i]];
+
+        out[o] = (uint8_t)e;
+        out[o + 1] = (uint8_t)(e >> 8);
+        o += e >> 16;
+    }
+    return o;
+}
+
+static size_t encode_stretch(const uint8_t *bytes, size_t n, uint8_t *out) {
+    size_t o = 0, i = have_blocks() ? encode_blocks(bytes, n, out, &o) : 0;
+
+    return o + encode_singly(bytes + i, n - i, out + o);
+}
+
+/* An element takes two bytes at most, whatever its value. So half as many elements as there are
+ * bytes of room always fit, and their values cannot lead beyond the room, not even where another
+ * thread changes them meanwhile. The others are looked at one by one. */
+bool encl_bytes_encode(encl_slice bytes, uint8_t *out, size_t cap, size_t *written) {
+    size_t i = cap / 2 < bytes.len ? cap / 2 : bytes.len, o = encode_stretch(bytes.data, i, out);
+
+    for (; i < bytes.len; i++) {
+        uint8_t byte = bytes.data[i];
+
+        if (byte < WIDE && o < cap) {
+            out[o++] = byte;
+        } else if (byte >= WIDE && o + 1 < cap) {
+            out[o] = WIDE;
+            out[o + 1] = byte;
+            o += 2;
+        } else {
+            break;
+        }
+    }
+    *written = o;
+    return i == bytes.len;
+}
+
+/* ---- decoding, one by one ---- */
 
 /* An integer in 2, 4 or 8 bytes: legal, though nobody should send it for a byte. */
 static bool step_long(run *r, uint8_t head) {

@@ -1,6 +1,6 @@
-/* Whether the payload decoder's blocks say what a loop over single elements says, for random arrays
- * with and without damage. A program of its own, without a test framework, so that it also runs
- * under an emulator for another processor:
+/* Whether the payload codec's blocks say what a loop over single elements says: encoding random
+ * bytes into rooms of any size, and decoding random arrays with and without damage. A program of
+ * its own, without a test framework, so that it also runs under an emulator for another processor:
  *
  *   make -C tests/c blocks
  *   make -C tests/c blocks OUT=/tmp/arm CC='zig cc -target aarch64-linux-musl -static'
@@ -58,19 +58,78 @@ static size_t one_by_one(const uint8_t *in, size_t len, size_t max, uint8_t *out
     return o;
 }
 
-/* What the encoder makes of random bytes, wide and narrow ones in changing shares. */
-static size_t make(uint8_t *in, size_t elements, size_t *count) {
-    uint8_t bytes[MAX_ELEMENTS];
-    uint32_t wide = pick(5);
-    size_t written = 0;
+/* The shortest element for each byte; *done of them fit into the room. Their length together. */
+static size_t write_one_by_one(const uint8_t *bytes, size_t n, uint8_t *out, size_t room,
+                               size_t *done) {
+    size_t o = 0, i = 0;
 
-    for (size_t i = 0; i < elements; i++) {
-        bytes[i] = (uint8_t)(pick(4) < wide ? pick(256) : pick(2) ? 0x18 : pick(24));
+    for (; i < n && o + (bytes[i] < 0x18 ? 1 : 2) <= room; i++) {
+        if (bytes[i] >= 0x18) {
+            out[o++] = 0x18;
+        }
+        out[o++] = bytes[i];
     }
-    if (!encl_bytes_encode((encl_slice){bytes, elements}, in, 2 * MAX_ELEMENTS, &written)) {
+    *done = i;
+    return o;
+}
+
+/* Wide and narrow ones in changing shares. */
+static void make_bytes(uint8_t *bytes, size_t n) {
+    uint32_t wide = pick(5);
+
+    for (size_t i = 0; i < n; i++) {
+        bytes[i] = (uint8_t)(pick(4) < wide ? pick(256) : pick(2) ? 0x18 - pick(2) : pick(24));
+    }
+}
+
+/* Buffers of exactly the size, and behind the room bytes that must stay as they are: a sanitizer
+ * does not see what is written there by an emulated processor. */
+static bool encodes(const uint8_t *from, size_t n, size_t room) {
+    enum { BEHIND = 32 };
+    uint8_t *bytes = malloc(n + (n == 0)), *wanted = malloc(room + 1), *out = malloc(room + BEHIND);
+    size_t done, expected, written = SIZE_MAX;
+    bool same;
+
+    if (bytes == NULL || wanted == NULL || out == NULL) {
         abort();
     }
-    *count = elements;
+    memcpy(bytes, from, n);
+    memset(out, 0xa5, room + BEHIND);
+    expected = write_one_by_one(bytes, n, wanted, room, &done);
+    same = encl_bytes_encode((encl_slice){bytes, n}, out, room, &written) == (done == n) &&
+           written == expected && memcmp(out, wanted, expected) == 0;
+    for (size_t i = 0; i < BEHIND; i++) {
+        same = same && out[room + i] == 0xa5;
+    }
+    free(bytes);
+    free(wanted);
+    free(out);
+    return same;
+}
+
+/* Room for all of them, for exactly their elements, or for any part. */
+static size_t pick_room(const uint8_t *bytes, size_t n) {
+    size_t exact = encl_bytes_encoded_size((encl_slice){bytes, n});
+
+    switch (pick(4)) {
+    case 0:
+        return 2 * n;
+    case 1:
+        return exact;
+    case 2:
+        return exact + pick(20);
+    default:
+        return pick((uint32_t)exact + 1);
+    }
+}
+
+/* What the encoder makes of random bytes. */
+static size_t make(uint8_t *in, size_t elements, size_t *count) {
+    uint8_t bytes[MAX_ELEMENTS];
+    size_t written;
+
+    make_bytes(bytes, elements);
+    written = write_one_by_one(bytes, elements, in, 2 * MAX_ELEMENTS, count);
     /* What follows an array is not the decoder's, even where it looks like one more element. */
     for (uint32_t n = pick(4); n != 0; n--) {
         in[written++] = (uint8_t)(pick(2) ? 0x18 : pick(256));
@@ -113,21 +172,27 @@ static bool agrees(const uint8_t *bytes, size_t len, size_t max) {
 
 int main(int argc, char **argv) {
     unsigned long rounds = argc > 1 ? strtoul(argv[1], NULL, 10) : 200000;
-    uint8_t in[2 * MAX_ELEMENTS + 4];
+    uint8_t in[2 * MAX_ELEMENTS + 4], bytes[MAX_ELEMENTS];
 
     for (unsigned long i = 0; i < rounds; i++) {
         size_t count, len;
 
         seed = i;
+        count = pick(MAX_ELEMENTS);
+        make_bytes(bytes, count);
+        if (!encodes(bytes, count, pick_room(bytes, count))) {
+            printf("%s: round %lu is encoded differently\n", encl_bytes_codec(), i);
+            return 1;
+        }
         len = make(in, pick(MAX_ELEMENTS), &count);
         if (pick(2)) {
             damage(in, &len);
         }
         if (!agrees(in, len, pick(8) ? count : pick(MAX_ELEMENTS))) {
-            printf("%s: round %lu differs\n", encl_bytes_codec(), i);
+            printf("%s: round %lu is decoded differently\n", encl_bytes_codec(), i);
             return 1;
         }
     }
-    printf("%s: %lu arrays, decoded as one by one\n", encl_bytes_codec(), rounds);
+    printf("%s: %lu arrays, encoded and decoded as one by one\n", encl_bytes_codec(), rounds);
     return 0;
 }
