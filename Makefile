@@ -3,7 +3,8 @@
 #             interop and faults, mutants
 #
 # make bench  the package against its peers: docs/benchmarks.md and .png, in half an hour (or
-#             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust")
+#             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust"; a wheel beside
+#             the source tree: OPTIONS="--wheel FILE")
 # make test-fleet  long jobs on Dask, Ray and Spark, with the number of channels counted
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")

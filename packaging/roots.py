@@ -2,9 +2,10 @@
 [NAME…]``.
 
 Each root is a Debian release in a folder of its own (debootstrap; another architecture runs under
-qemu-user), or a system with musl (musl.py), so only root can run this, and only on Debian. What
-pip installs there is downloaded by this machine's pip for the root's platform, and installed
-without a network. Then the demo and a part of the tests run in it.
+qemu-user), or a system with musl (musl.py), so only root can run this, and only on Debian. Where it
+has no Python that is new enough, one is built for it (interpreter.py). What pip installs there is
+downloaded by this machine's pip for the root's platform, and installed without a network. Then the
+demo and a part of the tests run in it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import interpreter
 import musl
 from sources import archive_of_this_machine
 
@@ -50,6 +52,8 @@ class Root(NamedTuple):
     python: str
     libc: tuple[int, int]
     """The version of its C library, as tags count it."""
+    builds_for: str | None = None
+    """The target for which its Python is built; None where it brings its own."""
 
     @property
     def is_musl(self) -> bool:
@@ -57,14 +61,17 @@ class Root(NamedTuple):
 
     @property
     def interpreter(self) -> str:
-        return f"{musl.PREFIX}/bin/python3" if self.is_musl else "/usr/bin/python3"
+        return (
+            "/usr/bin/python3" if self.builds_for is None else f"{interpreter.PREFIX}/bin/python3"
+        )
 
 
 ROOTS = {
+    "bullseye-amd64": Root("bullseye", "amd64", "x86_64", "3.13", (2, 31), "manylinux-x86_64"),
     "bookworm-amd64": Root("bookworm", "amd64", "x86_64", "3.11", (2, 36)),
     "trixie-amd64": Root("trixie", "amd64", "x86_64", "3.13", (2, 41)),
     "bookworm-arm64": Root("bookworm", "arm64", "aarch64", "3.11", (2, 36)),
-    "musl-amd64": Root("musl", "amd64", "x86_64", "3.13", (1, 2)),
+    "musl-amd64": Root("musl", "amd64", "x86_64", "3.13", (1, 2), "musllinux-x86_64"),
 }
 
 
@@ -79,9 +86,10 @@ def run(*command: str, log: Path | None = None) -> str:
 
 
 def debootstrap(where: Path, name: str, root: Root) -> None:
+    packages = "ca-certificates" if root.builds_for else "python3-venv,ca-certificates"
     run(
         "debootstrap", "--variant=minbase", f"--arch={root.debian}",
-        "--include=python3-venv,ca-certificates", root.suite, str(where),
+        f"--include={packages}", root.suite, str(where),
         archive_of_this_machine(), log=BUILD / f"{name}.log",
     )  # fmt: skip
 
@@ -92,9 +100,11 @@ def make(name: str, root: Root) -> Path:
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         if root.is_musl:
-            musl.make(where, WHEELS)
+            musl.make(where)
         else:
             debootstrap(where, name, root)
+        if root.builds_for is not None:
+            interpreter.install(root.builds_for, where, WHEELS)
         (where / "made").touch()
     (where / "etc" / "hosts").write_text("127.0.0.1 localhost\n")  # debootstrap writes none
     found = [path for stem in CARRIED for path in where.glob(f"usr/lib/*/{stem}*.so*")]

@@ -1,10 +1,12 @@
 """``make bench``: the package against what else one could use, on the same work, in one run.
 
     python -m tests.bench [--quick] [--only GROUP,...] [--on SERVER,...] [--rounds N] [--out DIR]
+        [--wheel FILE]
 
 Contenders take turns, round after round, each in a process of its own; a ratio is made within a
 round, and its median is printed with the least and the greatest. CPU is the client process's own.
-A part of it (``--only``, ``--on``) is printed and leaves docs/ as it is.
+A part of it (``--only``, ``--on``) is printed and leaves docs/ as it is. With ``--wheel`` the
+package's own clients take part twice, from this source tree and from the wheel.
 """
 
 from __future__ import annotations
@@ -46,18 +48,21 @@ from .parties import (
     Contender,
     Facts,
     Reference,
+    Wheel,
     Workload,
     facts_of,
     facts_of_peer,
     forwarded,
     fresh,
+    in_wheel,
     local_enclave,
     pinned,
     repeated,
+    unpack_wheel,
     workers,
 )
 from .report import for_terminal, plot, write
-from .targets import DOCUMENT, IN_PROCESS, LOCAL, PEER, PRODUCTION, targets
+from .targets import DOCUMENT, IN_PROCESS, LOCAL, PEER, PRODUCTION, targets, wheel_targets
 
 MIB = 2**20
 ON_SERVERS = ("connect", "get", "rps", "transfer", "flat", "pauses", "memory", "forward")
@@ -80,6 +85,7 @@ class Plan:
     large: int
     larger: int
     large_rounds: int
+    wheel: Wheel | None = None
 
     def wants(self, *groups: str) -> bool:
         return any(group in self.groups for group in groups)
@@ -89,7 +95,14 @@ Contenders = dict[str, Contender]
 
 
 def pick(made: Contenders, names: str) -> Contenders:
-    return {name: made[name] for name in names.split()}
+    """Each with its twin in the wheel beside it, where there is one."""
+    twins = ((name, in_wheel(name)) for name in names.split())
+    return {name: made[name] for pair in twins for name in pair if name in made}
+
+
+def builds(plan: Plan) -> dict[str, Wheel | None]:
+    """What is imported, by what is added to a contender's name."""
+    return {"": None} if plan.wheel is None else {"": None, in_wheel(""): plan.wheel}
 
 
 def connecting(bench: Bench, server: str, made: Contenders) -> None:
@@ -167,8 +180,8 @@ def transfers(bench: Bench, server: str, made: Contenders, plan: Plan) -> None:
             )
     bodies_of_bytes(bench, server, made, [size for size in BODIES if size < plan.large], plan)
     for way in ("download", "upload"):
-        for kind in ("client", "async", "stream", "plain", "direct"):
-            made[kind](do=way, size=MIB, count=1)  # whatever is done once, where only this is run
+        for once in pick(made, "client async stream plain direct").values():
+            once(do=way, size=MIB, count=1)  # whatever is done once, where only this is run
         bench.compare(
             server,
             f"{way} {size_name(plan.large)}",
@@ -307,7 +320,7 @@ def forwarding(bench: Bench, server: str, facts: Facts) -> None:
 
 def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, plan: Plan) -> None:
     kinds = "client async stream plain direct direct-async sockets sockets-each"
-    with workers(facts, *kinds.split()) as made:
+    with workers(facts, *kinds.split(), wheel=plan.wheel) as made:
         made["reference"] = reference
         if plan.wants("connect"):
             connecting(bench, server, made)
@@ -329,7 +342,7 @@ def on_server(bench: Bench, server: str, facts: Facts, reference: Reference, pla
         peak_memory(bench, server, facts, plan)
 
 
-def connecting_in_production(bench: Bench, programs: Path, address: str) -> None:
+def connecting_in_production(bench: Bench, programs: Path, address: str, plan: Plan) -> None:
     """The same enclave, chain and documents for all. The published client verifies every link each
     time; ours knows a link again, so it is also shown chains that are new."""
     authority = Authority()
@@ -347,34 +360,39 @@ def connecting_in_production(bench: Bench, programs: Path, address: str) -> None
         reference = Reference(
             ReferenceClient(program.parent), enclave.url, "--production", *pinned(facts)
         )
-        with workers(facts, "client") as made:
+        with workers(facts, "client", wheel=plan.wheel) as made:
+            contenders: Contenders = {"reference": reference}
+            for build in builds(plan):
+                client = made[f"client{build}"]
+                contenders[f"client, new chain{build}"] = repeated(
+                    client, lambda: enclave.set_identity(pki=next(chains))
+                )
+                contenders[f"client, again{build}"] = client
             bench.compare(
                 PRODUCTION,
                 "connect",
-                {
-                    "reference": reference,
-                    "client, new chain": repeated(
-                        made["client"], lambda: enclave.set_identity(pki=next(chains))
-                    ),
-                    "client, again": made["client"],
-                },
+                contenders,
                 {"p50": P50, "CPU": CPU},
                 do="connect",
                 count=20,
                 warmup=2,
             )
-        fresh("client", facts)(do="connect", count=1)  # compiles what a first connect imports
+        first: Contenders = {"reference": repeated(reference)}
+        for build, wheel in builds(plan).items():
+            once = fresh("client", facts, wheel=wheel)
+            once(do="connect", count=1)  # compiles what a first connect imports
+            first[f"client{build}"] = repeated(once)
         bench.compare(
             PRODUCTION,
             "first connect of a process",
-            {"reference": repeated(reference), "client": repeated(fresh("client", facts))},
+            first,
             {"p50": P50, "CPU": CPU},
             do="connect",
             count=5,
         )
 
 
-def verifying(bench: Bench, programs: Path) -> None:
+def verifying(bench: Bench, programs: Path, plan: Plan) -> None:
     """One document of AWS's, without connecting. The published client takes the time from the
     clock, so it is run with one that libfaketime sets back."""
     for needed in (AWS_DOCUMENT, FAKETIME):
@@ -400,11 +418,12 @@ def verifying(bench: Bench, programs: Path) -> None:
         *pinned(facts),
         *("--nonce", nonce),
     )
-    with workers(facts, "verify") as made:
+    with workers(facts, "verify", wheel=plan.wheel) as made:
+        own = {f"verify_attestation{build}": made[f"verify{build}"] for build in builds(plan)}
         bench.compare(
             DOCUMENT,
             "verify",
-            {"reference": reference, "verify_attestation": made["verify"]},
+            {"reference": reference, **own},
             {"p50": P50, "CPU": CPU},
             do="verify",
             count=100,
@@ -412,12 +431,12 @@ def verifying(bench: Bench, programs: Path) -> None:
         )
 
 
-def importing(bench: Bench) -> None:
+def importing(bench: Bench, plan: Plan) -> None:
     nowhere: Facts = {"url": "", "workload": "", "keywords": {}}
-    made = {
-        f"import {module}": partial(fresh("import", nowhere), module=module)
-        for module in ("httpx2", "enclavia")
-    }
+    made: Contenders = {"import httpx2": partial(fresh("import", nowhere), module="httpx2")}
+    for build, wheel in builds(plan).items():
+        once = fresh("import", nowhere, wheel=wheel)
+        made[f"import enclavia{build}"] = partial(once, module="enclavia")
     for each in made.values():
         each(do="import")  # compiles what is imported
     bench.compare(
@@ -477,9 +496,9 @@ def beside_the_reference(bench: Bench, plan: Plan) -> None:
                     reference = Reference(program, facts["url"], *pinned(facts))
                     on_server(bench, server, facts, reference, plan)
         if plan.wants("production"):
-            connecting_in_production(bench, programs, address)
+            connecting_in_production(bench, programs, address, plan)
     if plan.wants("document"):
-        verifying(bench, programs)
+        verifying(bench, programs, plan)
 
 
 def run_all(bench: Bench, plan: Plan) -> None:
@@ -488,7 +507,14 @@ def run_all(bench: Bench, plan: Plan) -> None:
     if plan.wants("apps"):
         serving_apps(bench)
     if plan.wants("import"):
-        importing(bench)
+        importing(bench, plan)
+
+
+def wheel_file(text: str) -> Wheel:
+    try:
+        return unpack_wheel(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def words(known: Any) -> Any:
@@ -509,6 +535,7 @@ def main() -> None:
     parser.add_argument("--on", type=words(SERVERS), help=", ".join(SERVERS))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--wheel", type=wheel_file, metavar="FILE", help="measured beside the rest")
     asked = parser.parse_args()
 
     plan = Plan(
@@ -517,15 +544,20 @@ def main() -> None:
         large=(32 if asked.quick else 256) * MIB,
         larger=(256 if asked.quick else 1024) * MIB,
         large_rounds=asked.rounds or 3,
+        wheel=asked.wheel,
     )
     bench = Bench(asked.rounds or (3 if asked.quick else 5), 0.3 if asked.quick else 1.0)
     run_all(bench, plan)
     reached = targets(size_name(plan.large), size_name(plan.larger))
+    if plan.wheel is not None:
+        reached += wheel_targets(size_name(plan.large))
+        print(f"the wheel: {plan.wheel.shown}")
     print("\n" + for_terminal(bench, reached))
     out = asked.out or (None if asked.only or asked.on else ROOT / "docs")
     if out is not None:  # a part is no table for everybody
         out.mkdir(parents=True, exist_ok=True)
-        write(bench, reached, out / "benchmarks.md", "--quick" if asked.quick else "")
+        shown = None if plan.wheel is None else plan.wheel.shown
+        write(bench, reached, out / "benchmarks.md", "--quick" if asked.quick else "", shown)
         plot(bench, reached, out / "benchmarks.png")
 
 

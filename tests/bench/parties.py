@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from enclavia.testing import LocalEnclave, Mode
 from tests.interop.harness import Peer, ReferenceClient, Server
@@ -37,18 +39,72 @@ def compiled_environment() -> dict[str, str]:
     return environment
 
 
+# Kinds of workers that are the package's own clients, and so differ between its builds.
+OF_THE_PACKAGE = frozenset(("client", "async", "stream", "verify", "import"))
+
+
+class Wheel(NamedTuple):
+    """A wheel, unpacked: what a process imports that has its folder first on its path."""
+
+    folder: Path
+    shown: str
+    """Its file, and what it says that it was built from."""
+
+    def environment(self) -> dict[str, str]:
+        return {**compiled_environment(), "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"}
+
+
+def in_wheel(name: str) -> str:
+    """What a contender is called that uses the wheel."""
+    return f"{name} (wheel)"
+
+
+_TOLD = """
+import json, enclavia
+print(json.dumps([enclavia.__file__, enclavia.build_info()]))
+"""
+
+
+def unpack_wheel(file: Path) -> Wheel:
+    """Raises ValueError where the file is no wheel of this package that runs here."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"expected a wheel, got {file}, which is none")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    folder = ROOT / "build" / "bench-wheel" / digest[:16]
+    if not folder.is_dir():
+        made = folder.with_suffix(f".{os.getpid()}")
+        with zipfile.ZipFile(file) as wheel:
+            wheel.extractall(made)
+        made.rename(folder)
+    found = Wheel(folder, file.name)
+    told = subprocess.run(
+        [sys.executable, "-c", _TOLD],
+        cwd=folder,
+        env=found.environment(),
+        capture_output=True,
+        text=True,
+    )
+    if told.returncode != 0:
+        raise ValueError(f"expected a wheel that can be imported here: {told.stderr[-1000:]}")
+    imported, built = json.loads(told.stdout)
+    if not Path(imported).is_relative_to(folder):
+        raise ValueError(f"expected a wheel with enclavia in it, got one without: {file}")
+    parts = ", ".join(f"{name} {built[name]}" for name in ("platform", "openssl", "codec"))
+    return found._replace(shown=f"{file.name} ({parts})")
+
+
 class Worker:
     """A Python client in its own process. It is started, imported and connected before anything
-    is measured, and measures itself."""
+    is measured, and measures itself. ``wheel``: what it imports instead of this source tree."""
 
-    def __init__(self, kind: str, facts: Facts) -> None:
+    def __init__(self, kind: str, facts: Facts, wheel: Wheel | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.worker", kind, json.dumps(facts)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
-            env=compiled_environment(),
+            cwd=ROOT if wheel is None else wheel.folder,
+            env=compiled_environment() if wheel is None else wheel.environment(),
         )
 
     def __call__(self, **command: object) -> Report:
@@ -114,21 +170,30 @@ class Workload(Server):
 
 
 @contextlib.contextmanager
-def workers(facts: Facts, *kinds: str) -> Iterator[dict[str, Contender]]:
+def workers(
+    facts: Facts, *kinds: str, wheel: Wheel | None = None
+) -> Iterator[dict[str, Contender]]:
+    """By kind; those of the package also as they are in the wheel."""
     with contextlib.ExitStack() as ends:
         made: dict[str, Contender] = {}
         for kind in kinds:
             worker = Worker(kind, facts)
             ends.callback(worker.close)
             made[kind] = worker
+            if wheel is not None and kind in OF_THE_PACKAGE:
+                worker = Worker(kind, facts, wheel)
+                ends.callback(worker.close)
+                made[in_wheel(kind)] = worker
         yield made
 
 
-def fresh(kind: str, facts: Facts, *before: dict[str, Any]) -> Contender:
+def fresh(
+    kind: str, facts: Facts, *before: dict[str, Any], wheel: Wheel | None = None
+) -> Contender:
     """A worker of its own for each command, which does what is in ``before`` first."""
 
     def once(**command: object) -> Report:
-        worker = Worker(kind, facts)
+        worker = Worker(kind, facts, wheel)
         try:
             for other in before:
                 worker(**other)

@@ -76,7 +76,9 @@ def as_table(head: list[str], rows: list[list[str]], right: int = 0) -> list[str
     return ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
 
 
-def write(bench: Bench, wanted: list[Target], path: Path, arguments: str) -> None:
+def write(
+    bench: Bench, wanted: list[Target], path: Path, arguments: str, wheel: str | None = None
+) -> None:
     lines = [
         "# Benchmarks",
         "",
@@ -95,6 +97,7 @@ def write(bench: Bench, wanted: list[Target], path: Path, arguments: str) -> Non
         "## What is compared",
         "",
         NOTES,
+        *([f"- `(wheel)`: the same client of {wheel}.", ""] if wheel else []),
         *(
             [f"Measured again, for the connection was lost: {'; '.join(bench.lost)}.", ""]
             * bool(bench.lost)

@@ -1,0 +1,58 @@
+"""Builds a CPython for a system that has none of its own, or one that is too old for the package.
+
+It is compiled by the compiler of the wheels for the target of a wheel, with the static OpenSSL that
+was built for that wheel, so it runs wherever the wheel is to run. Modules whose libraries are not
+here (ctypes, sqlite3, readline and others) are left out by its own configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import libraries
+import sources
+
+PREFIX = "/opt/python"
+PINS = Path(__file__).with_name("interpreter_sources.toml")
+
+
+def build_zlib(tools: libraries.Toolchain, source: Path) -> None:
+    where = tools.work / "zlib"
+    shutil.rmtree(where, ignore_errors=True)
+    shutil.copytree(source, where)  # it is built where its source is
+    tools.run("./configure", "--static", f"--prefix={tools.prefix}", cwd=where, log="configure")
+    tools.run("make", f"-j{tools.jobs}", "install", cwd=where, log="make")
+
+
+def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
+    """The interpreter runs while it is built, so this machine has to be able to load it."""
+    where = libraries.fresh(tools.work / "python")
+    tools.run(
+        os.path.relpath(source / "configure", where),
+        f"CC=encl-cc{' -dynamic' if tools.target.is_musl else ''} -Wno-date-time",
+        "CFLAGS=-O1",
+        f"CPPFLAGS=-I{tools.prefix}/include",
+        f"LDFLAGS=-L{tools.prefix}/lib",
+        f"--prefix={PREFIX}",
+        f"--with-openssl={tools.prefix}",
+        "--with-ensurepip=install",
+        "--disable-test-modules",
+        "--without-readline",
+        cwd=where,
+        log="configure",
+    )
+    tools.run("make", f"-j{tools.jobs}", cwd=where, log="make")
+    tools.run("make", "install", f"DESTDIR={root}", cwd=where, log="install")
+
+
+def install(target: str, root: Path, build: Path) -> None:
+    """Below ``root``; ``build`` is where the wheels were built, whose libraries it uses."""
+    unpacked = sources.all_unpacked(build / "sources")
+    own = sources.all_unpacked(build / "interpreter-sources", PINS)
+    tools = libraries.build_all(
+        libraries.TARGETS[target], unpacked, build / target / "prefix", build / target / "work"
+    )
+    build_zlib(tools, own["zlib"])
+    build_python(tools, own["python"], root)
