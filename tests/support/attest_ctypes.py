@@ -455,7 +455,8 @@ def link_payload(kind: str, payload: bytes) -> dict[str, Any]:
         value = getattr(out, name)
         if isinstance(value, Pins):
             if value.pcr[0].len:
-                found[name] = tuple(pcr.bytes() for pcr in value.pcr)
+                assert not any(pcr.len for pcr in value.pcr[3:]), "nothing beside PCR0 to PCR2"
+                found[name] = tuple(pcr.bytes() for pcr in value.pcr[:3])
         elif value.data is not None:
             assert block.data <= value.data <= value.data + value.len <= block.data + block.len
             found[name] = _bytes_of(value)

@@ -255,6 +255,7 @@ REASONS = {
             "Policy",
             "Policy.allowed",
             "Policy.load",
+            "Policy.options",
             "Policy.parse",
             "PolicyUpgrades",
             "PolicyVersion",
