@@ -141,7 +141,7 @@ def show(file: str, root: str | None, at: float | None, json_wanted: bool) -> No
         streams.say(json.dumps(as_json(attested), indent=2))
         return
     _print(attested)
-    streams.warn("note: the PCRs above were compared with no pins")
+    streams.warn("note: these PCRs were compared with no pins")
 
 
 @click.command()
