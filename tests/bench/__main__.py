@@ -296,7 +296,7 @@ def forwarding(bench: Bench, server: str, facts: Facts) -> None:
         bench.compare(
             server,
             "by way of a forwarder, requests/s, 16 callers",
-            made,
+            pick(made, "client via http"),
             {"": RATE, "CPU": CPU, "the forwarder's CPU": FORWARDER},
             base="client",
             do="get",
@@ -308,7 +308,7 @@ def forwarding(bench: Bench, server: str, facts: Facts) -> None:
             bench.compare(
                 server,
                 f"by way of a forwarder, {way} 32 MiB",
-                made,
+                pick(made, "client via http"),
                 {"": SPEED, "CPU": CPU_MB, "the forwarder's CPU": FORWARDER_MB},
                 base="client",
                 do=way,

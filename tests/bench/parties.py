@@ -225,9 +225,9 @@ def repeated(
 
 @contextlib.contextmanager
 def forwarded(facts: Facts) -> Iterator[dict[str, Contender]]:
-    """``client``, which has a channel of its own, and two that go by way of one forwarder, in a
-    process of its own too: ``via``, and ``http``, which is httpx2's client. Their reports have the
-    forwarder's CPU."""
+    """``client``, which has a channel of its own, and those that go by way of one forwarder, in a
+    process of its own too: ``via``, ``http``, which is httpx2's client, and ``http-raw``, which is
+    HTTP by hand. Their reports have the forwarder's CPU."""
     with tempfile.TemporaryDirectory(prefix="enclavia-") as folder, contextlib.ExitStack() as ends:
         path = os.path.join(folder, "f")
 
@@ -243,6 +243,7 @@ def forwarded(facts: Facts) -> Iterator[dict[str, Contender]]:
             "client": worker("client"),
             "via": _beside(forwarder, worker("client", keywords=via)),
             "http": _beside(forwarder, worker("http", workload=f"{path}.http")),
+            "http-raw": _beside(forwarder, worker("http-raw", workload=f"{path}.http")),
         }
 
 

@@ -43,8 +43,9 @@ NOTES = """\
   is httpx2's client in one process with the same app on the same server with the same settings.
   The CPU is that of client and server together.
 - *By way of a forwarder*: `via` is `Client` with `via=`, `http` is httpx2's client at the http
-  socket of the same forwarder, which is a process of its own with one channel; `client` has a
-  channel of its own. The forwarder's CPU is beside that of the client's process, for the same
+  socket of the same forwarder, and `http-raw` HTTP by hand there, so that httpx2's own cost is not
+  what is measured. The forwarder is a process of its own with one channel; `client` has a channel
+  of its own. The forwarder's CPU is beside that of the client's process, for the same
   requests or bytes.
 - *A document of AWS's*: the same document verified by both with no connection around it, as of its
   own time and against AWS's root: by the unchanged program, through the function that its

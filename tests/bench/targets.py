@@ -230,7 +230,7 @@ def targets(large: str, larger: str) -> list[Target]:
             )
     for contender, bound, text in (
         ("via", 1.3, "`Client` with `via=`"),
-        ("http", 1.6, "httpx2 to its http way"),
+        ("http-raw", 1.6, "HTTP by hand to its http way"),
     ):
         found.append(
             Target(

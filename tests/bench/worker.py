@@ -531,6 +531,23 @@ class Stream(Raw):
         return memoryview(block)[: stream.readinto(block)]
 
 
+class RawByForwardersHttp(Raw):
+    """HTTP by hand to a forwarder's http way, on a connection that is kept open. One thread."""
+
+    def open(self) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(self.workload)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.socket.sendall(bytes(data).replace(b"Host: enclave", b"Host: localhost"))
+
+    def read(self) -> bytes:
+        return self.socket.recv(UPLOAD_PIECE)
+
+
 class Plain(Raw):
     """websockets, cryptography and cbor2; it verifies no attestation. One thread."""
 
@@ -703,6 +720,7 @@ KINDS: dict[str, type[Driver]] = {
     "direct": Direct,
     "direct-async": DirectAsync,
     "http": ByForwardersHttp,
+    "http-raw": RawByForwardersHttp,
     "forwarder": Forwarding,
     "sockets": Sockets,
     "sockets-each": SocketsEach,
