@@ -140,6 +140,12 @@ class NodeForwarder:
             process.stdin.flush()
         except OSError as error:
             raise ConnectError(f"expected a forwarder that starts, got: {error}") from error
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ConnectError(
+                "expected settings that another process can be given (pins from a function that "
+                f"can be imported), got others: {error}",
+                retryable=False,
+            ) from error
         if not poll_descriptor(process.stdout.fileno(), _core.READABLE, _START_SECONDS):
             raise ConnectError(
                 f"expected a forwarder that starts within {_START_SECONDS:g} s, got no word of it"

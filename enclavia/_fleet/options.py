@@ -57,13 +57,13 @@ class FleetSettings(NamedTuple):
 
     def policy(self) -> _core.Policy:
         """By which whoever puts the reports together verifies the documents once more. Where the
-        pins may move (upgrades are followed), it is the workers alone that know where they are."""
+        pins may move (upgrades, a source of pins), the workers alone know where they are."""
         names = ("pcrs", "root", "debug_mode", "clock_leeway")
         given = {name: self.options[name] for name in names if name in self.options}
-        policy = Settings.build(str(self.url), "FleetSettings.policy", **given).config
-        if self.options.get("trust_upgrades") is None:
-            return policy.policy()
-        return _core.Policy(None, policy.root, False, False, policy.clock_leeway)
+        config = Settings.build(str(self.url), "FleetSettings.policy", **given).config
+        if self.options.get("trust_upgrades") is None and config.pins_source is None:
+            return config.policy()
+        return _core.Policy(None, config.root, False, False, config.clock_leeway)
 
 
 def fleet_settings(url: str | httpx2.URL, options: Mapping[str, Any]) -> FleetSettings:

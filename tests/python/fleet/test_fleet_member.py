@@ -428,3 +428,15 @@ def test_two_threads_start_one_forwarder(enclave: LocalEnclave, shared: Fleet) -
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(4))) == list(range(4))
     assert enclave.stats()["connections_total"] == 1
+
+
+def test_pins_of_a_function(enclave: LocalEnclave) -> None:
+    """The workers alone know where such pins are; a forwarder's process cannot be given a lambda."""
+    asked = fleet_of(enclave, pcrs=lambda: enclave.pcrs)
+    report = asked.report()
+    assert report.verified and asked._report_of([report]).consistent
+    asked._member.close()
+    shared = fleet_of(enclave, pcrs=lambda: enclave.pcrs, per="node")
+    with pytest.raises(enclavia.ConnectError, match="another process can be given") as met:
+        shared.client()
+    assert met.value.retryable is False
