@@ -431,7 +431,7 @@ def test_two_threads_start_one_forwarder(enclave: LocalEnclave, shared: Fleet) -
 
 
 def test_pins_of_a_function(enclave: LocalEnclave) -> None:
-    """The workers alone know where such pins are; a forwarder's process cannot be given a lambda."""
+    """The workers alone know where such pins are; a forwarder cannot be given a lambda."""
     asked = fleet_of(enclave, pcrs=lambda: enclave.pcrs)
     report = asked.report()
     assert report.verified and asked._report_of([report]).consistent
