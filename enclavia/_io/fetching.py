@@ -96,8 +96,14 @@ class _Fetching:
     def run(self) -> None:
         import asyncio  # which costs time, and which only this needs in a thread
 
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             asyncio.run(self._main())
+        except asyncio.CancelledError:
+            return
+        except BaseException as error:
+            # No event loop could be made (no descriptors are left): who waits has to be told.
+            if not self.answer.done():
+                self.answer.set_exception(error)
 
     async def _main(self) -> None:
         import asyncio

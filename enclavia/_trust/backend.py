@@ -30,6 +30,11 @@ _TIMEOUT: Final = 10.0
 _MOST_REDIRECTS: Final = 3
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _PRIVATE: Final = (401, 403, 404)
+_PASSING: Final = (httpx2.HTTPError, OSError, RuntimeError)
+"""What may be otherwise soon. RuntimeError: no thread can be started."""
+_LASTING: Final = (httpx2.InvalidURL, ImportError, ValueError, ArithmeticError)
+"""A proxy that the environment names needs a package that is not there, or is none. Not every
+Exception: a signal's handler may raise any other one."""
 
 
 def checked_backend(value: object) -> str:
@@ -45,7 +50,8 @@ def checked_backend(value: object) -> str:
         raise ValueError(
             f"backend: expected the URL of a backend, got {value_shown(str(value))}"
         ) from None
-    if url.userinfo or url.query or url.fragment or not host:
+    given = str(url)
+    if url.userinfo or "?" in given or "#" in given or not host:
         raise ValueError(
             "backend: expected a URL of scheme, host and path alone, got one without a host, or "
             "with credentials, a query or a fragment (token= is for the token)"
@@ -54,7 +60,7 @@ def checked_backend(value: object) -> str:
         raise ValueError(
             f"backend: expected https:// (http:// on loopback alone), got {url.scheme}://"
         )
-    return str(url).rstrip("/")
+    return given.rstrip("/")
 
 
 def _is_loopback(host: str) -> bool:
@@ -105,9 +111,10 @@ async def _get(io: Io[Any], url: str, token: str | None, deadline: float | None)
         wanted = Fetch(str(at), tuple(headers), MOST_BYTES, _TIMEOUT, environment=secure)
         try:
             answer = await io.fetch(wanted, time_left(deadline))
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        except (*_PASSING, *_LASTING) as error:
             raise BackendError(
-                f"the backend {origin.host} cannot be reached: {_said(error)}"
+                f"the backend {origin.host} cannot be reached: {_said(error)}",
+                retryable=isinstance(error, _PASSING),
             ) from None  # httpx2's error has the request, and with it the token
         if answer is None:
             raise ConnectTimeout(

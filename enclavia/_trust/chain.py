@@ -351,13 +351,13 @@ class _Walk:
             return f"first boot of image {version.image_digest}"
         if version == self._in_force:
             return "restart"
+        if self._is_earlier(version) and not self._rules.allow_rollback:
+            raise _wrong(
+                link,
+                f"expected no earlier version again, got that of image "
+                f"{version.image_digest}: allow_rollback=True takes it",
+            )
         if version in self._past:
-            if not self._rules.allow_rollback:
-                raise _wrong(
-                    link,
-                    f"expected no earlier version again, got that of image "
-                    f"{version.image_digest}: allow_rollback=True takes it",
-                )
             return f"rolled back to image {version.image_digest}"
         upgrade = self._authorised(time)
         if upgrade is None:
@@ -374,6 +374,14 @@ class _Walk:
                 f"{upgrade.link.place}), got {what} of another one",
             )
         return f"upgraded to image {version.image_digest}, as link {upgrade.link.place} authorised"
+
+    def _is_earlier(self, version: _Version) -> bool:
+        """PCRs say what runs: the same under another image digest is the same version, unless it is
+        what runs now, whose digest alone an upgrade may change."""
+        return version in self._past or (
+            version.pcrs != cast(_Version, self._in_force).pcrs
+            and any(version.pcrs == past.pcrs for past in self._past)
+        )
 
     def _authorised(self, time: int) -> _Upgrade | None:
         """The last upgrade that says what may follow the version in force."""

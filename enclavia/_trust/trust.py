@@ -127,9 +127,11 @@ class Trust:
         with self._lock:
             if self.pinned is not pinned:
                 return True  # those were followed from others than the ones pinned by now
+            if self._follower.overtaken(followed):
+                return True  # by another connection, which was served more of the chain
             if followed != pins:
+                self.upgrades_followed += followed != self.in_force
                 self.in_force = followed
-                self.upgrades_followed += 1
                 return True
         raise UpgradeChainError(
             "the upgrade chain: expected the running version to be the last one on it, got "

@@ -1,7 +1,8 @@
 """Follows an enclave's authorised upgrades: asks the backend, walks the chain, remembers how far.
 
 Decides when a chain is asked for, and that a walk is not made twice. Calls: _arguments, _errors,
-_identity, _io, _public. Locks: ``_lock``, around the walks that are remembered.
+_identity, _io, _public. Locks: ``_lock`` of the module, around the walks that are remembered, and
+that of a Follower, around the chain that it saw last.
 """
 
 from __future__ import annotations
@@ -176,6 +177,9 @@ class Follower:
         self._debug_mode = debug_mode
         self._clock_leeway = clock_leeway
         self._seen: Mark | None = None
+        self._newest: PinTuples | None = None
+        """Where that chain leads to."""
+        self._lock = threading.RLock()  # a destructor may come by in between
 
     async def follow(
         self, io: Io[Any], pins: PinTuples, error: PcrMismatch, deadline: float | None
@@ -186,6 +190,11 @@ class Follower:
             return await self._follow(io, pins, deadline)
         except EnclaviaError as why:
             raise why from error
+
+    def overtaken(self, followed: PinTuples) -> bool:
+        """Whether a longer chain was seen while this result was on its way: it is not to be used
+        then, since an earlier version would come into force."""
+        return self._newest != followed
 
     async def _follow(self, io: Io[Any], pins: PinTuples, deadline: float | None) -> PinTuples:
         upgrades = self._upgrades
@@ -204,21 +213,30 @@ class Follower:
         )
         chain = await self._asked(io, _walked, (row, links, rules), deadline)
         mark = Mark.parse(chain.high_water)
-        for earlier in (kept, self._seen):
-            if earlier is not None:
-                earlier.expect_extended_by(mark)
+        if kept is not None:
+            kept.expect_extended_by(mark)
+        # What is pinned beside the three stays pinned: a chain says nothing of it.
+        versions = {link.pcrs.as_tuple() for link in chain.links}
+        further = dict.fromkeys(each[3:] for each in pins if each[:3] in versions)
+        newest = tuple((*chain.pcrs.as_tuple(), *more) for more in further)
+        self._see(mark, newest)
         await self._asked(io, keep, (upgrades.high_water, mark), deadline)
-        self._seen = mark
         logger.info(
             "following the upgrade chain of %s: %d links, image %s",
             upgrades.enclave_id,
             len(chain.links),
             chain.image_digest,
         )
-        # What is pinned beside the three stays pinned: a chain says nothing of it.
-        versions = {link.pcrs.as_tuple() for link in chain.links}
-        further = dict.fromkeys(each[3:] for each in pins if each[:3] in versions)
-        return tuple((*chain.pcrs.as_tuple(), *more) for more in further)
+        return newest
+
+    def _see(self, mark: Mark, newest: PinTuples) -> None:
+        """Compared and remembered in one step: another connection may be following too, and may
+        have been served more."""
+        with self._lock:
+            if self._seen is not None:
+                self._seen.expect_extended_by(mark)
+            self._seen = mark
+            self._newest = newest
 
     async def _asked(
         self,

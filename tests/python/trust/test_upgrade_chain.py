@@ -598,3 +598,35 @@ def test_a_mark_that_cannot_be_read_is_not_passed_over(change: Callable[[str], s
     mark = verify(history).high_water
     assert change(mark) != mark
     refused(lambda: verify(history, high_water=change(mark)), None, "high-water mark")
+
+
+def test_an_earlier_version_under_another_digest_is_an_earlier_one() -> None:
+    """PCRs say what runs; a digest is a name for it."""
+    history = Made()
+    history.boots(ONE, 0)
+    history.upgrades(TWO, 1, 2)
+    history.boots(TWO, 3)
+    renamed = replace(ONE, image_digest=THREE.image_digest)
+    history.upgrades(renamed, 4, 5)
+    history.boots(renamed, 6)
+    refused(lambda: verify(history), 4, "no earlier version")
+    chain = verify(history, allow_rollback=True)
+    assert chain.pcrs == ONE.pcrs
+    assert chain.links[4].change.startswith("upgraded")  # which somebody authorised
+    unauthorised = Made()
+    unauthorised.boots(ONE, 0)
+    unauthorised.upgrades(TWO, 1, 2)
+    unauthorised.boots(TWO, 3)
+    unauthorised.boots(renamed, 6)
+    refused(lambda: verify(unauthorised, allow_rollback=True), 3, "authorises")
+
+
+def test_a_new_digest_alone_is_no_earlier_version() -> None:
+    history = Made()
+    history.boots(ONE, 0)
+    renamed = replace(ONE, image_digest=THREE.image_digest)
+    history.upgrades(renamed, 1, 2)
+    history.boots(renamed, 3)
+    assert verify(history).image_digest == THREE.image_digest
+    history.boots(ONE, 4)
+    refused(lambda: verify(history), 3, "no earlier version")
