@@ -32,7 +32,7 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _PRIVATE: Final = (401, 403, 404)
 _PASSING: Final = (httpx2.HTTPError, OSError, RuntimeError)
 """What may be otherwise soon. RuntimeError: no thread can be started."""
-_LASTING: Final = (httpx2.InvalidURL, ImportError, ValueError, ArithmeticError)
+_LASTING: Final = (httpx2.InvalidURL, ImportError, ValueError, ExceptionGroup)
 """A proxy that the environment names needs a package that is not there, or is none. Not every
 Exception: a signal's handler may raise any other one."""
 

