@@ -117,7 +117,8 @@ class Connections:
             except BaseException:
                 self.pool.withdraw(ticket, now())
                 raise
-            handle = cast(Tunnel, lease.member.handle)
+            # No cast here: it is a call, for each request.
+            handle: Tunnel = lease.member.handle  # type: ignore[assignment]
             if present < handle.renew_at or await self._renewed(lease, begun, timeouts):
                 return lease
             present = now()
