@@ -189,6 +189,9 @@ class Connections:
                 tunnel.broken = True
                 tunnel.close()
                 raise
+            except ConnectTimeout:
+                tunnel.broken = True  # nobody agreed; who uses it goes on to their end
+                raise
         with self._lock:
             self.reattestations += 1
         self._take(tunnel, receipt, raw, verified_at, "a fresh document of ")
@@ -216,7 +219,8 @@ class Connections:
         """A fresh document of each channel that is open, verified as the first one was. Connects
         where none is."""
         await self.open(timeouts)
-        tunnels = [tunnel for tunnel in self.pool.handles() if tunnel.alive]
+        # One that is open and has no receipt is being connected: who does that asks about it.
+        tunnels = [each for each in self.pool.handles() if each.alive and each.receipt is not None]
         fresh = [await self._fresh(tunnel, timeouts) for tunnel in tunnels]
         if not fresh:
             raise ConnectionClosed("the connection ended before it was verified again")

@@ -56,7 +56,7 @@ async def tell(
     except Exception as error:
         raise AttestationRefused(
             f"on_attestation refused the channel to {receipt.enclave}, so nothing was sent on it: "
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {_said(error)}",
             retryable=isinstance(error, EnclaviaError) and error.retryable,
         ) from error
     finally:
@@ -67,6 +67,14 @@ async def tell(
             f"expected on_attestation to end while there was time to connect to {receipt.enclave}, "
             "it did not"
         )
+
+
+def _said(error: Exception) -> str:
+    """The text of an error of the caller's own class, which may fail to have one."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def expect_not_within(owner: object) -> None:
