@@ -319,8 +319,14 @@ static size_t encode_singly(const uint8_t *bytes, size_t n, uint8_t *out) {
 }
 
 static size_t encode_stretch(const uint8_t *bytes, size_t n, uint8_t *out) {
-    size_t o = 0, i = have_blocks() ? encode_blocks(bytes, n, out, &o) : 0;
+    size_t o = 0, i = 0;
 
+    if (n == 0) { /* where there may be no memory to point into */
+        return 0;
+    }
+    if (have_blocks()) {
+        i = encode_blocks(bytes, n, out, &o);
+    }
     return o + encode_singly(bytes + i, n - i, out + o);
 }
 
