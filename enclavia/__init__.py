@@ -14,17 +14,15 @@ import importlib
 import logging
 from typing import TYPE_CHECKING
 
-from ._libraries import explained
-
 try:
     from ._core import AWS_ROOT_G1, VERSION
 except ImportError as error:
+    from ._libraries import explained
+
     raise explained(error) from error
 
 from ._build_info import build_info
-from ._channel.channel import Channel, Stream
 from ._channel.trust_store import ca_store
-from ._client.async_client import AsyncClient
 from ._client.client import Client
 from ._client.transport import EnclaveTransport
 from ._errors import (
@@ -64,18 +62,20 @@ from ._errors import (
 )
 from ._identity.attestation import Attestation, MatchedPins, verify_attestation
 from ._identity.pcrs import Pcrs
-from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
 from ._trust.receipts import Receipt
 from ._trust.sources import PinSource
-from ._trust.upgrades import TrustUpgrades
 
 if TYPE_CHECKING:
     from ._channel.async_channel import AsyncChannel, AsyncStream
+    from ._channel.channel import Channel, Stream
+    from ._client.async_client import AsyncClient
     from ._client.async_transport import AsyncEnclaveTransport
     from ._fleet.report import FleetReport, WorkerReport
     from ._forward.forwarder import AsyncForwarder, Forwarder
+    from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
     from ._trust.policy import Policy, PolicyUpgrades, PolicyVersion
     from ._trust.receipt_file import Receipts
+    from ._trust.upgrades import TrustUpgrades
 
 __all__ = [
     "AWS_ROOT_G1",
@@ -148,20 +148,27 @@ __version__ = VERSION
 # A library says nothing unless its user sets logging up.
 logging.getLogger("enclavia").addHandler(logging.NullHandler())
 
-# What needs anyio, and what few programs use, costs time to import: it
-# is imported when it is first asked for.
+# What needs anyio, and what few programs use, costs time to import: it is imported when it is first
+# asked for. tests/python/house/test_imports.py says which modules are not.
 _LAZY = {
     "AsyncChannel": "._channel.async_channel",
+    "AsyncClient": "._client.async_client",
     "AsyncEnclaveTransport": "._client.async_transport",
     "AsyncForwarder": "._forward.forwarder",
     "AsyncStream": "._channel.async_channel",
+    "Channel": "._channel.channel",
     "FleetReport": "._fleet.report",
     "Forwarder": "._forward.forwarder",
     "Receipts": "._trust.receipt_file",
     "Policy": "._trust.policy",
     "PolicyUpgrades": "._trust.policy",
     "PolicyVersion": "._trust.policy",
+    "Stream": "._channel.channel",
+    "TrustUpgrades": "._trust.upgrades",
+    "UpgradeChain": "._trust.chain",
+    "UpgradeLink": "._trust.chain",
     "WorkerReport": "._fleet.report",
+    "verify_upgrade_chain": "._trust.chain",
 }
 
 

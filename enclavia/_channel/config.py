@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import httpx2
 
@@ -31,7 +31,6 @@ from .._identity.pins import (
     checked_pins,
     read_root,
 )
-from .._io.local import AnyChannel
 from .._trust.hook import checked_hook, refuse_async
 from .._trust.receipts import Facts, Receipt
 from .._trust.sources import (
@@ -42,12 +41,14 @@ from .._trust.sources import (
     source_of,
 )
 from .._trust.trust import Trust, TrustSettings
-from .._trust.upgrades import Upgrades, checked_upgrades
 from . import trust_store
-from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed, takes
-from .socket_path import Via
+from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed
 from .url import EnclaveURL
-from .via import ViaChannel
+
+if TYPE_CHECKING:
+    from .._io.local import AnyChannel
+    from .._trust.upgrades import Upgrades
+    from .socket_path import Via
 
 __all__ = ["ChannelConfig", "expect_connect", "logger"]
 
@@ -103,7 +104,6 @@ class ChannelConfig(NamedTuple):
         return f"ChannelConfig({self.url})"  # headers and the proxy's password stay out of logs
 
     @classmethod
-    @takes(ChannelOptions, CHANNEL_DEFAULTS)
     def build(
         cls,
         url: str | httpx2.URL,
@@ -225,6 +225,8 @@ class ChannelConfig(NamedTuple):
         """Starts connecting, to the enclave or to the forwarder that has a channel to it."""
         if self.via is None:
             return self.open()
+        from .via import ViaChannel  # seldom, and slow to import
+
         logger.info("reaching %s via %s", self.url.authority, self.via)
         return ViaChannel(self.url, self.policy(), self.via)
 
@@ -277,6 +279,10 @@ def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
 
 
 def _upgrades(value: object, pinned: bool) -> Upgrades | None:
+    if value is None:
+        return None
+    from .._trust.upgrades import checked_upgrades  # seldom, and slow to import
+
     upgrades = checked_upgrades(value)
     if upgrades is not None and not pinned:
         raise ValueError(

@@ -18,7 +18,6 @@ from .._arguments import byte_view
 from .._errors import PcrMismatch, ReadTimeout
 from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
-from .._io.local import AnyChannel, AnyStream
 from .._text import shown
 from .._trust.hook import tell
 from .._trust.receipts import Receipt
@@ -28,6 +27,8 @@ from .payload import first_piece
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from .._io.local import AnyChannel, AnyStream
 
 __all__ = ["attest", "connect", "log_verified", "open_stream", "request", "start_stream"]
 

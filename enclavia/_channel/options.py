@@ -13,14 +13,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, ForwardRef, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ForwardRef, TypedDict, TypeVar
 
 import httpx2
 
 from .._identity.pins import CLOCK_LEEWAY, RootCertificate
 from .._trust.hook import OnAttestation
 from .._trust.sources import PinsOrSource
-from .._trust.upgrades import TrustUpgrades
+
+if TYPE_CHECKING:
+    from .._trust.upgrades import TrustUpgrades
 
 __all__ = [
     "CHANNEL_DEFAULTS",

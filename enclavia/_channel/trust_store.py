@@ -36,7 +36,7 @@ BUNDLES = (
     "/usr/local/etc/openssl/cert.pem",  # Homebrew on Intel
     "/opt/homebrew/etc/openssl@3/cert.pem",  # Homebrew on Apple silicon
 )
-_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+_HASHED = r"[0-9a-f]{8}\.\d+"
 
 
 def ca_file(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -93,7 +93,7 @@ def _has_hashed(folder: str) -> bool:
     """A folder that OpenSSL can look things up in: files that are named by their subject's hash."""
     try:
         with os.scandir(folder) as entries:
-            return any(_HASHED.fullmatch(entry.name) for entry in entries)
+            return any(re.fullmatch(_HASHED, entry.name) for entry in entries)
     except (OSError, ValueError):
         return False
 

@@ -5,7 +5,8 @@ of a verified channel, verifies it itself against its own pins, and is told whic
 channels of that identity and to no others. What the client cannot check is that the document was
 made for the forwarder's channel: that is what it trusts the forwarder for.
 
-Decides whether requests may be sent to a forwarder. Calls: _core, _errors, _io. Locks: none.
+Decides whether requests may be sent to a forwarder. Calls: _core, _errors, _identity, _io. Locks:
+none.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import base64
 import binascii
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from .. import _core, _errors
 from .._errors import ConnectError, EnclaviaError, PcrMismatch, ProtocolError
+from .._identity.pins import pcr_bytes
 from .._io.local import LocalChannel, LocalSocket, Place
 from .socket_path import CONTROL, check_folder, check_socket, identity_suffix
 from .url import EnclaveURL
@@ -25,7 +27,7 @@ from .url import EnclaveURL
 if TYPE_CHECKING:
     from .socket_path import Via
 
-__all__ = ["CONTROL_TARGET", "ViaChannel", "error_fields", "pcr_bytes"]
+__all__ = ["CONTROL_TARGET", "ViaChannel", "error_fields"]
 
 CONTROL_TARGET: Final = "/v1/channel"
 _REQUEST: Final = (
@@ -33,17 +35,6 @@ _REQUEST: Final = (
 ).encode()
 _ANSWER_MAX: Final = 256 * 1024
 _READ: Final = 65_536
-
-
-def pcr_bytes(raw: _core.RawAttestation) -> bytes:
-    """All PCRs of a document in a row: whatever of them is pinned, two documents that pins can tell
-    apart are two identities."""
-    pcrs: Any = raw["pcrs"]
-    form = str(raw["form"]).encode()
-    # Each with its index and its length, so that no two documents lead to the same bytes.
-    return form + b"".join(
-        bytes((index, len(value))) + value for index, value in sorted(pcrs.items())
-    )
 
 
 def error_fields(error: EnclaviaError) -> dict[str, object]:

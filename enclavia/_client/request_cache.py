@@ -7,7 +7,7 @@ Locks: none.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import httpx2
 
@@ -16,14 +16,22 @@ from .options import timeout_of
 __all__ = ["RequestCache"]
 
 
-class _CachedRequest(NamedTuple):
+class _CachedRequest:
     """What a method and a URL came to, the last time."""
 
-    url: httpx2.URL
-    defaults: list[tuple[bytes, bytes]] | None
-    """The client's headers then."""
-    headers: httpx2.Headers | None
-    """What they came to. Both None where the request had more to it."""
+    __slots__ = ("defaults", "headers", "url")
+
+    def __init__(
+        self,
+        url: httpx2.URL,
+        defaults: list[tuple[bytes, bytes]] | None,
+        headers: httpx2.Headers | None,
+    ) -> None:
+        """``defaults``: the client's headers then; ``headers``: what they came to. Both None where
+        the request had more to it."""
+        self.url = url
+        self.defaults = defaults
+        self.headers = headers
 
 
 _NO_BODY = httpx2.ByteStream(b"")

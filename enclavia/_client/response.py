@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
@@ -157,11 +157,14 @@ def response_of(
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
-class Fields(NamedTuple):
-    headers: httpx2.Headers
-    """Never given away: a response copies them."""
-    sets_cookies: bool
-    is_encoded: bool
+class Fields:
+    __slots__ = ("headers", "is_encoded", "sets_cookies")
+
+    def __init__(self, headers: httpx2.Headers, sets_cookies: bool, is_encoded: bool) -> None:
+        """``headers`` are never given away: a response copies them."""
+        self.headers = headers
+        self.sets_cookies = sets_cookies
+        self.is_encoded = is_encoded
 
 
 def fields_of(headers: RawHeaders) -> Fields:

@@ -7,21 +7,22 @@ _pool. Locks: none.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Final, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack
 
 import httpx2
 
 from .._arguments import flag, seconds, timeout_members, whole
 from .._arguments import timeout as checked_timeout
 from .._channel.config import ChannelConfig
-from .._channel.options import CHANNEL_DEFAULTS, completed, takes
-from .._channel.socket_path import Via
+from .._channel.options import CHANNEL_DEFAULTS, completed
 from .._exchange.retry import Retries, checked_retries
-from .._exchange.shared import key_of
 from .._exchange.timeouts import Timeouts
 from .._io.face import positive
 from .._pool.kinds import PoolLimits
 from .options import TRANSPORT_DEFAULTS, TransportOptions
+
+if TYPE_CHECKING:
+    from .._channel.socket_path import Via
 
 __all__ = ["SHARED_EXPIRY", "Settings"]
 
@@ -44,10 +45,11 @@ class Settings(NamedTuple):
         """Equal for settings with which copies may share their channels: where everything in them
         is equal, now and in whatever is added to them later, and where this process would also
         trust the same authorities for the outer TLS."""
+        from .._exchange.shared import key_of  # of copies only, which few programs have
+
         return key_of((self, self.config.trusted()))
 
     @classmethod
-    @takes(TransportOptions, TRANSPORT_DEFAULTS)
     def build(
         cls,
         url: str | httpx2.URL,
@@ -93,6 +95,8 @@ def _via(config: ChannelConfig, given: Mapping[str, Any]) -> Via | None:
                 f"{name}: expected nothing beside via=, got a value: the forwarder makes the "
                 "connection to the enclave, so it is to be given to the forwarder"
             )
+    from .._channel.socket_path import Via  # seldom, and slow to import
+
     return Via.parse(given["via"], config.url)
 
 

@@ -19,13 +19,13 @@ from .._exchange.connections import Connections
 from .._exchange.engine import Engine, Stats
 from .._exchange.exchange import Exchange
 from .._exchange.retry import RetryPolicy
-from .._exchange.shared import SharedConnections, key_of
 from .._identity.attestation import Attestation
 from .._io.face import positive
 from .response import AsyncResponseBody, Response, ResponseBody, fields_of, response_of
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .._exchange.shared import SharedConnections
     from .._io.face import Io
     from .._trust.receipts import Receipt
 
@@ -87,14 +87,7 @@ class TransportBase:
             settings.config,
             RetryPolicy(settings.retries),
             settings.timeouts,
-            SharedConnections(
-                functools.partial(_shared_key, settings, type(io)),
-                settings.shared_expiry,
-                io,
-                make,
-            )
-            if self._is_copy
-            else make(),
+            _shared(settings, io, make) if self._is_copy else make(),
         )
 
     @property
@@ -190,6 +183,11 @@ class TransportBase:
         return f"<{type(self).__name__} {self.shown}>"
 
 
-def _shared_key(settings: Settings, kind: type) -> Hashable:
-    """Of connections of one kind of waiting: threads and event loops share none."""
-    return settings.meaning, key_of(kind)
+def _shared(settings: Settings, io: Io[Any], make: Callable[[], Connections]) -> SharedConnections:
+    """Of one kind of waiting: threads and event loops share none."""
+    from .._exchange.shared import SharedConnections, key_of  # for few programs: settings.py
+
+    def key() -> Hashable:
+        return settings.meaning, key_of(type(io))
+
+    return SharedConnections(key, settings.shared_expiry, io, make)

@@ -8,17 +8,17 @@ Calls: _core, _channel, _errors, _identity, _io, _pool, _trust. Locks: ``_lock``
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import _core
 from .._channel.config import ChannelConfig
 from .._channel.operations import log_verified
-from .._channel.via import pcr_bytes
 from .._errors import (
     AttestationRefused,
     ConnectionClosed,
@@ -29,9 +29,8 @@ from .._errors import (
     PoolTimeout,
     ReadTimeout,
 )
-from .._identity.pins import PinTuples, matching_set
+from .._identity.pins import PinTuples, matching_set, pcr_bytes
 from .._io.face import SHORTEST, Io, Waiter, deadline_of, expect_verified, now, time_left
-from .._io.local import LocalChannel
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
@@ -42,7 +41,10 @@ from .renewal import RENEWAL_WAIT
 from .timeouts import Timeouts, earlier, is_before
 from .tunnel import IdleStream, Traffic, Tunnel
 
-__all__ = ["Connections"]
+if TYPE_CHECKING:
+    from .._io.local import LocalChannel
+
+__all__ = ["Connections", "Use"]
 
 logger = logging.getLogger("enclavia")
 # How long a body waits for a channel of its own; a server without room for it says nothing.
@@ -147,7 +149,7 @@ class Connections:
         if now() >= tunnel.ends_at and not no_other:
             logger.info("the document of %s has ended: connecting anew", self.config.url.authority)
             return False
-        if isinstance(tunnel.core, LocalChannel):
+        if not isinstance(tunnel.core, _core.Channel):
             return no_other  # the forwarder has a newer one for who asks it again
         if not tunnel.take_turn():
             return True  # somebody asks just now
@@ -227,7 +229,7 @@ class Connections:
         return fresh
 
     async def _fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
-        if isinstance(tunnel.core, LocalChannel):
+        if not isinstance(tunnel.core, _core.Channel):
             raw = await self._asked_again(tunnel, timeouts)
             self._remember(raw)
             return raw
@@ -240,7 +242,7 @@ class Connections:
 
     async def _asked_again(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
         """What a forwarder shows now, on a control connection of its own."""
-        channel = cast(LocalChannel, self.config._replace(pins=tunnel.pins).reach())
+        channel = cast("LocalChannel", self.config._replace(pins=tunnel.pins).reach())
         try:
             await self.io.wait_open(channel, timeouts.read)
             channel.wait_open(SHORTEST)
@@ -332,7 +334,7 @@ class Connections:
     def lost(self, tunnel: Tunnel) -> None:
         """A connection to the workload broke. Of a forwarder that is being ended, one connection
         breaks before the others do: it is asked again whether it is there, before more is sent."""
-        if self._limits.reconnect and isinstance(tunnel.core, LocalChannel):
+        if self._limits.reconnect and not isinstance(tunnel.core, _core.Channel):
             tunnel.broken = True
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
@@ -514,3 +516,13 @@ def _not_open(tunnel: Tunnel) -> Exception | None:
     if tunnel.core.state == "open":
         return None
     return tunnel.core.error or ConnectionClosed("the connection was closed")
+
+
+class Use:
+    """Held by everybody who uses these connections."""
+
+    __slots__ = ("__weakref__", "connections", "pid")
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self.pid = os.getpid()

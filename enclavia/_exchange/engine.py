@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import weakref
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx2
 
@@ -24,13 +24,15 @@ from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
 from .._trust.receipts import Receipt
-from .connections import Connections
+from .connections import Connections, Use
 from .exchange import Exchange
 from .message import Message, RequestHead
 from .retry import Attempt, RetryPolicy
-from .shared import SharedConnections, Use
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
+
+if TYPE_CHECKING:
+    from .shared import SharedConnections
 
 __all__ = ["Engine", "Stats"]
 
@@ -74,10 +76,10 @@ class Engine:
         self.config = config
         self._shared: SharedConnections | None = None
         self._own: Use | None = None
-        if isinstance(connections, SharedConnections):
-            self._shared = connections
-        else:
+        if isinstance(connections, Connections):
             self._own = Use(connections)
+        else:
+            self._shared = connections
         # Requests over shared connections, which end with this engine although those do not.
         self._running: dict[weakref.ref[Exchange], None] = {}
         self._closed = False

@@ -30,14 +30,14 @@ from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
 from .._io.late import nothing_sent
-from .._io.local import AnyStream
 from .._pool.ticket import Lease, Ticket
+from .connections import Use
 from .message import Body, Message, WholeBody
-from .shared import Use
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
 
 if TYPE_CHECKING:
+    from .._io.local import AnyStream
     from .._trust.receipts import Receipt
 
 __all__ = ["Exchange"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 import httpx2
 
@@ -30,7 +30,7 @@ Retries = int | Iterable[str] | RetryDecision
 function of request and error that says so."""
 
 
-_METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_METHOD: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 
 
 def checked_retries(retries: Retries) -> int | frozenset[str] | RetryDecision:
@@ -58,7 +58,7 @@ def _a(name: str) -> str:
 def _method(method: object) -> str:
     if not isinstance(method, str):
         raise TypeError(f"retries: expected methods as text, got {type(method).__name__}")
-    if not _METHOD.fullmatch(method):
+    if not re.fullmatch(_METHOD, method):
         raise ValueError(f"retries: expected methods such as 'POST', got {value_shown(method)}")
     return method.upper()
 
@@ -80,17 +80,26 @@ def _check_decision(decide: Callable[..., object]) -> None:
         ) from None
 
 
-class Attempt(NamedTuple):
+class Attempt:
     """What became of one sending of a request."""
 
-    request: httpx2.Request
-    error: Exception
-    sent: bool
-    """Any byte of it may have reached the workload."""
-    answered: bool
-    """Any byte of an answer came."""
-    replayable: bool
-    """Its body can be produced once more."""
+    __slots__ = ("answered", "error", "replayable", "request", "sent")
+
+    def __init__(
+        self,
+        request: httpx2.Request,
+        error: Exception,
+        sent: bool,
+        answered: bool,
+        replayable: bool,
+    ) -> None:
+        """``sent``: any byte of it may have reached the workload. ``answered``: any byte of an
+        answer came. ``replayable``: its body can be produced once more."""
+        self.request = request
+        self.error = error
+        self.sent = sent
+        self.answered = answered
+        self.replayable = replayable
 
 
 class RetryPolicy:

@@ -5,10 +5,10 @@ share one :class:`enclavia._exchange.connections.Connections`: the same verified
 queue. What means the same is told by a key (:func:`key_of`). Connections of unlike keys have
 nothing in common.
 
-Who uses shared connections holds a :class:`Use`: each copy, and each of its requests until its end.
-All of them hold the same one, so Python's reference count says when the last of them is gone,
-whichever way it went: closed, collected, or lost where a signal's handler raised. From then on the
-connections are kept for a while, because the next copy often comes soon.
+Who uses shared connections holds a :class:`enclavia._exchange.connections.Use`: each copy, and each
+of its requests until its end. All of them hold the same one, so Python's reference count says when
+the last of them is gone, whichever way it went: closed, collected, or lost where a signal's handler
+raised. From then on the connections are kept for a while, because the next copy often comes soon.
 
 Decides who shares with whom, and when unused connections end. Calls: _errors, _io. Locks:
 ``_lock``, around the table of what is kept; no lock of a pool is taken under it.
@@ -26,9 +26,9 @@ from typing import Any, Final
 
 from .._errors import StateError
 from .._io.face import Io, now
-from .connections import Connections
+from .connections import Connections, Use
 
-__all__ = ["SharedConnections", "SharedPools", "Use", "key_of", "pools"]
+__all__ = ["SharedConnections", "SharedPools", "key_of", "pools"]
 
 MOST_UNUSED: Final = 16
 """How many unused connections are kept at most. Of more, those that have been unused for longest
@@ -77,16 +77,6 @@ def key_of(value: object) -> Hashable:
 
 
 # -- of the process ---------------------------------------------------------------------------
-
-
-class Use:
-    """Held by everybody who uses these connections."""
-
-    __slots__ = ("__weakref__", "connections", "pid")
-
-    def __init__(self, connections: Connections) -> None:
-        self.connections = connections
-        self.pid = os.getpid()
 
 
 def _nobody() -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._identity.pins import PinTuples
 from .._io.face import now
-from .._io.local import AnyChannel, AnyStream
 from .renewal import renew_at
 
 if TYPE_CHECKING:
+    from .._io.local import AnyChannel, AnyStream
     from .._trust.receipts import Receipt
 
 __all__ = ["IdleStream", "Traffic", "Tunnel"]

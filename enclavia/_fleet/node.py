@@ -29,7 +29,8 @@ from .._channel.url import EnclaveURL
 from .._errors import ConnectError, EnclaviaError, StateError
 from .._forward.forwarder import FORWARDER_DEFAULTS, Forwarder
 from .._interpreter import python_command
-from .._io.local import Place, poll_descriptor
+from .._io.local import Place
+from .._io.polling import poll_descriptor
 
 __all__ = ["NodeForwarder", "main"]
 

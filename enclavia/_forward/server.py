@@ -21,13 +21,12 @@ from typing import Any, Final, NamedTuple
 from .. import _core
 from .._arguments import timeout as checked_timeout
 from .._channel.socket_path import CONTROL, HTTP, identity_suffix
-from .._channel.via import pcr_bytes
 from .._errors import ConnectionClosed, EnclaviaError, PcrMismatch, StateError
 from .._exchange.connections import Connections
 from .._exchange.engine import Engine
 from .._exchange.retry import RetryPolicy
 from .._exchange.tunnel import IdleStream, Tunnel
-from .._identity.pins import matching_set
+from .._identity.pins import matching_set, pcr_bytes
 from .._io.face import Io, now, positive
 from .._io.local import LocalSocket, peer_uid
 from .._io.loops import LoopIo

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from .. import _core
 from .._arguments import byte_view, real, value_shown
@@ -36,6 +36,17 @@ _FORMS = {
 }
 
 
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def _value(cls: type[T]) -> type[T]:
+    """A dataclass that cannot be changed, for type checkers and for what dataclasses have to offer.
+    Its methods are written by hand: compiling generated ones took a tenth of the package's import.
+    """
+    return dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
+
+
 @public
 @dataclasses.dataclass(frozen=True)
 class MatchedPins:
@@ -50,7 +61,7 @@ class MatchedPins:
 
 
 @public
-@dataclasses.dataclass(frozen=True, repr=False)
+@_value
 class Attestation:
     """A verified attestation document.
 
@@ -76,6 +87,38 @@ class Attestation:
     three hours after it was made. None in debug mode, where no certificate was judged."""
     matched: MatchedPins | None = dataclasses.field(default=None, compare=False)
 
+    def __init__(
+        self,
+        module_id: str,
+        timestamp: datetime,
+        pcrs: Mapping[int, bytes],
+        certificate: bytes,
+        cabundle: tuple[bytes, ...],
+        public_key: bytes | None,
+        user_data: bytes | None,
+        nonce: bytes | None,
+        form: str,
+        verified_at: datetime,
+        document: bytes,
+        valid_until: datetime | None = None,
+        matched: MatchedPins | None = None,
+    ) -> None:
+        vars(self).update(
+            module_id=module_id,
+            timestamp=timestamp,
+            pcrs=pcrs,
+            certificate=certificate,
+            cabundle=cabundle,
+            public_key=public_key,
+            user_data=user_data,
+            nonce=nonce,
+            form=form,
+            verified_at=verified_at,
+            document=document,
+            valid_until=valid_until,
+            matched=matched,
+        )
+
     @classmethod
     def _from_raw(cls, raw: Mapping[str, Any], names: PinNames = ()) -> Attestation:
         """``names``: of sets of pins, of which one may be what the document agrees with."""
@@ -100,10 +143,23 @@ class Attestation:
         """Signed by hardware under the pinned root, not a debug stand-in."""
         return self.form == "nitro"
 
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an Attestation cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("an Attestation cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        compared = [field.name for field in dataclasses.fields(self) if field.compare]
+        return all(getattr(self, name) == getattr(other, name) for name in compared)
+
+    def __hash__(self) -> int:
+        return hash((self.form, self.document, self.verified_at))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        state["pcrs"] = dict(state["pcrs"])
-        return _restore, (state,)
+        return _restore, ({**vars(self), "pcrs": dict(self.pcrs)},)
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [

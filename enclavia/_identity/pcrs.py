@@ -38,7 +38,7 @@ _MAX_TEXT: Final = 1024 * 1024
 # Of another enclave, which stands beside ours in the JSON of `enclave status` and `reproduce`.
 _NOT_OURS: Final = ("synchronizer_pcrs", "recorded_synchronizer_pcrs")
 # How every JSON object begins: with its first key, or with its end.
-_OBJECT: Final = re.compile(r'\{\s{0,64}(?:\}|"[^"\\]{0,256}(?:\\.[^"\\]{0,256}){0,16}"\s{0,64}:)')
+_OBJECT: Final = r'\{\s{0,64}(?:\}|"[^"\\]{0,256}(?:\\.[^"\\]{0,256}){0,16}"\s{0,64}:)'
 # What may be read in vain where that is not the beginning of one, in multiples of the text.
 _MOST_IN_VAIN: Final = 8
 _COST_OF_A_TRY: Final = 16
@@ -331,11 +331,12 @@ def _take_json(text: str) -> tuple[list[object], str]:
     """Every JSON object in the text, whole or embedded between log lines, and the text without
     them."""
     decoder = json.JSONDecoder(object_pairs_hook=_Object)
+    beginning = re.compile(_OBJECT)
     values: list[object] = []
     rest: list[str] = []
     left = _MOST_IN_VAIN * len(text) + 65536
     begin, end = 0, 0
-    while (start := _OBJECT.search(text, end)) is not None:
+    while (start := beginning.search(text, end)) is not None:
         at, end = start.start(), start.start() + 1
         try:
             value, end = decoder.raw_decode(text, at)

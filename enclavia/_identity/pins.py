@@ -22,6 +22,7 @@ __all__ = [
     "checked_leeway",
     "checked_pins",
     "matching_set",
+    "pcr_bytes",
     "pin_tuples",
     "read_root",
 ]
@@ -125,6 +126,17 @@ def _not_empty(content: bytes, got: str) -> bytes:
     if not content:
         raise ValueError(f"root: expected one certificate, PEM or DER, got {got}")
     return content
+
+
+def pcr_bytes(raw: Mapping[str, Any]) -> bytes:
+    """All PCRs of a document in a row: whatever of them is pinned, two documents that pins can tell
+    apart are two identities."""
+    pcrs = raw["pcrs"]
+    form = str(raw["form"]).encode()
+    # Each with its index and its length, so that no two documents lead to the same bytes.
+    return form + b"".join(
+        bytes((index, len(value))) + value for index, value in sorted(pcrs.items())
+    )
 
 
 def checked_leeway(value: float) -> int:

@@ -20,12 +20,12 @@ import httpx2
 from .. import _core
 from .._arguments import byte_view
 from .._errors import ConnectTimeout
-from .local import AnyChannel, AnySlot, AnyStream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .fetching import Answer, Fetch
+    from .local import AnyChannel, AnySlot, AnyStream
 
 __all__ = [
     "READ_SIZE",

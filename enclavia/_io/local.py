@@ -20,7 +20,6 @@ import select
 import socket
 import struct
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +33,7 @@ from .._errors import (
     StateError,
 )
 from .late import nothing_read, nothing_sent
+from .polling import poll_descriptor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -48,16 +48,8 @@ __all__ = [
     "LocalStream",
     "Place",
     "peer_uid",
-    "poll_descriptor",
-    "poll_until",
 ]
 
-_TURN_MS = 86_400_000
-_EVENTS = {
-    _core.READABLE: select.POLLIN,
-    _core.WRITABLE: select.POLLOUT,
-    _core.READABLE | _core.WRITABLE: select.POLLIN | select.POLLOUT,
-}
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_DONTWAIT
 _FIRST_SECONDS = 5.0
@@ -111,28 +103,6 @@ def peer_uid(sock: socket.socket) -> int:
     credentials = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("iII"))
     uid: int = struct.unpack("iII", credentials)[1]
     return uid
-
-
-def poll_descriptor(descriptor: int, what: int, timeout: float | None) -> int:
-    """The events of poll(2) that came within ``timeout`` seconds, 0 where none did. Waits in this
-    thread; a signal's handler that raises ends the wait."""
-    poll = select.poll()
-    poll.register(descriptor, _EVENTS[what])
-    if timeout == 0:
-        found = poll.poll(0)
-        return found[0][1] if found else 0
-    found = poll_until(poll, None if timeout is None else time.monotonic() + timeout)
-    return found[0][1] if found else 0
-
-
-def poll_until(poll: select.poll, deadline: float | None) -> list[tuple[int, int]]:
-    """What ``poll`` found before the deadline, by ``time.monotonic``; empty where it found nothing.
-    Its milliseconds are a C int: a longer wait goes on in turns."""
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        found = poll.poll(None if left is None else min(left, _TURN_MS))
-        if found or (left is not None and left <= _TURN_MS):
-            return found
 
 
 class LocalStream:

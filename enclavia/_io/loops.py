@@ -38,10 +38,11 @@ from .face import (
 )
 from .fetching import Answer, Fetch, fetch
 from .late import nothing_read, nothing_sent
-from .local import AnyChannel, AnySlot, AnyStream, LocalChannel, LocalStream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from .local import AnyChannel, AnySlot, AnyStream
 
 __all__ = [
     "LoopHub",
@@ -304,7 +305,7 @@ class LoopIo:
         return await loop_hub().wait_for(waiter, timeout)
 
     async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
-        if isinstance(channel, LocalChannel):
+        if not isinstance(channel, _core.Channel):  # a forwarder's
             deadline = deadline_of(timeout)
             while not channel.advance():
                 sock, what = channel.waits_for()
@@ -320,7 +321,7 @@ class LoopIo:
             expect_verified(channel, timeout)
 
     async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
-        if isinstance(channel, LocalChannel):
+        if not isinstance(channel, _core.Channel):  # a forwarder's
             return channel.reserve(None, 0)
         hub = loop_hub()
         waiter = hub.waiter()
@@ -394,7 +395,7 @@ class LoopIo:
         return total
 
     async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool:
-        if isinstance(stream, LocalStream):
+        if not isinstance(stream, _core.Stream):  # a forwarder's
             sock = stream.socket
             if sock is None:
                 return True  # what is tried next says why

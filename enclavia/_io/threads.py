@@ -23,20 +23,13 @@ from .. import _core
 from .._errors import ReadTimeout
 from .face import Register, deadline_of, expected_body, piece_of, positive, time_left
 from .late import nothing_read, nothing_sent
-from .local import (
-    AnyChannel,
-    AnySlot,
-    AnyStream,
-    LocalChannel,
-    LocalStream,
-    poll_descriptor,
-    poll_until,
-)
+from .polling import poll_descriptor, poll_until
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .fetching import Answer, Fetch
+    from .local import AnyChannel, AnySlot, AnyStream
 
 __all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
 
@@ -105,7 +98,7 @@ class ThreadIo:
         return waiter.wait(timeout)
 
     async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
-        if isinstance(channel, LocalChannel):
+        if not isinstance(channel, _core.Channel):  # a forwarder's
             deadline = deadline_of(timeout)
             while not channel.advance():
                 sock, what = channel.waits_for()
@@ -161,7 +154,7 @@ class ThreadIo:
         return sent
 
     async def wait_stream(self, stream: AnyStream, what: int, timeout: float | None) -> bool:
-        if isinstance(stream, LocalStream):
+        if not isinstance(stream, _core.Stream):  # a forwarder's
             return stream.wait(what, timeout)
         return thread_hub().wait(
             lambda notifier, token: stream.notify(what, notifier, token), timeout

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .kinds import Job, Member, PoolLimits
 
@@ -56,19 +56,25 @@ class Do(enum.Enum):
     again."""
 
 
-class Choice(NamedTuple):
-    do: Do
-    member: AnyMember | None = None
+class Choice:
+    __slots__ = ("do", "member")
+
+    def __init__(self, do: Do, member: AnyMember | None = None) -> None:
+        self.do = do
+        self.member = member
 
 
-class Outlook(NamedTuple):
+class Outlook:
     """What is known beside the members: the time, and since when what may be tried again."""
 
-    now: float
-    grow_after: float
-    spare_after: float
-    over: bool
-    """There was a channel, and there may be no other."""
+    __slots__ = ("grow_after", "now", "over", "spare_after")
+
+    def __init__(self, now: float, grow_after: float, spare_after: float, over: bool) -> None:
+        """``over``: there was a channel, and there may be no other."""
+        self.now = now
+        self.grow_after = grow_after
+        self.spare_after = spare_after
+        self.over = over
 
 
 _WAIT: Final = Choice(Do.WAIT)

@@ -14,7 +14,7 @@ which these are; never held while anything is waited for.
 from __future__ import annotations
 
 import threading
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._errors import PcrMismatch, UpgradeChainError
 from .._identity.pins import PinTuples
@@ -22,7 +22,9 @@ from .._io.face import Io
 from .hook import tell
 from .receipts import Receipt
 from .sources import InForce, Source, begin
-from .upgrades import Follower, Upgrades
+
+if TYPE_CHECKING:
+    from .upgrades import Follower, Upgrades
 
 __all__ = ["MOST_FOLLOWED", "Trust", "TrustSettings"]
 
@@ -63,12 +65,7 @@ class Trust:
         """Those with which the newest connection was started."""
         self.upgrades_followed = 0
         """How often other pins came into force because of an upgrade."""
-        upgrades = settings.upgrades
-        self._follower = (
-            None
-            if upgrades is None
-            else Follower(upgrades, settings.root, settings.debug_mode, settings.clock_leeway)
-        )
+        self._follower = _follower(settings)
 
     @classmethod
     def of(cls, settings: TrustSettings) -> Trust | None:
@@ -150,3 +147,11 @@ class Trust:
         on_attestation = self._settings.on_attestation
         if on_attestation is not None:
             await tell(io, on_attestation, receipt, self, deadline)
+
+
+def _follower(settings: TrustSettings) -> Follower | None:
+    if settings.upgrades is None:
+        return None
+    from .upgrades import Follower  # seldom, and slow to import
+
+    return Follower(settings.upgrades, settings.root, settings.debug_mode, settings.clock_leeway)

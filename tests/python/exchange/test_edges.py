@@ -35,7 +35,7 @@ from support import (
 )
 
 import enclavia
-from enclavia._io import local, loops, threads
+from enclavia._io import loops, polling, threads
 from enclavia.testing import LocalEnclave
 
 ASYNC_KINDS = [kind for kind in KINDS if kind != "sync"]
@@ -62,7 +62,7 @@ def test_a_timeout_above_what_poll_counts(timeout: float) -> None:
 
 
 def test_a_wait_goes_on_where_poll_came_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_TURN_MS", 1)
+    monkeypatch.setattr(polling, "_TURN_MS", 1)
     with (
         byte_enclave(answering(ok())) as (enclave, _),
         enclavia.Client(enclave.url, **keywords(enclave, timeout=HANG)) as client,

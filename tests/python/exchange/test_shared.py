@@ -26,8 +26,8 @@ import enclavia
 from enclavia._client.options import TRANSPORT_DEFAULTS
 from enclavia._client.settings import Settings
 from enclavia._exchange import shared
-from enclavia._exchange.connections import Connections
-from enclavia._exchange.shared import MOST_UNUSED, SharedPools, Use, key_of
+from enclavia._exchange.connections import Connections, Use
+from enclavia._exchange.shared import MOST_UNUSED, SharedPools, key_of
 from enclavia._pool.kinds import PoolLimits
 from enclavia._trust.sources import AllowedVersion, AllowedVersions
 from enclavia.testing import LocalEnclave

@@ -7,6 +7,7 @@ import pickle
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import enclave_peer
@@ -15,7 +16,7 @@ from cryptography import x509
 from support import answering, byte_enclave, keywords, ok
 
 import enclavia
-from enclavia import MatchedPins, Pcrs, _core, verify_attestation
+from enclavia import Attestation, MatchedPins, Pcrs, _core, verify_attestation
 from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint, specs
 
@@ -300,6 +301,35 @@ def test_is_a_value(document: bytes) -> None:
         got.module_id = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
         got.pcrs[0] = b""  # type: ignore[index]
+
+
+def test_what_a_dataclass_offers() -> None:
+    """Its methods are written by hand, and still do what those of a frozen dataclass do."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "module_id": "i-1", "timestamp": now, "pcrs": MappingProxyType({0: b"0"}),
+        "certificate": b"c", "cabundle": (b"b",), "public_key": b"k", "user_data": None,
+        "nonce": b"n", "form": "nitro", "verified_at": now, "document": b"d",
+        "valid_until": now, "matched": None,
+    }  # fmt: skip
+    made = Attestation(**values)
+    assert [field.name for field in dataclasses.fields(made)] == list(values)
+    assert made == Attestation(*values.values())
+    assert hash(made) == hash(Attestation(**values))
+    for name, value in values.items():
+        assert getattr(made, name) is value
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            setattr(made, name, value)
+        with pytest.raises(AttributeError, match="cannot be changed"):
+            delattr(made, name)
+        other = dataclasses.replace(made, **{name: object()})
+        assert (other == made) is (name == "matched")  # which says nothing about the document
+        assert getattr(made, name) is value
+    assert made != values
+    again = pickle.loads(pickle.dumps(made))
+    assert again == made
+    with pytest.raises(TypeError):
+        again.pcrs[0] = b""
 
 
 @pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")

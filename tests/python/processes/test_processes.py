@@ -264,39 +264,6 @@ def test_interpreter_ends_with_open_clients(body: str) -> None:
         eventually(lambda: enclave.stats()["connections_open"] == 0)
 
 
-def test_import_is_cheap(tmp_path: Path) -> None:
-    """Less than half of what httpx2 costs, on whatever machine, and nothing for event loops before
-    it is used."""
-    script = """
-    import time, sys
-    before = time.process_time()
-    import httpx2
-    started = time.process_time()
-    import enclavia
-    print((time.process_time() - started) / (started - before))
-    heavy = {'anyio', 'asyncio', 'trio', 'httpcore2', 'httptools', 'wsproto', 'requests', 'httpx'}
-    loaded = heavy & set(sys.modules)
-    assert not loaded, loaded
-    enclavia.AsyncChannel
-    """
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    shares = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", textwrap.dedent(script)],
-                check=True,
-                capture_output=True,
-                text=True,
-                env=environment,
-                cwd=ROOT,
-            ).stdout
-        )
-        for _ in range(6)
-    ]
-    assert min(shares[1:]) < 0.5  # the first one compiles
-
-
 def test_nothing_is_left_behind() -> None:
     """Threads, descriptors and slots after many clients: as before."""
     with byte_enclave(answering(ok())) as (enclave, _):

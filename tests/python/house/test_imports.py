@@ -1,0 +1,88 @@
+"""What ``import enclavia`` loads. Its time is made of this: a module costs a third of a millisecond
+of a slow machine, whether anybody uses it or not, and so does a class that is generated.
+
+Counted, not timed: a loaded machine tells nothing by its clock. ``make bench`` has the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from repository import ROOT
+
+# Modules of the package that every program with a blocking client uses. A module that few programs
+# use is imported where it is used, or by enclavia.__getattr__.
+EAGER = frozenset(
+    """
+    _arguments _build_info _core _errors _public _text
+    _channel _channel.config _channel.operations _channel.options _channel.payload
+    _channel.trust_store _channel.url
+    _client _client.client _client.configured _client.fast_path _client.httpx2_inside
+    _client.options _client.request_cache _client.response _client.settings _client.transport
+    _client.transport_base
+    _exchange _exchange.connections _exchange.engine _exchange.exchange _exchange.message
+    _exchange.renewal
+    _exchange.retry _exchange.timeouts _exchange.tunnel
+    _http1 _http1.chunks _http1.fields _http1.head _http1.limits _http1.llhttp _http1.request
+    _http1.response
+    _identity _identity.attestation _identity.pcrs _identity.pins
+    _io _io.face _io.late _io.polling _io.threads
+    _pool _pool.choose _pool.guard _pool.kinds _pool.members _pool.outage _pool.outbox _pool.pool
+    _pool.queue _pool.ticket _pool.turns
+    _trust _trust.hook _trust.receipts _trust.sources _trust.trust
+    """.split()
+)
+# Of other packages and of Python, beyond what httpx2 has loaded.
+ALSO = frozenset(("_contextvars", "contextvars"))
+
+REPORT = """
+import json, sys
+import httpx2
+before = set(sys.modules)
+compiled = []
+sys.addaudithook(lambda event, _: compiled.append(event) if event == "compile" else None)
+{statement}
+print(json.dumps([sorted(set(sys.modules) - before), len(compiled)]))
+"""
+
+
+def after(statement: str) -> tuple[set[str], int]:
+    """The modules that the statement loads where httpx2 is loaded, and how often it had Python
+    compile a text: generated methods and annotations that are looked up are such texts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT.format(statement=statement)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    modules, compiled = json.loads(done.stdout)
+    return set(modules), compiled
+
+
+def own(modules: Iterable[str]) -> set[str]:
+    package = "enclavia."
+    return {name.removeprefix(package) for name in modules if name.startswith(package)}
+
+
+def others(modules: Iterable[str]) -> set[str]:
+    return {name for name in modules if name.partition(".")[0] != "enclavia"}
+
+
+def test_what_few_programs_use_is_not_loaded() -> None:
+    loaded, _ = after("import enclavia")
+    assert own(loaded) - EAGER == set(), "import these where they are used"
+    assert EAGER - own(loaded) == set(), "these are no longer loaded: take them out of EAGER"
+    assert others(loaded) - ALSO == set(), "import these where they are used"
+
+
+def test_making_a_client_loads_nothing_more() -> None:
+    """Nothing that everybody needs was only put off."""
+    pins = "pcr0='11' * 48, pcr1='22' * 48, pcr2='33' * 48"
+    made = f"import enclavia; enclavia.Client('wss://example.com', pcrs=enclavia.Pcrs({pins}))"
+    assert after(made)[0] == after("import enclavia")[0]
