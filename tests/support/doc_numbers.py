@@ -207,7 +207,7 @@ OPEN = c("session/session.h", "ENCL_MAX_OPEN")
 RETRIES = default("enclavia", "Client", "retries")
 LONG_BODY = py("enclavia._pool.kinds", "PoolLimits.long_body")
 IDLE = default("enclavia.testing", "LocalEnclave", "idle_timeout")
-HEADERS = py("enclavia._http1.limits", "Limits.header_count")
+HEADERS = py("enclavia._http1.limits", "DEFAULT_LIMITS.header_count")
 PACE = "channel/pace.h"
 RULE = "reliability.md"
 
@@ -273,15 +273,15 @@ CLAIMS = [
     claim(
         "security.md",
         "| response head; headers; informational heads | {}; {}; {} |",
-        py("enclavia._http1.limits", "Limits.head_bytes"),
+        py("enclavia._http1.limits", "DEFAULT_LIMITS.head_bytes"),
         HEADERS,
-        py("enclavia._http1.limits", "Limits.informational"),
+        py("enclavia._http1.limits", "DEFAULT_LIMITS.informational"),
     ),
     claim(
         "security.md",
         "| chunk extensions (free: {} bytes a chunk and its data's length), trailers | {}, {} |",
         py("enclavia._http1.chunks", "_FREE"),
-        py("enclavia._http1.limits", "Limits.chunk_overhead"),
+        py("enclavia._http1.limits", "DEFAULT_LIMITS.chunk_overhead"),
         HEADERS,
     ),
     claim(
