@@ -232,6 +232,17 @@ static void peer_read(fixture *f, size_t len) {
     }
 }
 
+/* As much as the workload's other side sends before it is freed. */
+static void peer_read_to_the_end(fixture *f, size_t most) {
+    static char block[65536];
+    ssize_t n = 1;
+
+    while (most != 0 && n > 0) {
+        n = recv(f->peer, block, most < sizeof block ? most : sizeof block, 0);
+        most -= n > 0 ? (size_t)n : 0;
+    }
+}
+
 static void peer_send(fixture *f, const char *text) {
     assert_int_equal(send(f->peer, text, strlen(text), MSG_NOSIGNAL), (ssize_t)strlen(text));
 }
@@ -414,7 +425,8 @@ static void an_owner_may_free_it_when_its_queue_is_empty(void **state) {
     peer_accept(f);
     peer_read(f, 1);
     assert_true(write_bytes(f, much, MUCH).told);
-    peer_read(f, MUCH);
+    /* It is freed while some bytes may be unsent, so the peer may miss the last ones. */
+    peer_read_to_the_end(f, MUCH);
     wait_for(f, WEIGHT);
 }
 
