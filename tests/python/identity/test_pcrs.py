@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from enclavia import Pcrs
-from enclavia._identity.pins import pin_tuples
+from enclavia._identity.pins import matching_set, pin_tuples
 
 HEX = ["4f" * 48, "7e" * 48, "6b" * 48]
 PINS = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2])
@@ -387,3 +387,19 @@ def test_no_pins_at_all_are_refused(pins: Any) -> None:
 def test_what_holds_no_pins_is_refused(pins: Any) -> None:
     with pytest.raises(TypeError, match="expected Pcrs"):
         pin_tuples(pins)
+
+
+def test_which_set_agrees_with_what_was_measured() -> None:
+    """As the core decides it of a document: each pinned PCR is there and equal."""
+    other = Pcrs(pcr0="11" * 48, pcr1=HEX[1], pcr2=HEX[2])
+    further = Pcrs(pcr0=HEX[0], pcr1=HEX[1], pcr2=HEX[2], pcr8="22" * 48)
+    pins = pin_tuples([other, further, PINS])
+    assert pins is not None
+    measured = dict(enumerate(PINS.as_tuple()))
+    assert matching_set(pins, {**measured, 8: b"\x22" * 48}, False) == 1
+    assert matching_set(pins, {**measured, 8: b"\x23" * 48}, False) == 2
+    assert matching_set(pins, measured, False) == 2
+    assert matching_set(pins, measured, True) == 1  # of what is not there nothing is known
+    assert matching_set(pins, {**measured, 2: b"\x33" * 48}, False) is None
+    assert matching_set(pins, {**measured, 2: b"\x33" * 48}, True) is None
+    assert matching_set(pins, {}, False) is None

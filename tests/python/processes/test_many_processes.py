@@ -74,17 +74,6 @@ def of_dask(work: Callable[..., str], tasks: list[Any]) -> list[str]:
         return answers
 
 
-def of_ray(work: Callable[..., str], tasks: list[Any]) -> list[str]:
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
-    ray.init(num_cpus=WORKERS, include_dashboard=False)
-    try:
-        remote = ray.remote(work)
-        answers: list[str] = ray.get([remote.remote(*task) for task in tasks])
-        return answers
-    finally:
-        ray.shutdown()
-
-
 @pytest.mark.parametrize(
     "run",
     [
@@ -94,7 +83,6 @@ def of_ray(work: Callable[..., str], tasks: list[Any]) -> list[str]:
         pytest.param(of_futures("spawn"), id="futures-spawn"),
         pytest.param(of_joblib, id="joblib"),
         pytest.param(of_dask, id="dask"),
-        pytest.param(of_ray, id="ray"),
     ],
 )
 def test_one_channel_for_each_process(run: Map) -> None:
