@@ -157,7 +157,7 @@ async def attest(
     if config.on_attestation is not None:
         try:
             await tell(io, config.on_attestation, receipt, channel, deadline)
-        except Exception:
+        except BaseException:  # also Ctrl-C or a cancellation: nobody agreed to the document
             channel.close(0)
             raise
     receipts.append(receipt)

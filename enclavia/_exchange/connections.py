@@ -191,8 +191,10 @@ class Connections:
                 tunnel.broken = True
                 tunnel.close()
                 raise
-            except ConnectTimeout:
-                tunnel.broken = True  # nobody agreed; who uses it goes on to their end
+            except BaseException:
+                # Too late, Ctrl-C or a cancellation: nobody agreed to the document, so no request
+                # begins on the channel any more. Those that it has go on to their end.
+                tunnel.broken = True
                 raise
         with self._lock:
             self.reattestations += 1

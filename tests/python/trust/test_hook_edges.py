@@ -3,6 +3,8 @@ meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import pytest
 from support import answering, byte_enclave, drive, ok
@@ -11,6 +13,7 @@ import enclavia
 from enclavia import Receipt
 from enclavia._exchange.connections import Connections
 from enclavia._exchange.tunnel import Tunnel
+from enclavia._io.face import run
 from enclavia.testing import LocalEnclave
 
 
@@ -86,3 +89,78 @@ def test_a_channel_that_is_being_connected_is_not_verified_again() -> None:
                     assert len(await connections.verify_again(timeouts)) == 1
 
         drive("asyncio", case)
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+def interrupting(asked: list[Receipt]) -> Callable[[Receipt], None]:
+    """Agrees to the first document alone."""
+
+    def hook(receipt: Receipt) -> None:
+        asked.append(receipt)
+        if len(asked) == 2:
+            raise Interrupted
+
+    return hook
+
+
+def test_a_hook_that_is_interrupted_has_not_agreed_to_the_channel() -> None:
+    with byte_enclave(answering(ok())) as (enclave, _):
+        channel = enclavia.Channel.connect(
+            enclave.url,
+            on_attestation=interrupting([]),
+            **keywords(enclave),  # type: ignore[arg-type]
+        )
+        with channel:
+            with pytest.raises(Interrupted):
+                channel.attest()
+            with pytest.raises(enclavia.EnclaviaError):
+                channel.open_stream(b"GET / HTTP/1.1\r\n\r\n")
+            assert len(channel.receipts) == 1
+
+
+def test_a_hook_that_is_cancelled_has_not_agreed_to_the_channel() -> None:
+    asked = [0]
+
+    async def hook(receipt: Receipt) -> None:
+        asked[0] += 1
+        if asked[0] == 2:
+            await anyio.sleep_forever()
+
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        async def case() -> None:
+            channel = await enclavia.AsyncChannel.connect(
+                enclave.url,
+                on_attestation=hook,
+                **keywords(enclave),  # type: ignore[arg-type]
+            )
+            async with anyio.create_task_group() as group:
+                group.start_soon(channel.attest)
+                while asked[0] < 2:
+                    await anyio.sleep(0.01)
+                group.cancel_scope.cancel()
+            with pytest.raises(enclavia.EnclaviaError):
+                await channel.open_stream(b"GET / HTTP/1.1\r\n\r\n")
+            await channel.close()
+
+        drive("asyncio", case)
+
+
+def test_a_clients_hook_that_is_interrupted_has_not_agreed_to_the_channel() -> None:
+    asked: list[Receipt] = []
+    with byte_enclave(answering(ok())) as (enclave, _):
+        with enclavia.Client(
+            enclave.url,
+            on_attestation=interrupting(asked),
+            **keywords(enclave),  # type: ignore[arg-type]
+        ) as client:
+            client.get("/")
+            engine = client._enclave._engine
+            with pytest.raises(Interrupted):
+                run(engine.connections.verify_again(engine.timeouts))
+            assert not any(tunnel.alive for tunnel in engine.pool.handles())
+            client.get("/")
+        assert len(asked) == 3  # of another channel
