@@ -109,13 +109,18 @@ async def _get(io: Io[Any], url: str, token: str | None, deadline: float | None)
     for _ in range(_MOST_REDIRECTS + 1):
         secure = at.scheme == "https"
         wanted = Fetch(str(at), tuple(headers), MOST_BYTES, _TIMEOUT, environment=secure)
+        failure: BackendError | None = None
         try:
             answer = await io.fetch(wanted, time_left(deadline))
         except (*_PASSING, *_LASTING) as error:
-            raise BackendError(
+            failure = BackendError(
                 f"the backend {origin.host} cannot be reached: {_said(error)}",
                 retryable=isinstance(error, _PASSING),
-            ) from None  # httpx2's error has the request, and with it the token
+            )
+        if failure is not None:
+            # Outside of the handler: httpx2's error, which would be the context of this one there,
+            # has the request and with it the token.
+            raise failure
         if answer is None:
             raise ConnectTimeout(
                 f"expected the upgrade chain from the backend {origin.host} before the time to "

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, cast
 
 from .. import _core
-from .._arguments import flag
+from .._arguments import flag, value_shown
 from .._errors import AttestationError, SignatureError
 from .._identity.attestation import unix_seconds
 from .._identity.pcrs import Pcrs
@@ -33,7 +33,7 @@ from .._identity.pins import (
 from .._public import public
 from .._text import shown
 from .mark import Mark
-from .served import Link, Row, failed, read_links, read_row, shown_time
+from .served import Link, Row, failed, read_links, read_row, read_uuid, shown_time
 
 __all__ = [
     "Rules",
@@ -210,9 +210,11 @@ def checked_enclave_id(value: object) -> uuid.UUID:
     if not isinstance(value, str):
         raise TypeError(f"enclave_id: expected a UUID, got {type(value).__name__}")
     try:
-        return uuid.UUID(value)
+        return read_uuid(value)
     except ValueError:
-        raise ValueError(f"enclave_id: expected a UUID, got {value[:60]!r}") from None
+        raise ValueError(
+            f"enclave_id: expected a UUID with hyphens, got {value_shown(value)}"
+        ) from None
 
 
 def walked(row: str | bytes, links: str | bytes, rules: Rules, now: int) -> UpgradeChain:

@@ -1,7 +1,6 @@
 """How far a chain of upgrades was seen, so that links cannot be withheld later.
 
-Decides whether a chain extends one that was seen before. Calls: nothing of the package. Locks:
-none.
+Decides whether a chain extends one that was seen before. Calls: _errors. Locks: none.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import json
 import uuid
 from typing import Any, Final, NamedTuple
 
-from .served import MOST_LINKS, failed, read_json
+from .._errors import UpgradeChainError
+from .served import MOST_LINKS, failed, read_json, read_uuid
 
 __all__ = ["Mark"]
 
@@ -46,7 +46,7 @@ class Mark(NamedTuple):
         if not 1 <= len(links) <= MOST_LINKS or value["links"] != len(links):
             raise ValueError
         return cls(
-            uuid.UUID(value["enclave_id"]),
+            read_uuid(value["enclave_id"]),
             tuple(map(_digest, links)),
             frozenset(map(_digest, revoked)),
         )
@@ -88,6 +88,14 @@ class Mark(NamedTuple):
                 "expected all revocations that were seen before (high-water mark), got fewer: what "
                 "they revoke was relabelled"
             )
+
+    def is_extended_by(self, other: Mark) -> bool:
+        """The same, as an answer."""
+        try:
+            self.expect_extended_by(other)
+        except UpgradeChainError:
+            return False
+        return True
 
 
 def _digest(text: str) -> bytes:

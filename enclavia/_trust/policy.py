@@ -10,7 +10,6 @@ import json
 import os
 import re
 import tomllib
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from .._identity.pcrs import FURTHER, FurtherPcrs, Pcrs
 from .._identity.pins import read_root
 from .._public import public
 from .._text import shown
+from .served import read_uuid
 from .sources import AllowedVersion, AllowedVersions
 from .upgrades import TrustUpgrades
 
@@ -360,12 +360,11 @@ def _list(name: str, value: object) -> list[object]:
 def _uuid(name: str, value: object) -> str:
     text = _text(name, value)
     try:
-        parsed = uuid.UUID(text)
+        return str(read_uuid(text))
     except ValueError:
-        parsed = None
-    if parsed is None or str(parsed) != text.lower():
-        raise ValueError(f"{name}: expected a UUID with hyphens, got {shown(text)[:40]!r}")
-    return str(parsed)
+        raise ValueError(
+            f"{name}: expected a UUID with hyphens, got {shown(text)[:40]!r}"
+        ) from None
 
 
 _RFC3339: Final = re.compile(

@@ -28,6 +28,7 @@ __all__ = [
     "read_json",
     "read_links",
     "read_row",
+    "read_uuid",
     "shown_time",
 ]
 
@@ -291,9 +292,19 @@ def _id(value: object) -> uuid.UUID | None:
         return None
     text = _text("id", value)
     try:
-        return uuid.UUID(text)
+        return read_uuid(text)
     except ValueError:
         raise _Refused("id: expected a UUID or null, got another text") from None
+
+
+def read_uuid(text: str) -> uuid.UUID:
+    """Of the form that RFC 9562 section 4 writes: 32 hexadecimal digits and four hyphens. Raises
+    ValueError for every other text, of which ``uuid.UUID`` reads many: it takes signs, underscores
+    and digits of other scripts for digits."""
+    value = uuid.UUID(text)
+    if str(value) != text.lower():
+        raise ValueError("expected a UUID with hyphens")
+    return value
 
 
 def _signature(kind: str, value: object) -> bytes | None:

@@ -23,6 +23,7 @@ from support import ByteServer, Connection, drive, eventually
 import enclavia
 from enclavia._channel.config import ChannelConfig
 from enclavia._io.face import run
+from enclavia._io.loops import LoopIo
 from enclavia._io.threads import ThreadIo
 from enclavia.testing import BackendFault, Fault, LocalEnclave
 
@@ -333,6 +334,29 @@ def test_a_token_opens_a_private_enclave() -> None:
         assert SECRET not in repr(caught) + str(caught.__cause__) + str(caught.__context__)
 
 
+@pytest.mark.parametrize("how", ["sync", "asyncio"])
+def test_an_error_does_not_lead_to_the_request_with_the_token(how: str) -> None:
+    """httpx2's error has the request, whose headers somebody may log."""
+    upgrades = enclavia.TrustUpgrades("http://127.0.0.1:9", ID, token=SECRET)
+    pcrs = enclavia.Pcrs(pcr0="1" * 96, pcr1="2" * 96, pcr2="3" * 96)
+    config = ChannelConfig.build("ws://127.0.0.1:9", pcrs=pcrs, trust_upgrades=upgrades)
+    trust = config.trust()
+    assert trust is not None
+    mismatch = enclavia.PcrMismatch("another image")
+
+    async def follow() -> None:
+        io: Any = ThreadIo() if how == "sync" else LoopIo()
+        with pytest.raises(enclavia.BackendError, match="cannot be reached") as caught:
+            await trust.mismatch(io, mismatch, config.pins, None)
+        error: BaseException | None = caught.value
+        assert error.__cause__ is mismatch
+        while error is not None:
+            assert isinstance(error, enclavia.EnclaviaError)
+            error = error.__context__
+
+    drive(how, follow)
+
+
 def test_a_rollback_is_refused_unless_allowed() -> None:
     one, two = upgraded_pair()
     with upgradable(one) as enclave:
@@ -507,6 +531,8 @@ def test_a_function_that_does_wrong(answer: Any) -> None:
 # -- the setting itself -----------------------------------------------------------------------
 
 ID = uuid.UUID(int=5)
+LOOSE = [ID.hex, f"{{{ID}}}", ID.urn, f"+{ID.hex[1:]}", "0_" * 15 + "05", "\uff10" * 31 + "5", ""]
+"""What the standard library reads as a UUID, apart from the last one."""
 
 
 def test_the_token_is_seen_nowhere(caplog: pytest.LogCaptureFixture) -> None:
@@ -564,6 +590,7 @@ def test_it_is_a_value() -> None:
         ((5, ID), TypeError, "backend"),
         (("https://example.org", "x"), ValueError, "enclave_id"),
         (("https://example.org", 5), TypeError, "enclave_id"),
+        *((("https://example.org", text), ValueError, "with hyphens") for text in LOOSE),
         (("https://example.org", ID, 5), TypeError, "token"),
         (("https://example.org", ID, ""), ValueError, "token"),
         (("https://example.org", ID, None, 1), TypeError, "allow_rollback"),
@@ -601,7 +628,9 @@ def test_cancelled_in_the_middle() -> None:
 
         async def main() -> None:
             async with enclavia.AsyncClient(enclave.url, **options) as client:
+                enclave.upgrade(App("three"))
                 enclave.set_backend_faults(BackendFault.SLOW)
+                requests.clear()
                 task = asyncio.create_task(client.get("/"))
                 while not requests:
                     await asyncio.sleep(0.01)
@@ -612,7 +641,7 @@ def test_cancelled_in_the_middle() -> None:
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 # Who waited behind it goes on in its place.
-                assert (await other).text == "two"
+                assert (await other).text == "three"
                 assert client.stats.waiting == 0
             left = asyncio.all_tasks() - {asyncio.current_task()}
             assert not left

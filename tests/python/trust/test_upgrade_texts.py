@@ -171,6 +171,11 @@ def test_there_are_no_more_than_a_thousand(history: Made) -> None:
         (1, {"id": "x"}, "id"),
         (1, {"id": 5}, "id"),
         (1, {"id": ""}, "id"),
+        # What the standard library reads as a UUID beside the form of RFC 9562.
+        (1, {"id": "+" + "0" * 30 + "5"}, "id"),
+        (1, {"id": "0_" * 15 + "05"}, "id"),
+        (1, {"id": "\uff10" * 31 + "5"}, "id"),
+        (1, {"id": "0" * 31 + "5"}, "id"),
         (1, {"payload": None}, "payload"),
         (1, {"payload": "%%%"}, "payload"),
         (1, {"payload": ""}, "payload"),
