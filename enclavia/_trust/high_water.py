@@ -51,21 +51,23 @@ def load(kept: HighWater) -> Mark | None:
     return Mark.parse(text)
 
 
-def keep(kept: HighWater, mark: Mark) -> None:
-    """Raises UpgradeChainError where it cannot be kept, or where another process has meanwhile kept
-    one that this one does not extend."""
+def keep(kept: HighWater, mark: Mark) -> bool:
+    """False, and nothing is changed, where this mark does not extend the one that is kept by now:
+    since it was loaded, another process may have kept a longer one. Raises UpgradeChainError where
+    it cannot be kept."""
     if kept is None:
-        return
+        return True
     if callable(kept):
         _asked(kept, mark.text())
-        return
+        return True
     try:
         with _locked(kept):
             now = load(kept)
+            if now is not None and not now.is_extended_by(mark):
+                return False
             if now != mark:
-                if now is not None:
-                    now.expect_extended_by(mark)
                 _replace(kept, mark.text().encode())
+            return True
     except OSError as error:
         raise failed(f"the high-water mark cannot be kept: {kept}: {error.strerror}") from error
 

@@ -28,6 +28,7 @@ from .backend import checked_backend, checked_token, fetch_chain
 from .chain import Rules, UpgradeChain, checked_enclave_id, walked
 from .high_water import HighWater, checked_high_water, keep, load
 from .mark import Mark
+from .served import failed
 
 __all__ = ["Follower", "TrustUpgrades", "Upgrades", "checked_upgrades"]
 
@@ -133,6 +134,8 @@ def checked_upgrades(value: object) -> Upgrades | None:
 # -- walks that were made before --------------------------------------------------------------
 
 _MOST_WALKS: Final = 8
+_TRIES: Final = 3
+"""How often the backend is asked where others were served more meanwhile."""
 _lock = threading.RLock()  # a destructor may come by in between
 _walks: collections.OrderedDict[tuple[bytes, bytes, Rules], UpgradeChain] = (
     collections.OrderedDict()
@@ -197,7 +200,23 @@ class Follower:
         return self._newest != followed
 
     async def _follow(self, io: Io[Any], pins: PinTuples, deadline: float | None) -> PinTuples:
+        for _ in range(_TRIES):
+            newest = await self._followed(io, pins, deadline)
+            if newest is not None:
+                return newest
+        raise failed(
+            "expected at least the links that others have seen meanwhile, got fewer with each of "
+            f"{_TRIES} answers: links are withheld"
+        )
+
+    async def _followed(
+        self, io: Io[Any], pins: PinTuples, deadline: float | None
+    ) -> PinTuples | None:
+        """None where the chain does not extend one that another connection, or another process,
+        has seen since this one was asked for: the backend may have more to show by now. One that
+        does not extend what was seen before that is refused."""
         upgrades = self._upgrades
+        seen = self._seen
         kept = await self._asked(io, load, (upgrades.high_water,), deadline)
         row, links = await fetch_chain(
             io, upgrades.backend, upgrades.enclave_id, upgrades.token, deadline
@@ -213,14 +232,17 @@ class Follower:
         )
         chain = await self._asked(io, _walked, (row, links, rules), deadline)
         mark = Mark.parse(chain.high_water)
-        if kept is not None:
-            kept.expect_extended_by(mark)
+        for before in (kept, seen):
+            if before is not None:
+                before.expect_extended_by(mark)
         # What is pinned beside the three stays pinned: a chain says nothing of it.
         versions = {link.pcrs.as_tuple() for link in chain.links}
         further = dict.fromkeys(each[3:] for each in pins if each[:3] in versions)
         newest = tuple((*chain.pcrs.as_tuple(), *more) for more in further)
-        self._see(mark, newest)
-        await self._asked(io, keep, (upgrades.high_water, mark), deadline)
+        if not self._see(mark, newest):
+            return None
+        if not await self._asked(io, keep, (upgrades.high_water, mark), deadline):
+            return None
         logger.info(
             "following the upgrade chain of %s: %d links, image %s",
             upgrades.enclave_id,
@@ -229,14 +251,15 @@ class Follower:
         )
         return newest
 
-    def _see(self, mark: Mark, newest: PinTuples) -> None:
+    def _see(self, mark: Mark, newest: PinTuples) -> bool:
         """Compared and remembered in one step: another connection may be following too, and may
-        have been served more."""
+        have been served more. False where it was."""
         with self._lock:
-            if self._seen is not None:
-                self._seen.expect_extended_by(mark)
+            if self._seen is not None and not self._seen.is_extended_by(mark):
+                return False
             self._seen = mark
             self._newest = newest
+            return True
 
     async def _asked(
         self,
