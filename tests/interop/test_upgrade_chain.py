@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from histories import BEGIN, DAY, NOW, ONE, THREE, TWO, Made, issued, root, upgraded, verify
+from histories import (
+    BEGIN,
+    DAY,
+    NOW,
+    ONE,
+    THREE,
+    TWO,
+    Made,
+    authorised,
+    began,
+    issued,
+    root,
+    upgraded,
+    verify,
+)
 
 import enclavia
 
@@ -94,34 +108,26 @@ def earlier_version() -> Made:
 
 
 def other_start() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
-    history.upgrades(TWO, 1, 2, start=THREE.pcrs)
+    history = authorised(2, start=THREE.pcrs)
     history.boots(TWO, 3)
     return history
 
 
 def too_early() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
-    history.upgrades(TWO, 1, 9)
+    history = authorised(9)
     history.boots(TWO, 3)
     return history
 
 
 def superseded() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
-    history.upgrades(TWO, 1, 2)
+    history = authorised(2)
     history.upgrades(THREE, 1.5, 2)
     history.boots(TWO, 3)
     return history
 
 
 def foreign() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
-    history.upgrades(TWO, 1, 2)
+    history = authorised(2)
     history.boots(TWO, 3)
     fields = {**history.specs[1].fields, "enclave_id": bytes(16)}
     history.specs[1] = replace(history.specs[1], fields=fields)
@@ -137,15 +143,13 @@ def back_in_time() -> Made:
 
 
 def unknown_field() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
+    history = began()
     history.specs[0] = replace(history.specs[0], fields={**history.specs[0].fields, "version": 2})
     return history
 
 
 def another_sequence() -> Made:
-    history = Made()
-    history.boots(ONE, 0)
+    history = began()
     history.specs[0] = replace(history.specs[0], served=(("sequence", 7),))
     return history
 
@@ -178,8 +182,7 @@ def test_what_we_follow_and_the_crate_does_not(programs: Path) -> None:
 
 
 def test_what_both_refuse(programs: Path) -> None:
-    history = Made()
-    history.boots(ONE, 0)
+    history = began()
     history.boots(TWO, 1)
     told = judged_by_the_crate(programs, history)
     assert told["outcomes"][1] != "ok"

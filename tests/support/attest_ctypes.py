@@ -325,16 +325,20 @@ def verify_with(
     now: int,
     cache: LinkCache | None = None,
 ) -> Attestation:
-    out, error = POINTER(_Attestation)(), Error()
-    rc = lib().encl_attest_verify(
+    return _verified(
+        lib().encl_attest_verify,
         as_slice(document),
         byref(p),
         as_slice(nonce),
         now,
         cache.pointer if cache else None,
-        byref(out),
-        byref(error),
     )
+
+
+def _verified(function: Any, *arguments: Any) -> Attestation:
+    """What one of the functions that verify a document has made of it, copied and freed."""
+    out, error = POINTER(_Attestation)(), Error()
+    rc = function(*arguments, byref(out), byref(error))
     if rc != 0:
         assert not out
     _check(rc, error)
@@ -419,21 +423,12 @@ def verify_recorded(
 
 
 def verify_recorded_with(p: Policy, document: bytes, cache: LinkCache | None = None) -> Attestation:
-    out, error = POINTER(_Attestation)(), Error()
-    rc = lib().encl_attest_verify_recorded(
+    return _verified(
+        lib().encl_attest_verify_recorded,
         as_slice(document),
         byref(p),
         cache.pointer if cache else None,
-        byref(out),
-        byref(error),
     )
-    if rc != 0:
-        assert not out
-    _check(rc, error)
-    try:
-        return _copy(out.contents)
-    finally:
-        lib().encl_attestation_free(out)
 
 
 def es256_verify(public_key: bytes, message: bytes, signature: bytes) -> None:

@@ -60,10 +60,23 @@ class Made(History):
         return self.revoke(upgrade.id, at, issued(at))
 
 
-def upgraded() -> Made:
-    """One, restarted, then two, then three, over years."""
+def began() -> Made:
+    """One, on the first day."""
     made = Made()
     made.boots(ONE, 0)
+    return made
+
+
+def authorised(valid: float, **more: Any) -> Made:
+    """The same, and an upgrade to two, authorised on day 1 and valid from day ``valid`` on."""
+    made = began()
+    made.upgrades(TWO, 1, valid, **more)
+    return made
+
+
+def upgraded() -> Made:
+    """One, restarted, then two, then three, over years."""
+    made = began()
     made.boots(ONE, 1)
     made.upgrades(TWO, 100, 101)
     made.boots(TWO, 102)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from command_line import OK, REFUSED, USAGE, cli, pins_of
+from pinned import OTHER
 from support import ByteServer, answering, ok
 
 from enclavia import Pcrs
 from enclavia.testing import LocalEnclave
-
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,15 @@ from typing import Any
 import pytest
 from fleet_app import keywords, small_enclave
 from forked import in_child
+from pinned import OTHER
 from repository import ROOT
 from support import HANG, eventually
 
 import enclavia
-from enclavia import FleetMismatch, Pcrs
+from enclavia import FleetMismatch
 from enclavia._fleet import node
 from enclavia._fleet.fleet import Fleet
 from enclavia.testing import Fault, LocalEnclave
-
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from fleet_app import app
+from pinned import OTHER
 
 import enclavia
-from enclavia import Attestation, Channel, FleetMismatch, FleetReport, Pcrs, WorkerReport, _core
+from enclavia import Attestation, Channel, FleetMismatch, FleetReport, WorkerReport, _core
 from enclavia._fleet.report import identity_of, merged
 from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint
 
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 URL = "wss://enclave.example"
 

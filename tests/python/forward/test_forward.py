@@ -24,6 +24,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from pinned import OTHER
 from support import HANG, ByteServer, Connection, eventually
 
 import enclavia
@@ -45,7 +46,6 @@ from enclavia._io.local import LocalSocket, Place
 from enclavia.testing import Fault, LocalEnclave
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
 
 
 class Seen:
@@ -578,17 +578,26 @@ def test_further_pins_of_the_client_are_its_own(
         assert seen.bodies == [b"POST / HTTP/1.1 before"]
 
 
+@contextlib.contextmanager
+def with_further_pins(
+    enclave: LocalEnclave, folder: Path, of_forwarder: Pcrs, of_client: Pcrs
+) -> Iterator[tuple[Forwarder, Client]]:
+    """A forwarder, and a client of it that has sent a request."""
+    with (
+        forward(enclave, folder / "f", pcrs=of_forwarder) as forwarder,
+        client_of(enclave, forwarder, pcrs=of_client) as client,
+    ):
+        assert client.post("/", content=b"before").content == b"before"
+        yield forwarder, client
+
+
 def test_further_pins_tell_identities_apart(
     enclave: LocalEnclave, folder: Path, seen: Seen
 ) -> None:
     """The client has verified one; where the forwarder meets another it is sent nothing."""
-    ours, theirs = signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
+    three, ours, theirs = enclave.pcrs, signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
     enclave.set_identity(pcrs=ours)
-    with (
-        forward(enclave, folder / "f", pcrs=enclave.pcrs) as forwarder,
-        client_of(enclave, forwarder, pcrs=ours) as client,
-    ):
-        assert client.post("/", content=b"before").content == b"before"
+    with with_further_pins(enclave, folder, three, ours) as (_, client):
         enclave.set_identity(pcrs=theirs)
         enclave.drop_connections()
         caught = [raised(client.post, "/", content=b"secret") for _ in range(3)]
@@ -601,11 +610,7 @@ def test_a_forwarders_further_pins_are_changed(
 ) -> None:
     ours, theirs = signed(enclave.pcrs, b"a"), signed(enclave.pcrs, b"b")
     enclave.set_identity(pcrs=ours)
-    with (
-        forward(enclave, folder / "f", pcrs=ours) as forwarder,
-        client_of(enclave, forwarder, pcrs=ours) as client,
-    ):
-        assert client.post("/", content=b"before").content == b"before"
+    with with_further_pins(enclave, folder, ours, ours) as (forwarder, client):
         document = forwarder.attestation.document
         forwarder.reload([theirs, ours])
         assert client.post("/", content=b"on").content == b"on"

@@ -380,7 +380,7 @@ def refuse_es256(key: bytes, message: bytes, signature: bytes, fragment: str = "
     assert fragment in caught.value.message
 
 
-@pytest.mark.parametrize("key", [WHOLE, SHORT])
+@pytest.mark.parametrize("key", [WHOLE, SHORT], ids=["whole", "short"])
 @pytest.mark.parametrize("message", [b"", b"x", bytes(5000)])
 def test_a_signature(key: bytes, message: bytes) -> None:
     attest.es256_verify(key, message, signed(message))
@@ -428,6 +428,7 @@ def test_scalars_out_of_range(r: int) -> None:
         SHORT[:-1],
         b"\x02" + b"\xff" * 32,
     ],
+    ids=lambda key: f"{len(key)} bytes",  # the keys are others in each run
 )
 def test_keys_that_are_none(key: bytes) -> None:
     whole = 1 < len(key) <= 65

@@ -9,12 +9,13 @@ import copy
 import functools
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
 import pytest
-from support import HANG, ByteServer, Connection, drive, eventually, keywords, with_client
+from pinned import OTHER, Workload
+from support import HANG, drive, eventually, keywords, with_client
 
 import enclavia
 import enclavia.httpx
@@ -35,31 +36,6 @@ from enclavia._trust import sources
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "trio"]
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
-
-
-class Workload:
-    """Answers, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-
-    def __call__(self, connection: Connection) -> None:
-        while True:
-            head, _ = connection.request()
-            self.seen.append(head.split(b" ")[1])
-            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-
-@pytest.fixture
-def workload() -> Workload:
-    return Workload()
-
-
-@pytest.fixture
-def enclave(workload: Workload) -> Iterator[LocalEnclave]:
-    with ByteServer(workload) as server, LocalEnclave(server.address) as enclave:
-        yield enclave
 
 
 class Store:
@@ -118,6 +94,11 @@ def ask(answers: sources.Answers, deadline: float | None = None) -> Any:
     except StopIteration as stop:
         return stop.value
     raise AssertionError("a blocking question was suspended")
+
+
+def named(value: object) -> str | None:
+    """For ids of tests, which must be the same in each run: a repr may have an address in it."""
+    return None if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
 
 
 # -- one source ----------------------------------------------------------------------------------
@@ -192,7 +173,7 @@ def test_a_first_question_that_fails(clock: Any) -> None:
         (Pcrs(pcr0=bytes(48), pcr1=bytes(48), pcr2=bytes(48)), "got all zeros"),
         (lambda: Store(OTHER), "another source"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_an_answer_that_is_no_pins_leaves_none(answer: Any, message: str, clock: Any) -> None:
     """Whoever answers that nothing may run means it: an earlier answer is not kept."""
@@ -338,14 +319,14 @@ BLOCKING: list[Callable[..., Any]] = [
 ]
 
 
-@pytest.mark.parametrize("source", ASYNC, ids=repr)
+@pytest.mark.parametrize("source", ASYNC, ids=named)
 @pytest.mark.parametrize("make", BLOCKING, ids=lambda make: make.__qualname__)
 def test_a_blocking_client_takes_no_async_callable(make: Callable[..., Any], source: Any) -> None:
     with pytest.raises(TypeError, match="a blocking client can call, got an async one"):
         make("ws://127.0.0.1:9", pcrs=source)
 
 
-@pytest.mark.parametrize("source", [from_here, PinSource(from_here), *ASYNC[:2]], ids=repr)
+@pytest.mark.parametrize("source", [from_here, PinSource(from_here), *ASYNC[:2]], ids=named)
 def test_who_has_an_event_loop_takes_both(source: Any) -> None:
     AsyncClient("wss://e.example", pcrs=source)
     enclavia.AsyncEnclaveTransport("wss://e.example", pcrs=source)

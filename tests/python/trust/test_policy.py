@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ByteServer, Connection, drive
+from pinned import OTHER, Workload
+from support import ByteServer, drive
 
 import enclavia
 from enclavia import (
@@ -35,29 +35,6 @@ from enclavia._trust import sources
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "trio"]
-OTHER = Pcrs(pcr0=b"\x77" * 48, pcr1=b"\x77" * 48, pcr2=b"\x77" * 48)
-
-
-class Workload:
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-
-    def __call__(self, connection: Connection) -> None:
-        while True:
-            head, _ = connection.request()
-            self.seen.append(head.split(b" ")[1])
-            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-
-@pytest.fixture
-def workload() -> Workload:
-    return Workload()
-
-
-@pytest.fixture
-def enclave(workload: Workload) -> Iterator[LocalEnclave]:
-    with ByteServer(workload) as server, LocalEnclave(server.address) as enclave:
-        yield enclave
 
 
 @pytest.fixture

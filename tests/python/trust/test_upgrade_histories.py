@@ -71,27 +71,35 @@ class Model:
         return False
 
 
+def next_boot(rng: random.Random, model: Model, day: float) -> tuple[Version, float]:
+    """Mostly one that the rules allow, and in time, so that histories grow."""
+    ready = [
+        upgrade
+        for upgrade in model.upgrades
+        if not upgrade["revoked"] and upgrade["start"] == model.running.pcrs
+    ]
+    if not ready or rng.random() < 0.2:
+        return (model.running if rng.random() < 0.8 else rng.choice(VERSIONS)), day
+    upgrade = ready[-1] if rng.random() < 0.8 else rng.choice(ready)
+    return upgrade["target"], max(day, upgrade["valid"]) if rng.random() < 0.8 else day
+
+
 def grow(rng: random.Random, allow_rollback: bool) -> tuple[Made, Model, int | None]:
     """A history, and the index of the first link that the rules refuse."""
     made, model = Made(), Model(allow_rollback)
     made.boots(ONE, 0)
     assert model.boot(ONE, 0)
     day = 0.0
-    for index in range(1, rng.randrange(2, 9)):
+    for index in range(1, rng.randrange(2, 12)):
         day += rng.choice((0.0, 0.5, 1.0, 2.0))
         choice = rng.random()
-        if choice < 0.45:
-            # Nearly always what may follow, so that histories grow.
-            wanted = [
-                each["target"]
-                for each in model.upgrades
-                if each["start"] == model.running.pcrs and not each["revoked"]
-            ]
-            version = rng.choice(wanted) if wanted and rng.random() < 0.7 else rng.choice(VERSIONS)
+        if choice < 0.5:
+            version, day = next_boot(rng, model, day)
             made.boots(version, day)
             good = model.boot(version, day)
-        elif choice < 0.85:
-            target = rng.choice(VERSIONS)
+        elif choice < 0.92:
+            new = [version for version in VERSIONS if version not in model.ran]
+            target = rng.choice(new if new and rng.random() < 0.7 else VERSIONS)
             valid = day + rng.choice((-1.0, 0.0, 0.5, 1.0, 3.0))
             start = model.running.pcrs if rng.random() < 0.8 else rng.choice(VERSIONS).pcrs
             spec = made.upgrades(target, day, valid, start=start)
@@ -124,5 +132,4 @@ def test_random_histories(allow_rollback: bool) -> None:
             assert chain.image_digest == model.running.image_digest
             held += 1
             upgraded += len(model.ran) > 1
-    assert min(held, refused) > ROUNDS // 10
-    assert upgraded >= ROUNDS // 20
+    assert min(held, refused, upgraded) > ROUNDS // 10
