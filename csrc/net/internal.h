@@ -41,8 +41,8 @@ typedef struct net_owned {
     encl_link link;  /* all three are changed by their owner, with the registry's lock held */
 } net_owned;
 
-encl_result net_registry_init(encl_error *err); /* once for the process; any thread */
-void net_own(net_owned *owned, int fd);         /* in place of what it was before; -1: nothing */
+void net_registry_init(void);           /* has a forked child close its copies; any thread */
+void net_own(net_owned *owned, int fd); /* in place of what it was before; -1: nothing */
 void net_disown(net_owned *owned);
 
 /* ---- target.c: where a connection leads ---- */

@@ -5,7 +5,6 @@
  * registry_lock guards the list and all that is in it. Whoever takes it holds fork() back, so that
  * a child finds them whole. It may be taken with any other lock of net held, and nothing is called
  * under it. */
-#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,9 +13,6 @@
 static encl_mutex registry_lock = ENCL_MUTEX_INITIALIZER;
 static encl_list
     registry ENCL_GUARDED_BY(registry_lock) = ENCL_LIST_EMPTY(registry); /* net_owned.link */
-
-static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
-static int handlers_rc = -1; /* written under handlers_once */
 
 static uintmax_t inode_of(int fd) {
     struct stat file;
@@ -51,7 +47,7 @@ void net_disown(net_owned *owned) {
  * only closes; a shutdown would act on the parent's connection. Every entry leaves the list,
  * because the child's own ones will be put there. There is no other thread, and none was in here.
  */
-ENCL_LOCK_UNCHECKED static void after_fork_in_child(void) {
+ENCL_LOCK_UNCHECKED static void close_copies(void) {
     encl_link *link;
 
     while ((link = encl_list_first(&registry)) != NULL) {
@@ -64,12 +60,6 @@ ENCL_LOCK_UNCHECKED static void after_fork_in_child(void) {
     }
 }
 
-static void set_handlers(void) {
-    handlers_rc = pthread_atfork(NULL, NULL, after_fork_in_child);
-}
-
-encl_result net_registry_init(encl_error *err) {
-    ENCL_ENSURE(pthread_once(&handlers_once, set_handlers) == 0 && handlers_rc == 0, err,
-                ENCL_E_INTERNAL, "the fork handlers could not be set up");
-    return ENCL_OK;
+void net_registry_init(void) {
+    encl_fork_in_child(close_copies);
 }

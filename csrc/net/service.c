@@ -21,22 +21,19 @@ static void make_quiet(void) {
     lws_set_log_level(0, NULL);
 }
 
-static encl_result init(encl_error *err) {
-    ENCL_TRY(encl_base_init(err));
-    ENCL_ENSURE(pthread_once(&quiet_once, make_quiet) == 0, err, ENCL_E_INTERNAL,
-                "libwebsockets' log could not be switched off");
-    return net_registry_init(err);
-}
-
-/* A child that was made within pthread_once would find it begun, and by nobody. */
+/* The handlers of fork() are registered before it is held back, as fork.h has it. A child that was
+ * made within this pthread_once would find it begun, and by nobody. */
 encl_result encl_net_init(encl_error *err) {
-    encl_code rc;
+    bool quiet;
 
     ENCL_ENSURE(encl_fork_init(), err, ENCL_E_NOMEM, "the fork handlers could not be set up");
+    ENCL_TRY(encl_base_init(err));
     encl_fork_hold();
-    rc = init(err);
+    net_registry_init();
+    quiet = pthread_once(&quiet_once, make_quiet) == 0;
     encl_fork_let_go();
-    return rc;
+    ENCL_ENSURE(quiet, err, ENCL_E_INTERNAL, "libwebsockets' log could not be switched off");
+    return ENCL_OK;
 }
 
 /* ---- libwebsockets' events ---- */

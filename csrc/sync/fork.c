@@ -1,5 +1,6 @@
 /* fork: the handlers of fork(), and who holds it back. Decides who waits for whom. Calls the C
- * library, and workers' wake functions with its lock held.
+ * library, workers' wake functions with its lock held, and what a child and an ending thread are to
+ * do.
  *
  * fork_lock guards the state, and is held from the moment at which nobody holds fork() back any
  * more until the child is made. */
@@ -31,6 +32,8 @@ static atomic_bool asked;
  * down after that was let go: the handler of a signal that comes in between may call fork(), and
  * must not wait for the thread that it has interrupted. */
 static _Thread_local unsigned depth;
+
+static void (*_Atomic in_child)(void);
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int handlers_rc = -1; /* written under once */
@@ -88,12 +91,17 @@ ENCL_LOCK_UNCHECKED static void after_fork_in_parent(void) {
 
 /* This is the only thread. What others waited for here, they waited for in the parent. */
 ENCL_LOCK_UNCHECKED static void after_fork_in_child(void) {
+    void (*call)(void) = in_child;
+
     (void)encl_mutex_init(&fork_lock);
     encl_cond_init(&changed);
     asked = false;
     state.holders = depth != 0 ? 1 : 0;
     state.workers = state.brief = 0;
     state.listed = NULL;
+    if (call != NULL) {
+        call();
+    }
 }
 
 static void set_handlers(void) {
@@ -103,6 +111,10 @@ static void set_handlers(void) {
 
 bool encl_fork_init(void) {
     return pthread_once(&once, set_handlers) == 0 && handlers_rc == 0;
+}
+
+void encl_fork_in_child(void (*call)(void)) {
+    in_child = call;
 }
 
 /* ---- threads that end ---- */

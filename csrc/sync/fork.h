@@ -12,7 +12,9 @@
  *   - Workers, who hold fork() back for as long as they run, may take any lock. So threads that
  *     hold one may call encl_fork_hold: while there is a worker that has not paused, it does not
  *     wait.
- *   - The GIL is not held: the thread that calls fork() has it. */
+ *   - The GIL is not held: the thread that calls fork() has it.
+ *   - No handler of fork() is registered meanwhile: pthread_atfork takes a lock that musl, macOS
+ *     and glibc before 2.36 hold while they call the handlers. */
 #ifndef ENCL_SYNC_FORK_H
 #define ENCL_SYNC_FORK_H
 
@@ -37,6 +39,9 @@ void encl_fork_let_go_briefly(void);
 /* Once for the process: what is to be called, with fork() held back, when a thread ends that has
  * held it back before; not of workers, which do so themselves. */
 void encl_fork_at_thread_end(void (*clean_up)(void));
+
+/* Once for the process: what a child is to do before fork() returns there. */
+void encl_fork_in_child(void (*call)(void));
 
 /* ---- workers: threads that hold fork() back all the time, but for pauses of their choice ---- */
 

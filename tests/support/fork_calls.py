@@ -1,8 +1,9 @@
 """Does what makes the extension call OpenSSL; test_fork.py runs this under fork_watch.c.
 
 ``python fork_calls.py all`` ends with how many ways to a lock there were, and how many of them a
-fork() went by; ``python fork_calls.py control LIBRARY`` has a library take one of OpenSSL's locks
-that nobody holds fork() back from.
+fork() went by, how often handlers of fork() were registered, and how many times a fork() did not
+come back meanwhile; ``python fork_calls.py control LIBRARY`` has a library take one of OpenSSL's
+locks that nobody holds fork() back from.
 """
 
 from __future__ import annotations
@@ -86,7 +87,13 @@ def main() -> None:
     else:
         everything()
     watch = ctypes.CDLL(None)
-    print(watch.fork_watch_ways(), watch.fork_watch_found(), flush=True)
+    print(
+        watch.fork_watch_ways(),
+        watch.fork_watch_found(),
+        watch.fork_watch_registered(),
+        watch.fork_watch_stuck(),
+        flush=True,
+    )
     os._exit(0)
 
 

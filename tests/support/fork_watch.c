@@ -2,6 +2,10 @@
  * of its locks; once for each way that leads to a lock. A fork() that comes back meanwhile has made
  * a child in which that lock is held for ever: the way is printed and counted.
  *
+ * It also calls fork() where the extension registers handlers of fork(): that has to come back
+ * meanwhile. Registering takes a lock that some C libraries hold while they call the handlers, and
+ * these would wait for who registers.
+ *
  * How a call came to the lock is known by its return addresses. A thread that ends has OpenSSL
  * clean up behind it: where it had worked for the extension, that counts as the extension's as
  * well. */
@@ -24,8 +28,10 @@
 #define ADDRESSES 16384
 #define WAIT_MS   10 /* for fork() to come back, where FORK_WATCH_MS does not say how long */
 #define STEP_NS   200000
+#define LONG_MS   20000 /* for a fork() that has to come back */
 #define FOUND_MAX 20
 
+typedef int (*register_call)(void (*)(void), void (*)(void), void (*)(void), void *);
 typedef int (*mutex_call)(pthread_mutex_t *);
 typedef int (*rwlock_call)(pthread_rwlock_t *);
 
@@ -37,12 +43,17 @@ static uint64_t ways[WAYS];
 static unsigned way_count;
 static atomic_int found;
 static atomic_uint asked, came_back; /* how many calls of fork(); asked is written under `turn` */
+static atomic_int registered, stuck; /* how often handlers were, and fork() did not come back */
 static int wait_ms = WAIT_MS;
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local bool worked_for_us, inside;
 
 int fork_watch_ways(void);
 int fork_watch_found(void);
+int fork_watch_registered(void);
+int fork_watch_stuck(void);
+int __register_atfork(void (*before)(void), void (*parent)(void), void (*child)(void),
+                      void *library);
 
 static void nap(void) {
     struct timespec step = {.tv_nsec = STEP_NS};
@@ -156,11 +167,15 @@ static bool is_new_way(uint64_t way) {
     return !known;
 }
 
-static bool comes_back(void) {
-    for (int i = 0; i < wait_ms * (1000000 / STEP_NS) && came_back != asked; i++) {
+static bool comes_back_within(int ms) {
+    for (int i = 0; i < ms * (1000000 / STEP_NS) && came_back != asked; i++) {
         nap();
     }
     return came_back == asked;
+}
+
+static bool comes_back(void) {
+    return comes_back_within(wait_ms);
 }
 
 /* The lock is held by this thread. A fork() that an earlier lock of the same call asked for may
@@ -224,6 +239,37 @@ int pthread_rwlock_wrlock(pthread_rwlock_t *lock) {
 
     look(__builtin_return_address(0), __builtin_frame_address(0), true);
     return rc;
+}
+
+/* ---- handlers ---- */
+
+static void fork_while_registering(void) {
+    real_mutex(&turn);
+    atomic_fetch_add(&asked, 1);
+    if (!comes_back_within(LONG_MS)) {
+        atomic_fetch_add(&stuck, 1);
+    }
+    pthread_mutex_unlock(&turn);
+}
+
+/* What pthread_atfork calls in glibc. */
+int __register_atfork(void (*before)(void), void (*parent)(void), void (*child)(void),
+                      void *library) {
+    register_call real = (register_call)dlsym(RTLD_NEXT, "__register_atfork");
+
+    if (real_write != NULL && owner_of(__builtin_return_address(0)) == OURS) {
+        atomic_fetch_add(&registered, 1);
+        fork_while_registering();
+    }
+    return real(before, parent, child, library);
+}
+
+int fork_watch_registered(void) {
+    return atomic_load(&registered);
+}
+
+int fork_watch_stuck(void) {
+    return atomic_load(&stuck);
 }
 
 int fork_watch_ways(void) {
