@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from .exits import Problem
 __all__ = [
     "BACKEND",
     "BACKEND_VARIABLE",
-    "FURTHER_VARIABLES",
     "PCR_VARIABLES",
     "POLICY_VARIABLE",
     "TOKEN_VARIABLE",
@@ -48,7 +48,8 @@ P = ParamSpec("P")
 URL_VARIABLE: Final = "ENCLAVIA_URL"
 POLICY_VARIABLE: Final = "ENCLAVIA_POLICY"
 PCR_VARIABLES: Final = ("ENCLAVIA_PCR0", "ENCLAVIA_PCR1", "ENCLAVIA_PCR2")
-FURTHER_VARIABLES: Final = tuple(f"ENCLAVIA_PCR{index}" for index in (3, 4, 8, *range(16, 32)))
+_PCR_VARIABLE: Final = re.compile(r"ENCLAVIA_PCR[0-9]+")
+"""With any number: which of them can be pinned is for ``Pcrs`` to say; none is passed over."""
 BACKEND: Final = "https://api.beta.enclavia.io"
 BACKEND_VARIABLE: Final = "ENCLAVIA_BACKEND_URL"
 TOKEN_VARIABLE: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
@@ -117,7 +118,7 @@ class Connection:
         name = self.policy
         if name is None and not self.pcrs:
             name = os.environ.get(POLICY_VARIABLE)
-            both = [each for each in (*PCR_VARIABLES, *FURTHER_VARIABLES) if each in os.environ]
+            both = list(_pcr_variables(os.environ))
             if name is not None and both:
                 raise Problem(f"expected {POLICY_VARIABLE} or {both[0]}, got both")
         elif name is not None and self.pcrs:
@@ -272,8 +273,7 @@ def pins_of(
         if files.count("-") > 1:
             raise Problem("--pcrs: expected standard input once at most, got it twice")
         return [load_pins(name) for name in files]
-    names = (*PCR_VARIABLES, *FURTHER_VARIABLES)
-    values = {name: environ[name] for name in names if name in environ}
+    values = _pcr_variables(environ)
     if values:
         return [_pins_of_environment(values)]
     if need:
@@ -282,6 +282,10 @@ def pins_of(
             f"{', '.join(PCR_VARIABLES[:-1])} and {PCR_VARIABLES[-1]}"
         )
     return None
+
+
+def _pcr_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: environ[name] for name in sorted(environ) if _PCR_VARIABLE.fullmatch(name)}
 
 
 def _pins_of_environment(values: Mapping[str, str]) -> enclavia.Pcrs:
@@ -298,7 +302,7 @@ def _pins_of_environment(values: Mapping[str, str]) -> enclavia.Pcrs:
     pins: Any = {name.removeprefix("ENCLAVIA_").lower(): value for name, value in values.items()}
     try:
         return enclavia.Pcrs(**pins)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Problem(f"{', '.join(values)}: {error}") from None
 
 

@@ -7,11 +7,12 @@ _identity, _trust. Locks: none.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from .._channel.url import EnclaveURL
-from .._identity.pcrs import FURTHER, Pcrs
+from .._identity.pcrs import Pcrs
 
 if TYPE_CHECKING:
     import httpx2
@@ -27,7 +28,9 @@ _DEBUG: Final = "ENCLAVIA_DEBUG_MODE"
 _BACKEND: Final = "ENCLAVIA_BACKEND_URL"
 _ENCLAVE: Final = "ENCLAVIA_ENCLAVE_ID"
 _TOKEN: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
-_PCRS: Final = tuple(f"ENCLAVIA_PCR{index}" for index in (0, 1, 2, *FURTHER))
+_PCR: Final = re.compile(r"ENCLAVIA_PCR[0-9]+")
+"""With any number: which of them can be pinned is for :class:`Pcrs` to say; none is passed over."""
+_PINNED: Final = ("ENCLAVIA_PCR0", "ENCLAVIA_PCR1", "ENCLAVIA_PCR2")
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
 _SAID_BY_POLICY: Final = ("pcrs", "root", "debug_mode")
 
@@ -100,9 +103,9 @@ def of_environment(
 ) -> tuple[str | httpx2.URL, dict[str, Any]]:
     """The URL and the keywords of a client."""
     values = {
-        name: environ[name]
-        for name in (_POLICY, _URL, _DEBUG, _BACKEND, _ENCLAVE, _TOKEN, *_PCRS)
-        if name in environ
+        name: value
+        for name, value in environ.items()
+        if name in (_POLICY, _URL, _DEBUG, _BACKEND, _ENCLAVE, _TOKEN) or _PCR.fullmatch(name)
     }
     for name, value in values.items():
         if not value.strip():
@@ -116,7 +119,7 @@ def of_environment(
         from .._trust.policy import Policy
 
         policy = Policy.load(values[_POLICY])
-        for name in (name for name in _PCRS if name in values):
+        for name in sorted(name for name in values if _PCR.fullmatch(name)):
             raise ValueError(f"expected {_POLICY} or {name}, got both: which is meant is not known")
         if debug_mode is not None and debug_mode != (policy.mode == "debug"):
             raise ValueError(f"expected {_DEBUG} as the policy says (mode), got {values[_DEBUG]!r}")
@@ -141,18 +144,18 @@ def _flag(text: str) -> bool:
 
 
 def _pcrs(values: Mapping[str, str]) -> Pcrs | None:
-    given = {name: values[name] for name in _PCRS if name in values}
+    given = {name: values[name] for name in sorted(values) if _PCR.fullmatch(name)}
     if not given:
         return None
-    missing = [name for name in _PCRS[:3] if name not in given]
+    missing = [name for name in _PINNED if name not in given]
     if missing:
         raise ValueError(
-            f"expected {', '.join(_PCRS[:3])} together, got no {' and no '.join(missing)}"
+            f"expected {', '.join(_PINNED)} together, got no {' and no '.join(missing)}"
         )
     pins: Any = {name.removeprefix("ENCLAVIA_").lower(): value for name, value in given.items()}
     try:
         return Pcrs(**pins)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{', '.join(given)}: {error}") from None
 
 

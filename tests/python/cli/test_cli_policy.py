@@ -76,6 +76,11 @@ def test_a_policy_refuses(enclave: LocalEnclave, tmp_path: Path) -> None:
             {"ENCLAVIA_POLICY": "{path}", "ENCLAVIA_PCR8": "08" * 48},
             "expected ENCLAVIA_POLICY or ENCLAVIA_PCR8, got both",
         ),
+        (
+            [],
+            {"ENCLAVIA_POLICY": "{path}", "ENCLAVIA_PCR5": "05" * 48},
+            "expected ENCLAVIA_POLICY or ENCLAVIA_PCR5, got both",
+        ),
     ],
 )
 def test_what_does_not_go_together(
@@ -109,6 +114,12 @@ def test_further_pins_of_the_environment(enclave: LocalEnclave, tmp_path: Path) 
     cli("verify", enclave.url, *pins[-2:], env=env).expect(OK)
     env["ENCLAVIA_PCR8"] = "09" * 48
     cli("verify", enclave.url, *pins[-2:], env=env).expect(REFUSED, "PcrMismatch: PCR8")
+    for name, value, said in (
+        ("ENCLAVIA_PCR5", "05" * 48, "beside pcr0, pcr1 and pcr2"),
+        ("ENCLAVIA_PCR5", "", "ENCLAVIA_PCR5: expected"),
+    ):
+        more = {**env, name: value}
+        cli("verify", enclave.url, *pins[-2:], env=more).expect(USAGE, said)
     assert json.loads(cli("pcrs", "--json", pins[1]).expect(OK).text) == enclave.pcrs.as_dict()
 
 
