@@ -13,6 +13,7 @@ import http.server
 import json
 import secrets
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -53,6 +54,15 @@ class BackendFault(enum.IntFlag):
     """The row is shown to who has the token."""
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A client that closes its connection between two requests is no error to print."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class LocalBackend:
     """Serves in threads of its own from :meth:`start` to :meth:`stop`."""
 
@@ -80,8 +90,7 @@ class LocalBackend:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.1},

@@ -29,6 +29,7 @@ App: TypeAlias = Callable[..., Any]
 WSGI_SETTINGS: dict[str, Any] = {
     "threads": 32,
     "connection_limit": 4096,
+    "max_request_body_size": 2**63 - 1,  # an enclave has no limit, and waitress's is 1 GiB
     "clear_untrusted_proxy_headers": True,
     "ident": None,
 }

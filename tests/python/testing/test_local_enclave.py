@@ -25,11 +25,14 @@ from plain_client import PlainClient
 from raw_workload import RawWorkload
 from resources import Held
 from support import HANG, eventually
+from waitress.adjustments import Adjustments
+from waitress.parser import HTTPRequestParser
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
 from enclavia import Client, Pcrs
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._identity import Authority
+from enclavia.testing._workload import WSGI_SETTINGS
 
 if os.environ.get("HIDE_UVLOOP"):  # in the child process of a test: as where it is not installed
     sys.modules["uvloop"] = None  # type: ignore[assignment]
@@ -95,6 +98,14 @@ def documents(enclave: LocalEnclave) -> dict[str, Any]:
 
 
 # ---- apps
+
+
+def test_a_wsgi_app_gets_bodies_of_any_length() -> None:
+    """As waitress reads a request's head, which is where it refuses: a body of that length is not
+    sent here."""
+    parser = HTTPRequestParser(Adjustments(**WSGI_SETTINGS))
+    parser.received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**50)
+    assert parser.headers_finished and parser.error is None
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
+from support import eventually
 
 import enclavia
 from enclavia.testing import BackendFault, LocalEnclave
@@ -108,3 +112,13 @@ def test_an_app_that_a_child_cannot_import() -> None:
         pytest.raises(TypeError, match="importable"),
     ):
         enclave.upgrade(lambda environ, start_response: [])
+
+
+def test_a_client_that_leaves_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with LocalEnclave(one, upgradable=True) as enclave:
+        with socket.create_connection(("127.0.0.1", httpx2.URL(enclave.backend).port)) as left:
+            left.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert left.recv(4096)
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+        eventually(lambda: not any("process_request" in t.name for t in threading.enumerate()))
+    assert capfd.readouterr().err == ""
