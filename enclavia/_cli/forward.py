@@ -95,7 +95,7 @@ def command(
 
 def _token(file: str | None) -> str:
     if file is None:
-        token = os.environ.get(_TOKEN_VARIABLE)
+        token = given(_TOKEN_VARIABLE, os.environ.get(_TOKEN_VARIABLE))
         if token is None:
             raise Problem(
                 "expected a token for HTTP at a TCP port, got none: give --token-file, or set "

@@ -21,7 +21,7 @@ import click
 from . import streams
 from .exits import CANNOT_WRITE, Problem
 from .files import FileOutput, cannot_write
-from .settings import load_pins, refusing
+from .settings import given, load_pins, refusing
 from .signals import Signalled
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ def serve(
     MODULE:APP is the app as it is imported, or the host:port of a server that runs already. For
     tests: no hardware protects anything of it.
     """
+    pins = given("--write-pins", write_pins)
     if not app_dir or not os.path.isdir(app_dir):
         raise Problem(f"--app-dir: expected a folder, got '{streams.visible(app_dir)}'")
     sys.path.insert(0, os.path.abspath(app_dir))
     enclave = _made(app, port=port, mode=mode, interface=interface, pcrs=pcrs, tls=tls)
-    with _started(enclave, app), _written(enclave, write_pins):
-        streams.say(*_facts(enclave, write_pins))
+    with _started(enclave, app), _written(enclave, pins):
+        streams.say(*_facts(enclave, pins))
         try:
             while True:
                 signal.pause()

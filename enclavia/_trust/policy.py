@@ -20,6 +20,7 @@ from .._identity.pcrs import FURTHER, FurtherPcrs, Pcrs
 from .._identity.pins import read_root
 from .._public import public
 from .._text import shown
+from .backend import checked_token
 from .served import read_uuid
 from .sources import AllowedVersion, AllowedVersions
 from .upgrades import TrustUpgrades
@@ -152,6 +153,7 @@ class Policy:
         """All that it says but the endpoint, as keywords of clients, transports and channels.
         ``token``: for the backend of a private enclave whose upgrades are followed, which is no
         thing to have in a policy."""
+        token = checked_token(token)  # also where there are no upgrades to use it for
         options: dict[str, Any] = {
             "pcrs": self.pins,
             "root": self.root,

@@ -82,6 +82,13 @@ def test_refused(folder: Path, arguments: list[str], more: list[str], said: str)
     cli(*arguments, *more, cwd=folder).expect(USAGE, said)
 
 
+def test_an_empty_token_of_the_environment_is_named(folder: Path, arguments: list[str]) -> None:
+    refused = cli(
+        *arguments, "--listen", "127.0.0.1:0", cwd=folder, env={"ENCLAVIA_FORWARD_TOKEN": ""}
+    )
+    refused.expect(USAGE, "ENCLAVIA_FORWARD_TOKEN: expected a value, got an empty one")
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
 def test_the_unit_is_one(folder: Path) -> None:
     unit = ROOT / "docs" / "examples" / "enclavia-forward.service"

@@ -129,10 +129,11 @@ def test_folders_refused(folder: Path) -> None:
         ("open/new", "a folder of mode 0777"),
         ("file", "which is none"),
         ("absent/x", "No such file"),
-        ("", "No such file"),
     ):
         refused = cli("serve", "apps:web", "--write-pins", name, cwd=folder)
         refused.expect(CANNOT_WRITE, said)
+    refused = cli("serve", "apps:web", "--write-pins", "", cwd=folder)
+    refused.expect(USAGE, "--write-pins: expected a value, got an empty one")
     assert not (folder / "open" / "new").exists()
     assert os.listdir(folder / "mine") == os.listdir(folder / "group") == []
 

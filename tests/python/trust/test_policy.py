@@ -81,6 +81,14 @@ async def attested(kind: str, path: Path, **options: Any) -> list[Any]:
         return [*found, achannel.attestation, await achannel.attest()]
 
 
+def test_a_token_is_checked_also_where_no_upgrades_are_followed(tmp_path: Path) -> None:
+    policy = Policy.load(written(tmp_path, None, version("a", OTHER)))
+    assert "trust_upgrades" not in policy.options(token="unused")
+    for token in ("", "a b", "a\n"):
+        with pytest.raises(ValueError, match="token: expected printable ASCII"):
+            policy.options(token=token)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_matched_has_its_name(kind: str, enclave: LocalEnclave, tmp_path: Path) -> None:
     day = timedelta(days=1)
@@ -324,6 +332,9 @@ def test_what_the_environment_says(environ: dict[str, str], expected: dict[str, 
         ({**URL, **HEX, "ENCLAVIA_PCR2": ""}, "ENCLAVIA_PCR2: expected a value, got nothing"),
         ({**URL, "ENCLAVIA_PCR1": "02" * 48}, "got no ENCLAVIA_PCR0 and no ENCLAVIA_PCR2"),
         ({**URL, "ENCLAVIA_PCR8": "02" * 48}, "got no ENCLAVIA_PCR0 and no ENCLAVIA_PCR1 and no"),
+        ({**URL, **HEX, "ENCLAVIA_PCR5": "05" * 48}, "ENCLAVIA_PCR5: .*beside pcr0, pcr1 and pcr2"),
+        ({**URL, **HEX, "ENCLAVIA_PCR08": "08" * 48}, "ENCLAVIA_PCR08.*beside pcr0, pcr1 and pcr2"),
+        ({**URL, **HEX, "ENCLAVIA_PCR32": ""}, "ENCLAVIA_PCR32: expected a value, got nothing"),
         ({**URL, **HEX, "ENCLAVIA_PCR1": "zz"}, "pcr1: expected 64, 96 or 128 hex digits"),
         ({**URL, "ENCLAVIA_DEBUG_MODE": "yes please"}, "DEBUG_MODE: expected true, false, 1 or 0"),
         (URL, "pcrs: expected the PCRs of the enclave"),
@@ -372,6 +383,9 @@ def test_a_client_of_the_environment(
             await get(pcrs=enclave.pcrs)
         _only(monkeypatch, {"ENCLAVIA_POLICY": str(path), **pins})
         with pytest.raises(ValueError, match="ENCLAVIA_POLICY or ENCLAVIA_PCR0, got both"):
+            await get()
+        _only(monkeypatch, {"ENCLAVIA_POLICY": str(path), "ENCLAVIA_PCR9": "09" * 48})
+        with pytest.raises(ValueError, match="ENCLAVIA_POLICY or ENCLAVIA_PCR9, got both"):
             await get()
         _only(monkeypatch, {"ENCLAVIA_POLICY": str(path), "ENCLAVIA_DEBUG_MODE": "true"})
         with pytest.raises(ValueError, match="expected ENCLAVIA_DEBUG_MODE as the policy says"):
