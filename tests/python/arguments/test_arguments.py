@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,10 +341,10 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
         given = {"document": b"x", name: value}
         return lambda: function(given.pop("document"), **given)
     if method == "TrustUpgrades":
-        given = {"backend": "https://e.example", "enclave_id": "0" * 32, name: value}
+        given = {"backend": "https://e.example", "enclave_id": str(uuid.UUID(int=0)), name: value}
         return lambda: function(**given)
     if method == "verify_upgrade_chain":
-        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": "0" * 32, name: value}
+        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": str(uuid.UUID(int=0)), name: value}
         return lambda: function(given.pop("row"), given.pop("links"), **given)
     if call.startswith("enclavia.Receipt"):
         if method == "Receipts":
