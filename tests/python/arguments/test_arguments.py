@@ -61,6 +61,8 @@ import enclavia.requests
 import enclavia.testing
 from enclavia.testing import Fault, LocalEnclave
 
+NO_ENCLAVE = str(uuid.UUID(int=0))
+
 # By callable and parameter: what is refused.
 TABLE: dict[str, dict[str, list[Row]]] = {
     "enclavia.Client": {**TRANSPORT, "base_url": BASE_URL},
@@ -341,10 +343,10 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
         given = {"document": b"x", name: value}
         return lambda: function(given.pop("document"), **given)
     if method == "TrustUpgrades":
-        given = {"backend": "https://e.example", "enclave_id": str(uuid.UUID(int=0)), name: value}
+        given = {"backend": "https://e.example", "enclave_id": NO_ENCLAVE, name: value}
         return lambda: function(**given)
     if method == "verify_upgrade_chain":
-        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": str(uuid.UUID(int=0)), name: value}
+        given = {"row": "{}", "links": "[]", "pcrs": PINS, "enclave_id": NO_ENCLAVE, name: value}
         return lambda: function(given.pop("row"), given.pop("links"), **given)
     if call.startswith("enclavia.Receipt"):
         if method == "Receipts":
