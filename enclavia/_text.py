@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["shown"]
+__all__ = ["shown", "text_of"]
 
 _LIMIT: Final = 1000
 
@@ -25,6 +25,14 @@ def shown(text: str, limit: int = _LIMIT) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an error of the caller's own class, which may fail to have one."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def _escaped(character: str) -> str:

@@ -34,7 +34,6 @@ from .._io.face import SHORTEST, Io, Waiter, deadline_of, expect_verified, now, 
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
-from .._trust.hook import expect_not_within
 from .._trust.receipts import RECEIPTS_KEPT, Receipt
 from .._trust.trust import MOST_FOLLOWED, Trust
 from .renewal import RENEWAL_WAIT
@@ -296,7 +295,7 @@ class Connections:
         trust = self.trust
         if trust is None or not trust.due:
             return
-        expect_not_within(trust)
+        trust.expect_not_within()
         before = trust.pinned
         await trust.renew(self.io, deadline_of(timeouts.connect))
         if trust.pinned is before:
@@ -341,7 +340,7 @@ class Connections:
 
     async def _wait_turn(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
         if self.trust is not None:
-            expect_not_within(self.trust)
+            self.trust.expect_not_within()
         phase: Phase | None = None
         deadline: float | None = None
         while True:

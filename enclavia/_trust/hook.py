@@ -1,21 +1,23 @@
 """The caller's own word on a channel whose enclave was verified: ``on_attestation``.
 
 Decides which functions are taken, and what becomes of what they raise. Calls: _arguments, _errors,
-_io. Locks: none, also while the function runs.
+_io, _text. Locks: none, also while the function runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from .._arguments import hook, is_async
 from .._errors import AttestationRefused, ConnectTimeout, EnclaviaError, StateError
 from .._io.face import Io, time_left
+from .._text import text_of
 from .receipts import Receipt
 
-__all__ = ["OnAttestation", "checked_hook", "expect_not_within", "refuse_async", "tell"]
+__all__ = ["OnAttestation", "checked_hook", "expect_not_within", "refuse_async", "tell", "within"]
 
 OnAttestation = Callable[[Receipt], object] | Callable[[Receipt], Awaitable[object]]
 
@@ -48,20 +50,15 @@ async def tell(
 ) -> None:
     """Raises AttestationRefused where the function raises, ConnectTimeout where one that is awaited
     does not end in time. ``owner``: whose connections the function must not wait for."""
-    owners: list[object] = _within.__dict__.setdefault("owners", [])
-    if not io.awaits:
-        owners.append(owner)
     try:
-        in_time = await io.tell(on_attestation, receipt, time_left(deadline))
+        with contextlib.nullcontext() if io.awaits else within(owner):
+            in_time = await io.tell(on_attestation, receipt, time_left(deadline))
     except Exception as error:
         raise AttestationRefused(
             f"on_attestation refused the channel to {receipt.enclave}, so nothing was sent on it: "
-            f"{type(error).__name__}: {_said(error)}",
+            f"{type(error).__name__}: {text_of(error)}",
             retryable=isinstance(error, EnclaviaError) and error.retryable,
         ) from error
-    finally:
-        if not io.awaits:
-            owners.remove(owner)
     if not in_time:
         raise ConnectTimeout(
             f"expected on_attestation to end while there was time to connect to {receipt.enclave}, "
@@ -69,18 +66,23 @@ async def tell(
         )
 
 
-def _said(error: Exception) -> str:
-    """The text of an error of the caller's own class, which may fail to have one."""
+@contextlib.contextmanager
+def within(owner: object) -> Iterator[None]:
+    """Around a function of the caller's that runs in this thread, and that ``owner`` waits for."""
+    owners: list[object] = _within.__dict__.setdefault("owners", [])
+    owners.append(owner)
     try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be had)"
+        yield
+    finally:
+        owners.remove(owner)
 
 
-def expect_not_within(owner: object) -> None:
+def expect_not_within(*owners: object) -> None:
     """A function that waits for the connection that waits for it would wait for ever."""
-    if owner in _within.__dict__.get("owners", ()):
+    running = _within.__dict__.get("owners", ())
+    if any(owner in running for owner in owners):
         raise StateError(
-            "expected on_attestation to use another client, got a request of the client that calls "
-            "it: its channel is not usable before the function returns"
+            "expected a function that is called while connecting (on_attestation, or one that is "
+            "asked for pcrs) to use another client, got a request of the client that calls it: its "
+            "channel is not usable before the function returns"
         )

@@ -5,9 +5,9 @@ A source is what a caller gives: immutable, and pickled with the settings. What 
 answers belongs to one engine, or to one channel: :class:`Answers` and :class:`Allowed`. Neither
 decides what becomes of a channel; both say which pins are in force now, or why none are.
 
-Decides how long an answer is used, and when the next one is asked for. Calls: _arguments, _errors,
-_identity, _io, _public. Locks: ``_lock`` (of Answers), around what is known; never held while the
-callable runs, nor while anything is waited for.
+Decides how long an answer is used, and when the next one is asked for. Calls: _arguments, _core,
+_errors, _identity, _io, _public, _text. Locks: ``_lock`` (of Answers), around what is known; never
+held while the callable runs, nor while anything is waited for.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+from .. import _core
 from .._arguments import is_async, seconds
-from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired
+from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired, StateError
 from .._identity.pcrs import Pcrs, PinSet
 from .._identity.pins import PinNames, Pins, PinTuples, checked_pins
 from .._io.face import Io, Waiter, now, time_left
 from .._public import public
+from .._text import text_of
+from .hook import within
 
 __all__ = [
     "Allowed",
@@ -409,13 +412,16 @@ class Answers:
             await self._await(question, lambda: awaited, at, deadline)
 
     def _call(self, question: _Question, at: float) -> None:
+        # Whatever is raised is told to those who wait: this thread is ours, and ends here. Reading
+        # the answer may run the caller's code too, where it is a generator.
         try:
-            answer: Any = self._source.ask()
-        except BaseException as error:  # whatever it is: this thread is ours, and ends here
+            with within(self):
+                answer: Any = self._source.ask()
+                if not inspect.isawaitable(answer):
+                    self._note(question, at, answer, None)
+                    return
+        except BaseException as error:
             self._note(question, at, None, error)
-            return
-        if not inspect.isawaitable(answer):
-            self._note(question, at, answer, None)
             return
         with self._lock:
             taken = question.awaits and not question.given_up
@@ -441,13 +447,16 @@ class Answers:
     ) -> None:
         failure: PinsUnavailable | None = None
         pins: PinTuples | None = None
+        answered = False
         if error is not None:
             failure = self._unavailable(error)
         else:
             try:
                 pins = self._checked(answer)
             except (TypeError, ValueError) as refused:
-                failure = self._bad(refused)
+                failure, answered = self._bad(refused), True
+            except Exception as failed:
+                failure = self._unavailable(failed)
         with self._lock:
             self._failure, self._doubted = failure, False
             if failure is None:
@@ -456,8 +465,8 @@ class Answers:
                     self._pins = pins
             else:
                 self._failed_at = at
-                if not failure.retryable:
-                    self._pins = None  # it has answered, and not with these
+                if answered:
+                    self._pins = None  # with others than these
         if failure is not None:
             logger.warning("%s", failure)
         self._end(question)
@@ -468,6 +477,7 @@ class Answers:
         pins = checked_pins(cast(Any, answer), self._debug_mode)
         if pins is None:
             raise TypeError("pcrs: expected Pcrs or several of them, got None")
+        _core.Policy(pins, None, self._debug_mode, not self._debug_mode)  # refuses too many
         return pins
 
     def _end(self, question: _Question) -> None:
@@ -480,7 +490,9 @@ class Answers:
 
     def _unavailable(self, error: BaseException) -> PinsUnavailable:
         failure = PinsUnavailable(
-            f"expected the pins from {self._source!r}, got {type(error).__name__}: {error}"
+            f"expected the pins from {self._source!r}, got {type(error).__name__}: "
+            f"{text_of(error)}",
+            retryable=not isinstance(error, StateError),  # a mistake in the program
         )
         failure.__cause__ = error
         return failure
@@ -488,7 +500,7 @@ class Answers:
     def _bad(self, error: Exception) -> PinsUnavailable:
         failure = PinsUnavailable(
             f"{self._source!r} has answered with what cannot be pinned, so no enclave is trusted: "
-            f"{error}",
+            f"{text_of(error)}",
             retryable=False,
         )
         failure.__cause__ = error

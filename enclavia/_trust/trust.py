@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .._errors import PcrMismatch, UpgradeChainError
 from .._identity.pins import PinTuples
 from .._io.face import Io
-from .hook import tell
+from .hook import expect_not_within, tell
 from .receipts import Receipt
 from .sources import InForce, Source, begin
 
@@ -102,6 +102,10 @@ class Trust:
                 # force that follow from older ones.
                 self.in_force = pinned
                 self.pinned = pinned
+
+    def expect_not_within(self) -> None:
+        """Raises StateError in a function of the caller's that one of these steps waits for."""
+        expect_not_within(self, self._source)
 
     async def mismatch(
         self, io: Io[Any], error: PcrMismatch, pins: PinTuples | None, deadline: float | None

@@ -31,6 +31,7 @@ from enclavia import (
     PinSource,
     PinsUnavailable,
 )
+from enclavia._io import face
 from enclavia._io.threads import ThreadIo
 from enclavia._trust import sources
 from enclavia.testing import LocalEnclave
@@ -188,6 +189,74 @@ def test_an_answer_that_is_no_pins_leaves_none(answer: Any, message: str, clock:
     store.says(OTHER)
     clock.time += 10
     assert ask(answers)
+
+
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def broken_off() -> Iterator[Pcrs]:
+    yield OTHER
+    raise OSError("the store is away")
+
+
+def ended() -> Iterator[Pcrs]:
+    yield OTHER
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (WithoutText(), "got WithoutText: .its text cannot be had"),
+        (SystemExit(3), "got SystemExit: 3"),
+        (broken_off, "got OSError: the store is away"),
+        (ended, "got SystemExit: 3"),
+    ],
+    ids=["without a text", "an exit", "a generator that fails", "a generator that exits"],
+)
+def test_whatever_goes_wrong_ends_the_question(answer: Any, message: str, clock: Any) -> None:
+    """Or everybody would wait for it, for as long as the process lives."""
+    store = Store(answer)
+    answers = asked(store)
+    with pytest.raises(PinsUnavailable, match=message) as caught:
+        ask(answers, face.now() + HANG)
+    assert caught.value.retryable
+    store.says(OTHER)
+    clock.time += 1
+    assert ask(answers, face.now() + HANG)
+    # And what was good before is kept, since nobody has answered.
+    store.says(answer)
+    clock.time += 60
+    assert ask(answers, face.now() + HANG)
+
+
+def test_more_sets_than_can_be_pinned(clock: Any) -> None:
+    with pytest.raises(PinsUnavailable, match="expected at most 1024 sets, got 1025") as caught:
+        ask(asked(Store([OTHER] * 1025)))
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_function_that_uses_the_client_which_asks_it(
+    connected: bool, enclave: LocalEnclave
+) -> None:
+    """Without a timeout it would wait for ever."""
+    client: Any = None
+    store = Store(enclave.pcrs if connected else lambda: client.get("/"))
+    source = PinSource(store, period=0, keep=0)
+    client = enclavia.Client(enclave.url, pcrs=source, root=enclave.root, timeout=None)
+    with contextlib.closing(client):
+        if connected:
+            client.get("/")
+            store.says(lambda: client.get("/"))
+        with pytest.raises(PinsUnavailable, match="to use another client") as caught:
+            client.get("/")
+        assert isinstance(caught.value.__cause__, enclavia.StateError)
+        assert not caught.value.retryable
+        store.says(enclave.pcrs)
+        assert client.get("/").is_success
 
 
 def test_nothing_is_kept_without_being_asked_to(clock: Any) -> None:
