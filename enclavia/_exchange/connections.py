@@ -164,6 +164,10 @@ class Connections:
             error = caught
         finally:
             tunnel.give_turn()
+        if no_other and tunnel.alive and now() < tunnel.ends_at:
+            tunnel.ask_later(self._jitter())
+            logger.warning("no fresh document of %s yet: %s", self.config.url.authority, error)
+            return True
         logger.warning(
             "no fresh document of %s, so its channel is given up: %s",
             self.config.url.authority,

@@ -19,7 +19,8 @@ _SHARE: Final = 4
 _LATEST: Final = 0.2
 """Which part of that is always left, for the request itself."""
 RENEWAL_WAIT: Final = 10.0
-"""Seconds for which a fresh document is waited for. A channel on which none comes is given up."""
+"""Seconds for which a fresh document is waited for. A channel on which none comes is given up, or,
+where there will be no other, used until its document ends."""
 
 
 def renew_at(present: float, left: float, jitter: float) -> float:

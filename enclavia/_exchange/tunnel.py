@@ -82,6 +82,11 @@ class Tunnel:
             self.ends_at = verified_at + left
             self.renew_at = renew_at(verified_at, left, jitter)
 
+    def ask_later(self, jitter: float) -> None:
+        """None came when a fresh document was asked for, and this one has not ended yet."""
+        present = now()
+        self.renew_at = renew_at(present, self.ends_at - present, jitter)
+
     def take_turn(self) -> bool:
         """For who asks for a fresh document; False where another does. To be given back."""
         try:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import pickle
 import threading
+import types
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -345,11 +346,41 @@ def test_a_client_that_may_not_connect_again(
         assert client.get("/").extensions["enclavia"].reason == "fresh"
         assert (client.stats.connects, client.stats.reattestations) == (1, 1)
         no_answer()
-        until_due(clock, client)
+        until_ended(clock, client)
         with pytest.raises(enclavia.ReadTimeout):
             client.get("/")
         with pytest.raises(enclavia.ReconnectDisabled):
             client.get("/")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_only_channel_is_used_until_its_document_ends(
+    kind: str, place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh one that does not come in time is asked for again before then."""
+    enclave, _ = place
+    monkeypatch.setattr(connections_module, "RENEWAL_WAIT", 0.2)
+    early = types.SimpleNamespace(random=lambda: 0.0)  # there is time to ask four times
+    monkeypatch.setattr(connections_module, "random", early)
+
+    async def case(client: Face) -> None:
+        async with client.stream("GET", "/hold"):
+            (first,) = client.client.receipts
+            tunnel = tunnel_of(client.client)
+            enclave.set_faults(Fault.SILENT_ATTESTATION)
+            for _ in range(3):
+                until_due(clock, client.client)
+                assert clock() < tunnel.ends_at
+                asked = enclave.stats()["attestations_total"]
+                for _ in range(2):  # the first of them asks
+                    assert (await client.get("/")).extensions["enclavia"] is first
+                assert enclave.stats()["attestations_total"] == asked + 1
+            until_ended(clock, client.client)
+            with pytest.raises(enclavia.ReadTimeout):
+                await client.get("/")
+            assert (client.client.stats.connects, client.client.stats.reattestations) == (1, 0)
+
+    with_client(kind, enclave, case, auto_reconnect=False)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
