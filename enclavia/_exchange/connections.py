@@ -7,14 +7,15 @@ Calls: _core, _channel, _errors, _identity, _io, _pool, _trust. Locks: ``_lock``
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .. import _core
 from .._channel.config import ChannelConfig
@@ -30,7 +31,7 @@ from .._errors import (
     ReadTimeout,
 )
 from .._identity.pins import PinTuples, matching_set, pcr_bytes
-from .._io.face import SHORTEST, Io, Waiter, deadline_of, expect_verified, now, time_left
+from .._io.face import SHORTEST, Ended, Io, Waiter, deadline_of, expect_verified, now, time_left
 from .._pool.kinds import Job, Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["Connections", "Use"]
 
 logger = logging.getLogger("enclavia")
+
+T = TypeVar("T")
+
 # How long a body waits for a channel of its own; a server without room for it says nothing.
 SPARE_WAIT = 3.0
 # How many identities are remembered. Pins allow few; in debug mode each document may be another.
@@ -410,27 +414,15 @@ class Connections:
                 return  # something changed meanwhile, perhaps for this ticket too
         one = SPARE_WAIT if member.spare else timeouts.connect
         end = None if one is None else now() + one
-        until, trust = earlier(end, deadline), self.trust
-        error: Exception | None = None
-        tunnel = member.handle
-        if trust is not None:
-            opened, error = await self._trusted(
-                trust, ticket, until, self._allowed(Phase.CONNECT, timeouts)
-            )
-        else:
-            if tunnel is None:
-                tunnel = self._start(ticket, self.config)
-            opened = await self.io.wait_open(tunnel.core, time_left(until))
+        last = not member.spare and not is_before(end, deadline)
+        allowed = self._allowed(Phase.CONNECT, timeouts) if last else one
+        in_time, error = await self._attempt(ticket, earlier(end, deadline), allowed)
         if ticket.state is not State.CONNECT:
             return  # closed meanwhile
-        if not opened and not member.spare and not is_before(end, deadline):
+        if error is not None and last and not in_time:
             if self.pool.alone(ticket) and self.pool.last_error is None:
-                if error is not None:
-                    raise error
-                expect_verified(cast(Tunnel, tunnel).core, self._allowed(Phase.CONNECT, timeouts))
+                raise error
             raise self._too_late(Phase.CONNECT, timeouts)
-        if tunnel is not None and trust is None:
-            error = self._verified(tunnel) if opened else self._missing(tunnel)
         if error is None:
             self.pool.connected(ticket, now())
         else:
@@ -440,44 +432,31 @@ class Connections:
             logger.log(level, "cannot connect to %s: %s", self.config.url.authority, error)
             self.pool.connect_failed(ticket, error, now())
 
-    def _start(self, ticket: Ticket[Tunnel, IdleStream], config: ChannelConfig) -> Tunnel:
-        tunnel = Tunnel(config.reach(), self.past, config.pins)
-        self.made.add(tunnel)
-        self.pool.starting(ticket, tunnel)
-        return tunnel
-
-    async def _trusted(
+    async def _attempt(
         self,
-        trust: Trust,
         ticket: Ticket[Tunnel, IdleStream],
         deadline: float | None,
         allowed: float | None,
     ) -> tuple[bool, Exception | None]:
-        """One attempt where somebody is asked about trust. Whether it came to an end in time, and
-        why the channel is not usable, where it is not. ``allowed``: seconds, for the message."""
+        """Whether the attempt came to an end in time, and why there is no channel to use, where
+        there is none. ``allowed``: seconds, for the message."""
         member = cast("Member[Tunnel, IdleStream]", ticket.member)
-        followed = 0
+        trust, followed = self.trust, 0
         try:
             while ticket.state is State.CONNECT:
-                tunnel = member.handle
-                if tunnel is None:
-                    pinned = trust.pinned  # or newer ones, which are then compared once more
-                    pins = await trust.pins(self.io, deadline)
-                    if ticket.state is not State.CONNECT:
-                        break
-                    if self.trust is not trust:
-                        raise ConnectionClosed("the pins were changed while others were asked for")
-                    tunnel = self._start(ticket, self.config._replace(pins=pins))
-                    tunnel.pinned = pinned
+                tunnel = member.handle or await self._start(trust, ticket, deadline)
                 if not await self.io.wait_open(tunnel.core, time_left(deadline)):
                     expect_verified(tunnel.core, allowed)
                 error = _not_open(tunnel)
                 if error is None:
-                    await self._accept(trust, tunnel, deadline)
-                    return True, None
-                if not isinstance(error, PcrMismatch) or followed == MOST_FOLLOWED:
+                    await self._accept(trust, ticket, tunnel, deadline)
+                    break
+                if trust is None or not isinstance(error, PcrMismatch) or followed == MOST_FOLLOWED:
                     return True, error
-                if not await trust.mismatch(self.io, error, tunnel.pins, deadline):
+                mismatch = functools.partial(
+                    trust.mismatch, error=error, pins=tunnel.pins, deadline=deadline
+                )
+                if not await self._step(ticket, mismatch):
                     return True, error
                 followed += 1
                 self.pool.starting_over(ticket)
@@ -485,35 +464,56 @@ class Connections:
             return False, error
         except EnclaviaError as error:
             return True, error
-        return True, None  # closed meanwhile
+        except Ended:
+            pass  # closed meanwhile
+        return True, None
 
-    async def _accept(self, trust: Trust, tunnel: Tunnel, deadline: float | None) -> None:
+    async def _start(
+        self, trust: Trust | None, ticket: Ticket[Tunnel, IdleStream], deadline: float | None
+    ) -> Tunnel:
+        """A channel that is being connected, the ticket's from now on."""
+        config = self.config
+        if trust is not None:
+            pinned = trust.pinned  # or newer ones, which are then compared once more
+            pins = await self._step(ticket, functools.partial(trust.pins, deadline=deadline))
+            if self.trust is not trust:
+                raise ConnectionClosed("the pins were changed while others were asked for")
+            config = config._replace(pins=pins)
+        tunnel = Tunnel(config.reach(), self.past, config.pins)
+        if trust is not None:
+            tunnel.pinned = pinned
+        self.made.add(tunnel)
+        self.pool.starting(ticket, tunnel)
+        return tunnel
+
+    async def _accept(
+        self,
+        trust: Trust | None,
+        ticket: Ticket[Tunnel, IdleStream],
+        tunnel: Tunnel,
+        deadline: float | None,
+    ) -> None:
         """Raises where the channel is refused by somebody who was asked."""
         raw, verified_at = tunnel.core.attestation(), now()
         receipt = self._receipt(tunnel, raw)
-        await trust.verified(self.io, receipt, deadline)
+        if trust is not None:
+            await self._step(
+                ticket, functools.partial(trust.verified, receipt=receipt, deadline=deadline)
+            )
         self._take(tunnel, receipt, raw, verified_at)
 
-    def _missing(self, tunnel: Tunnel) -> Exception | None:
-        """What an attempt still waited for when its time was up; None where it came just now."""
-        try:
-            tunnel.core.wait_open(SHORTEST)
-        except EnclaviaError as error:
-            return error
-        return self._verified(tunnel)
+    async def _step(
+        self, ticket: Ticket[Tunnel, IdleStream], step: Callable[[Io[Any]], Coroutine[Any, Any, T]]
+    ) -> T:
+        """What a step of trust says. Raises Ended where the ticket was closed before that."""
 
-    def _verified(self, tunnel: Tunnel) -> Exception | None:
-        """Why the channel is not usable; None where it is."""
-        closed = _not_open(tunnel)
-        if closed is not None:
-            return closed
-        try:
-            raw = tunnel.core.attestation()
-            receipt = self._receipt(tunnel, raw)
-        except EnclaviaError as error:
-            return error
-        self._take(tunnel, receipt, raw, now())
-        return None
+        def ended() -> bool:
+            return ticket.state is not State.CONNECT
+
+        answer = await self.io.unless(ended, functools.partial(self.pool.watch, ticket), step)
+        if ended():
+            raise Ended
+        return answer
 
 
 def _not_open(tunnel: Tunnel) -> Exception | None:

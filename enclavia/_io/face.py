@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "READ_SIZE",
     "SHORTEST",
+    "Ended",
     "Io",
     "Register",
     "Waiter",
@@ -98,6 +99,10 @@ class Waiter(Protocol):
         """Wakes who waits for it."""
 
 
+class Ended(Exception):
+    """Nobody wants the result of a step any more. Never leaves the package."""
+
+
 class Io(Protocol[W]):
     """Everything that may wait. A wait says False, or None, where its time was up.
 
@@ -156,6 +161,17 @@ class Io(Protocol[W]):
 
     async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
         """One GET. None where there is no answer in time. Raises what httpx2 raises."""
+
+    async def unless(
+        self,
+        ended: Callable[[], bool],
+        watch: Callable[[Any], None],
+        step: Callable[[Io[Any]], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Runs ``step`` with what it is to wait by. Raises Ended where it waits when ``ended`` has
+        become true. ``watch`` is given an object whose ``set`` has to be called after that, from
+        any thread; calling it before does nothing. In a thread, a function of the caller's cannot
+        be broken off, and is run to its end."""
 
 
 def expected_body(request: object, kind: str) -> str:

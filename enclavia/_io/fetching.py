@@ -67,17 +67,16 @@ async def fetch(wanted: Fetch) -> Answer:
         )
 
 
-def fetch_in_thread(wanted: Fetch, timeout: float | None) -> Answer | None:
-    """None where there is no answer in time."""
+def fetch_in_thread(wanted: Fetch, waiter: threading.Event, timeout: float | None) -> Answer | None:
+    """``waiter``: is set when there is an answer; who sets it before ends the fetch. None where
+    there is no answer by then."""
     fetching = _Fetching(wanted)
+    fetching.answer.add_done_callback(lambda _: waiter.set())
     thread = threading.Thread(target=fetching.run, name="enclavia-fetch", daemon=True)
     thread.start()
     try:
-        return fetching.answer.result(timeout)
-    except concurrent.futures.TimeoutError:
-        if fetching.answer.done():
-            return fetching.answer.result()  # what it raised, or just in time
-        return None
+        waiter.wait(timeout)
+        return fetching.answer.result() if fetching.answer.done() else None
     finally:
         fetching.cancel()
 

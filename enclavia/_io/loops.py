@@ -16,7 +16,7 @@ import collections
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import anyio
@@ -29,6 +29,8 @@ from .._arguments import byte_view, is_async
 from .._errors import PoolTimeout, StateError, WriteTimeout
 from .face import (
     SHORTEST,
+    Ended,
+    Io,
     Register,
     deadline_of,
     expect_verified,
@@ -461,6 +463,23 @@ class LoopIo:
         with anyio.move_on_after(timeout):
             return await fetch(wanted)
         return None
+
+    async def unless(
+        self,
+        ended: Callable[[], bool],
+        watch: Callable[[Any], None],
+        step: Callable[[Io[Any]], Coroutine[Any, Any, T]],
+    ) -> T:
+        waiter = self.waiter()
+        with anyio.CancelScope() as scope:
+            waiter.wake = lambda: scope.cancel() if ended() else None
+            try:
+                watch(waiter)
+                if not ended():
+                    return await step(self)
+            finally:
+                waiter.wake = None
+        raise Ended
 
 
 def _wrapped(function: Callable[[Any], object], value: object) -> tuple[object]:

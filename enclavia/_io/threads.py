@@ -14,14 +14,14 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import httpx2
 
 from .. import _core
 from .._errors import ReadTimeout
-from .face import Register, deadline_of, expected_body, piece_of, positive, time_left
+from .face import Ended, Io, Register, deadline_of, expected_body, piece_of, positive, time_left
 from .late import nothing_read, nothing_sent
 from .polling import poll_descriptor, poll_until
 
@@ -200,4 +200,56 @@ class ThreadIo:
     async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
         from .fetching import fetch_in_thread
 
-        return fetch_in_thread(wanted, timeout)
+        return fetch_in_thread(wanted, self.waiter(), timeout)
+
+    async def unless(
+        self,
+        ended: Callable[[], bool],
+        watch: Callable[[Any], None],
+        step: Callable[[Io[Any]], Coroutine[Any, Any, T]],
+    ) -> T:
+        waits = _StepIo(ended)
+        try:
+            watch(waits)
+            return await step(waits)
+        finally:
+            # Whoever was given it keeps it, and would be kept in turn by what ``ended`` looks at.
+            waits.ended = _never
+
+
+def _never() -> bool:
+    return False
+
+
+class _StepIo(ThreadIo):
+    """The waits of one step, which :meth:`set`, called by another thread, ends."""
+
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self.ended = ended
+        self._waiters: list[threading.Event] = []
+
+    def set(self) -> None:
+        if self.ended():
+            for waiter in self._waiters.copy():
+                waiter.set()
+
+    def waiter(self) -> threading.Event:
+        waiter = threading.Event()
+        self._waiters.append(waiter)
+        return waiter
+
+    async def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
+        self._expect_wanted()
+        in_time = await super().wait(waiter, timeout)
+        self._expect_wanted()
+        return in_time
+
+    async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
+        self._expect_wanted()
+        answer = await super().fetch(wanted, timeout)
+        self._expect_wanted()
+        return answer
+
+    def _expect_wanted(self) -> None:
+        if self.ended():
+            raise Ended
