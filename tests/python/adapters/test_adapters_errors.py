@@ -9,6 +9,7 @@ import pickle
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -178,7 +179,9 @@ BEFORE: dict[str, Provoked] = {
     "AttestationError": Provoked(pcrs=WRONG),
     "BackendError": Provoked(
         pcrs=WRONG,
-        trust_upgrades=enclavia.TrustUpgrades(f"http://127.0.0.1:{unused_port()}", "1" * 32),
+        trust_upgrades=enclavia.TrustUpgrades(
+            f"http://127.0.0.1:{unused_port()}", uuid.UUID(int=1)
+        ),
         patience=0.0,
     ),
     "UpgradeChainError": Provoked(injected=BROKEN_CHAIN),

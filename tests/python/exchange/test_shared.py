@@ -11,6 +11,7 @@ import pickle
 import re
 import ssl
 import threading
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -153,14 +154,14 @@ UNLIKE: dict[str, list[Any]] = {
     "clock_leeway": [60, 0, 61],
     "trust_upgrades": [
         None,
-        enclavia.TrustUpgrades("https://one.example", "1" * 32),
-        enclavia.TrustUpgrades("https://two.example", "1" * 32),
-        enclavia.TrustUpgrades("https://one.example", "2" * 32),
-        enclavia.TrustUpgrades("https://one.example", "1" * 32, "token"),
-        enclavia.TrustUpgrades("https://one.example", "1" * 32, "other"),
-        enclavia.TrustUpgrades("https://one.example", "1" * 32, None, True),
-        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water="/one"),
-        enclavia.TrustUpgrades("https://one.example", "1" * 32, high_water=decide),  # type: ignore[arg-type]
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1)),
+        enclavia.TrustUpgrades("https://two.example", uuid.UUID(int=1)),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=2)),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1), "token"),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1), "other"),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1), None, True),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1), high_water="/one"),
+        enclavia.TrustUpgrades("https://one.example", uuid.UUID(int=1), high_water=decide),  # type: ignore[arg-type]
     ],
     "upgrade_headers": [None, {"X-A": "1"}, {"X-A": "2"}, {"X-B": "1"}, [("X-A", "1")] * 2],
     "verify": [True, False, in_a_file("one.pem"), in_a_file("two.pem")],
