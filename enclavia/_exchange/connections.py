@@ -198,10 +198,13 @@ class Connections:
                 tunnel.broken = True
                 tunnel.close()
                 raise
+            except ConnectTimeout:
+                tunnel.broken = True  # nobody agreed; who uses it goes on to their end
+                raise
             except BaseException:
-                # Too late, Ctrl-C or a cancellation: nobody agreed to the document, so no request
-                # begins on the channel any more. Those that it has go on to their end.
-                tunnel.broken = True
+                # Ctrl-C or a cancellation ended one caller's wait, and nobody agreed to the
+                # document: the next request asks for another one before it goes out.
+                tunnel.renew_at = 0.0
                 raise
         with self._lock:
             self.reattestations += 1

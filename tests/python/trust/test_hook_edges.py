@@ -149,18 +149,21 @@ def test_a_hook_that_is_cancelled_has_not_agreed_to_the_channel() -> None:
         drive("asyncio", case)
 
 
-def test_a_clients_hook_that_is_interrupted_has_not_agreed_to_the_channel() -> None:
+def test_a_clients_hook_that_is_interrupted_is_asked_again_before_the_next_request() -> None:
     asked: list[Receipt] = []
-    with byte_enclave(answering(ok())) as (enclave, _):
-        with enclavia.Client(
+    with (
+        byte_enclave(answering(ok())) as (enclave, _),
+        enclavia.Client(
             enclave.url,
             on_attestation=interrupting(asked),
             **keywords(enclave),  # type: ignore[arg-type]
-        ) as client:
-            client.get("/")
-            engine = client._enclave._engine
-            with pytest.raises(Interrupted):
-                run(engine.connections.verify_again(engine.timeouts))
-            assert not any(tunnel.alive for tunnel in engine.pool.handles())
-            client.get("/")
-        assert len(asked) == 3  # of another channel
+        ) as client,
+    ):
+        client.get("/")
+        engine = client._enclave._engine
+        with pytest.raises(Interrupted):
+            run(engine.connections.verify_again(engine.timeouts))
+        client.get("/")
+        assert [receipt.reason for receipt in asked] == ["connect", "fresh", "fresh"]
+        assert client.receipts == (asked[0], asked[2])
+        assert client.stats.connects == 1
