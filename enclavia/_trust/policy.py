@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
@@ -326,6 +326,7 @@ def _upgrades(table: _Table, folder: Path) -> PolicyUpgrades | None:
 def _kind(value: object) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
     names |= {str: "text", list: "an array", dict: "a table"}
+    names |= {datetime: "a date and time", date: "a date", time: "a time"}
     return names.get(type(value), type(value).__name__)
 
 
@@ -390,6 +391,8 @@ def _moment(name: str, value: object) -> datetime:
             moment = None
     if moment is None or moment.utcoffset() is None:
         got = repr(shown(value)[:40]) if isinstance(value, str) else _kind(value)
+        if isinstance(value, datetime) and value.utcoffset() is None:
+            got = "one without an offset"
         raise ValueError(
             f"{name}: expected a date and time with its offset (2027-01-31T12:00:00Z), got {got}"
         )

@@ -251,7 +251,12 @@ def test_refused(document: Any, message: str, tmp_path: Path) -> None:
         (
             f'format = 1\n[[versions]]\nname = "a"\npcrs = {{PCR0="{ONE["PCR0"]}", '
             f'PCR1="{ONE["PCR1"]}", PCR2="{ONE["PCR2"]}"}}\nnot_after = 2027-01-31T12:00:00',
-            "expected a date and time with its offset",
+            r"expected a date and time with its offset \(.*\), got one without an offset",
+        ),
+        (
+            f'format = 1\n[[versions]]\nname = "a"\npcrs = {{PCR0="{ONE["PCR0"]}", '
+            f'PCR1="{ONE["PCR1"]}", PCR2="{ONE["PCR2"]}"}}\nnot_after = 2027-01-31',
+            r"expected a date and time with its offset \(.*\), got a date",
         ),
     ],
     ids=lambda value: repr(value[:24]),

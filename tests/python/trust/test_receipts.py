@@ -232,6 +232,12 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 
 
+def test_the_one_spelling_of_times_is_shown(receipt: Receipt) -> None:
+    other = str(receipt).replace("+00:00", "Z")
+    with pytest.raises(enclavia.ReceiptError, match=r"UTC, as [-0-9]{10}T[:0-9]{8}\+00:00"):
+        Receipt.from_json(other)
+
+
 @pytest.mark.parametrize("name", [name for name in _SHAPE if name not in ("schema", "receipt_id")])
 def test_reader_and_schema_agree(receipt: Receipt, name: str) -> None:
     """Whatever stands in a field, the published schema refuses it where the reader does. (The
