@@ -222,6 +222,11 @@ static const char *further_advice(size_t index) {
     }
 }
 
+/* A further PCR is zero in production as well, where nothing was measured into it. */
+static bool is_of_debug_enclave(size_t index, const encl_pcr *actual) {
+    return index < ENCL_PINNED_PCRS && actual->len != 0 && is_zero(actual);
+}
+
 /* Enclavia stamps an enclave's UUID into its image, which PCR0 and PCR2 measure and PCR1, the
  * kernel and what it boots with, does not. */
 static const char *pcr_advice(size_t index, const encl_pins *pins, const encl_attestation *a) {
@@ -233,7 +238,7 @@ static const char *pcr_advice(size_t index, const encl_pins *pins, const encl_at
     if (index >= ENCL_PINNED_PCRS) {
         return further_advice(index);
     }
-    if (is_zero(actual)) {
+    if (is_of_debug_enclave(index, actual)) {
         return "all zero: this is a debug enclave, which proves nothing about its code";
     }
     if (pins != NULL && same_pcr(pins, a, 1)) {
@@ -260,7 +265,7 @@ static encl_result pcr_failure(size_t index, const encl_pins *pins, const encl_a
     }
     rc = encl_fail(err, ENCL_E_PCR, "PCR%zu: expected %s, got %s (%s)", index,
                    expected == NULL ? "a measurement" : wanted, got, pcr_advice(index, pins, a));
-    err->hint = is_zero(actual) ? ENCL_HINT_DEBUG_ENCLAVE : ENCL_HINT_NONE;
+    err->hint = is_of_debug_enclave(index, actual) ? ENCL_HINT_DEBUG_ENCLAVE : ENCL_HINT_NONE;
     err->detail.pcr.index = (int)index;
     err->detail.pcr.actual_len = actual->len;
     memcpy(err->detail.pcr.actual, actual->value, actual->len);

@@ -182,6 +182,17 @@ def test_the_hint_says_what_a_further_pcr_measures(index: int, words: str) -> No
     refuse("PCR mismatch", words, good(pcrs=pcr_map(live)).encode(), pins=[pins])
 
 
+def test_a_further_pcr_without_a_measurement_is_no_sign_of_a_debug_enclave() -> None:
+    for index in (3, 4, 8, 16):
+        pins = {**dict(enumerate(PINS)), index: b"\x55" * 48}
+        absent = {i: value for i, value in PCRS.items() if i != index}
+        for live in ({**PCRS, index: bytes(48)}, absent):
+            error = refuse(
+                "PCR mismatch", f"PCR{index}", good(pcrs=pcr_map(live)).encode(), pins=[pins]
+            )
+            assert error.hint is None
+
+
 def test_further_pins_are_checked() -> None:
     three = dict(enumerate(PINS))
     bad_policy("pinned PCR8: expected 32, 48 or 64 bytes, got 47", [{**three, 8: bytes(47)}])
