@@ -21,5 +21,7 @@ _BEGINNING: Final = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1))
 
 def python_command(program: str, *arguments: str) -> list[str]:
     """The command that runs ``program``, which finds ``arguments`` in ``sys.argv[1:]``."""
+    # Python passes over what is no text (a pathlib.Path), and JSON cannot have it.
+    folders = json.dumps([folder for folder in sys.path if isinstance(folder, str)])
     # -P: without the current folder, which has no business before this one's list.
-    return [sys.executable, "-P", "-c", _BEGINNING + program, json.dumps(sys.path), *arguments]
+    return [sys.executable, "-P", "-c", _BEGINNING + program, folders, *arguments]

@@ -21,6 +21,7 @@ from .._errors import EnclaviaError
 from .._identity.attestation import Attestation
 from .node import NodeForwarder
 from .options import FleetSettings
+from .report import identity_of
 
 __all__ = ["Member", "member_of"]
 
@@ -34,6 +35,7 @@ class Member:
         self._client: Client | None = None
         self._forwarder: NodeForwarder | None = None
         self._holders = 0
+        self._seen_before: list[Attestation] = []  # by clients that were closed
         self.told = 0
         """How many identities were reported to where the engine collects reports."""
 
@@ -45,6 +47,7 @@ class Member:
         with self._lock:
             client = self._client
             if client is None or client.is_closed:
+                self._seen_before = self.seen()
                 client = self._client = self._made()
             return client
 
@@ -72,9 +75,14 @@ class Member:
         return given
 
     def seen(self) -> list[Attestation]:
-        """One document for each identity that a channel of the client has led to."""
+        """One document for each identity that a channel in this process has led to, also one of a
+        client that was closed since: the next client may meet another image."""
         client = self._client
-        return [] if client is None else client._enclave._seen()
+        now = [] if client is None else client._enclave._seen()
+        found: dict[str, Attestation] = {}
+        for each in (*self._seen_before, *now):
+            found.setdefault(identity_of(each), each)
+        return list(found.values())
 
     def verified_again(self, timeout: float | None) -> list[Attestation]:
         """A fresh document of each open channel, verified. Raises: Connecting, Exchanging."""
@@ -96,6 +104,7 @@ class Member:
         """Closes the client, and ends the forwarder that this process has started. The next use
         makes others. May be called again."""
         with self._lock:
+            self._seen_before = self.seen()
             client, self._client = self._client, None
             forwarder, self._forwarder = self._forwarder, None
             self._holders = 0

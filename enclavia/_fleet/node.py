@@ -12,6 +12,7 @@ _interpreter, _io. Locks:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from .. import _core, _errors
 from .._channel.socket_path import CONTROL, default_path
@@ -156,7 +157,14 @@ class NodeForwarder:
             raise ConnectError(
                 "expected a forwarder that starts, got its end: its output on stderr says why"
             )
-        said: dict[str, Any] = json.loads(line)
+        try:
+            said: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise ConnectError(
+                f"expected a forwarder that says whether it started, got {line[:80]!r}: something "
+                "prints on standard output while Python starts (sitecustomize, usercustomize)",
+                retryable=False,
+            ) from error
         return said
 
     def _end(self) -> None:
@@ -189,22 +197,24 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: for the job, which then ends this
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parent = os.getppid()
+    answers = _answers()
     url, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our parent
     try:
         forwarder = Forwarder(url, **options)
         forwarder.start()
     except StateError:
-        _say(state="taken")
+        _say(answers, state="taken")
         return
     except EnclaviaError as error:
-        _say(type=type(error).__name__, message=error.message, retryable=error.retryable)
+        what = {"type": type(error).__name__, "message": error.message}
+        _say(answers, **what, retryable=error.retryable)
         return
     except (ImportError, OSError, ValueError, TypeError) as error:
         kind = "ImportError" if isinstance(error, ImportError) else "ConnectError"
-        _say(type=kind, message=str(error), retryable=False)
+        _say(answers, type=kind, message=str(error), retryable=False)
         return
     try:
-        _say(state="ready")
+        _say(answers, state="ready")
         # Other children of the parent may hold its end of the pipe open.
         while os.getppid() == parent and forwarder.running:
             if poll_descriptor(0, _core.READABLE, _PARENT_CHECK_SECONDS):
@@ -213,6 +223,16 @@ def main() -> None:
         forwarder.stop(_DRAIN_SECONDS)
 
 
-def _say(**what: object) -> None:
+def _answers() -> TextIO:
+    """Where the parent reads, which was standard output until now. Standard output leads to
+    standard error from now on: what a function for pins prints is no answer, and would fill a pipe
+    that the parent reads no more once the forwarder runs."""
+    answers = os.fdopen(fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3), "w", encoding="ascii")
+    # Where standard error was closed, what is printed goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else 2, 1)
+    return answers
+
+
+def _say(answers: TextIO, **what: object) -> None:
     with contextlib.suppress(OSError):  # the parent is gone
-        print(json.dumps(what), flush=True)
+        print(json.dumps(what), file=answers, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import os
 import pickle
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,36 @@ def test_an_image_that_was_met_in_between_is_not_forgotten(
         both._report_of([report])
     assert len(met.value.report.identities) == 2
     both._member.close()
+
+
+def _closed_by_a_task(fleet: Fleet) -> None:
+    fleet.client().close()
+
+
+def _closed_with_its_holder(fleet: Fleet) -> None:
+    fleet._member.close()
+
+
+@pytest.mark.parametrize("lose", [_closed_by_a_task, _closed_with_its_holder])
+def test_an_image_that_a_closed_client_met_is_not_forgotten(
+    enclave: LocalEnclave, lose: Callable[[Fleet], None]
+) -> None:
+    both = fleet_of(enclave, pcrs=[enclave.pcrs, OTHER])
+    assert score(both, 1) == 1
+    lose(both)
+    enclave.set_identity(pcrs=OTHER)
+    assert score(both, 2) == 2
+    with pytest.raises(FleetMismatch, match="got 2"):
+        both._report_of([both._seen()])
+    both._member.close()
+
+
+def test_clients_of_one_image_leave_one_document(enclave: LocalEnclave, fleet: Fleet) -> None:
+    """However often a task closes its client, what is remembered does not grow."""
+    for number in range(3):
+        assert score(fleet, number) == number
+        fleet.client().close()
+    assert len(fleet._member.seen()) == 1
 
 
 def test_arguments_of_a_report(fleet: Fleet) -> None:
@@ -439,3 +470,44 @@ def test_pins_of_a_function(enclave: LocalEnclave) -> None:
     with pytest.raises(enclavia.ConnectError, match="another process can be given") as met:
         shared.client()
     assert met.value.retryable is False
+
+
+CHATTY = """
+print("this module was loaded", flush=True)
+
+class Source:
+    def __init__(self, pcrs):
+        self.pcrs = pcrs
+
+    def __call__(self):
+        print("x" * 100_000, flush=True)  # more than a pipe holds
+        return self.pcrs
+"""
+
+
+def test_what_a_function_for_pins_prints_is_no_answer_of_the_forwarder(
+    enclave: LocalEnclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chatty_pins.py").write_text(CHATTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = importlib.import_module("chatty_pins").Source(enclave.pcrs)
+    shared = fleet_of(enclave, pcrs=source, per="node")
+    assert score(shared, 1) == 1
+    shared._member.close()
+
+
+def test_output_while_python_starts_is_a_typed_error(
+    shared: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_PROGRAM", f"print('good morning'); {node._PROGRAM}")
+    with pytest.raises(enclavia.ConnectError, match="got b'good morning") as met:
+        shared.client()
+    assert met.value.retryable is False
+
+
+def test_a_search_path_with_more_than_text(
+    enclave: LocalEnclave, shared: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python passes over it, and so does the forwarder's."""
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    assert score(shared, 1) == 1
