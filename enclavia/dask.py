@@ -16,6 +16,7 @@ Needs ``pip install 'enclavia[dask]'``, on the workers too.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Unpack
 
 import httpx2
@@ -93,16 +94,16 @@ class EnclavePlugin(Fleet, WorkerPlugin):
         if cluster.asynchronous:
             raise TypeError("cluster: expected a blocking distributed.Client, got an async one")
         seconds = checked_timeout("timeout", timeout)
-        said = cluster.run(_report_of, self, seconds, on_error="return")
+        said = cluster.run(_worker_report, self, seconds, on_error="return")
         return self._report_of(
-            each
+            dataclasses.replace(each, worker=name)  # by the name that Dask asked it by
             if isinstance(each, WorkerReport)
             else WorkerReport(name, "", 0, error=f"{type(each).__name__}: {each}")
             for name, each in said.items()
         )
 
 
-async def _report_of(
+async def _worker_report(
     plugin: EnclavePlugin, timeout: float | None, dask_worker: Worker
 ) -> WorkerReport:
     # In a thread: what waits here would hold up the worker's event loop.

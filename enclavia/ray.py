@@ -111,7 +111,9 @@ class EnclaveFleet(Fleet):
         for actor in handles:
             if not isinstance(actor, ray.actor.ActorHandle):
                 raise TypeError(f"actors: expected handles of Ray, got {type(actor).__name__}")
-        asked = [(actor, actor.__ray_call__.remote(_report_of, self, seconds)) for actor in handles]
+        asked = [
+            (actor, actor.__ray_call__.remote(_worker_report, self, seconds)) for actor in handles
+        ]
         reports = [_answer_of(actor, answer) for actor, answer in asked]
         reports += ray.get(self._collector.reports.remote())
         return self._report_of(reports)
@@ -129,7 +131,7 @@ def _worker() -> str:
     return str(context.get_worker_id())
 
 
-def _report_of(_: object, fleet: EnclaveFleet, timeout: float | None) -> WorkerReport:
+def _worker_report(_: object, fleet: EnclaveFleet, timeout: float | None) -> WorkerReport:
     return fleet.report(_worker(), timeout)
 
 

@@ -1,6 +1,6 @@
 """What the fleets of all engines have in common.
 
-Decides what a process reports. Calls: _arguments, _client, _errors. Locks: none.
+Decides what a process reports. Calls: _arguments, _client. Locks: none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import httpx2
 
 from .._arguments import timeout as checked_timeout
 from .._client.client import Client
-from .._errors import EnclaviaError
 from .member import Member, member_of
 from .options import Per, fleet_settings
 from .report import FleetReport, WorkerReport
@@ -66,7 +65,7 @@ class Fleet:
         fresh = []
         try:
             fresh = member.verified_again(seconds)
-        except (EnclaviaError, ImportError) as caught:
+        except Exception as caught:  # a file that is missing on this machine, too
             error = f"{type(caught).__name__}: {caught}"
         return self._of_member(worker, [*member.seen(), *fresh], error)
 

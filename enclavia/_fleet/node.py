@@ -118,11 +118,15 @@ class NodeForwarder:
         return True
 
     def _start(self) -> None:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-            python_command(_PROGRAM),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        command = python_command(_PROGRAM)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        except OSError as error:
+            raise ConnectError(
+                f"expected a forwarder that {command[0]!r} starts (sys.executable), got: {error}"
+            ) from error
         self._process = process
         try:
             said = self._handed_over(process)

@@ -41,10 +41,10 @@ class WorkerReport:
     """What one process of a job saw.
 
     ``worker`` is the engine's name of the worker, ``node`` the host's name. ``attestations``: one
-    for each identity that any channel of the worker's client led to since it was made, then the
-    fresh one of each channel that was open when the report was made, each verified by the worker
-    against its own pins; ``nonce`` of each is the handshake hash of its channel. ``error``: why
-    nothing could be verified, None where it could. ``via``: the forwarder that was used.
+    for each identity that any channel of the worker has led to, then the fresh one of each channel
+    that was open when the report was made, each verified by the worker against its own pins;
+    ``nonce`` of each is the handshake hash of its channel. ``error``: why nothing could be
+    verified, None where it could. ``via``: the forwarder that was used.
     """
 
     worker: str

@@ -238,6 +238,29 @@ def test_clients_of_one_image_leave_one_document(enclave: LocalEnclave, fleet: F
     assert len(fleet._member.seen()) == 1
 
 
+@pytest.mark.parametrize("per", ["worker", "node"])
+def test_a_file_that_a_worker_does_not_have_is_an_error(
+    enclave: LocalEnclave, per: str, tmp_path: Path
+) -> None:
+    """That of ``verify`` is looked for on each worker's own machine."""
+    authorities = tmp_path / "ca.pem"
+    authorities.write_bytes(enclave.root or b"")
+    fleet = fleet_of(enclave, verify=str(authorities), per=per)
+    authorities.unlink()
+    report = fleet.report()
+    assert report.error is not None and "verify: expected the path" in report.error
+    with pytest.raises(FleetMismatch, match="verify: expected the path"):
+        fleet._report_of([report])
+
+
+def test_a_runtime_folder_with_too_long_a_name_is_an_error(
+    enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", f"/tmp/{'x' * 150}")
+    report = fleet_of(enclave, per="node").report()
+    assert report.error is not None and "choose a shorter one" in report.error
+
+
 def test_arguments_of_a_report(fleet: Fleet) -> None:
     with pytest.raises(TypeError, match="worker: expected text or None, got int"):
         fleet.report(5)  # type: ignore[arg-type]
@@ -445,6 +468,14 @@ def test_a_program_that_ends_at_once_is_said(
 ) -> None:
     monkeypatch.setattr(node, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(enclavia.ConnectError, match=r"got (its end|an error)|got: "):
+        shared.client()
+
+
+def test_an_interpreter_that_is_not_there_is_said(
+    shared: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(enclavia.ConnectError, match="'/nowhere/python' starts"):
         shared.client()
 
 
