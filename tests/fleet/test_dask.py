@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fleet_app import ROWS, keywords, small_enclave
-from support import eventually
+from support import HANG, eventually
 
 import enclavia
 from enclavia import FleetMismatch, Pcrs
@@ -105,9 +105,9 @@ def test_a_task_finds_the_client_of_its_worker(
 
         return enclavia.dask.client(name).post("/score", json={"id": 9}).status_code
 
-    assert cluster.submit(work, "mine").result() == 200
+    assert cluster.submit(work, "mine").result(timeout=HANG) == 200
     with pytest.raises(enclavia.StateError, match="without"):
-        cluster.submit(work, "another").result()
+        cluster.submit(work, "another").result(timeout=HANG)
     with pytest.raises(enclavia.StateError, match="in a task of Dask"):
         dask.client()
 

@@ -332,6 +332,17 @@ def kernel_buffers(*names: str) -> int:
     return sum(int(limit.split()[2]) for limit in limits)
 
 
+def together(*works: Callable[[], object]) -> None:
+    """Each in a thread of its own, until all of them have ended. One that hangs fails the test, and
+    does not keep the process from ending."""
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+
+
 def eventually(
     condition: Callable[[], bool], timeout: float = HANG, what: Sequence[object] = ()
 ) -> None:

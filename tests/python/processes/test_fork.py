@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 from forked import in_child
 from repository import SUPPORT
-from support import answering, byte_enclave, keywords, ok
+from support import HANG, answering, byte_enclave, keywords, ok
 
 import enclavia
 
@@ -110,7 +110,7 @@ def busy(*works: Callable[[], None]) -> Iterator[None]:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
     try:
@@ -118,7 +118,8 @@ def busy(*works: Callable[[], None]) -> Iterator[None]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(HANG)
+    assert not any(thread.is_alive() for thread in threads)
     assert not failures
 
 

@@ -15,7 +15,17 @@ from typing import Any
 import anyio
 import pytest
 from pinned import OTHER, Workload
-from support import HANG, drive, eventually, keywords, with_client
+from support import (
+    HANG,
+    Connection,
+    byte_enclave,
+    drive,
+    eventually,
+    keywords,
+    ok,
+    together,
+    with_client,
+)
 
 import enclavia
 import enclavia.httpx
@@ -289,7 +299,7 @@ def test_a_question_that_is_late_goes_on_alone() -> None:
 
 
 def test_many_threads_ask_once() -> None:
-    together = threading.Barrier(8)
+    ready = threading.Barrier(9)
     free = threading.Event()
 
     def slow() -> Pcrs:
@@ -301,16 +311,15 @@ def test_many_threads_ask_once() -> None:
     got: list[Any] = []
 
     def run() -> None:
-        together.wait(HANG)
+        ready.wait(HANG)
         got.append(ask(answers))
 
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: store.asked == 1)
-    free.set()
-    for thread in threads:
-        thread.join(HANG)
+    def release() -> None:
+        ready.wait(HANG)
+        eventually(lambda: store.asked == 1)
+        free.set()
+
+    together(release, *[run] * 8)
     assert len(got) == 8
     assert all(each is got[0] for each in got)
     assert store.asked == 1
@@ -488,6 +497,38 @@ def test_a_changed_answer_retires_channels_before_the_next_request(
 
     with_client(kind, enclave, case, pcrs=PinSource(store, period=0), patience=0)
     assert workload.seen == [b"/1", b"/2", b"/3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_answer_retires_every_channel(kind: str) -> None:
+    """Also those that the next request would not have gone over."""
+    free = threading.Event()
+
+    def slow_once(connection: Connection) -> None:
+        while True:
+            head, _ = connection.request()
+            if head.startswith(b"GET /slow"):
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+                assert free.wait(HANG)
+                connection.send(b"ok")
+            else:
+                connection.send(ok())
+
+    async def case(client: Any) -> None:
+        async with client.stream("GET", "/slow") as response:
+            # Beside another request, a long body gets a channel of its own.
+            await client.post("/", content=bytes(300 * 1024))
+            free.set()
+            assert await response.read() == b"okok"
+        assert client.client.stats.channels == 2
+        store.says(OTHER)
+        with pytest.raises(PcrMismatch):
+            await client.get("/secret")
+        assert client.client.stats.channels == 0
+
+    with byte_enclave(slow_once) as (enclave, _):
+        store = Store(enclave.pcrs)
+        with_client(kind, enclave, case, pcrs=PinSource(store, period=0), patience=0)
 
 
 @each_store

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import pickle
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from forked import in_child
 from receipts_made import made
+from support import together
 
 import enclavia
 from enclavia import Receipt, Receipts
@@ -218,11 +219,7 @@ def test_many_at_once(tmp_path: Path, one: Receipt, how: str) -> None:
             write()
             statuses.append(0)
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(WRITERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(functools.partial(run, n) for n in range(WRITERS)))
     assert statuses == [0] * WRITERS
     found = [each.enclave for file in Receipts(path).files() for each in read(file)]
     assert len(found) == WRITERS * EACH

@@ -11,14 +11,13 @@ import os
 import pickle
 import signal
 import threading
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ByteServer, Connection, drive, eventually
+from support import ByteServer, Connection, drive, eventually, together
 
 import enclavia
 from enclavia._channel.config import ChannelConfig
@@ -208,14 +207,7 @@ def test_many_callers_wait_for_one_walk() -> None:
         enclave.upgrade(App("two"))
         with enclavia.Client(enclave.url, **options) as client:
             texts: list[str] = []
-            threads = [
-                threading.Thread(target=lambda: texts.append(client.get("/").text))
-                for _ in range(8)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            together(*[lambda: texts.append(client.get("/").text)] * 8)
             assert texts == ["two"] * 8
         assert len(asked) == 2
 
@@ -666,8 +658,7 @@ def test_interrupted_in_the_middle() -> None:
         before = signal.signal(signal.SIGUSR1, interrupt)
 
         def when_asked() -> None:
-            while not requests:
-                time.sleep(0.01)
+            eventually(lambda: bool(requests))
             os.kill(os.getpid(), signal.SIGUSR1)
 
         try:
