@@ -236,7 +236,7 @@ class _Walk:
         self._cache = _core.LinkCache()
         self._time = 0
         self._in_force: _Version | None = None
-        self._past: set[_Version] = set()
+        self._ran: set[_Version] = set()
         self._upgrades: list[_Upgrade] = []
         self._ids: set[uuid.UUID] = set()
         self._pinned: int | None = None
@@ -244,7 +244,7 @@ class _Walk:
         self._links: list[UpgradeLink] = []
 
     def step(self, link: Link) -> None:
-        if link.id is not None and link.id in self._ids:
+        if link.id in self._ids:
             raise _wrong(link, "id: expected one of its own, got that of an earlier link")
         document = self._verified(link)
         if link.fields["enclave_id"] != self._rules.enclave_id.bytes:
@@ -339,9 +339,8 @@ class _Walk:
         if _pcrs(version.pcrs).is_zero and not self._rules.debug_mode:
             raise _wrong(link, "expected measured PCRs, got all zeros: that is a debug enclave")
         change = self._change(link, version, time)
-        if self._in_force is not None and self._in_force != version:
-            self._past.add(self._in_force)
         self._in_force = version
+        self._ran.add(version)
         # A chain is of PCR0 to PCR2: further pins are for the enclave that runs.
         if any(version.pcrs == pins[:3] for pins in self._rules.pins):
             self._pinned = link.place
@@ -359,7 +358,7 @@ class _Walk:
                 f"expected no earlier version again, got that of image "
                 f"{version.image_digest}: allow_rollback=True takes it",
             )
-        if version in self._past:
+        if version in self._ran:
             return f"rolled back to image {version.image_digest}"
         upgrade = self._authorised(time)
         if upgrade is None:
@@ -380,9 +379,9 @@ class _Walk:
     def _is_earlier(self, version: _Version) -> bool:
         """PCRs say what runs: the same under another image digest is the same version, unless it is
         what runs now, whose digest alone an upgrade may change."""
-        return version in self._past or (
+        return version in self._ran or (
             version.pcrs != cast(_Version, self._in_force).pcrs
-            and any(version.pcrs == past.pcrs for past in self._past)
+            and any(version.pcrs == ran.pcrs for ran in self._ran)
         )
 
     def _authorised(self, time: int) -> _Upgrade | None:

@@ -113,11 +113,6 @@ class _Refused(ValueError):
     """Why it is refused; its text is ours."""
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise _Refused(otherwise)
-
-
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_pairs,
     parse_int=_integer,
@@ -186,21 +181,27 @@ def read_row(text: str | bytes) -> Row:
     value = read_json("the enclave's row", text)
     try:
         row = _object("the row", value)
-        digest = _text("image_digest", row.get("image_digest"))
-        _expect(bool(digest), "image_digest: expected text, got an empty one")
-        upgradable = row.get("upgradable", False)
-        _expect(
-            isinstance(upgradable, bool),
-            f"upgradable: expected true or false, got {_kind(upgradable)}",
-        )
         return Row(
             pcrs=_pcrs(row.get("pcrs")),
-            image_digest=digest,
+            image_digest=_image_digest(row.get("image_digest")),
             control_public_key=_key(row.get("control_public_key")),
-            upgradable=upgradable is True,
+            upgradable=_upgradable(row.get("upgradable", False)),
         )
     except _Refused as error:
         raise failed(f"the enclave's row: {error}") from None
+
+
+def _image_digest(value: object) -> str:
+    digest = _text("image_digest", value)
+    if not digest:
+        raise _Refused("image_digest: expected text, got an empty one")
+    return digest
+
+
+def _upgradable(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Refused(f"upgradable: expected true or false, got {_kind(value)}")
+    return value
 
 
 def _pcrs(value: object) -> Pcrs:

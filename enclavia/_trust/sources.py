@@ -223,7 +223,7 @@ class Allowed:
         self._until = min(ends, default=None)
         for version in left:
             self._warn(version, present)
-        if self._pins is None or pins != self._pins:
+        if pins != self._pins:
             self._pins = pins
         return self._pins
 
@@ -336,14 +336,14 @@ class Answers:
 
     def _settled(self, present: float) -> PinTuples | None:
         """What needs no asking: a fresh answer, or one that is kept since asking has failed."""
-        if self._pins is None or self._doubted:
+        if self._doubted:
             return None
         asked_at = self._at if self._failure is None else self._failed_at
         return self._kept(present) if present - asked_at < self._source.period else None
 
     def _kept(self, present: float) -> PinTuples | None:
         """The last answer, where it may still be used."""
-        if self._pins is None or present - self._at > max(self._source.keep, self._source.period):
+        if present - self._at > max(self._source.keep, self._source.period):
             return None
         return self._pins
 

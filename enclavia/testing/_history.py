@@ -70,7 +70,7 @@ def _raw_signature(der: bytes, size: int) -> bytes:
 
 
 def signed_document(
-    pki: EnclavePki, pcrs: Pcrs, user_data: bytes, at: datetime, **fields: object
+    pki: EnclavePki, pcrs: Pcrs, user_data: bytes, at: datetime, /, **fields: object
 ) -> bytes:
     """A COSE_Sign1 of an attestation document of that moment. ``fields`` replaces some of it."""
     from cryptography.hazmat.primitives import hashes, serialization

@@ -31,7 +31,9 @@ from enclavia import (
     verify_attestation,
 )
 from enclavia._client.configured import of_environment
+from enclavia._io.threads import ThreadIo
 from enclavia._trust import sources
+from enclavia._trust.sources import AllowedVersion, AllowedVersions
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "trio"]
@@ -188,6 +190,51 @@ def test_a_policy_without_a_version_left_lets_nothing_pass(
     with pytest.raises(PolicyExpired):
         Channel.connect(policy.endpoint, **policy.options())
     assert workload.seen == [b"/1"]
+
+
+A, B, C = ((bytes([n]) * 48,) * 3 for n in range(1, 4))
+
+
+def test_which_of_them_are_in_force(wall: Any) -> None:
+    versions = (
+        AllowedVersion("a", A, 1010.0),
+        AllowedVersion("b", B, 1020.0),
+        AllowedVersion("c", C, None),
+    )
+    allowed = sources.Allowed(AllowedVersions(versions))
+    assert allowed.due  # nobody has looked yet
+    for now, due, pins in (
+        (1000.0, True, (A, B, C)),
+        (1010.0, False, (A, B, C)),
+        (1010.5, True, (B, C)),
+        (1020.0, False, (B, C)),
+        (1020.5, True, (C,)),
+        (1e9, False, (C,)),
+    ):
+        wall.time = now
+        assert allowed.due is due, now
+        with pytest.raises(StopIteration) as caught:
+            allowed.pins(ThreadIo(), None).send(None)
+        assert caught.value.value == pins, now
+        assert not allowed.due
+
+
+def test_none_is_in_force_after_the_last_end(wall: Any) -> None:
+    wall.time = 1020.5
+    versions = (AllowedVersion("a", A, 1020.0), AllowedVersion("b", B, 1010.0))
+    with pytest.raises(PolicyExpired, match="the last one, 'a'"):
+        sources.Allowed(AllowedVersions(versions)).pins(ThreadIo(), None).send(None)
+
+
+def test_only_a_version_that_ended_makes_a_mismatch_its_end(wall: Any) -> None:
+    wall.time = 1011.0
+    versions = (AllowedVersion("a", A, 1010.0), AllowedVersion("b", B, None))
+    allowed = sources.Allowed(AllowedVersions(versions))
+    ended = allowed.refusal(PcrMismatch("", index=1, actual=A[1]))
+    assert isinstance(ended, PolicyExpired)
+    assert ended.version == "a"
+    for index, actual in ((1, B[1]), (1, C[1]), (8, A[1])):
+        assert allowed.refusal(PcrMismatch("", index=index, actual=actual)) is None
 
 
 def test_an_enclave_that_is_no_version_at_all(enclave: LocalEnclave, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from histories import (
 )
 
 import enclavia
+from enclavia._trust.mark import Mark
 from enclavia.testing._history import ControlKey, encode, version_of
 
 ZERO = enclavia.Pcrs(pcr0="0" * 96, pcr1="0" * 96, pcr2="0" * 96)
@@ -206,6 +207,21 @@ def test_nothing_is_of_the_future() -> None:
     refused(lambda: verify(history, at=last - timedelta(seconds=2), clock_leeway=0), 5, "future")
 
 
+def test_the_last_moment_that_is_not_the_future() -> None:
+    history = upgraded()
+    last = history.specs[-1].at
+    for late, holds in ((999, True), (1000, False)):
+        specs = history.changed(5, at=last + timedelta(milliseconds=late))
+
+        def walk(specs: Any = specs) -> enclavia.UpgradeChain:
+            return verify(history, specs, at=last - timedelta(seconds=60))
+
+        if holds:
+            assert walk().pcrs == THREE.pcrs
+        else:
+            refused(walk, 5, "in the future")
+
+
 def test_a_leaf_that_had_expired_by_then() -> None:
     history = upgraded()
     old = issued(history.specs[3].at - 4 * HOUR)
@@ -281,6 +297,27 @@ def test_a_debug_document_in_debug_mode_alone() -> None:
 
     refused(walk, 0, "its document")
     assert walk(debug_mode=True).pcrs == ONE.pcrs
+
+
+def test_what_a_document_does_not_have_is_passed_over_in_debug_mode_alone() -> None:
+    history = began()
+    two = {index: value for index, value in enumerate(ONE.pcrs.as_tuple()) if index != 1}
+    specs = history.changed(0, document=(("pcrs", two),))
+    refused(lambda: verify(history, specs), 0, "PCR1")
+    assert verify(history, specs, debug_mode=True).pcrs == ONE.pcrs
+    specs = history.changed(0, attested_by=OTHER.pcrs)
+    refused(lambda: verify(history, specs, debug_mode=True), 0, "PCR0")
+
+
+def test_zeros_in_debug_mode() -> None:
+    zero = replace(ONE, pcrs=ZERO)
+    history = Made()
+    history.boots(zero, 0)
+    history.upgrades(replace(TWO, pcrs=ZERO), 1, 2)
+    history.boots(replace(TWO, pcrs=ZERO), 3)
+    chain = verify(history, pcrs=ZERO, debug_mode=True)
+    assert chain.pcrs == ZERO
+    assert chain.image_digest == TWO.image_digest
 
 
 # -- rule 3: boots ----------------------------------------------------------------------------
@@ -521,6 +558,30 @@ def test_a_mark_is_extended() -> None:
     assert verify(history, high_water=mark).pcrs == THREE.pcrs
     assert verify(history, history.specs[:4], high_water=mark).pcrs == TWO.pcrs
     assert verify(history, high_water=mark.encode()).pcrs == THREE.pcrs
+
+
+def test_an_upgrade_may_be_revoked_after_the_mark() -> None:
+    history = authorised(9)
+    mark = verify(history).high_water
+    history.revokes(history.specs[1], 2)
+    assert verify(history, high_water=mark).pcrs == ONE.pcrs
+
+
+@pytest.mark.parametrize(("links", "holds"), [(0, False), (1, True), (1000, True), (1001, False)])
+def test_the_length_of_a_mark(links: int, holds: bool) -> None:
+    text = json.dumps(
+        {
+            "version": 1,
+            "enclave_id": str(uuid.uuid4()),
+            "links": links,
+            "payloads": ["00" * 32] * links,
+            "revoked": [],
+        }
+    )
+    if holds:
+        assert len(Mark.parse(text).payloads) == links
+    else:
+        refused(lambda: Mark.parse(text), None, "high-water mark")
 
 
 def test_withheld_links_show() -> None:

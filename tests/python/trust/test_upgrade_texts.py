@@ -52,6 +52,7 @@ def test_what_is_no_json(history: Made, text: str | bytes) -> None:
     ("text", "fragment"),
     [
         ('{"a": 1, "a": 1}', "'a' twice"),
+        ('{"b": 1, "a": 1, "a": 1}', "'a' twice"),
         ('[{"x": {"b": [1, {"c": 1, "c": 2}]}}]', "'c' twice"),
         ('{"a": 123456789012345678901}', "20 digits"),
         ('{"a": -12345678901234567890}', "20 digits"),
@@ -66,6 +67,13 @@ def test_what_is_no_json(history: Made, text: str | bytes) -> None:
 def test_bounds_of_json(history: Made, text: str, fragment: str) -> None:
     refused(lambda: walk(history, text, history.links_json()), fragment)
     refused(lambda: walk(history, history.row_json(), text), fragment)
+
+
+def test_what_just_keeps_the_bounds(history: Made) -> None:
+    links = history.links_json()
+    for value in ("12345678901234567890", "1.234567890123456789", "[" * 31 + "]" * 31):
+        row = history.row_json()[:-1] + f', "note": {value}}}'
+        assert walk(history, row, links).pcrs == THREE.pcrs
 
 
 def test_brackets_in_text_are_no_depth(history: Made) -> None:
@@ -189,7 +197,7 @@ def test_there_are_no_more_than_a_thousand(history: Made) -> None:
         (1, {"signature": "AAAA"}, "signature"),
         (1, {"signature": 0}, "signature"),
         (1, {"signature": False}, "signature"),
-        (2, {"signature": None}, "signature"),
+        (2, {"signature": None}, "by the control key"),
         (2, {"signature": ""}, "signature"),
         (2, {"signature": "AAAA"}, "signature"),
         (2, {"signature": "%"}, "signature"),
@@ -254,6 +262,7 @@ def test_a_time_in_a_payload_is_one(history: Made) -> None:
         ("1970-01-01t00:00:01.5z", 1_500_000_000),
         ("1970-01-01T01:00:00+01:00", 0),
         ("1969-12-31T23:30:00-00:30", 0),
+        ("1970-01-02T00:58:00+00:59", 86_340_000_000_000),
         ("1969-12-31T23:59:59.75Z", -250_000_000),
         ("2000-02-29T12:00:00Z", 951_825_600_000_000_000),
     ],
