@@ -216,6 +216,13 @@ def test_an_answer_that_is_no_pins_leaves_none(answer: Any, message: str, clock:
     assert ask(answers)
 
 
+def test_nothing_is_no_answer_in_debug_mode_either() -> None:
+    """Without pins a debug client connects; a function that gives none was meant to give some."""
+    answers = sources.Answers(PinSource(Store(None)), debug_mode=True)
+    with pytest.raises(PinsUnavailable, match="got None"):
+        ask(answers)
+
+
 class WithoutText(Exception):
     def __str__(self) -> str:
         raise LookupError
