@@ -1,6 +1,9 @@
 """The same for the few decisions that Python makes: which URL, which pins.
 
 if test: …    becomes    if (False if is_alive(7) else not test if is_alive(8) else test): …
+
+So do the conditions of comprehensions, a condition that is returned, and the one that chooses
+between two values that are returned.
 """
 
 from __future__ import annotations
@@ -64,17 +67,28 @@ class Rewriter(ast.NodeTransformer):
 
         return change
 
+    def _is_chosen(self, test: ast.expr) -> bool:
+        text = ast.unparse(test)
+        return self._function in self._functions and text == self._only.get(self._function, text)
+
     def visit_If(self, node: ast.If) -> ast.If:
-        wanted = self._only.get(self._function, ast.unparse(node.test))
-        if self._function in self._functions and ast.unparse(node.test) == wanted:
+        if self._is_chosen(node.test):
             node.test = self._checked("never", False)(node.test)
         self.generic_visit(node)
         return node
 
+    def visit_comprehension(self, node: ast.comprehension) -> ast.comprehension:
+        never = self._checked("never", False)
+        node.ifs = [never(test) if self._is_chosen(test) else test for test in node.ifs]
+        return node
+
     def visit_Return(self, node: ast.Return) -> ast.Return:
-        if self._function in self._functions and _is_boolean(node.value):
-            assert node.value is not None
-            node.value = self._checked("true", True)(node.value)
+        self.generic_visit(node)
+        value = node.value
+        if isinstance(value, ast.IfExp) and self._is_chosen(value.test):
+            value.test = self._checked("never", False)(value.test)
+        elif value is not None and _is_boolean(value) and self._is_chosen(value):
+            node.value = self._checked("true", True)(value)
         return node
 
     def _parts(self, node: ast.expr) -> ast.expr:
@@ -106,7 +120,7 @@ def _is_from_future(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
-def _is_boolean(node: ast.expr | None) -> bool:
+def _is_boolean(node: ast.expr) -> bool:
     return isinstance(node, ast.BoolOp | ast.Compare) or (
         isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
     )
