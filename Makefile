@@ -66,7 +66,8 @@ test-c: build/installed-test
 	$(MAKE) -C tests/c --silent neon PYTHON=$(CURDIR)/$(BIN)/python
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
 	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
-	    TESTS='test_net test_loop test_enclave test_workload test_channel test_channel_slots test_slow_readers test_threads'
+	    TESTS='test_net test_loop test_enclave test_workload test_channel test_channel_slots test_slow_readers test_threads \
+	        test_fork'
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test

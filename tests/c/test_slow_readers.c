@@ -120,7 +120,7 @@ static bool is_paused(encl_channel *ch) {
 /* The peer's close frame ends the connection in good order. It stands behind the bytes that were
  * not read, so a connection that stays paused would not see it. */
 static void closing_reads_on_behind_a_slow_reader(void **state) {
-    const size_t total = 24 * 1024 * 1024; /* more than is on its way at any time */
+    const size_t total = 64 * 1024 * 1024; /* more than sockets and queues hold together */
     encl_channel *ch = open_channel(64);
     encl_stream *slow = open_stream(ch, "");
     uint8_t *bytes = calloc(1, total);
