@@ -33,14 +33,17 @@ class Rewriter(ast.NodeTransformer):
         self.mutants: list[Mutant] = []
         self._file = file
         self._functions = functions
-        self._left = set(functions)
+        self._left = functions | set(self._only.items())
         self._first_number = first_number
         self._scope: list[str] = []
 
     def rewrite(self, source: str) -> str:
         tree = self.visit(ast.parse(source))
         if self._left:
-            raise SystemExit(f"{self._file} has no {', '.join(sorted(self._left))}")
+            left = sorted(
+                ": ".join(each) if isinstance(each, tuple) else each for each in self._left
+            )
+            raise SystemExit(f"{self._file} has no {', '.join(left)}")
         at = 1 + max(i for i, node in enumerate(tree.body) if _is_from_future(node))
         tree.body.insert(at, ast.parse(_ASKS).body[0])
         return ast.unparse(ast.fix_missing_locations(tree))
@@ -69,6 +72,7 @@ class Rewriter(ast.NodeTransformer):
 
     def _is_chosen(self, test: ast.expr) -> bool:
         text = ast.unparse(test)
+        self._left.discard((self._function, text))
         return self._function in self._functions and text == self._only.get(self._function, text)
 
     def visit_If(self, node: ast.If) -> ast.If:

@@ -86,6 +86,27 @@ def test_python_is_mutated_where_asked() -> None:
     }
     with pytest.raises(SystemExit, match="has no four"):
         py_mutants.Rewriter("a.py", ("four",), 1).rewrite(source)
+    with pytest.raises(SystemExit, match="has no two: b is None"):
+        py_mutants.Rewriter("a.py", ("two: b is None",), 1).rewrite(source)
+
+
+def test_python_is_mutated_where_a_condition_is_no_statement() -> None:
+    source = (
+        "from __future__ import annotations\n"
+        "def one(a):\n    return [b for b in a if b > 1]\n"
+        "def two(a):\n    return 1 if a else [b for b in a if b]\n"
+    )
+    rewriter = py_mutants.Rewriter("a.py", ("one", "two"), 1)
+    compile(rewriter.rewrite(source), "a.py", "exec")
+    assert kinds(rewriter.mutants) == {
+        ("never", "b > 1"),
+        ("inverted", "b > 1"),
+        ("boundary 1", "b > 1"),
+        ("never", "a"),
+        ("inverted", "a"),
+        ("never", "b"),
+        ("inverted", "b"),
+    }
 
 
 def test_exceptions_that_are_none_are_reported(tmp_path: Path) -> None:
