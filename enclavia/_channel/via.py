@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from .. import _core, _errors
-from .._errors import ConnectError, EnclaviaError, PcrMismatch, ProtocolError
+from .._errors import ConnectError, EnclaviaError, NonceMismatch, PcrMismatch, ProtocolError
 from .._identity.pins import pcr_bytes
 from .._io.local import LocalChannel, LocalSocket, Place
 from .socket_path import CONTROL, check_folder, check_socket, identity_suffix
@@ -178,7 +178,7 @@ class ViaChannel(LocalChannel):
     def _open(self) -> None:
         try:
             told = json.loads(self._answer.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter where it is nested too deep
             raise ProtocolError("expected JSON from the forwarder, got what is none") from error
         if not isinstance(told, dict):
             raise ProtocolError("expected a JSON object from the forwarder, got another value")
@@ -193,7 +193,13 @@ class ViaChannel(LocalChannel):
         # By the client's own pins and root, whatever the forwarder's are. That the document was
         # made for the forwarder's channel (its nonce) is the forwarder's word.
         raw = _core.verify(_bytes(told, "document"), self._policy, None, int(time.time()))
-        self.handshake_hash = bytes(_bytes(told, "handshake_hash"))
+        handshake_hash = _bytes(told, "handshake_hash")
+        if raw["nonce"] != handshake_hash:
+            raise NonceMismatch(
+                "expected a document that was made for the forwarder's channel, got one whose "
+                "nonce is not the handshake hash that the forwarder tells"
+            )
+        self.handshake_hash = handshake_hash
         owners = self._via.owners
         self._place = Place(self._via.path + identity_suffix(pcr_bytes(raw)), owners)
         check_socket(self._place.path, owners)

@@ -25,7 +25,6 @@ from .._errors import (
     ConnectionClosed,
     ConnectTimeout,
     EnclaviaError,
-    NonceMismatch,
     PcrMismatch,
     PoolTimeout,
     ReadTimeout,
@@ -189,7 +188,19 @@ class Connections:
         raw = await self.io.attest(cast(_core.Channel, tunnel.core), timeout)
         if raw is None or tunnel.receipt is None:
             return None
-        receipt, verified_at = tunnel.receipt._fresh(raw), now()
+        await self._take_fresh(tunnel, tunnel.receipt._fresh(raw), raw, deadline)
+        return raw
+
+    async def _take_fresh(
+        self,
+        tunnel: Tunnel,
+        receipt: Receipt,
+        raw: _core.RawAttestation,
+        deadline: float | None,
+    ) -> None:
+        """A later document of an open channel was verified. Raises where somebody who is asked does
+        not agree to it."""
+        verified_at = now()
         if self.trust is not None:
             try:
                 await self.trust.verified(self.io, receipt, deadline)
@@ -209,7 +220,6 @@ class Connections:
         with self._lock:
             self.reattestations += 1
         self._take(tunnel, receipt, raw, verified_at, "a fresh document of ")
-        return raw
 
     def _take(
         self,
@@ -242,9 +252,7 @@ class Connections:
 
     async def _fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
         if not isinstance(tunnel.core, _core.Channel):
-            raw = await self._asked_again(tunnel, timeouts)
-            self._remember(raw)
-            return raw
+            return await self._fresh_by_way_of(tunnel, timeouts)
         fresh = await self.attest(tunnel, timeouts.read)
         if fresh is None:
             raise ReadTimeout(
@@ -252,21 +260,31 @@ class Connections:
             )
         return fresh
 
-    async def _asked_again(self, tunnel: Tunnel, timeouts: Timeouts) -> dict[str, object]:
-        """What a forwarder shows now, on a control connection of its own."""
+    async def _fresh_by_way_of(self, tunnel: Tunnel, timeouts: Timeouts) -> _core.RawAttestation:
+        """As :meth:`attest`, of what a forwarder has."""
+        shown, handshake_hash = await self._asked_again(tunnel, timeouts)
+        if pcr_bytes(shown) == pcr_bytes(tunnel.core.attestation()):
+            receipt = cast(Receipt, tunnel.receipt)._fresh(shown, handshake_hash)
+            await self._take_fresh(tunnel, receipt, shown, deadline_of(timeouts.read))
+            return shown
+        # This one leads to channels of the earlier identity only, and the forwarder has another.
+        tunnel.broken = True
+        lease = await self.obtain(Job(), timeouts)
+        self.pool.release(lease, lease.link, now())
+        return lease.tunnel.core.attestation()
+
+    async def _asked_again(
+        self, tunnel: Tunnel, timeouts: Timeouts
+    ) -> tuple[_core.RawAttestation, bytes]:
+        """What a forwarder shows now, on a control connection of its own, and the handshake hash of
+        the channel that it is of."""
         channel = cast("LocalChannel", self.config._replace(pins=tunnel.pins).reach())
         try:
             await self.io.wait_open(channel, timeouts.read)
             channel.wait_open(SHORTEST)
-            raw = channel.attestation()
-            if raw["nonce"] != channel.handshake_hash:
-                raise NonceMismatch(
-                    "expected a document that was made for the forwarder's channel, got one whose "
-                    "nonce is not the handshake hash that the forwarder tells"
-                )
+            return channel.attestation(), channel.handshake_hash
         finally:
             channel.close(0)
-        return raw
 
     def _remember(self, raw: dict[str, object]) -> None:
         key = pcr_bytes(raw)

@@ -94,10 +94,14 @@ class Receipt:
         made._fields = made._id = None
         return made
 
-    def _fresh(self, raw: _core.RawAttestation) -> Self:
-        """Of a later document of the same channel."""
+    def _fresh(self, raw: _core.RawAttestation, handshake_hash: bytes | None = None) -> Self:
+        """Of a later document of the same channel; of a forwarder, which may have another channel
+        by now, with the handshake hash of that."""
         assert self._facts is not None  # noqa: S101 - it is a channel's
-        return self._of(self._facts._replace(reason="fresh", raw=raw))
+        fresh = self._facts._replace(reason="fresh", raw=raw)
+        if handshake_hash is not None:
+            fresh = fresh._replace(handshake_hash=handshake_hash)
+        return self._of(fresh)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:

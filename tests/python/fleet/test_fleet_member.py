@@ -440,6 +440,28 @@ def test_a_forwarder_that_lies_about_its_channel_is_refused(
         shared._member.close()
 
 
+@pytest.mark.parametrize("per", ["worker", "node"])
+def test_the_hook_is_asked_about_what_a_report_shows(enclave: LocalEnclave, per: str) -> None:
+    """By way of a forwarder too. Where it refuses, nothing more is sent on that channel."""
+    told: list[enclavia.Receipt] = []
+
+    def hook(receipt: enclavia.Receipt) -> None:
+        told.append(receipt)
+        if len(told) > 2:
+            raise enclavia.AttestationRefused("enough")
+
+    asked = fleet_of(enclave, per=per, on_attestation=hook)
+    assert asked.report().verified
+    assert [each.reason for each in told] == ["connect", "fresh"]
+    assert list(asked.client().receipts) == told
+    report = asked.report()
+    assert report.error is not None and report.error.startswith("AttestationRefused")
+    with pytest.raises(enclavia.AttestationRefused):
+        score(asked, 1)
+    asked._member.close()
+    assert enclave.stats()["streams_total"] == 0
+
+
 def test_what_keeps_a_forwarder_from_starting_is_said(
     enclave: LocalEnclave, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -464,6 +464,7 @@ def told(body: bytes, status: bytes = b"200 OK") -> bytes:
         (b"SSH-2.0-OpenSSH_9\r\n", enclavia.ProtocolError, "expected an HTTP answer"),
         (told(b"no json"), enclavia.ProtocolError, "expected JSON"),
         (told(b"[]"), enclavia.ProtocolError, "expected a JSON object"),
+        (told(b"[" * 200_000), enclavia.ProtocolError, "expected JSON"),
         (told(b"{}"), ConnectError, "got one to None"),
         (told(b'{"url": "wss://e.example/", "document": 7}'), EnclaviaError, "document"),
         (told(b'{"url": "wss://e.example/", "document": "!"}'), EnclaviaError, "base64"),
@@ -495,6 +496,27 @@ def test_what_is_no_forwarder_is_told_from_one(
         client = Client("wss://e.example", pcrs=pins, via=false.via, patience=0)
         with pytest.raises(error, match=says):
             client.get("/")
+
+
+@pytest.mark.parametrize("said", ["", "bm8="])
+def test_a_forwarder_that_names_another_channel_than_its_documents(
+    said: str, forwarder: Forwarder, enclave: LocalEnclave, seen: Seen, monkeypatch: Any
+) -> None:
+    """Or a receipt would name a handshake hash that no document vouches for, or none."""
+    from enclavia._forward.server import Server
+
+    describe = Server.describe
+
+    async def lying(self: Server) -> dict[str, object]:
+        return {**await describe(self), "handshake_hash": said}
+
+    monkeypatch.setattr(Server, "describe", lying)
+    with (
+        pytest.raises(enclavia.NonceMismatch),
+        client_of(enclave, forwarder) as client,
+    ):
+        client.get("/")
+    assert not seen.bodies
 
 
 def test_pins_changed_under_live_channels(enclave: LocalEnclave, folder: Path, seen: Seen) -> None:

@@ -16,7 +16,7 @@ from moved_clock import Clock, moved_clock
 from support import HANG, ByteServer, Connection, byte_enclave, eventually, keywords, ok
 
 import enclavia
-from enclavia import Client, Forwarder, Receipt
+from enclavia import AttestationRefused, Client, Forwarder, Pcrs, Receipt
 from enclavia.testing import LocalEnclave
 
 
@@ -163,6 +163,60 @@ def test_many_who_ask_at_once_have_one_document_asked_for(
         assert forwarder.stats.reattestations == 1
         for client in clients:
             client.close()
+
+
+def test_a_document_that_a_client_asks_its_forwarder_for_is_told(place: Place, path: Path) -> None:
+    enclave, _ = place
+    told: list[Receipt] = []
+    with (
+        forward(enclave, path) as forwarder,
+        by_way_of(enclave, forwarder, on_attestation=told.append) as client,
+    ):
+        client._enclave._verify_again(HANG)
+        assert [receipt.reason for receipt in told] == ["connect", "fresh"]
+        assert told[1].via == f"unix:{path}"
+        assert client.receipts == tuple(told)
+        assert client.get("/").extensions["enclavia"] is told[1]
+        assert (client.stats.connects, client.stats.reattestations) == (1, 1)
+
+
+def test_a_client_may_refuse_it(place: Place, path: Path) -> None:
+    enclave, server = place
+
+    def hook(receipt: Receipt) -> None:
+        if receipt.reason == "fresh":
+            refusing(receipt)
+
+    with (
+        forward(enclave, path) as forwarder,
+        by_way_of(enclave, forwarder, on_attestation=hook) as client,
+    ):
+        with pytest.raises(AttestationRefused):
+            client._enclave._verify_again(HANG)
+        assert client.stats.channels == 0
+        assert [receipt.reason for receipt in client.receipts] == ["connect"]
+        assert not server.connections
+
+
+def test_a_forwarder_that_has_another_identity_by_now(
+    place: Place, path: Path, clock: Clock
+) -> None:
+    """Its sockets of the earlier one lead to no channel of the other: the client begins anew."""
+    enclave, _ = place
+    before, after = enclave.pcrs, Pcrs(pcr0=b"\x71" * 48, pcr1=b"\x72" * 48, pcr2=b"\x73" * 48)
+    told: list[Receipt] = []
+    with (
+        forward(enclave, path, pcrs=[before, after]) as forwarder,
+        by_way_of(enclave, forwarder, pcrs=[before, after], on_attestation=told.append) as client,
+        client.stream("GET", "/hold"),
+    ):
+        enclave.set_identity(pcrs=after)
+        clock.ahead += 301
+        (attestation,) = client._enclave._verify_again(HANG)
+        assert attestation.pcrs[0] == after.pcr0
+        assert told[-1].attestation == attestation
+        assert [receipt.reason for receipt in told] == ["connect", "connect"]
+        assert client.get("/").extensions["enclavia"] is told[-1]
 
 
 def test_a_client_asks_its_forwarder_again_before_the_end(
