@@ -225,6 +225,8 @@ class Enclave:
         faults: int = 0,
         split: int = 0,
         record_length: int = 0,
+        delay: float = 0.0,
+        truncated_after: int = 0,
         instead_of_attestation: bytes = b"",
         after_attestation: bytes = b"",
     ) -> None: ...
@@ -236,6 +238,8 @@ class Enclave:
         *,
         split: int = 0,
         record_length: int = 0,
+        delay: float = 0.0,
+        truncated_after: int = 0,
         instead_of_attestation: bytes = b"",
         after_attestation: bytes = b"",
     ) -> None:
@@ -272,3 +276,7 @@ FAULT_CLOSE_ON_REQUEST: Final[int]
 FAULT_HALF_RECORD_LOST: Final[int]
 FAULT_SILENT_STREAMS: Final[int]
 FAULT_RAW_RECORD_LENGTH: Final[int]
+FAULT_UPGRADE_503: Final[int]
+FAULT_FULL: Final[int]
+FAULT_SLOW: Final[int]
+FAULT_TRUNCATED: Final[int]

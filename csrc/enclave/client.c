@@ -35,11 +35,12 @@ struct encl_client {
     bool open;       /* the handshake is done */
     bool attested;
     bool full; /* more than high water waits for the client */
+    bool late; /* a fault: what was received is not to be taken before the timer `lateness` */
     ending ending;
     char reason[ENCL_ERROR_TEXT_MAX];
 
     /* What settle has done: */
-    encl_timer *idle;
+    encl_timer *idle, *lateness;
     bool idle_set;
     bool paused; /* we do not read from the client */
     bool ended;  /* the session is closed, the places are empty; only conn's end is awaited */
@@ -64,9 +65,10 @@ static void must_close(encl_client *c, const char *reason) {
     }
 }
 
-/* Nothing may be decoded: either there is no room for the answer, or no place for what it asks. */
+/* Nothing may be decoded: there is no room for the answer, or no place for what it asks, or a fault
+ * has it wait. */
 static bool blocked(const encl_client *c) {
-    return c->full || encl_places_blocked(&c->places);
+    return c->full || c->late || encl_places_blocked(&c->places);
 }
 
 static void weigh_answers(encl_client *c) {
@@ -98,23 +100,56 @@ static void fail_place(encl_place *place, const char *text) {
     encl_places_give_back(place);
 }
 
+static void pass_data(encl_client *c, uint64_t id, encl_slice bytes) {
+    encl_error err;
+    encl_code rc = encl_answers_data(&c->answers, id, bytes, &err);
+
+    note_sent(c, rc, &err);
+}
+
+static void pass_eof(encl_client *c, uint64_t id) {
+    encl_error err;
+    encl_code rc = encl_answers_eof(&c->answers, id, &err);
+
+    note_sent(c, rc, &err);
+}
+
+/* A fault: the answer's beginning, and then its end, although the workload sends more. */
+static void pass_truncated(encl_client *c, encl_place *place, encl_slice bytes, size_t after) {
+    uint64_t id = encl_workload_id(place->workload);
+    size_t n = encl_places_truncate(place, bytes, after);
+
+    if (n != 0) {
+        pass_data(c, id, ENCL_SLICE(bytes.data, n));
+    }
+    if (place->cut) {
+        pass_eof(c, id);
+    }
+}
+
 static void on_data(void *user, encl_workload *w, encl_slice bytes) {
     encl_place *place = user;
     encl_client *c = place->all->owner;
-    encl_error err;
-    encl_code rc = encl_answers_data(&c->answers, encl_workload_id(w), bytes, &err);
+    size_t after;
 
-    note_sent(c, rc, &err);
+    if (place->cut) {
+        return;
+    }
+    if (encl_fault_truncates(c->enclave, &after)) {
+        pass_truncated(c, place, bytes, after);
+    } else {
+        pass_data(c, encl_workload_id(w), bytes);
+    }
     settle(c);
 }
 
 static void on_eof(void *user, encl_workload *w) {
     encl_place *place = user;
     encl_client *c = place->all->owner;
-    encl_error err;
-    encl_code rc = encl_answers_eof(&c->answers, encl_workload_id(w), &err);
 
-    note_sent(c, rc, &err);
+    if (!place->cut) {
+        pass_eof(c, encl_workload_id(w));
+    }
     settle(c);
 }
 
@@ -188,6 +223,7 @@ static void write_stream(encl_client *c, const encl_event *event) {
     } else if (encl_workload_write(place->workload, event->payload, &err) != ENCL_OK) {
         fail_place(place, err.message);
     } else {
+        encl_places_expect_answer(place);
         encl_places_weigh(place);
     }
 }
@@ -275,6 +311,16 @@ static void keep(encl_client *c, encl_slice rest) {
     }
 }
 
+/* A fault: what comes now is taken later, with all that comes meanwhile. */
+static void delay(encl_client *c) {
+    uint64_t delay_ms = encl_fault_delay_ms(c->enclave);
+
+    if (delay_ms != 0 && !c->late) {
+        c->late = true;
+        encl_timer_set(c->lateness, delay_ms);
+    }
+}
+
 /* ---- settle: what a turn ends with */
 
 static void take_unread(encl_client *c) {
@@ -315,6 +361,7 @@ static void serve_waiting(encl_client *c) {
 static void stop_serving(encl_client *c) {
     c->ended = true;
     encl_timer_stop(c->idle);
+    encl_timer_stop(c->lateness);
     encl_session_close(c->answers.session);
     encl_places_drop(&c->places);
 }
@@ -377,6 +424,7 @@ static void on_received(void *user, encl_conn *conn, uint8_t *block, size_t len)
     if (c->ended) {
         return;
     }
+    delay(c);
     if (encl_buf_readable(&c->unread) == 0) {
         used = consume(c, block, len);
     }
@@ -400,8 +448,16 @@ static void on_idle(void *arg) {
     settle(c);
 }
 
+static void on_late(void *arg) {
+    encl_client *c = arg;
+
+    c->late = false;
+    settle(c);
+}
+
 static void free_client(encl_client *c) {
     encl_timer_free(c->idle);
+    encl_timer_free(c->lateness);
     encl_places_drop(&c->places);
     encl_answers_free(&c->answers);
     encl_buf_free(&c->unread);
@@ -450,6 +506,7 @@ static encl_result client_new(encl_enclave *e, encl_conn *conn, encl_client **ou
     encl_places_init(&c->places, e, c);
     ENCL_TRY_GOTO(encl_answers_init(&c->answers, e, conn, err), fail);
     ENCL_TRY_GOTO(encl_timer_new(e->loop, on_idle, c, &c->idle, err), fail);
+    ENCL_TRY_GOTO(encl_timer_new(e->loop, on_late, c, &c->lateness, err), fail);
     *out = c;
     return ENCL_OK;
 fail:
@@ -458,10 +515,11 @@ fail:
 }
 
 void encl_client_accept(encl_enclave *e, encl_conn *conn) {
+    bool full = e->client_count >= e->max_connections || encl_fault_on(e, ENCL_FAULT_FULL);
     encl_client *c = NULL;
     encl_error err;
 
-    if (e->client_count >= e->max_connections || client_new(e, conn, &c, &err) != ENCL_OK) {
+    if (full || client_new(e, conn, &c, &err) != ENCL_OK) {
         return; /* net drops a connection that nobody accepted */
     }
     link_client(c);

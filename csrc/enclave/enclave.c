@@ -26,6 +26,11 @@ static encl_result check(const encl_enclave_config *config, encl_error *err) {
     return ENCL_OK;
 }
 
+/* What the listener, which knows no faults, does of them. */
+static void apply_to_listener(encl_enclave *e, uint32_t mask) {
+    encl_listener_refuse(e->listener, (mask & ENCL_FAULT_UPGRADE_503) != 0 ? 503 : 0);
+}
+
 static void accepted(void *user, encl_conn *conn) {
     encl_client_accept(user, conn);
 }
@@ -66,6 +71,7 @@ encl_result encl_enclave_start(const encl_enclave_config *config, encl_enclave *
     ENCL_TRY_GOTO(encl_listen(e->loop, config->port, config->tls_cert_file, config->tls_key_file,
                               accepted, e, &e->listener, err),
                   fail);
+    apply_to_listener(e, config->faults.mask);
     *out = e;
     return ENCL_OK;
 fail:
@@ -96,6 +102,7 @@ encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_fa
     old = enclave->faults;
     enclave->faults = fresh;
     encl_unlock(&enclave->lock);
+    apply_to_listener(enclave, faults->mask);
     encl_faults_free(&old);
     return ENCL_OK;
 }

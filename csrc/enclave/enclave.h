@@ -29,12 +29,18 @@ typedef enum encl_fault {
     ENCL_FAULT_HALF_RECORD_LOST = 1u << 12,  /* an answer makes it drop a record read in part */
     ENCL_FAULT_SILENT_STREAMS = 1u << 13,    /* streams are taken, nothing is answered */
     ENCL_FAULT_RAW_RECORD_LENGTH = 1u << 14, /* right after opening: a head of record_length */
+    ENCL_FAULT_UPGRADE_503 = 1u << 15,       /* the WebSocket upgrade is refused with status 503 */
+    ENCL_FAULT_FULL = 1u << 16,              /* as if max_connections were there already */
+    ENCL_FAULT_SLOW = 1u << 17,              /* what clients send is taken delay_ms late */
+    ENCL_FAULT_TRUNCATED = 1u << 18, /* an answer ends truncated_after bytes into its body */
 } encl_fault;
 
 typedef struct encl_enclave_faults {
     uint32_t mask; /* of encl_fault */
     size_t split;
     uint32_t record_length;
+    uint64_t delay_ms;
+    size_t truncated_after;
     /* Plaintexts sent, sealed, instead of the attestation answer, or right after the first one. */
     encl_slice instead_of_attestation;
     encl_slice after_attestation;

@@ -29,6 +29,8 @@ encl_result encl_faults_copy(const encl_enclave_faults *faults, encl_enclave_fau
     out->instead_of_attestation = out->after_attestation = ENCL_SLICE_NONE;
     ENCL_ENSURE((faults->mask & ENCL_FAULT_SPLIT) == 0 || faults->split != 0, err, ENCL_E_INVALID,
                 "split: expected at least 1 byte, got 0");
+    ENCL_ENSURE((faults->mask & ENCL_FAULT_SLOW) == 0 || faults->delay_ms != 0, err, ENCL_E_INVALID,
+                "delay: expected at least 1 ms, got 0");
     ENCL_ENSURE(faults->instead_of_attestation.len <= ENCL_NOISE_MAX_PLAIN &&
                     faults->after_attestation.len <= ENCL_NOISE_MAX_PLAIN,
                 err, ENCL_E_INVALID, "a record's plaintext holds at most %d bytes",
@@ -65,6 +67,25 @@ size_t encl_fault_split(encl_enclave *e) {
     split = (e->faults.mask & ENCL_FAULT_SPLIT) != 0 ? e->faults.split : 0;
     encl_unlock(&e->lock);
     return split;
+}
+
+uint64_t encl_fault_delay_ms(encl_enclave *e) {
+    uint64_t delay_ms;
+
+    encl_lock(&e->lock);
+    delay_ms = (e->faults.mask & ENCL_FAULT_SLOW) != 0 ? e->faults.delay_ms : 0;
+    encl_unlock(&e->lock);
+    return delay_ms;
+}
+
+bool encl_fault_truncates(encl_enclave *e, size_t *after) {
+    bool on;
+
+    encl_lock(&e->lock);
+    on = (e->faults.mask & ENCL_FAULT_TRUNCATED) != 0;
+    *after = e->faults.truncated_after;
+    encl_unlock(&e->lock);
+    return on;
 }
 
 encl_result encl_fault_plaintext(encl_enclave *e, encl_hostile which, encl_buf *out,

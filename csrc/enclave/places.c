@@ -90,8 +90,7 @@ void encl_places_give_back(encl_place *place) {
         s->streams_open--;
     }
     encl_workload_free(place->workload);
-    place->workload = NULL;
-    place->full = false;
+    *place = (encl_place){.all = s};
     s->taken--;
     encl_stat_sub(s->enclave, &s->enclave->stats.slots_open, 1);
 }
@@ -111,6 +110,35 @@ bool encl_places_close(encl_place *place, encl_half half) {
         place->all->streams_open--;
     }
     return encl_workload_close(place->workload, half);
+}
+
+static const uint8_t head_end[] = {'\r', '\n', '\r', '\n'};
+
+static void look_for_head_end(encl_place *place, uint8_t byte) {
+    if (byte == head_end[place->head_end]) {
+        place->head_end++;
+    } else {
+        place->head_end = byte == '\r' ? 1 : 0;
+    }
+}
+
+void encl_places_expect_answer(encl_place *place) {
+    place->head_end = 0;
+    place->body_sent = 0;
+}
+
+size_t encl_places_truncate(encl_place *place, encl_slice bytes, size_t after) {
+    for (size_t i = 0; i < bytes.len; i++) {
+        if (place->head_end < sizeof head_end) {
+            look_for_head_end(place, bytes.data[i]);
+        } else if (place->body_sent == after) {
+            place->cut = true;
+            return i;
+        } else {
+            place->body_sent++;
+        }
+    }
+    return bytes.len;
 }
 
 void encl_places_pause(encl_places *s, bool paused) {

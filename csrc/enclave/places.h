@@ -9,6 +9,10 @@ typedef struct encl_place {
     struct encl_places *all;
     encl_workload *workload; /* owned; NULL: the place is free */
     bool full;               /* counted in all->full */
+    /* Of the fault TRUNCATED: */
+    unsigned head_end; /* how many bytes of the empty line behind an answer's head were seen */
+    size_t body_sent;  /* bytes of the answer's body that were passed on */
+    bool cut;          /* the client was told that the answer has ended; the rest is dropped */
 } encl_place;
 
 typedef struct encl_places {
@@ -42,6 +46,11 @@ void encl_places_give_back(encl_place *place);
 void encl_places_weigh(encl_place *place);
 /* The client closed a half or all of it. Returns whether the workload is over by that. */
 bool encl_places_close(encl_place *place, encl_half half);
+/* The client wrote: what the workload sends next begins another answer. */
+void encl_places_expect_answer(encl_place *place);
+/* A fault: how many of these bytes of an HTTP answer may be passed on, where it is to end `after`
+ * bytes into its body. Fewer than all: it ends there, and place->cut is set. */
+size_t encl_places_truncate(encl_place *place, encl_slice bytes, size_t after);
 /* Stops or resumes reading from all workloads, and from those to come. */
 void encl_places_pause(encl_places *s, bool paused);
 

@@ -363,6 +363,7 @@ void net_upgrade_note_failure(net_target *target, encl_slice text);
 int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons reason, void *in,
                      size_t len);
 int net_server_established(struct lws *wsi);
+int net_server_confirm_upgrade(struct lws *wsi); /* 0: it may go on */
 /* Once libwebsockets' context, and every wsi with it, is gone: gives back the references that were
  * kept because nothing showed whether a wsi had been made. */
 void net_client_settle_owed(encl_loop *loop);

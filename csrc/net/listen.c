@@ -15,6 +15,7 @@ struct encl_listener {
     encl_accepted accepted;
     void *user;
     uint16_t port;
+    atomic_int refused;     /* the HTTP status that upgrades are refused with; 0: they are not */
     net_owned owned;        /* the listening socket */
     encl_link link;         /* loop->listeners */
     const char *cert, *key; /* only while being created */
@@ -95,6 +96,10 @@ fail:
     return rc;
 }
 
+void encl_listener_refuse(encl_listener *listener, int status) {
+    atomic_store(&listener->refused, status);
+}
+
 uint16_t encl_listener_port(const encl_listener *listener) {
     return listener->port;
 }
@@ -116,6 +121,16 @@ static encl_listener *find_listener(encl_loop *loop, const struct lws_vhost *vho
         }
     }
     return NULL;
+}
+
+int net_server_confirm_upgrade(struct lws *wsi) {
+    encl_listener *l = find_listener(lws_context_user(lws_get_context(wsi)), lws_get_vhost(wsi));
+    int status = l == NULL ? 0 : atomic_load(&l->refused);
+
+    if (status == 0) {
+        return 0;
+    }
+    return lws_return_http_status(wsi, (unsigned)status, NULL) < 0 ? -1 : 1;
 }
 
 static void offer(encl_listener *l, encl_conn *conn) {

@@ -123,6 +123,9 @@ typedef void (*encl_accepted)(void *user, encl_conn *conn);
 encl_result encl_listen(encl_loop *loop, uint16_t port, const char *tls_cert_file,
                         const char *tls_key_file, encl_accepted accepted, void *user,
                         encl_listener **out, encl_error *err);
+/* From now on every upgrade is answered with this HTTP status and the connection ends; 0: none is,
+ * as at the beginning. Any thread. */
+void encl_listener_refuse(encl_listener *listener, int status);
 uint16_t encl_listener_port(const encl_listener *listener);
 /* Stops accepting; connections made through it end within a second or so. Any thread but the
  * service thread. */

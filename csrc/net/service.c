@@ -88,6 +88,8 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
     case LWS_CALLBACK_RAW_CLOSE_FILE:
         raw_event(lws_context_user(lws_get_context(wsi)), wsi, reason);
         return 0;
+    case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
+        return net_server_confirm_upgrade(wsi);
     case LWS_CALLBACK_ESTABLISHED:
         return net_server_established(wsi);
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:

@@ -155,9 +155,13 @@ static const struct {
     {"FAULT_HALF_RECORD_LOST", ENCL_FAULT_HALF_RECORD_LOST},
     {"FAULT_SILENT_STREAMS", ENCL_FAULT_SILENT_STREAMS},
     {"FAULT_RAW_RECORD_LENGTH", ENCL_FAULT_RAW_RECORD_LENGTH},
+    {"FAULT_UPGRADE_503", ENCL_FAULT_UPGRADE_503},
+    {"FAULT_FULL", ENCL_FAULT_FULL},
+    {"FAULT_SLOW", ENCL_FAULT_SLOW},
+    {"FAULT_TRUNCATED", ENCL_FAULT_TRUNCATED},
 };
 
-#define ALL_FAULTS (((unsigned)ENCL_FAULT_RAW_RECORD_LENGTH << 1) - 1)
+#define ALL_FAULTS (((unsigned)ENCL_FAULT_TRUNCATED << 1) - 1)
 
 int enclave_add_faults(PyObject *module) {
     for (size_t i = 0; i < sizeof fault_names / sizeof *fault_names; i++) {
@@ -169,7 +173,8 @@ int enclave_add_faults(PyObject *module) {
 }
 
 typedef struct fault_arguments {
-    binding_whole mask, split, record_length;
+    binding_whole mask, split, record_length, truncated_after;
+    binding_seconds delay;
     binding_octets instead, after;
 } fault_arguments;
 
@@ -177,6 +182,8 @@ static const fault_arguments no_faults = {
     .mask = {"faults", 0, ALL_FAULTS, 0},
     .split = {"split", 0, PY_SSIZE_T_MAX, 0},
     .record_length = {"record_length", 0, UINT32_MAX, 0},
+    .truncated_after = {"truncated_after", 0, PY_SSIZE_T_MAX, 0},
+    .delay = {.name = "delay"},
     .instead = {.name = "instead_of_attestation", .bytes = {(const uint8_t *)"", 0}},
     .after = {.name = "after_attestation", .bytes = {(const uint8_t *)"", 0}},
 };
@@ -186,20 +193,29 @@ static encl_enclave_faults faults_of(const fault_arguments *read) {
         .mask = (uint32_t)read->mask.value,
         .split = (size_t)read->split.value,
         .record_length = (uint32_t)read->record_length.value,
+        .delay_ms = read->delay.ms,
+        .truncated_after = (size_t)read->truncated_after.value,
         .instead_of_attestation = read->instead.bytes,
         .after_attestation = read->after.bytes,
     };
 }
 
 bool enclave_read_faults(PyObject *args, PyObject *kwargs, encl_enclave_faults *faults) {
-    static char *names[] = {
-        "faults", "split", "record_length", "instead_of_attestation", "after_attestation", NULL};
+    static char *names[] = {"faults",
+                            "split",
+                            "record_length",
+                            "delay",
+                            "truncated_after",
+                            "instead_of_attestation",
+                            "after_attestation",
+                            NULL};
     fault_arguments f = no_faults;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&$O&O&O&O&", names, binding_read_whole,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&$O&O&O&O&O&O&", names, binding_read_whole,
                                      &f.mask, binding_read_whole, &f.split, binding_read_whole,
-                                     &f.record_length, binding_read_octets, &f.instead,
-                                     binding_read_octets, &f.after)) {
+                                     &f.record_length, binding_read_seconds, &f.delay,
+                                     binding_read_whole, &f.truncated_after, binding_read_octets,
+                                     &f.instead, binding_read_octets, &f.after)) {
         return false;
     }
     *faults = faults_of(&f);
@@ -226,6 +242,8 @@ bool enclave_read_start(PyObject *args, PyObject *kwargs, enclave_document *docu
                             "faults",
                             "split",
                             "record_length",
+                            "delay",
+                            "truncated_after",
                             "instead_of_attestation",
                             "after_attestation",
                             NULL};
@@ -237,13 +255,15 @@ bool enclave_read_start(PyObject *args, PyObject *kwargs, enclave_document *docu
     binding_whole port = {"port", 0, UINT16_MAX, 0};
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O&O&O&O&O&OO&O&O&O&O&|O&O&O&O&O&O&O&", names, read_mode, &config->mode,
-            read_workload, config, binding_read_label, &d.module_id, read_pcrs, &document->template,
-            binding_read_octets, &d.certificate, &d.cabundle, binding_read_octets, &d.leaf_key,
-            binding_read_seconds, &idle, binding_read_seconds, &grace, binding_read_seconds,
-            &one_shot, binding_read_whole, &connections, binding_read_whole, &port, read_tls,
-            config, binding_read_whole, &f.mask, binding_read_whole, &f.split, binding_read_whole,
-            &f.record_length, binding_read_octets, &f.instead, binding_read_octets, &f.after) ||
+            args, kwargs, "O&O&O&O&O&OO&O&O&O&O&|O&O&O&O&O&O&O&O&O&", names, read_mode,
+            &config->mode, read_workload, config, binding_read_label, &d.module_id, read_pcrs,
+            &document->template, binding_read_octets, &d.certificate, &d.cabundle,
+            binding_read_octets, &d.leaf_key, binding_read_seconds, &idle, binding_read_seconds,
+            &grace, binding_read_seconds, &one_shot, binding_read_whole, &connections,
+            binding_read_whole, &port, read_tls, config, binding_read_whole, &f.mask,
+            binding_read_whole, &f.split, binding_read_whole, &f.record_length,
+            binding_read_seconds, &f.delay, binding_read_whole, &f.truncated_after,
+            binding_read_octets, &f.instead, binding_read_octets, &f.after) ||
         !fill_document(&d, document)) {
         return false;
     }

@@ -1,7 +1,7 @@
 """A local enclave for tests and demos: the real protocol, in front of an app of yours.
 
 Decides which calls need an enclave that runs, and which one that does not. Calls: _arguments,
-_identity. Locks: none.
+_client, _identity. Locks: none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
 
 from .._arguments import (
     address,
@@ -28,22 +28,27 @@ from .._arguments import (
 from .._identity.pcrs import Pcrs
 from ._backend import BackendFault
 from ._child import ChildRunner
-from ._fault import Fault
+from ._fault import OF_CERTIFICATES, Fault
 from ._identity import DEFAULT_MODULE_ID, Mode, default_pcrs
 from ._runner import Facts, Faults, Options, Runner
 from ._workload import Interface, named_address
 
 if TYPE_CHECKING:
+    from .._client.async_client import AsyncClient
+    from .._client.client import Client
+    from .._client.options import ClientOptions
     from ._pki import EnclavePki
 
 __all__ = ["LocalEnclave"]
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 _NONE = Fault(0)
 _NO_BACKEND_FAULTS = BackendFault(0)
 _ALL = sum(Fault)
 _LONGEST = 1e9
+_LEAST_DELAY = 0.001
 _MOST_CONNECTIONS = 65_536
 _RECORD_LENGTH_MAX = 2**32 - 1
 _PLAINTEXT_MAX = 65_535 - 16
@@ -110,9 +115,12 @@ def _tls(value: object) -> tuple[str, str] | bool:
 
 
 def _faults(
+    mode: Mode,
     faults: object,
     split: object,
     record_length: object,
+    delay: object,
+    truncated_after: object,
     instead_of_attestation: object,
     after_attestation: object,
 ) -> Faults:
@@ -123,13 +131,36 @@ def _faults(
     pieces = whole("split", split, 0, sys.maxsize)
     if Fault.SPLIT in faults and not pieces:
         raise ValueError("split: expected 1 or more, as Fault.SPLIT is on, got 0")
+    late = seconds("delay", delay, most=_LONGEST)
+    if Fault.SLOW in faults and late < _LEAST_DELAY:
+        raise ValueError(
+            f"delay: expected {_LEAST_DELAY:g} s or more, as Fault.SLOW is on, got "
+            f"{value_shown(delay)}"
+        )
+    _expect_possible(faults, mode)
     return Faults(
         int(faults),
         pieces,
         whole("record_length", record_length, 0, _RECORD_LENGTH_MAX),
+        late,
+        whole("truncated_after", truncated_after, 0, sys.maxsize),
         _plaintext("instead_of_attestation", instead_of_attestation),
         _plaintext("after_attestation", after_attestation),
     )
+
+
+def _expect_possible(faults: Fault, mode: Mode) -> None:
+    wrong = faults & OF_CERTIFICATES
+    if wrong and mode != "production":
+        raise ValueError(
+            f"faults: {wrong.name} is about certificates: expected mode='production', whose "
+            f"documents have them, got {value_shown(mode)}"
+        )
+    if Fault.EXPIRED_LEAF | Fault.NOT_YET_VALID in faults:
+        raise ValueError(
+            "faults: expected EXPIRED_LEAF or NOT_YET_VALID, got both, which are about one "
+            "certificate"
+        )
 
 
 def _plaintext(name: str, value: object) -> bytes:
@@ -194,10 +225,23 @@ class LocalEnclave:
         faults: Fault = _NONE,
         split: int = 0,
         record_length: int = 0,
+        delay: float = 0.0,
+        truncated_after: int = 0,
         instead_of_attestation: bytes = b"",
         after_attestation: bytes = b"",
         upgradable: bool = False,
     ) -> None:
+        one_of("mode", mode, get_args(Mode))
+        self._faults = _faults(
+            mode,
+            faults,
+            split,
+            record_length,
+            delay,
+            truncated_after,
+            instead_of_attestation,
+            after_attestation,
+        )
         options = Options(
             app=_app(app),
             interface=interface,
@@ -212,7 +256,7 @@ class LocalEnclave:
             max_connections=_default_connections()
             if max_connections is None
             else whole("max_connections", max_connections, 1, _MOST_CONNECTIONS),
-            faults=_faults(faults, split, record_length, instead_of_attestation, after_attestation),
+            faults=self._faults,
             upgradable=flag("upgradable", upgradable),
         )
         if upgradable and mode != "production":
@@ -220,13 +264,14 @@ class LocalEnclave:
                 "upgradable: expected mode='production', whose documents are signed, got "
                 f"{value_shown(mode)}"
             )
-        one_of("mode", mode, get_args(Mode))
         one_of("interface", interface, get_args(Interface))
         flag("in_process", in_process)
         self._options = options
         self._runner: Runner | ChildRunner = Runner(options) if in_process else ChildRunner(options)
         self._facts: Facts | None = None
         self._last_stats: dict[str, int] = {}
+        # For who reports on them: the test plugin says what they verified.
+        self._clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self._finalizer: weakref.finalize[..., LocalEnclave] | None = None
 
     def start(self) -> Self:
@@ -300,7 +345,7 @@ class LocalEnclave:
 
     @property
     def mode(self) -> Mode:
-        """``"debug"`` or ``"production"``, as it was made."""
+        """``"production"``, ``"debug"`` or ``"stub"``, as it was made."""
         return self._options.mode
 
     @property
@@ -326,18 +371,66 @@ class LocalEnclave:
         *,
         split: int = 0,
         record_length: int = 0,
+        delay: float = 0.0,
+        truncated_after: int = 0,
         instead_of_attestation: bytes = b"",
         after_attestation: bytes = b"",
     ) -> None:
         """Exactly these from now on, in open connections too; without arguments none.
 
+        ``split`` (bytes), ``record_length`` (bytes), ``delay`` (seconds) and ``truncated_after``
+        (bytes) are parameters of the faults SPLIT, RAW_RECORD_LENGTH, SLOW and TRUNCATED.
         ``instead_of_attestation`` and ``after_attestation`` are plaintexts that are sent, sealed,
         in place of an answer to RequestAttestation, or right after the first one.
         """
         self._running()
-        self._runner.set_faults(
-            _faults(faults, split, record_length, instead_of_attestation, after_attestation)
+        self._switch(
+            _faults(
+                self.mode,
+                faults,
+                split,
+                record_length,
+                delay,
+                truncated_after,
+                instead_of_attestation,
+                after_attestation,
+            )
         )
+
+    def _switch(self, faults: Faults) -> None:
+        self._runner.set_faults(faults)
+        self._faults = faults
+
+    @property
+    def faults(self) -> Fault:
+        """Those that are switched on."""
+        return Fault(self._faults.mask)
+
+    def client(self, **options: Unpack[ClientOptions]) -> Client:
+        """A client that trusts this enclave as it is now: its URL, PCRs and root, its TLS
+        certificate, and ``debug_mode`` where it is no production enclave. ``options``: the keywords
+        of :class:`enclavia.Client`, which come before these. It connects when it is used."""
+        from .._client.client import Client
+
+        return self._made(Client(self.url, **self._trusting(options)))
+
+    def async_client(self, **options: Unpack[ClientOptions]) -> AsyncClient:
+        """The same as :meth:`client`, an :class:`enclavia.AsyncClient`."""
+        from .._client.async_client import AsyncClient
+
+        return self._made(AsyncClient(self.url, **self._trusting(options)))
+
+    def _trusting(self, options: ClientOptions) -> ClientOptions:
+        trusted: ClientOptions = {"pcrs": self.pcrs, "root": self.root}
+        if self.mode != "production":
+            trusted["debug_mode"] = True
+        if self.tls_certificate is not None:
+            trusted["verify"] = self.tls_certificate
+        return {**trusted, **options}
+
+    def _made(self, client: C) -> C:
+        self._clients.add(client)
+        return client
 
     def set_identity(self, *, pcrs: Pcrs | None = None, pki: EnclavePki | None = None) -> None:
         """Another identity from now on, as after an upgrade. Open connections stay."""

@@ -46,11 +46,14 @@ class Authority:
         self._since = since
         self._first: EnclavePki | None = None
 
-    def issue(self, at: datetime | None = None) -> EnclavePki:
-        """Certificates that begin to be valid at a moment; None: now."""
+    def issue(self, at: datetime | None = None, leaf_at: datetime | None = None) -> EnclavePki:
+        """Certificates that begin to be valid at a moment, and the leaf at another; None: now, and
+        the same."""
         from ._pki import mint, specs
 
         root, *below = specs(at)
+        if leaf_at is not None:
+            below[-1] = specs(leaf_at)[-1]
         if self._first is None and self._since is not None:
             root = specs(self._since)[0]
         pki = mint(chain=[replace(root, key=self._root_key), *below])

@@ -24,6 +24,7 @@ _ROOT_LIFETIME = timedelta(days=30 * 365)
 _CA_LIFETIMES = (timedelta(days=20), timedelta(days=5), timedelta(days=1))
 # CAs have been in use for a while. A leaf has not: AWS's begin in the second they are made.
 _CA_AGE = timedelta(minutes=1)
+_LONGEST_LEAF = timedelta(days=3650)
 
 _KEY_USAGES = (
     "digital_signature",
@@ -64,14 +65,65 @@ class CertificateSpec:
 
 @dataclass(frozen=True)
 class EnclavePki:
-    """A root, the bundle below it (root first, as documents carry it), and a leaf with its key."""
+    """Certificates of one enclave, for ``LocalEnclave.set_identity(pki=…)``: a root, the bundle
+    below it, and a leaf with its key. :meth:`mint` makes them."""
 
     root_der: bytes
     root_pem: bytes
+    """What a client takes as ``root``."""
     cabundle: list[bytes]
+    """DER, the root first, as documents carry it; at least one."""
     leaf_der: bytes
     leaf_key_der: bytes
     """PKCS#8."""
+
+    def __post_init__(self) -> None:
+        for name in ("root_der", "root_pem", "leaf_der", "leaf_key_der"):
+            value = getattr(self, name)
+            if not isinstance(value, bytes):
+                raise TypeError(f"{name}: expected bytes, got {type(value).__name__}")
+        if not isinstance(self.cabundle, list):
+            raise TypeError(f"cabundle: expected a list, got {type(self.cabundle).__name__}")
+        if not self.cabundle:
+            raise ValueError("cabundle: expected at least one certificate, got none")
+        for member in self.cabundle:
+            if not isinstance(member, bytes):
+                raise TypeError(f"cabundle: expected bytes, got {type(member).__name__}")
+
+    @classmethod
+    def mint(
+        cls,
+        now: datetime | None = None,
+        *,
+        leaf_lifetime: timedelta = timedelta(hours=3),
+        intermediates: int = 3,
+    ) -> EnclavePki:
+        """New keys and certificates of the shape that AWS's have. ``now``: when the leaf begins to
+        be valid (aware; None: now); ``leaf_lifetime``: for how long it is (more than 0, at most
+        3650 days); ``intermediates``: how many certificates stand between root and leaf, 1 to 3.
+        Raises TypeError and ValueError."""
+        if now is not None and not isinstance(now, datetime):
+            raise TypeError(f"now: expected a datetime or None, got {type(now).__name__}")
+        if now is not None and now.utcoffset() is None:
+            raise ValueError("now: expected an aware datetime (with tzinfo), got a naive one")
+        if not isinstance(leaf_lifetime, timedelta):
+            raise TypeError(
+                f"leaf_lifetime: expected a timedelta, got {type(leaf_lifetime).__name__}"
+            )
+        if not timedelta(0) < leaf_lifetime <= _LONGEST_LEAF:
+            raise ValueError(
+                "leaf_lifetime: expected more than 0 and at most 3650 days, got "
+                f"{leaf_lifetime.total_seconds():g} s"
+            )
+        if isinstance(intermediates, bool) or not isinstance(intermediates, int):
+            raise TypeError(
+                f"intermediates: expected a whole number, got {type(intermediates).__name__}"
+            )
+        if not 1 <= intermediates <= len(_CA_LIFETIMES):
+            got = intermediates if -1000 < intermediates < 1000 else "another number"
+            raise ValueError(f"intermediates: expected 1 to {len(_CA_LIFETIMES)}, got {got}")
+        moment = None if now is None else now.astimezone(UTC)
+        return mint(moment, leaf_lifetime, intermediates=intermediates)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core
 from .._identity.pcrs import Pcrs
 from ._backend import BackendFault, LocalBackend
+from ._fault import OF_CERTIFICATES, Fault
 from ._history import History, Spec, Version, version_of
 from ._identity import Authority, Identity, Mode, identity_of
 from ._tls import localhost_certificate
@@ -32,6 +33,8 @@ __all__ = ["Facts", "Faults", "Options", "Runner"]
 
 _RENEW_SECONDS = 2 * 3600.0  # leaves live three hours
 _STAGED = timedelta(hours=1)  # until an upgrade that does not boot at once is valid
+_EXPIRED = timedelta(hours=-4)  # when a leaf began that ended an hour ago
+_NOT_YET = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,26 @@ class Faults:
     mask: int = 0
     split: int = 0
     record_length: int = 0
+    delay: float = 0.0
+    truncated_after: int = 0
     instead_of_attestation: bytes = b""
     after_attestation: bytes = b""
+
+    def for_core(self) -> dict[str, Any]:
+        """As the core's keywords, which know nothing of certificates."""
+        return {
+            "faults": self.mask & ~int(OF_CERTIFICATES),
+            "split": self.split,
+            "record_length": self.record_length,
+            "delay": self.delay,
+            "truncated_after": self.truncated_after,
+            "instead_of_attestation": self.instead_of_attestation,
+            "after_attestation": self.after_attestation,
+        }
+
+    @property
+    def of_certificates(self) -> Fault:
+        return Fault(self.mask) & OF_CERTIFICATES
 
 
 @dataclass(frozen=True)
@@ -123,19 +144,20 @@ class Runner:
 
     def set_faults(self, faults: Faults) -> None:
         with self._lock:
-            self._enclave.set_faults(
-                faults.mask,
-                split=faults.split,
-                record_length=faults.record_length,
-                instead_of_attestation=faults.instead_of_attestation,
-                after_attestation=faults.after_attestation,
-            )
+            if faults.of_certificates != self._faults.of_certificates:
+                self._attest(self._spoilt(self._identity, faults))
+            self._enclave.set_faults(**faults.for_core())
             self._faults = faults
 
     def set_identity(self, pcrs: Pcrs | None, pki: EnclavePki | None) -> Facts:
         with self._lock:
             if pki is not None and self._options.mode != "production":
                 raise ValueError("certificates have a meaning only in production mode")
+            if pki is not None and self._faults.of_certificates:
+                raise ValueError(
+                    f"pki: expected none while the fault {self._faults.of_certificates.name} is "
+                    "on, which is about certificates too, got one: switch the fault off before"
+                )
             fresh = replace(self._identity, pcrs=pcrs or self._identity.pcrs)
             if pki is not None:
                 self._authority = None  # we could not renew what others issued
@@ -208,8 +230,8 @@ class Runner:
     def _authority_or_fail(self) -> Authority:
         if self._authority is None:
             raise RuntimeError(
-                "expected the enclave's own certificates, got those of set_identity(pki=…): its "
-                "history cannot go on"
+                "expected the enclave's own certificates, got those of set_identity(pki=…): no "
+                "others can be issued, neither for its history nor for a fault"
             )
         return self._authority
 
@@ -297,6 +319,10 @@ class Runner:
             self._renew_later()
 
     def _use(self, identity: Identity) -> None:
+        self._attest(self._spoilt(identity, self._faults))
+        self._identity = identity
+
+    def _attest(self, identity: Identity) -> None:
         self._enclave.set_document(
             module_id=identity.module_id,
             pcrs=identity.document_pcrs(),
@@ -304,10 +330,25 @@ class Runner:
             cabundle=identity.cabundle,
             leaf_key=identity.leaf_key,
         )
-        self._identity = identity
+
+    def _spoilt(self, identity: Identity, faults: Faults) -> Identity:
+        """The same enclave, with certificates as the faults have them."""
+        wrong = faults.of_certificates
+        if not wrong:
+            return identity
+        now = datetime.now(UTC)
+        leaf_at = now
+        if Fault.EXPIRED_LEAF in wrong:
+            leaf_at = now + _EXPIRED
+        elif Fault.NOT_YET_VALID in wrong:
+            leaf_at = now + _NOT_YET
+        authority = Authority() if Fault.WRONG_ROOT in wrong else self._authority_or_fail()
+        pki = authority.issue(now, leaf_at)
+        return identity_of(identity.module_id, identity.pcrs, pki)
 
     def _listen(self) -> None:
-        options, identity, faults = self._options, self._identity, self._faults
+        options = self._options
+        identity = self._spoilt(self._identity, self._faults)
         self._enclave = _core.Enclave(
             mode=options.mode,
             workload=self._workload.address,
@@ -322,11 +363,7 @@ class Runner:
             one_shot_timeout=options.one_shot_timeout,
             max_connections=options.max_connections,
             tls=self._tls,
-            faults=faults.mask,
-            split=faults.split,
-            record_length=faults.record_length,
-            instead_of_attestation=faults.instead_of_attestation,
-            after_attestation=faults.after_attestation,
+            **self._faults.for_core(),
         )
         self._port = self._enclave.port
 

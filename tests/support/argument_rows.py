@@ -586,6 +586,13 @@ FAULTS = {
         Row(2**32, ValueError, f"got {2**32}"),
         Row(HUGE, ValueError),
     ],
+    "delay": LONG_WAIT,
+    "truncated_after": [
+        *no_whole_number(),
+        Row(-1, ValueError, "got -1"),
+        Row(HUGE, ValueError),
+        Row(-HUGE, ValueError),
+    ],
     "instead_of_attestation": PLAINTEXT,
     "after_attestation": PLAINTEXT,
 }

@@ -6,6 +6,8 @@ their parameters has rows here, or a reason why it has none.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import functools
 import importlib
 import importlib.util
@@ -127,6 +129,34 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "receipt": [Row(value, TypeError) for value in (None, 5, True, "", "{}", b"{}", {})]
     },
     "enclavia.testing.LocalEnclave": ENCLAVE,
+    "enclavia.testing.EnclavePki": {
+        **{
+            name: [Row(value, TypeError) for value in (None, 5, "", bytearray(b"x"), [])]
+            for name in ("root_der", "root_pem", "leaf_der", "leaf_key_der")
+        },
+        "cabundle": [
+            *(Row(value, TypeError) for value in (None, 5, b"x", (b"x",), [None], ["x"])),
+            Row([], ValueError, "got none"),
+        ],
+    },
+    "enclavia.testing.EnclavePki.mint": {
+        "now": [
+            *(Row(value, TypeError) for value in (5, "now", datetime.date(2026, 1, 1))),
+            Row(datetime.datetime(2026, 1, 1), ValueError, "got a naive one"),
+        ],
+        "leaf_lifetime": [
+            *(Row(value, TypeError) for value in (None, 5, 1.5, "3h")),
+            Row(datetime.timedelta(0), ValueError, "got 0 s"),
+            Row(datetime.timedelta(hours=-1), ValueError, "got -3600 s"),
+            Row(datetime.timedelta(days=3651), ValueError),
+        ],
+        "intermediates": [
+            *(Row(value, TypeError) for value in (None, True, 1.0, "3", [])),
+            Row(0, ValueError, "got 0"),
+            Row(4, ValueError, "got 4"),
+            Row(HUGE, ValueError, "got another number"),
+        ],
+    },
     "enclavia.requests.EnclaveAdapter": TRANSPORT,
     "enclavia.requests.session": TRANSPORT,
     "enclavia.requests.EnclaveAdapter.connect": {"timeout": WAIT},
@@ -286,6 +316,10 @@ REASONS = {
     "enclavia.Forwarder.close": "another name of stop",
     "enclavia.UpgradeChain": "a result; nothing is decided by one that a user made",
     "enclavia.UpgradeLink": "a result; nothing is decided by one that a user made",
+    **{
+        f"enclavia.testing.LocalEnclave.{call}(options)": "the keywords of a client, which has rows"
+        for call in ("client", "async_client")
+    },
     "enclavia.testing.Fault": "the constructor of Python's enum.IntFlag",
     "enclavia.testing.BackendFault": "the constructor of Python's enum.IntFlag",
     "enclavia.testing.Mode": "the name of a type, not to be called",
@@ -334,6 +368,11 @@ def calling(call: str, name: str, value: Any) -> Callable[[], object]:
     if call == "enclavia.testing.LocalEnclave":
         given = {"app": "127.0.0.1:9", name: value}
         return lambda: function(given.pop("app"), **given)
+    if call == "enclavia.testing.EnclavePki":
+        pki = dataclasses.asdict(enclavia.testing.EnclavePki.mint()) | {name: value}
+        return lambda: function(**pki)
+    if call == "enclavia.testing.EnclavePki.mint":
+        return lambda: function(**{name: value})
     if call.startswith("enclavia.Pcrs"):
         if method in ("load", "parse"):
             return lambda: function(value)

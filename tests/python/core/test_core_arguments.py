@@ -194,6 +194,8 @@ FAULTS = {
     "faults": whole(0, ALL_FAULTS),
     "split": whole(0, sys.maxsize),
     "record_length": whole(0, 2**32 - 1),
+    "delay": LONG_WAIT,
+    "truncated_after": whole(0, sys.maxsize),
     "instead_of_attestation": BYTES,
     "after_attestation": BYTES,
 }
@@ -286,6 +288,8 @@ FAULTS_GIVEN: dict[str, Any] = {
     "faults": 0,
     "split": 0,
     "record_length": 0,
+    "delay": 0.0,
+    "truncated_after": 0,
     "instead_of_attestation": b"",
     "after_attestation": b"",
 }

@@ -423,7 +423,7 @@ def test_lists_of_the_reference_are_whole() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     for kind in (Fault, BackendFault):
         faults = text.partition(f"* `{kind.__name__}`")[2].partition("\n* ")[0].partition("\n\n")[0]
-        assert set(re.findall(r"`([A-Z_]{4,})`", faults)) == {str(fault.name) for fault in kind}
+        assert set(re.findall(r"`([A-Z_0-9]{4,})`", faults)) == {str(fault.name) for fault in kind}
     stats = text.partition("| `client.stats` |")[2].partition("\n")[0]
     assert set(re.findall(r"`(\w+)`", stats)) == set(Stats.__annotations__)
     guide = (ROOT / "docs" / "guide.md").read_text()
