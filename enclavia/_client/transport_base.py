@@ -141,7 +141,7 @@ class TransportBase:
     def _seen(self) -> list[Attestation]:
         """The first document of each identity that a channel in this process has led to."""
         connections = self._engine.known()
-        raws = [] if connections is None else list(connections.seen.values())
+        raws = [] if connections is None else list(connections.verified.identities.values())
         return [Attestation._from_raw(raw, self._settings.config.names) for raw in raws]
 
     async def _fresh(self, timeout: float | None) -> list[Attestation]:

@@ -184,7 +184,7 @@ class Engine:
 
     def attestation(self) -> Attestation:
         connections = self.known()
-        raw = None if connections is None else connections.raw_attestation
+        raw = None if connections is None else connections.verified.newest
         if raw is None:
             raise StateError(
                 "not connected yet, so nothing was verified: make a request, enter the client "
@@ -194,7 +194,7 @@ class Engine:
 
     def receipts(self) -> tuple[Receipt, ...]:
         connections = self.known()
-        return () if connections is None else tuple(connections.receipts.copy())
+        return () if connections is None else tuple(connections.verified.receipts.copy())
 
     def stats(self) -> Stats:
         connections = self.known()
@@ -203,7 +203,7 @@ class Engine:
         connections.pool.settle(now())
         pool = connections.pool.stats()
         traffic = [tunnel.traffic() for tunnel in connections.pool.handles()] + [
-            connections.past.total()
+            connections.connecting.past.total()
         ]
         with self._lock:
             return Stats(
@@ -217,9 +217,9 @@ class Engine:
                 retries=self._retries,
                 bytes_in=sum(bytes_in for bytes_in, _ in traffic),
                 bytes_out=sum(bytes_out for _, bytes_out in traffic),
-                reattestations=connections.reattestations,
+                reattestations=connections.verified.fresh,
                 shared=self._shared is not None,
-                upgrades_followed=connections.upgrades_followed,
+                upgrades_followed=connections.pinning.upgrades_followed,
             )
 
     @property

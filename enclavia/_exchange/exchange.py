@@ -156,7 +156,7 @@ class Exchange:
             self._stream = await start_stream(self.io, tunnel.core, piece, self._timeouts.pool)
         except (ConnectionClosed, StateError) as error:
             # It may look open for a moment longer.
-            tunnel.broken = True
+            tunnel.retire()
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
             raise

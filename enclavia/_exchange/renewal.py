@@ -1,30 +1,146 @@
-"""When a channel's document is asked for anew: before the first certificate of its chain ends.
+"""A fresh document of an open channel: asked for in time, by one request, and verified like the
+first one.
 
-AWS replaces an enclave's certificate about 15 minutes before it ends, so a fresh document is asked
-for later than that, and early enough that a failure can be met by connecting anew.
-
-Decides the moment, from times alone. Calls: nothing of the package. Locks: none.
+Decides who asks, and what becomes of a channel that gives none. Calls: _core, _errors, _identity,
+_io, _trust. Locks: none.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+from typing import TYPE_CHECKING, Any, Final, cast
 
-__all__ = ["RENEWAL_WAIT", "renew_at"]
+from .. import _core
+from .._errors import AttestationRefused, ConnectTimeout, EnclaviaError, ReadTimeout
+from .._identity.pins import pcr_bytes
+from .._io.face import SHORTEST, Io, deadline_of, now
+from .._trust.receipts import Receipt
+from .pinning import Pinning
+from .timeouts import Timeouts
+from .tunnel import Tunnel
+from .verified import Verified
 
-_EARLIEST: Final = 600.0
-"""Seconds before the end."""
-_SHARE: Final = 4
-"""Of a shorter time that is left it is one in so many."""
-_LATEST: Final = 0.2
-"""Which part of that is always left, for the request itself."""
+if TYPE_CHECKING:
+    from .._io.local import LocalChannel
+
+__all__ = ["Renewal"]
+
+logger = logging.getLogger("enclavia")
+
 RENEWAL_WAIT: Final = 10.0
 """Seconds for which a fresh document is waited for. A channel on which none comes is given up, or,
 where there will be no other, used until its document ends."""
 
 
-def renew_at(present: float, left: float, jitter: float) -> float:
-    """``left``: seconds of validity. ``jitter``: 0 to 1, so that many clients of one enclave do not
-    ask in the same second."""
-    lead = min(_EARLIEST, left / _SHARE)
-    return present + left - lead * (1.0 - (1.0 - _LATEST) * jitter)
+class Renewal:
+    """Of the channels of one engine."""
+
+    def __init__(self, io: Io[Any], pinning: Pinning, verified: Verified, reconnects: bool) -> None:
+        """``reconnects``: whether there may be another channel."""
+        self._io = io
+        self._pinning = pinning
+        self._verified = verified
+        self._reconnects = reconnects
+
+    async def renew(self, tunnel: Tunnel, timeouts: Timeouts) -> bool:
+        """Where it is time to. Whether a request may still begin on the channel."""
+        authority = self._pinning.config.url.authority
+        if now() >= tunnel.validity.ends_at and self._reconnects:
+            logger.info("the document of %s has ended: connecting anew", authority)
+            return False
+        if not isinstance(tunnel.core, _core.Channel):
+            return not self._reconnects  # the forwarder has a newer one for who asks it again
+        if not tunnel.take_turn():
+            return True  # somebody asks just now
+        try:
+            allowed = timeouts.connect
+            wait = RENEWAL_WAIT if allowed is None else min(allowed, RENEWAL_WAIT)
+            if await self.attest(tunnel, wait) is not None:
+                return True
+            error: EnclaviaError = ReadTimeout(f"expected one within {wait} s, got none")
+        except AttestationRefused:
+            raise
+        except EnclaviaError as caught:
+            error = caught
+        finally:
+            tunnel.give_turn()
+        if not self._reconnects and tunnel.alive and now() < tunnel.validity.ends_at:
+            tunnel.validity = tunnel.validity.asked_in_vain(now())
+            logger.warning("no fresh document of %s yet: %s", authority, error)
+            return True
+        logger.warning("no fresh document of %s, so its channel is given up: %s", authority, error)
+        if not self._reconnects:
+            tunnel.retire()
+            raise error
+        return False
+
+    async def attest(self, tunnel: Tunnel, timeout: float | None) -> _core.RawAttestation | None:
+        """A fresh document on an open channel, verified like the first one; None where none comes
+        in time. Where somebody who is asked refuses it, the channel is closed."""
+        deadline = deadline_of(timeout)
+        raw = await self._io.attest(cast(_core.Channel, tunnel.core), timeout)
+        if raw is None or tunnel.receipt is None:
+            return None
+        await self._take(tunnel, tunnel.receipt._fresh(raw), raw, deadline)
+        return raw
+
+    async def fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> _core.RawAttestation | None:
+        """A fresh document of a channel that is open, or of what its forwarder has. None where that
+        leads to another identity by now, of which this channel is none."""
+        if isinstance(tunnel.core, _core.Channel):
+            raw = await self.attest(tunnel, timeouts.read)
+            if raw is None:
+                raise ReadTimeout(
+                    f"expected an attestation document within {timeouts.read} s, got none"
+                )
+            return raw
+        raw, handshake_hash = await self._shown_again(tunnel, timeouts)
+        if pcr_bytes(raw) != pcr_bytes(tunnel.core.attestation()):
+            return None
+        receipt = cast(Receipt, tunnel.receipt)._fresh(raw, handshake_hash)
+        await self._take(tunnel, receipt, raw, deadline_of(timeouts.read))
+        return raw
+
+    async def _shown_again(
+        self, tunnel: Tunnel, timeouts: Timeouts
+    ) -> tuple[_core.RawAttestation, bytes]:
+        """What a forwarder shows now, on a control connection of its own, and the handshake hash of
+        the channel that it is of."""
+        config = self._pinning.config._replace(pins=tunnel.pins)
+        channel = cast("LocalChannel", config.reach())
+        try:
+            await self._io.wait_open(channel, timeouts.read)
+            channel.wait_open(SHORTEST)
+            return channel.attestation(), channel.handshake_hash
+        finally:
+            channel.close(0)
+
+    async def _take(
+        self,
+        tunnel: Tunnel,
+        receipt: Receipt,
+        raw: _core.RawAttestation,
+        deadline: float | None,
+    ) -> None:
+        """A later document of an open channel was verified. Raises where somebody who is asked does
+        not agree to it."""
+        config, trust = self._pinning.config, self._pinning.trust
+        verified_at = now()
+        if trust is not None:
+            try:
+                await trust.verified(self._io, receipt, deadline)
+            except AttestationRefused as error:
+                logger.warning("a channel to %s is closed: %s", config.url.authority, error)
+                tunnel.retire()
+                tunnel.close()
+                raise
+            except ConnectTimeout:
+                tunnel.retire()  # nobody agreed
+                raise
+            except BaseException:
+                # Ctrl-C or a cancellation ended one caller's wait, and nobody agreed to the
+                # document: the next request asks for another one before it goes out.
+                tunnel.validity = tunnel.validity.doubted()
+                raise
+        tunnel.renewed(receipt, raw, verified_at)
+        self._verified.take(config, raw, receipt, fresh=True)

@@ -6,14 +6,13 @@ Decides when a channel on which nothing comes is given up. Calls: _identity, _io
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._identity.pins import PinTuples
 from .._io.face import now
-from .renewal import renew_at
+from .validity import Validity
 
 if TYPE_CHECKING:
     from .._io.local import AnyChannel, AnyStream
@@ -53,13 +52,10 @@ class Tunnel:
         self.pins = pins
         self.pinned: PinTuples | None = _NONE_YET
         """What the caller pinned when this was found to match; the same object, not only equal."""
-        self.broken = False
         self.receipt: Receipt | None = None
         """Of its newest document; None while none was verified."""
-        self.verified_at = 0.0
-        self.renew_at = self.ends_at = math.inf
-        """When its next document is asked for, and when the certificates of this one end. By the
-        clock that goes on while the machine sleeps; never in debug mode."""
+        self.validity = Validity()
+        self._retired = False
         self._turn: list[None] = [None]
         self._past = past
         self._counted = False
@@ -68,24 +64,22 @@ class Tunnel:
 
     @property
     def alive(self) -> bool:
-        return not self.broken and self.core.state == "open"
+        return not self._retired and self.core.state == "open"
 
-    def certified(
-        self, receipt: Receipt, raw: Mapping[str, Any], verified_at: float, jitter: float
-    ) -> None:
-        """A document of its was verified. ``jitter``: see :func:`renew_at`."""
+    def retire(self) -> None:
+        """No request begins on it any more. Who uses it goes on to their end."""
+        self._retired = True
+
+    def certified(self, receipt: Receipt, raw: Mapping[str, Any], verified_at: float) -> None:
+        """A document of its was verified, and nobody has refused it."""
         self.receipt = receipt
-        self.verified_at = verified_at
-        until: int | None = raw["valid_until"]
-        if until is not None:
-            left = float(until - raw["verified_at"])
-            self.ends_at = verified_at + left
-            self.renew_at = renew_at(verified_at, left, jitter)
+        self.validity = Validity.of(raw, verified_at)
 
-    def ask_later(self, jitter: float) -> None:
-        """None came when a fresh document was asked for, and this one has not ended yet."""
-        present = now()
-        self.renew_at = renew_at(present, self.ends_at - present, jitter)
+    def renewed(self, receipt: Receipt, raw: Mapping[str, Any], verified_at: float) -> None:
+        """As :meth:`certified`, by a later document. What that says may be something else: pins of
+        which the earlier one was known to be are compared with it again."""
+        self.pinned = _NONE_YET
+        self.certified(receipt, raw, verified_at)
 
     def take_turn(self) -> bool:
         """For who asks for a fresh document; False where another does. To be given back."""
@@ -107,10 +101,9 @@ class Tunnel:
 
     def unanswered(self) -> None:
         """A deadline passed. A channel on which no record came for a while may lead nowhere any
-        more, which nobody is told by TCP; bytes that make no record prove nothing. It ends with
-        those who use it now."""
+        more, which nobody is told by TCP; bytes that make no record prove nothing."""
         if self.core.records_in == self._heard and now() - self._heard_at >= SILENCE:
-            self.broken = True
+            self.retire()
 
     def traffic(self) -> tuple[int, int]:
         stats = self.core.stats()

@@ -166,7 +166,7 @@ class Pump:
                 )
             except (ConnectionClosed, StateError) as error:
                 # The channel has just gone: nothing was sent, so another one will do.
-                lease.tunnel.broken = True
+                lease.tunnel.retire()
                 self._give_back()
                 if isinstance(error, ForkedError) or not left:
                     raise

@@ -1,7 +1,7 @@
 """The forwarder itself: listeners, channels and connections in one event loop.
 
 Decides who may come, and whether a channel may still be used. Calls: _arguments, _channel, _core,
-_errors, _exchange, _identity, _io, _pool. Locks: none.
+_errors, _exchange, _identity, _io, _pool, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import resource
 import select
 import socket
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import _core
 from .._arguments import timeout as checked_timeout
@@ -26,7 +26,7 @@ from .._exchange.connections import Connections
 from .._exchange.engine import Engine
 from .._exchange.retry import RetryPolicy
 from .._exchange.tunnel import IdleStream, Tunnel
-from .._identity.pins import matching_set, pcr_bytes
+from .._identity.pins import pcr_bytes
 from .._io.face import Io, now, positive
 from .._io.local import LocalSocket, peer_uid
 from .._io.loops import LoopIo
@@ -40,6 +40,9 @@ from .pump import Pump
 from .serving import HttpServer
 from .sockets import listen_tcp, listen_unix, unlisten
 from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .._trust.receipts import Receipt
 
 __all__ = ["Listeners", "Server"]
 
@@ -87,13 +90,6 @@ class Listeners:
         self._ends.close()
 
 
-class Identity(NamedTuple):
-    """What a channel's document said that pins are about."""
-
-    suffix: str
-    pcrs: Mapping[int, bytes]
-
-
 class Server:
     """All of it runs in the thread of one event loop; what other threads ask for is given to that
     loop as a call."""
@@ -107,11 +103,16 @@ class Server:
         own = settings.settings
         self.connections = Connections(own.config, own.limits, self.io)
         self.pool = self.connections.pool
+        self.pinning = self.connections.pinning
+        self.made = self.connections.connecting.made
         self.engine = Engine(own.config, RetryPolicy(own.retries), own.timeouts, self.connections)
         self.tokens = Tokens()
         self._loop = asyncio.get_running_loop()
         self._pumps: dict[Pump, Acceptor] = {}
-        self._identities: weakref.WeakKeyDictionary[Tunnel, Identity] = weakref.WeakKeyDictionary()
+        # With the receipt of the document that says it: a later one may say something else.
+        self._identities: weakref.WeakKeyDictionary[Tunnel, tuple[Receipt | None, str]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._identity_sockets: dict[str, LocalSocket] = {}
         self._listening: dict[LocalSocket, Acceptor] = {}
         self._ends: select.epoll | None = None
@@ -243,28 +244,18 @@ class Server:
 
     # -- channels -----------------------------------------------------------------------------
 
-    def identity(self, tunnel: Tunnel) -> Identity:
-        known = self._identities.get(tunnel)
-        if known is None:
-            raw = tunnel.core.attestation()
-            pcrs: Any = raw["pcrs"]
-            known = Identity(identity_suffix(pcr_bytes(raw)), pcrs)
-            self._identities[tunnel] = known
+    def identity(self, tunnel: Tunnel) -> str:
+        """What the path of its socket ends with."""
+        receipt, known = self._identities.get(tunnel, (None, None))
+        if known is None or receipt is not tunnel.receipt:
+            known = identity_suffix(pcr_bytes(tunnel.core.attestation()))
+            self._identities[tunnel] = tunnel.receipt, known
         return known
-
-    def _pinned(self, tunnel: Tunnel) -> bool:
-        pins, trust = self.connections.pins, self.connections.trust
-        if trust is not None and trust.unknown:
-            return False
-        if pins is None:
-            return True
-        measured = self.identity(tunnel).pcrs
-        return matching_set(pins, measured, self.engine.config.debug_mode) is not None
 
     def lease_check(self, tunnel: Tunnel) -> None:
         """Of every channel, before anything goes over it: pins may have changed since it was
         verified. Raises, and ends the channel, where it does not match them."""
-        if self._pinned(tunnel):
+        if self.pinning.holds(tunnel):
             return
         self._refuse(tunnel)
         raise PcrMismatch(
@@ -272,7 +263,7 @@ class Server:
         )
 
     def _refuse(self, tunnel: Tunnel) -> None:
-        tunnel.broken = True
+        tunnel.retire()
         tunnel.close(0)
         for pump in list(self._pumps):
             if pump.tunnel is tunnel:
@@ -281,11 +272,11 @@ class Server:
     async def lease(self, identity: str | None) -> Lease[Tunnel, IdleStream]:
         for _ in range(_TRIES):
             lease = await self.connections.obtain(Job(), self.engine.timeouts)
-            if not self._pinned(lease.tunnel):
+            if not self.pinning.holds(lease.tunnel):
                 self._refuse(lease.tunnel)
                 self.give_back(lease)
                 continue
-            if identity is not None and self.identity(lease.tunnel).suffix != identity:
+            if identity is not None and self.identity(lease.tunnel) != identity:
                 self.give_back(lease)
                 self._close_control(identity)
                 raise ConnectionClosed(
@@ -320,7 +311,7 @@ class Server:
             self.give_back(lease)
         raw = await self._document(tunnel)
         self.lease_check(tunnel)
-        suffix = self.identity(tunnel).suffix
+        suffix = self.identity(tunnel)
         self._listen_for(suffix)
         return {
             "url": str(self.engine.config.url),
@@ -331,20 +322,20 @@ class Server:
         }
 
     async def _document(self, tunnel: Tunnel) -> _core.RawAttestation:
-        age = now() - tunnel.verified_at
-        if (age > _DOCUMENT_AGE or now() >= tunnel.renew_at) and tunnel.take_turn():
+        present, validity = now(), tunnel.validity
+        old = present - validity.verified_at > _DOCUMENT_AGE or present >= validity.renew_at
+        if old and tunnel.take_turn():
             try:
-                fresh = await self.connections.attest(tunnel, _DOCUMENT_WAIT)
+                fresh = await self.connections.renewal.attest(tunnel, _DOCUMENT_WAIT)
             finally:
                 tunnel.give_turn()
             if fresh is not None:
-                self._identities.pop(tunnel, None)
                 return fresh
         return tunnel.core.attestation()
 
     def _live(self) -> Tunnel | None:
         for tunnel in self.pool.handles():
-            if tunnel.alive and self._pinned(tunnel):
+            if tunnel.alive and self.pinning.holds(tunnel):
                 return tunnel
         return None
 
@@ -372,20 +363,20 @@ class Server:
         try:
             await self.connections.renew_pins(self.engine.timeouts)
         except EnclaviaError as error:
-            if self.connections.made:
+            if self.made:
                 logger.warning("channels end, since no pins are in force: %s", error)
             self._refuse_unless(lambda tunnel: False)
         else:
-            self._refuse_unless(self._pinned)
+            self._refuse_unless(self.pinning.holds)
 
     def _refuse_unless(self, pinned: Callable[[Tunnel], bool]) -> None:
         # Not only those that the pool still gives out: one that it has retired may carry streams.
-        for tunnel in list(self.connections.made):
+        for tunnel in list(self.made):
             if tunnel.core.state == "open" and not pinned(tunnel):
                 self._refuse(tunnel)
 
     def _retire_identities(self) -> None:
-        live = {self.identity(tunnel).suffix for tunnel in self.pool.handles() if tunnel.alive}
+        live = {self.identity(tunnel) for tunnel in self.pool.handles() if tunnel.alive}
         for suffix in list(self._identity_sockets):
             if suffix in live:
                 continue
@@ -401,11 +392,11 @@ class Server:
         self.counters.reloads += 1
         config = settings.settings.config
         self.engine.config = config
-        self.connections.reconfigure(config)
-        for tunnel in list(self.connections.made):
+        self.pinning.reconfigure(config)
+        for tunnel in list(self.made):
             if tunnel.core.state == "connecting":
                 tunnel.close(0)  # by the old pins
-        self._refuse_unless(self._pinned)
+        self._refuse_unless(self.pinning.holds)
         self.pool.settle(now())
         self._retire_identities()
 

@@ -73,7 +73,7 @@ def test_others_do_not_wait_with_a_body_for_a_second_connection(
     start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the body waits, here for as long as the test runs, others are answered."""
-    monkeypatch.setattr("enclavia._exchange.connections.SPARE_WAIT", 10 * LIMIT)
+    monkeypatch.setattr("enclavia._exchange.waiting.SPARE_WAIT", 10 * LIMIT)
     peer = start_peer(max_connections=1)
     with client_for(peer) as client:
         beside = in_background(lambda: client.get(f"/slow?seconds={LIMIT}"))

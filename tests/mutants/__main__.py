@@ -88,9 +88,9 @@ PYTHON_FUNCTIONS = {
     "enclavia/_identity/pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
     "enclavia/_channel/config.py": ("_tls",),
     "enclavia/_exchange/engine.py": ("Engine.handle: refusal is not None",),
-    "enclavia/_exchange/connections.py": (
-        "Connections.renew_pins: trust.pinned is before",
-        "Connections._holds: matching_set(pins, measured, self.config.debug_mode) is None",
+    "enclavia/_exchange/pinning.py": (
+        "Pinning.renew: trust.pinned is not before",
+        "Pinning.holds: matching_set(pins, measured, self.config.debug_mode) is None",
     ),
     "enclavia/_trust/chain.py": (
         "_Walk.step",

@@ -386,7 +386,7 @@ CLAIMS = [
     claim(
         RULE,
         "does not take it within {} the body",
-        py("enclavia._exchange.connections", "SPARE_WAIT"),
+        py("enclavia._exchange.waiting", "SPARE_WAIT"),
     ),
     claim(
         RULE, "is not tried again for {}.", py("enclavia._pool.kinds", "PoolLimits.spare_backoff")

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import pickle
 import threading
-import types
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -34,8 +33,8 @@ from support import (
 
 import enclavia
 from enclavia import Receipt
-from enclavia._exchange import connections as connections_module
-from enclavia._exchange.renewal import renew_at
+from enclavia._exchange import renewal, validity
+from enclavia._exchange.validity import renew_at
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -73,11 +72,11 @@ def tunnel_of(client: Any) -> Any:
 
 
 def until_due(clock: Clock, client: Any) -> None:
-    clock.ahead += tunnel_of(client).renew_at - clock() + 1
+    clock.ahead += tunnel_of(client).validity.renew_at - clock() + 1
 
 
 def until_ended(clock: Clock, client: Any) -> None:
-    clock.ahead += tunnel_of(client).ends_at - clock() + 1
+    clock.ahead += tunnel_of(client).validity.ends_at - clock() + 1
 
 
 @contextlib.contextmanager
@@ -148,7 +147,7 @@ def test_a_fresh_document_on_the_same_channel(kind: str, place: Place, clock: Cl
     async def case(client: Face) -> None:
         async with client.stream("GET", "/hold"):
             first = await client.get("/")
-            clock.ahead += tunnel_of(client.client).renew_at - clock() - 60
+            clock.ahead += tunnel_of(client.client).validity.renew_at - clock() - 60
             assert (await client.get("/")).extensions["enclavia"] is told[0]
             assert enclave.stats()["attestations_total"] == 1
             clock.ahead += 61
@@ -219,7 +218,7 @@ def no_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """From its call on there is none to what is asked on an open channel; once the client has
     noticed that, there is one again for who connects."""
     enclave, _ = place
-    monkeypatch.setattr(connections_module, "RENEWAL_WAIT", 0.2)
+    monkeypatch.setattr(renewal, "RENEWAL_WAIT", 0.2)
 
     class Mend(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -359,9 +358,9 @@ def test_the_only_channel_is_used_until_its_document_ends(
 ) -> None:
     """A fresh one that does not come in time is asked for again before then."""
     enclave, _ = place
-    monkeypatch.setattr(connections_module, "RENEWAL_WAIT", 0.2)
-    early = types.SimpleNamespace(random=lambda: 0.0)  # there is time to ask four times
-    monkeypatch.setattr(connections_module, "random", early)
+    monkeypatch.setattr(renewal, "RENEWAL_WAIT", 0.2)
+    # Early, so that there is time to ask four times.
+    monkeypatch.setattr(validity, "jitter", lambda: 0.0)
 
     async def case(client: Face) -> None:
         async with client.stream("GET", "/hold"):
@@ -370,7 +369,7 @@ def test_the_only_channel_is_used_until_its_document_ends(
             enclave.set_faults(Fault.SILENT_ATTESTATION)
             for _ in range(3):
                 until_due(clock, client.client)
-                assert clock() < tunnel.ends_at
+                assert clock() < tunnel.validity.ends_at
                 asked = enclave.stats()["attestations_total"]
                 for _ in range(2):  # the first of them asks
                     assert (await client.get("/")).extensions["enclavia"] is first
@@ -447,7 +446,7 @@ def test_copies_that_share_a_channel(place: Place, clock: Clock) -> None:
     one, two = (pickle.loads(pickle.dumps(original)) for _ in range(2))
     with one.stream("GET", "/hold"):
         (tunnel,) = one._enclave._engine.pool.handles()
-        clock.ahead += tunnel.renew_at - clock() + 1
+        clock.ahead += tunnel.validity.renew_at - clock() + 1
         assert two.get("/").extensions["enclavia"] is one.receipts[1]
         assert one.stats.reattestations == two.stats.reattestations == 1
     one.close()

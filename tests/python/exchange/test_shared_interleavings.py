@@ -23,7 +23,18 @@ from scheduler import Event, Lock, RandomSchedule, Scheduler, schedules
 from stepped import Config, Core, undisturbed
 
 import enclavia
-from enclavia._exchange import connections, engine, exchange, shared, tunnel
+from enclavia._exchange import (
+    connecting,
+    connections,
+    engine,
+    exchange,
+    pinning,
+    shared,
+    tunnel,
+    validity,
+    verified,
+    waiting,
+)
 from enclavia._exchange.connections import Connections
 from enclavia._exchange.engine import Engine
 from enclavia._exchange.exchange import Exchange
@@ -47,11 +58,16 @@ WATCHED = frozenset(
         pool,
         queue,
         turns,
+        connecting,
         connections,
         engine,
         exchange,
+        pinning,
         shared,
         tunnel,
+        validity,
+        verified,
+        waiting,
     )
 )
 
@@ -102,7 +118,7 @@ class World:
         self.made: weakref.WeakSet[Any] = weakref.WeakSet()
         self.answered: list[str] = []
         self.copies = {name: self._copy() for name in "ab"}
-        for module in (connections, exchange, engine, tunnel, shared):
+        for module in (connecting, connections, exchange, engine, tunnel, shared, waiting):
             monkeypatch.setattr(module, "now", lambda: self.now)
         monkeypatch.setattr(Exchange, "_begin", _begin)
         monkeypatch.setattr(Exchange, "_pull", functools.partialmethod(_pull, scheduler))

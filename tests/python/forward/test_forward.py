@@ -1118,8 +1118,8 @@ def test_other_pins_end_a_channel_that_the_pool_has_retired(folder: Path) -> Non
         sock.sendall(b"one")
         assert sock.recv(99) == b"echo:one"
         connections = forwarder._running.server.connections  # type: ignore[union-attr]
-        (tunnel,) = connections.made
-        tunnel.broken = True
+        (tunnel,) = connections.connecting.made
+        tunnel.retire()
         forwarder._running.call(lambda: connections.pool.settle(0))  # type: ignore[union-attr]
         assert not connections.pool.handles()
         forwarder.reload(OTHER)

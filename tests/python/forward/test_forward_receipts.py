@@ -232,7 +232,7 @@ def test_a_client_asks_its_forwarder_again_before_the_end(
         pieces = answer.iter_raw()
         assert next(pieces) == b"hello"
         (tunnel,) = client._enclave._engine.pool.handles()
-        clock.ahead += tunnel.renew_at - clock() + 1
+        clock.ahead += tunnel.validity.renew_at - clock() + 1
         after = client.get("/").extensions["enclavia"]
         assert after is client.receipts[1]
         assert after.reason == "connect"

@@ -28,7 +28,17 @@ from enclavia._client import transport, transport_base
 from enclavia._client.settings import Settings
 from enclavia._client.transport import EnclaveTransport
 from enclavia._client.transport_base import TransportBase
-from enclavia._exchange import connections, engine, exchange, tunnel
+from enclavia._exchange import (
+    connecting,
+    connections,
+    engine,
+    exchange,
+    pinning,
+    tunnel,
+    validity,
+    verified,
+    waiting,
+)
 from enclavia._exchange.engine import Engine
 from enclavia._exchange.timeouts import Timeouts
 from enclavia._io import face
@@ -42,7 +52,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 EFFORT = int(os.environ.get("ENCLAVIA_INTERLEAVINGS", "1"))
 WATCHED = frozenset(
     str(module.__file__)
-    for module in (connections, engine, tunnel, transport, transport_base)
+    for module in (
+        connecting,
+        connections,
+        engine,
+        pinning,
+        tunnel,
+        validity,
+        verified,
+        waiting,
+        transport,
+        transport_base,
+    )
     if module.__file__
 ) | frozenset(map(str, Path(_pool.__path__[0]).glob("*.py")))
 NO_LIMIT = Timeouts()
@@ -245,7 +266,7 @@ def play(
     connected, failures = limits.pop("connected", True), limits.pop("failures", 0)
     scheduler = Scheduler(choose, WATCHED)
     world = World(scheduler, **limits)
-    for module in (connections, exchange, engine, face, tunnel):
+    for module in (connecting, connections, exchange, engine, face, tunnel, waiting):
         monkeypatch.setattr(module, "now", lambda: world.now)
     if connected:
         world.connected()

@@ -81,7 +81,7 @@ def test_a_channel_that_is_being_connected_is_not_verified_again() -> None:
             async with enclavia.AsyncClient(enclave.url, **keywords(enclave)) as client:  # type: ignore[arg-type]
                 connections = connections_of(client)
                 (tunnel,) = connections.pool.handles()
-                unasked = Tunnel(tunnel.core, connections.past, tunnel.pins)
+                unasked = Tunnel(tunnel.core, connections.connecting.past, tunnel.pins)
                 assert unasked.alive
                 with pytest.MonkeyPatch.context() as patched:
                     patched.setattr(connections.pool, "handles", lambda: [tunnel, unasked])
