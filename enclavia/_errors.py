@@ -23,7 +23,9 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionClosed",
     "DebugModeWarning",
+    "DigestMismatch",
     "DocumentError",
+    "DownloadError",
     "EnclaviaError",
     "FleetMismatch",
     "ForeignURL",
@@ -345,6 +347,41 @@ class ServerError(EnclaviaError, httpx2.ReadError):
     ) -> None:
         super().__init__(message, retryable=retryable, request=request)
         self.id = id
+
+
+class DownloadError(EnclaviaError):
+    """What the workload answered cannot be made into the whole file; the destination is as it was.
+    ``status``: that of the answer, where it is what cannot be used; else None."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, request=request)
+        self.status = status
+
+
+class DigestMismatch(DownloadError):
+    """The whole file has another SHA-256 digest than it should have; the destination is as it was.
+    ``expected``, ``actual``: 64 hex digits each."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected: str = "",
+        actual: str = "",
+        status: int | None = None,
+        retryable: bool | None = None,
+        request: httpx2.Request | None = None,
+    ) -> None:
+        super().__init__(message, status=status, retryable=retryable, request=request)
+        self.expected = expected
+        self.actual = actual
 
 
 class InvalidURL(EnclaviaError, httpx2.InvalidURL, ValueError):

@@ -58,6 +58,8 @@ def exit_code(error: BaseException) -> int:
         return error.code
     if isinstance(error, enclavia.AttestationRefused) and isinstance(error.__cause__, OSError):
         return CANNOT_WRITE  # the file of --receipts
+    if isinstance(error, enclavia.DownloadError) and error.status is not None:
+        return HTTP_STATUS
     if isinstance(error, _OF_THE_IDENTITY):
         return REFUSED
     if isinstance(error, _OF_THE_CALLER):

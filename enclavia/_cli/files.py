@@ -1,8 +1,7 @@
 """What a body is written to. A file gets its name when it is whole: until then it has a random one,
 in the same folder, that nobody can foresee.
 
-Decides which files may be written, and when a file gets its name. Calls: nothing of the package.
-Locks: none.
+Decides what is written to as it is: devices and pipes. Calls: _files. Locks: none.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import BinaryIO, Final, Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
+from .._files.newfile import NewFile
+from .._files.target import check_target as _check_target
+from .._files.target import refused
 from . import streams
 from .exits import CANNOT_WRITE, Problem
-from .signals import LEFTOVERS
 
 __all__ = ["DirectOutput", "FileOutput", "Output", "StandardOutput", "cannot_write", "output_for"]
-
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Output(Protocol):
@@ -97,9 +95,11 @@ class DirectOutput(_Pipe):
         super().__init__(file, name)
         # Whoever can write to its folder may have put a link to a file in its place since it was
         # looked at. Nothing was made or cut by opening it.
-        if not _takes_bytes(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
             file.close()
-            raise _refused(name, "a file that was a device or a pipe just before")
+            got = "a file that was a device or a pipe just before"
+            raise cannot_write(name, refused(errno.EINVAL, name, got))
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
@@ -107,26 +107,12 @@ class DirectOutput(_Pipe):
 
 
 class FileOutput:
-    """A file that is not there, or a regular one, which is replaced when the new one is whole. Its
-    permissions are what the umask leaves of ``mode``."""
+    """A file that is not there, or a regular one, which is replaced when the new one is whole."""
 
     def __init__(self, name: str, mode: int = 0o666) -> None:
         self.name = name
-        folder, base = os.path.split(name)
-        # The base is cut so that the name stays below what file systems take.
-        start = os.fsdecode(os.fsencode(base)[:128])
-        self._path = os.path.join(folder, f".{start}.{secrets.token_hex(8)}.tmp")
-        self._done = False
-        LEFTOVERS.add(self._path)
-        try:
-            self._file: BinaryIO = open(_opened(self._path, mode), "wb", buffering=0)  # noqa: SIM115
-        except BaseException as error:
-            LEFTOVERS.discard(self._path)
-            if isinstance(error, OSError):
-                raise cannot_write(name, error) from None
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
-            raise
+        with _problems(name):
+            self._file = NewFile(name, mode)
 
     @classmethod
     @contextmanager
@@ -140,91 +126,32 @@ class FileOutput:
             yield output
 
     def write(self, data: bytes) -> None:
-        write_all(self._file, data, self.name)
-
-    def truncate(self) -> None:
-        """Forgets what was written."""
-        try:
-            self._file.seek(0)
-            self._file.truncate()
-        except OSError as error:
-            raise cannot_write(self.name, error) from None
+        with _problems(self.name):
+            self._file.write(data)
 
     def commit(self) -> None:
-        try:
-            self._file.close()
-            os.replace(self._path, self.name)
-        except OSError as error:
-            raise cannot_write(self.name, error) from None
-        self._done = True
-        LEFTOVERS.discard(self._path)
+        with _problems(self.name):
+            self._file.commit()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-        if not self._done:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
-            LEFTOVERS.discard(self._path)
+        self._file.close()
 
 
-def _opened(path: str, mode: int) -> int:
-    return os.open(path, _NEW, mode)
-
-
-def write_all(file: BinaryIO, data: bytes, name: str) -> None:
-    """A raw file's write may take a part."""
-    view = memoryview(data)
+@contextmanager
+def _problems(name: str) -> Iterator[None]:
     try:
-        while view:
-            view = view[file.write(view) :]
+        yield
     except OSError as error:
         raise cannot_write(name, error) from None
 
 
 def check_target(name: str) -> bool:
-    """Whether a file of this name can be made or replaced; False for a device or a pipe, which is
-    written to as it is. A Problem where it can be neither.
-
-    A symbolic link to a file is refused: following it would write where whoever made the link
-    wants, and replacing it is not what its owner means.
-    """
-    try:
-        there = os.stat(name, follow_symlinks=False)
-        leads_to = os.stat(name) if stat.S_ISLNK(there.st_mode) else there
-    except FileNotFoundError:
-        if os.path.islink(name):
-            raise _refused(name, "a symbolic link that leads nowhere") from None
-        if not os.path.basename(name):
-            raise _refused(name, "a folder") from None
-        return True
-    except OSError as error:
-        raise cannot_write(name, error) from None
-    if stat.S_ISDIR(leads_to.st_mode):
-        raise _refused(name, "a folder")
-    if not stat.S_ISREG(leads_to.st_mode):
-        if not _takes_bytes(leads_to.st_mode):
-            raise _refused(name, "a socket or a disk")
-        return False
-    if stat.S_ISLNK(there.st_mode):
-        raise _refused(name, "a symbolic link: name the file that it leads to")
-    if not os.access(name, os.W_OK):
-        raise cannot_write(name, OSError(errno.EACCES, os.strerror(errno.EACCES)))
-    return True
-
-
-def _takes_bytes(mode: int) -> bool:
-    """Whether it is a device or a pipe, to which a body can be written as it comes."""
-    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
-
-
-def _refused(name: str, got: str) -> Problem:
-    return Problem(
-        f"expected the name of a file to write, got {streams.visible(name)}, {got}", CANNOT_WRITE
-    )
+    """As that of ``enclavia._files``, with a Problem where the file cannot be written."""
+    with _problems(name):
+        return _check_target(name)
 
 
 def output_for(name: str | None) -> Output:

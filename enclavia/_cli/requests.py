@@ -7,6 +7,7 @@ what is public. Locks: none.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import Any, Final
@@ -18,10 +19,9 @@ import enclavia
 
 from . import streams
 from .bodies import body_of, headers_of, json_body
-from .download import Asked, FreshStore, Store, download, send, status_problem
+from .download import Asked, download, send, status_problem
 from .exits import HTTP_STATUS, Problem
-from .files import FileOutput, Output, check_target, output_for
-from .partial import PartialOutput
+from .files import Output, check_target, output_for
 from .progress import Progress
 from .settings import Connection, client, connection_options, given, needed_url, refusing
 
@@ -161,9 +161,9 @@ def _send(
     if method == "HEAD":
         with made:
             _head(made, asked)
-    elif (store := _store(method, name, go_on)) is not None:
-        with store, Progress(os.path.basename(name or "")) as progress, made:
-            download(made, asked, store, progress)
+    elif name is not None and _is_file(method, name, go_on):
+        with Progress(os.path.basename(name)) as progress, contextlib.closing(made):
+            download(made, asked, name, progress, go_on=go_on)
     else:
         with output_for(name) as out, made:
             _print(made, asked, out)
@@ -198,13 +198,13 @@ def _content(
     return content
 
 
-def _store(method: str, name: str | None, go_on: bool) -> Store | None:
-    """For a GET into a file, which can be gone on with."""
-    if name is None or name == "-" or method != "GET" or not check_target(name):
+def _is_file(method: str, name: str, go_on: bool) -> bool:
+    """Whether it is a GET into a file, which can be gone on with."""
+    if name == "-" or method != "GET" or not check_target(name):
         if go_on:
             raise Problem("--continue: expected -o to name a file, got a device or a pipe")
-        return None
-    return PartialOutput(name) if go_on else FreshStore(FileOutput(name))
+        return False
+    return True
 
 
 def _print(made: enclavia.Client, asked: Asked, out: Output) -> None:

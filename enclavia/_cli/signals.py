@@ -1,7 +1,7 @@
 """SIGINT, SIGTERM and SIGHUP end the program in order: files that are not whole are removed,
 connections closed. A second one ends it at once, and such files are removed then too.
 
-Decides what a signal does, and which files are removed. Calls: nothing of the package. Locks: none.
+Decides what a signal does, and which files are removed. Calls: _files. Locks: none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import signal
 from types import FrameType
 from typing import Final, NoReturn
 
+from .._files.newfile import UNFINISHED
+
 __all__ = ["LEFTOVERS", "Signalled", "done", "install"]
 
-LEFTOVERS: Final[set[str]] = set()
+LEFTOVERS: Final = UNFINISHED
 """Files to be removed when the program is ended in the middle."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -15,6 +15,7 @@ from .._io.connecting import Connecting
 from .._public import public
 from .configured import Configured
 from .fast_path import send_simple
+from .files import AsyncFiles
 from .httpx2_inside import OwnClient, is_simple
 from .options import (
     CLIENT_DEFAULTS,
@@ -33,7 +34,7 @@ __all__ = ["AsyncClient"]
 
 
 @public
-class AsyncClient(Configured, OwnClient, httpx2.AsyncClient):
+class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
 
     if TYPE_CHECKING:

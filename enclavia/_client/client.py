@@ -15,6 +15,7 @@ from .._io.face import run
 from .._public import public
 from .configured import Configured
 from .fast_path import send_simple
+from .files import Files
 from .httpx2_inside import OwnClient, is_simple
 from .options import (
     CLIENT_DEFAULTS,
@@ -33,7 +34,7 @@ __all__ = ["Client"]
 
 
 @public
-class Client(Configured, OwnClient, httpx2.Client):
+class Client(Configured, Files, OwnClient, httpx2.Client):
     """An :class:`httpx2.Client` whose every request goes through an attested channel to one
     enclave.
 

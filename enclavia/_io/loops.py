@@ -493,11 +493,12 @@ async def bounded(call: Callable[[], Awaitable[T]], timeout: float | None) -> T:
         return await call()
 
 
-async def run_blocking(call: Callable[..., object], *arguments: object) -> None:
+async def run_blocking(call: Callable[..., T], *arguments: object) -> T:
     """Runs what blocks, in a thread; a cancellation waits for its end."""
     with anyio.CancelScope(shield=True):
         # A limiter of its own: the threads that all share may wait for this very task.
-        await anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
+        result = await anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
+    return result  # noqa: RET504 - a with that may swallow an error has no value of its own
 
 
 async def _wait_descriptor(descriptor: int, what: int, timeout: float | None) -> bool:

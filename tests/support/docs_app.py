@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from model_app import ModelServer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 MODEL = bytes(range(256)) * 8192
+
+
+FILES = Path(tempfile.mkdtemp(prefix="docs-files-"))
+atexit.register(shutil.rmtree, FILES, ignore_errors=True)
+(FILES / "model.bin").write_bytes(MODEL)
 
 
 async def health(request: Request) -> Response:
@@ -70,6 +80,7 @@ app = Starlette(
         Route("/slow", slow),
         Route("/events", events),
         WebSocketRoute("/ws", echo),
+        Mount("/files", StaticFiles(directory=FILES)),
         Mount("/", ModelServer().app),
     ]
 )

@@ -265,6 +265,7 @@ REASONS = {
             (".build_request(method)", OF_HTTPX2),
             (".build_request(url)", OF_HTTPX2),
             (".cookies", OF_HTTPX2),
+            (".download", "tests/python/files/test_download.py"),
         )
     },
     "enclavia.Channel": BY_CONNECT,

@@ -35,7 +35,8 @@ from support import ByteServer, Connection, byte_enclave, eventually, ok
 import enclavia
 from enclavia._cli.exits import Problem
 from enclavia._cli.files import DirectOutput
-from enclavia._cli.partial import PartialOutput, Source
+from enclavia._files.source import Identity, Source
+from enclavia._files.store import PartialStore
 from enclavia.testing import LocalEnclave
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def test_its_permissions_are_what_the_umask_leaves(tmp_path: Path) -> None:
             before = ("sh", "-c", f'umask {mask}; exec "$@"', "sh")
             ended(started(*at.arguments(), before=before)).expect(OK)
             assert stat.S_IMODE(at.file.stat().st_mode) == mode
+            at.file.unlink()
 
 
 def test_a_file_that_exists_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -141,8 +143,10 @@ def test_a_file_that_exists_is_replaced_at_the_end(tmp_path: Path) -> None:
         at.file.chmod(0o600)
         other = tmp_path / "link"
         os.link(at.file, other)
-        at.get().expect(OK)
-        assert at.file.read_bytes() == BODY
+        for more in ([], ["-C"]):
+            at.get(*more).expect(OK)
+            assert at.file.read_bytes() == BODY
+            assert stat.S_IMODE(at.file.stat().st_mode) == 0o600
         assert other.read_bytes() == b"old"
 
 
@@ -580,19 +584,21 @@ def test_a_date_does_not_tell_apart_what_headers_ask_for(
 def test_a_note_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would stay beside bytes that it does not speak of."""
     name = str(tmp_path / "file")
-    source = Source("u", "u", False, '"one"', 9, ())
-    with PartialOutput(name) as part:
-        part.begin(source)
-        part.write(b"some")
-    with PartialOutput(name) as again:
-        assert again.source == source
+    source = Source("u", "u", False, '"one"', 9, Identity("nitro", ("1", "2", "3"), "r"))
+    part = PartialStore(name)
+    part.begin(source)
+    part.write(b"some")
+    part.close()
+    again = PartialStore(name)
+    assert (again.source, again.size) == (source, 4)
 
-        def refused(_: str) -> None:
-            raise PermissionError(13, "Permission denied")
+    def refused(_: str) -> None:
+        raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(os, "unlink", refused)
-        with pytest.raises(Problem, match=r"file\.part\.json: Permission denied"):
-            again.begin(None)
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(PermissionError, match=r"file\.part\.json"):
+        again.begin(None)
+    again.close()
 
 
 def test_a_file_in_the_place_of_a_device(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ CLASSES = [
         (enclavia.UpgradeRejected, enclavia.ConnectError),
         (enclavia.PinsUnavailable, enclavia.ConnectError),
         (enclavia.ForkedError, enclavia.StateError),
+        (enclavia.DigestMismatch, enclavia.DownloadError),
     ],
 )
 def test_is_also(ours: type[Exception], theirs: type[Exception]) -> None:

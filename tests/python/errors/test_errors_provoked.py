@@ -33,6 +33,10 @@ ELSEWHERE = {
     "test_another_image_is_a_mismatch",
     "SlowReader": "waits 10 s: tests/python/channel/test_isolation.py::"
     "test_others_wait_for_a_bounded_time_and_memory_is_bounded",
+    "DownloadError": "of clients alone: tests/python/files/test_download.py::"
+    "test_a_part_that_was_not_asked_for",
+    "DigestMismatch": "of clients alone: tests/python/files/test_download.py::"
+    "test_another_digest_leaves_the_destination",
     "InternalError": "needs a broken library: tests/python/house/test_torture.py::"
     "test_every_failing_allocation_ends_in_an_error_and_leaves_nothing_behind",
 }

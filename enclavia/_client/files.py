@@ -1,0 +1,141 @@
+"""The methods of both clients that are about files. What they do is in _files, which is loaded when
+one of them is called.
+
+Decides which settings of a client a file's requests have. Calls: _files, _io. Locks: none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+
+from .._io.face import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from httpx2._types import HeaderTypes, QueryParamTypes, TimeoutTypes
+
+    from .._files.progress import Progress
+    from .httpx2_inside import Auth, Follow
+
+    Fields = tuple[tuple[bytes, bytes], ...]
+
+__all__ = ["AsyncFiles", "Files"]
+
+_UNSET: Final = httpx2.USE_CLIENT_DEFAULT
+
+
+def _building(
+    client: Any,  # noqa: ANN401 - either client
+    path: httpx2.URL | str,
+    params: QueryParamTypes | None,
+    headers: HeaderTypes | None,
+    timeout: TimeoutTypes | Any,  # noqa: ANN401 - or what says "not given"
+) -> Callable[[Fields], httpx2.Request]:
+    """Makes one request after the other, which differ in what is beside the caller's headers."""
+    own = httpx2.Headers(headers)
+    own.setdefault("Accept-Encoding", "identity")
+    options = {} if timeout is _UNSET else {"timeout": timeout}
+
+    def build(more: Fields) -> httpx2.Request:
+        fields = httpx2.Headers([*own.raw, *more])
+        request: httpx2.Request = client.build_request(
+            "GET", path, params=params, headers=fields, **options
+        )
+        return request
+
+    return build
+
+
+def _goes_on(client: Any) -> bool:  # noqa: ANN401
+    """``retries=0`` says that nothing is to be sent a second time."""
+    retries = client._enclave._settings.retries
+    return not (isinstance(retries, int) and retries == 0)
+
+
+class Files:
+    """Of a client that blocks."""
+
+    def download(
+        self,
+        path: httpx2.URL | str,
+        dest: str | os.PathLike[str],
+        *,
+        resume: bool = True,
+        sha256: str | bytes | None = None,
+        progress: Progress = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> Path:
+        """Downloads a file, and returns its path. ``dest`` is replaced when the file is whole and
+        on the disk, and untouched until then; a connection that is cut is gone on with.
+
+        resume: keep what came of a download that failed in ``dest`` + ``.part``, and go on with
+            what an earlier call left there, where it is of the same version from the same image.
+        sha256: 64 hex digits or 32 bytes, compared before ``dest`` is replaced.
+        progress: True for a bar (extra: ``progress``), or a function of the bytes that are there
+            and how many there will be (None: nobody knows).
+
+        Raises :class:`DownloadError`, :class:`DigestMismatch`, ``httpx2.HTTPStatusError`` for any
+        status but a success, OSError of the file, and what any request raises.
+        """
+        from .._files.downloading import downloaded
+        from .._files.face import ThreadFace
+
+        client: Any = self
+        return run(
+            downloaded(
+                ThreadFace(client),
+                _building(client, path, params, headers, timeout),
+                dest,
+                resume=resume,
+                sha256=sha256,
+                progress=progress,
+                how={"auth": auth, "follow_redirects": follow_redirects},
+                goes_on=_goes_on(client),
+                with_auth=client.auth is not None or auth not in (_UNSET, None),
+            )
+        )
+
+
+class AsyncFiles:
+    """Of a client that awaits."""
+
+    async def download(
+        self,
+        path: httpx2.URL | str,
+        dest: str | os.PathLike[str],
+        *,
+        resume: bool = True,
+        sha256: str | bytes | None = None,
+        progress: Progress = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> Path:
+        """As :meth:`Client.download`, awaited. The disk is worked on in a thread; ``progress`` is
+        called in the event loop."""
+        from .._files.downloading import downloaded
+        from .._files.loop_face import LoopFace
+
+        client: Any = self
+        return await downloaded(
+            LoopFace(client),
+            _building(client, path, params, headers, timeout),
+            dest,
+            resume=resume,
+            sha256=sha256,
+            progress=progress,
+            how={"auth": auth, "follow_redirects": follow_redirects},
+            goes_on=_goes_on(client),
+            with_auth=client.auth is not None or auth not in (_UNSET, None),
+        )

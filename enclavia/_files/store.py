@@ -1,0 +1,295 @@
+"""Where the bytes of a download are until they are whole: in a file of this call alone, or in
+``FILE.part``, which a later call may go on with. Beside that, ``FILE.part.json`` says what its
+bytes are a part of.
+
+Only bytes that were on the disk when the note was written are gone on with: after a power cut a
+file may be as long as before and have zeros at its end.
+
+Decides whether bytes of an earlier run can be used. Calls: nothing of the package. Locks: none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+from typing import Any, BinaryIO, Final, Protocol
+
+from .newfile import NewFile, sync_folder, write_all
+from .source import Identity, Source
+from .target import mode_kept
+
+__all__ = ["FreshStore", "PartialStore", "Store"]
+
+_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_NOTE_MAX: Final = 64 * 1024
+_NOTE_VERSION: Final = 1
+_VALIDATOR: Final = re.compile(r"[\x20-\x7e]+")
+_SYNC_STEP: Final = 32 * 1024 * 1024
+_READ: Final = 1024 * 1024
+
+
+class Store(Protocol):
+    """A file that knows what its bytes are of. Its methods block, and raise OSError."""
+
+    source: Source | None
+    """What the bytes are a part of; None where they cannot be gone on with."""
+    size: int
+    """How many they are."""
+
+    def begin(self, source: Source | None) -> None:
+        """From the first byte, of something else than before."""
+
+    def go_on(self, size: int) -> None:
+        """Behind the first ``size`` of the bytes that are there."""
+
+    def write(self, data: bytes) -> None: ...
+    def digest(self) -> str:
+        """SHA-256, in hex, of all bytes, those of earlier runs among them."""
+
+    def discard(self) -> None:
+        """These bytes are wrong: nothing of them is kept."""
+
+    def commit(self) -> None:
+        """The file is whole, on the disk, and has its name."""
+
+    def close(self) -> None: ...
+
+
+class FreshStore:
+    """Of this call only: what is not whole at its end is removed."""
+
+    def __init__(self, name: str) -> None:
+        self.source: Source | None = None
+        self.size = 0
+        self._file = NewFile(name)
+
+    def begin(self, source: Source | None) -> None:
+        self._file.truncate()
+        self.size = 0
+        self.source = source
+
+    def go_on(self, size: int) -> None:
+        _cut(self._file.file, size, self._file.name)
+        self.size = size
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.size += len(data)
+
+    def digest(self) -> str:
+        return _digest(self._file.file)
+
+    def discard(self) -> None:
+        self.begin(None)
+
+    def commit(self) -> None:
+        self._file.commit(sync=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class PartialStore:
+    """Kept where the download ends early. One at a time: it is locked."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._part = f"{name}.part"
+        self._note = f"{name}.part.json"
+        self._done = False
+        self._mode = mode_kept(name)
+        self._file = self._opened()
+        self.source: Source | None = None
+        self.size = 0
+        noted = self._noted()
+        if noted is not None:
+            self.source, self.size = noted
+        self._synced = self.size
+
+    def _opened(self) -> BinaryIO:
+        try:
+            descriptor = os.open(self._part, _OPEN, 0o666 if self._mode is None else 0o600)
+        except OSError as error:
+            error.filename = self._part
+            raise
+        file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - closed by close
+        try:
+            self._expect_own(descriptor)
+            self._lock(descriptor)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _expect_own(self, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        own = found.st_uid == os.geteuid() and found.st_nlink == 1
+        if not (stat.S_ISREG(found.st_mode) and own):
+            raise OSError(
+                errno.EEXIST,
+                "expected a regular file of your own, got another one: remove it",
+                self._part,
+            )
+
+    def _lock(self, descriptor: int) -> None:
+        """A call that ended between our opening and our locking has given the file its last
+        name."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.stat(self._part), os.fstat(descriptor))
+        except OSError:
+            alone = False
+        if not alone:
+            raise BlockingIOError(
+                errno.EAGAIN,
+                "expected no other download to this file, got one beside this",
+                self.name,
+            )
+
+    def _noted(self) -> tuple[Source, int] | None:
+        """What is there, and how much of it. None where there is no note, or none of ours."""
+        try:
+            descriptor = os.open(
+                self._note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            )
+            with open(descriptor, "rb") as file:
+                owned = os.fstat(descriptor).st_uid == os.geteuid()
+                content = json.loads(file.read(_NOTE_MAX))
+            noted = _read_note(content)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        there = os.fstat(self._file.fileno()).st_size
+        return noted if owned and 0 < noted[1] <= there else None
+
+    def begin(self, source: Source | None) -> None:
+        _cut(self._file, 0, self._part)
+        self.size = self._synced = 0
+        self.source = source
+        if source is None:
+            self._remove_note()
+        else:
+            self._write_note(source)
+
+    def _write_note(self, source: Source) -> None:
+        note = NewFile(self._note, 0o600)
+        try:
+            note.write(json.dumps(_note_of(source, self._synced)).encode())
+            note.commit()
+        finally:
+            note.close()
+
+    def _remove_note(self) -> None:
+        """Left there, it would be taken for the note of the bytes that are written now."""
+        try:
+            os.unlink(self._note)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            error.filename = self._note
+            raise
+
+    def go_on(self, size: int) -> None:
+        if size < self._synced and self.source is not None:
+            self._synced = size
+            self._write_note(self.source)
+        _cut(self._file, size, self._part)
+        self.size = size
+
+    def write(self, data: bytes) -> None:
+        write_all(self._file, data, self._part)
+        self.size += len(data)
+        if self.size - self._synced >= _SYNC_STEP:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        if self.source is None:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = self._part
+            raise
+        self._synced = self.size
+        self._write_note(self.source)
+
+    def digest(self) -> str:
+        return _digest(self._file)
+
+    def discard(self) -> None:
+        self.begin(None)
+
+    def commit(self) -> None:
+        """Under its lock, so that no other call finds the file between its two names."""
+        try:
+            if self._mode is not None:
+                os.fchmod(self._file.fileno(), self._mode)
+            os.fsync(self._file.fileno())
+            os.replace(self._part, self.name)
+        except OSError as error:
+            error.filename, error.filename2 = self.name, None
+            raise
+        self._done = True
+        with contextlib.suppress(OSError):
+            os.unlink(self._note)
+        sync_folder(self.name)
+
+    def close(self) -> None:
+        """Keeps what can be gone on with, and nothing else."""
+        if not self._done:
+            if self.source is None or not self.size:
+                for path in (self._part, self._note):
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+            elif self._synced != self.size:
+                with contextlib.suppress(OSError):  # then less of it is gone on with
+                    self._checkpoint()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _cut(file: BinaryIO, size: int, name: str) -> None:
+    """Only the first ``size`` bytes are kept, and writing goes on behind them."""
+    try:
+        file.seek(size)
+        file.truncate()
+    except OSError as error:
+        error.filename = name
+        raise
+
+
+def _digest(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(_READ):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _note_of(source: Source, size: int) -> dict[str, Any]:
+    identity = source.identity._asdict()
+    return {"version": _NOTE_VERSION, **source._asdict(), "identity": identity, "size": size}
+
+
+def _read_note(content: Any) -> tuple[Source, int]:  # noqa: ANN401 - JSON
+    """Raises ValueError, TypeError or KeyError for what is no note."""
+    kept = {name: content.pop(name) for name in ("version", "identity", "size")}
+    said = kept["identity"]
+    identity = Identity(**{**said, "pcrs": tuple(said["pcrs"])})
+    source = Source(**content, identity=identity)
+    texts = (source.url, source.final_url, source.validator, identity.form, identity.root)
+    if not all(isinstance(text, str) for text in (*texts, *identity.pcrs)):
+        raise TypeError("text")
+    numbers = (kept["size"], *(() if source.total is None else (source.total,)))
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TypeError("a number")
+    if kept["version"] != _NOTE_VERSION or type(source.with_headers) is not bool:
+        raise ValueError("another version")
+    if not _VALIDATOR.fullmatch(source.validator):
+        raise ValueError("validator")
+    return source, kept["size"]
