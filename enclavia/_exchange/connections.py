@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Final
 
 from .. import _core
@@ -65,42 +65,18 @@ class Connections:
         self.pool.release(lease, lease.link, now())
         return tunnel
 
-    def obtain(
-        self, job: Job, timeouts: Timeouts, told: Told | None = None
-    ) -> Coroutine[Any, Any, Lease[Tunnel, IdleStream]]:
-        """``told`` is called with the ticket before anything is waited for; again where the channel
-        turned out to be at its end, with another one."""
-        # One of two coroutines, and none around both: each request awaits it.
-        if self.pinning.trust is None:
-            return self._obtain_fresh(job, timeouts, told)
-        return self._obtain_in_force(job, timeouts, told)
-
-    async def _obtain_in_force(
-        self, job: Job, timeouts: Timeouts, told: Told | None
+    async def obtain(
+        self,
+        job: Job,
+        timeouts: Timeouts,
+        told: Told | None = None,
+        any_pins: bool = False,
     ) -> Lease[Tunnel, IdleStream]:
-        """Where the pins may have changed since a channel was verified: it is retired then, before
-        anything else goes over it."""
-        for _ in range(_TRIES):
-            await self.renew_pins(timeouts)
-            lease = await self._obtain_fresh(job, timeouts, told)
-            try:
-                holds = self.pinning.holds(lease.tunnel)
-            except BaseException:
-                self.pool.release(lease, None, now())
-                raise
-            if holds:
-                return lease
-            lease.tunnel.retire()
-            self.pool.release(lease, None, now())
-        raise PcrMismatch(
-            "the enclave's PCRs match no pin any more: the pins change with each attempt",
-            retryable=True,
-        )
-
-    async def _obtain_fresh(
-        self, job: Job, timeouts: Timeouts, told: Told | None
-    ) -> Lease[Tunnel, IdleStream]:
-        """Of a channel whose document is fresh, whichever pins it matches."""
+        """Of a channel whose document is fresh. ``told`` is called with the ticket before anything
+        is waited for; again where the channel turned out to be at its end, with another one.
+        ``any_pins``: the caller sees to it that the channel matches those in force by now."""
+        if self.pinning.trust is not None and not any_pins:
+            return await self._obtain_in_force(job, timeouts, told)
         begun = present = now()
         while True:
             ticket = self.pool.request(job, present)
@@ -118,6 +94,28 @@ class Connections:
             if present < handle.validity.renew_at or await self._renewed(lease, begun, timeouts):
                 return lease
             present = now()
+
+    async def _obtain_in_force(
+        self, job: Job, timeouts: Timeouts, told: Told | None
+    ) -> Lease[Tunnel, IdleStream]:
+        """Where the pins may have changed since a channel was verified: it is retired then, before
+        anything else goes over it."""
+        for _ in range(_TRIES):
+            await self.renew_pins(timeouts)
+            lease = await self.obtain(job, timeouts, told, any_pins=True)
+            try:
+                holds = self.pinning.holds(lease.tunnel)
+            except BaseException:
+                self.pool.release(lease, None, now())
+                raise
+            if holds:
+                return lease
+            lease.tunnel.retire()
+            self.pool.release(lease, None, now())
+        raise PcrMismatch(
+            "the enclave's PCRs match no pin any more: the pins change with each attempt",
+            retryable=True,
+        )
 
     async def _renewed(
         self, lease: Lease[Tunnel, IdleStream], begun: float, timeouts: Timeouts

@@ -289,6 +289,27 @@ def test_another_image_meanwhile(place: Place, clock: Clock) -> None:
             client.get("/")
 
 
+def test_a_fresh_document_is_compared_with_the_pins_in_force_by_then(
+    place: Place, clock: Clock
+) -> None:
+    """The core compares it with those that the channel was opened with."""
+    enclave, server = place
+    before = enclave.pcrs
+    after = enclavia.Pcrs(pcr0=b"\x71" * 48, pcr1=b"\x72" * 48, pcr2=b"\x73" * 48)
+    says = [before, after]
+    with held(enclave, pcrs=lambda: list(says)) as client:
+        says.remove(after)
+        clock.ahead += 61
+        client.get("/")  # the channel matches what is pinned now
+        enclave.set_identity(pcrs=after)
+        until_due(clock, client)
+        taken = len(server.connections)
+        with pytest.raises(enclavia.PcrMismatch):
+            client.get("/")
+        assert len(server.connections) == taken
+        assert client.receipts[-1].attestation.pcrs[0] == after.pcr0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_the_end_the_channel_is_not_used(kind: str, place: Place, clock: Clock) -> None:
     """As where the machine slept. Nothing is asked on it, and who reads from it reads on."""

@@ -219,6 +219,31 @@ def test_a_forwarder_that_has_another_identity_by_now(
         assert client.get("/").extensions["enclavia"] is told[-1]
 
 
+def test_a_document_of_another_identity_ends_the_sockets_of_the_earlier_one(
+    place: Place, path: Path, clock: Clock
+) -> None:
+    """A client was shown the earlier one, and sends nothing to the other."""
+    enclave, server = place
+    before, after = enclave.pcrs, Pcrs(pcr0=b"\x71" * 48, pcr1=b"\x72" * 48, pcr2=b"\x73" * 48)
+    with (
+        forward(enclave, path, pcrs=[before, after]) as forwarder,
+        by_way_of(enclave, forwarder, pcrs=[before, after]) as client,
+        client.stream("GET", "/hold"),
+        socket.socket(socket.AF_UNIX) as sock,
+    ):
+        running = forwarder._running.server  # type: ignore[union-attr]
+        (tunnel,) = running.pool.handles()
+        sock.settimeout(HANG)
+        sock.connect(forwarder.path + running.identity(tunnel))
+        enclave.set_identity(pcrs=after)
+        clock.ahead += tunnel.validity.renew_at - clock() + 1
+        taken = len(server.connections)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert sock.recv(1) == b""
+        assert forwarder.receipts[-1].attestation.pcrs[0] == after.pcr0
+        assert len(server.connections) == taken
+
+
 def test_a_client_asks_its_forwarder_again_before_the_end(
     place: Place, path: Path, clock: Clock
 ) -> None:
