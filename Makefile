@@ -6,6 +6,7 @@
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust"; a wheel beside
 #             the source tree: OPTIONS="--wheel FILE")
 # make test-fleet  long jobs on Dask, Ray and Spark, with the number of channels counted
+# make site   the documentation as a site with search, in build/site
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
@@ -21,7 +22,7 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-fuzz test-python test-others mutants torture clean
+.PHONY: site wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-fuzz test-python test-others mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -51,7 +52,7 @@ build/installed: $(BIN)/pip setup.py pyproject.toml $(C_SOURCES)
 
 build/installed-test: build/installed pyproject.toml
 	.ci/system-packages test
-	$(BIN)/pip install --quiet --group test --group fleet --group lint
+	$(BIN)/pip install --quiet --group test --group fleet --group lint --group docs
 	@touch $@
 
 lint: build/installed-test
@@ -87,6 +88,16 @@ test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest tests/fleet
+
+build/installed-site: build/installed pyproject.toml
+	$(BIN)/pip install --quiet --group docs
+	@touch $@
+
+# Every warning, such as a link that leads nowhere, is an error. SITE_URL=https://…/ makes links in llms.txt absolute.
+site: build/installed-site
+	ENCLAVIA_SITE_URL=$(SITE_URL) $(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going \
+	    --builder html --conf-dir docs/site --doctree-dir build/site-doctrees . build/site
+	@echo build/site/index.html
 
 # Every check of the verification path removed and turned around; fails where no test notices one.
 mutants: build/installed-test

@@ -25,7 +25,7 @@ To build enclavia from source, install what it is built on, then run the same co
                   libsodium-devel libwebsockets-devel libcbor-devel openssl-devel libcap-devel
   Alpine:         apk add gcc musl-dev pkgconf
                   libsodium-dev libwebsockets-dev libcbor-dev openssl-dev libcap-dev
-Wheels need none of these. README.md, 'From source', has more."""
+Wheels need none of these. CONTRIBUTING.md has more."""
 
 
 def pkg_config(*args: str) -> list[str]:

@@ -457,7 +457,7 @@ class LocalEnclave:
 
     @property
     def token(self) -> str:
-        """What the backend asks for while :attr:`BackendFault.PRIVATE` is on."""
+        """What the backend asks for while ``BackendFault.PRIVATE`` is on."""
         return self._expect_upgradable(self._running().token)
 
     def _expect_upgradable(self, value: T | None) -> T:

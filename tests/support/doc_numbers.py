@@ -331,8 +331,6 @@ CLAIMS = [
     claim("guide.md", "An enclave's connection carries {} requests at once", OPEN),
     claim("guide.md", "the client's timeout ({} unless you set one", read_timeout),
     claim("guide.md", "enclave's server: {} slots, {} idle timeout", OPEN, IDLE),
-    # README.md
-    claim("README.md", "closed an idle connection (after {}),", IDLE),
     # docs/architecture.md
     claim(
         "architecture.md",

@@ -37,7 +37,8 @@ from enclavia._exchange.engine import Stats
 from enclavia._exchange.retry import IDEMPOTENT
 from enclavia.testing import BackendFault, Fault, LocalEnclave
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SKILL = ROOT / "skills" / "enclavia" / "SKILL.md"
+PAGES = [ROOT / "README.md", SKILL, *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 URL_IN_DOCS = '"wss://<id>.enclaves.beta.enclavia.io"'
 
@@ -228,7 +229,7 @@ def test_code_is_found() -> None:
     """The pattern above finds every fence that says Python."""
     for page in PAGES:
         assert len(blocks(page)) == len(re.findall(r"^\s*```py", page.read_text(), re.MULTILINE))
-    assert {page.name for page in with_code()} >= {"README.md", "guide.md"}
+    assert {page.name for page in with_code()} >= {"README.md", "SKILL.md", "guide.md"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
