@@ -22,6 +22,9 @@ _SHARE: Final = 4
 """Of a shorter time that is left it is one in so many."""
 _LATEST: Final = 0.2
 """Which part of that is always left, for the request itself."""
+_LEAST: Final = 1.0
+"""Seconds for which a document that was just verified counts at least. Certificates are judged by
+whole seconds: in their last one each request would ask for another document, or connect anew."""
 
 jitter: Callable[[], float] = random.random
 """Drawn for each document, so that many clients of one enclave do not ask in the same second."""
@@ -54,13 +57,15 @@ class Validity:
         until: int | None = raw["valid_until"]
         if until is None:
             return cls(verified_at)
-        left = float(until - raw["verified_at"])
+        left = max(_LEAST, float(until - raw["verified_at"]))
         return cls(verified_at, renew_at(verified_at, left, jitter()), verified_at + left)
 
     def asked_in_vain(self, present: float) -> Validity:
         """No fresh document came, and this one has not ended yet."""
         later = renew_at(present, self.ends_at - present, jitter())
-        return Validity(self.verified_at, later, self.ends_at)
+        return Validity(
+            self.verified_at, min(self.ends_at, max(later, present + _LEAST)), self.ends_at
+        )
 
     def doubted(self) -> Validity:
         """The next request asks for a fresh document before it goes out."""

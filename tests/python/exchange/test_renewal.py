@@ -9,7 +9,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -34,7 +34,7 @@ from support import (
 import enclavia
 from enclavia import Receipt
 from enclavia._exchange import renewal, validity
-from enclavia._exchange.validity import renew_at
+from enclavia._exchange.validity import Validity, renew_at
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -135,6 +135,25 @@ def test_a_certificate_that_is_not_replaced_is_not_asked_about_without_end(
     assert asked < 40
 
 
+def document(left: int) -> dict[str, int]:
+    return {"verified_at": 5000, "valid_until": 5000 + left}
+
+
+@given(left=st.integers(0, 20_000), present=st.floats(0, 1e6))
+def test_one_that_was_verified_counts_for_a_second(left: int, present: float) -> None:
+    validity = Validity.of(document(left), present)
+    assert present <= validity.renew_at <= validity.ends_at
+    assert validity.renew_at - present > 0.7
+    assert validity.ends_at - present == pytest.approx(max(left, 1))
+
+
+@given(left=st.floats(0, 600))
+def test_one_that_does_not_come_is_not_asked_for_at_once(left: float) -> None:
+    present = 100.0
+    later = Validity(0.0, present, present + left).asked_in_vain(present)
+    assert min(present + 1, later.ends_at) <= later.renew_at <= later.ends_at == present + left
+
+
 # ---------------------------------------------------------------------------------------------
 # What happens then
 
@@ -186,6 +205,29 @@ def test_a_certificate_of_a_chain_that_ends_first(place: Place, clock: Clock) ->
         clock.ahead += 38.8 * 60
         client.get("/")
         assert client.stats.reattestations == 1
+
+
+@pytest.mark.parametrize(
+    ("begins", "lasts"),
+    [
+        pytest.param(timedelta(seconds=50), timedelta(hours=3), id="begins later"),
+        pytest.param(timedelta(0), timedelta(minutes=8), id="ends soon"),
+    ],
+)
+def test_one_document_for_many_requests(
+    begins: timedelta, lasts: timedelta, place: Place, clock: Clock
+) -> None:
+    """Of one that passed by ``clock_leeway`` alone, and of one whose end is nearer than the
+    earliest moment at which another is asked for."""
+    enclave, _ = place
+    enclave.set_identity(pki=mint(datetime.now(UTC) + begins, lasts))
+    with held(enclave) as client:
+        for asked in (1, 2, 3):
+            for _ in range(10):
+                client.get("/")
+            assert enclave.stats()["attestations_total"] == asked
+            until_due(clock, client)
+        assert client.stats.connects == 1
 
 
 def test_one_asks_and_the_others_go_on(place: Place, clock: Clock) -> None:
