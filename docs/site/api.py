@@ -44,7 +44,7 @@ def things(module: str) -> Iterator[Thing]:
     """The classes and functions of a module."""
     with mock(ENGINES):
         loaded = importlib.import_module(module)
-    for name in loaded.__all__:
+    for name in getattr(loaded, "__all__", ()):
         value = getattr(loaded, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             yield Thing(module, name, value)

@@ -40,13 +40,13 @@ myst_heading_slug_func = "api.slug"
 highlight_language = "default"  # what is indented is no program
 
 nitpicky = True
-nitpick_ignore_regex = [
-    (r"py:.*", r"(httpx2?|requests|urllib3|distributed|ray|pyspark|asyncio)\..*")
-]
+# Names of other packages, such as httpx2.Client. Ours are classes, or begin with `enclavia`.
+nitpick_ignore_regex = [(r"py:.*", r"(?!enclavia\.)[a-z_]\w*\..*")]
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 autodoc_mock_imports = api.ENGINES
 add_module_names = False
+toc_object_entries = False  # each class has a heading
 python_display_short_literal_types = True
 
 html_theme = "furo"

@@ -383,6 +383,24 @@ def test_the_readme_is_read_in_two_minutes() -> None:
     assert len(words) <= 480
 
 
+def test_the_changelog_has_versions_and_dates() -> None:
+    """In the form of https://keepachangelog.com: the newest first, with a date once released."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    versions = [re.fullmatch(r"(\d+\.\d+\.\d+) \((.+)\)", heading) for heading in headings]
+    assert all(versions), headings
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    numbers = [tuple(map(int, found[1].split("."))) for found in versions if found]
+    assert numbers == sorted(set(numbers), reverse=True)
+    assert numbers[0] == tuple(map(int, project["version"].split(".")))
+    for index, found in enumerate(versions):
+        assert found is not None
+        date = re.fullmatch(r"\d{4}-\d{2}-\d{2}", found[2])
+        assert date or (index == 0 and found[2] == "unreleased"), found[0]
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= kinds
+
+
 def test_every_extra_is_named_where_the_package_is_installed() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
