@@ -56,6 +56,7 @@ from ._errors import (
     ReconnectDisabled,
     ServerError,
     SignatureError,
+    SigstoreError,
     SlowReader,
     StateError,
     UpgradeChainError,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
     from ._trust.policy import Policy, PolicyUpgrades, PolicyVersion
     from ._trust.receipt_file import Receipts
+    from ._trust.sigstore_pins import SigstorePins
     from ._trust.upgrades import TrustUpgrades
 
 __all__ = [
@@ -130,6 +132,8 @@ __all__ = [
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
+    "SigstoreError",
+    "SigstorePins",
     "SlowReader",
     "StateError",
     "Stream",
@@ -167,6 +171,7 @@ _LAZY = {
     "Policy": "._trust.policy",
     "PolicyUpgrades": "._trust.policy",
     "PolicyVersion": "._trust.policy",
+    "SigstorePins": "._trust.sigstore_pins",
     "Stream": "._channel.channel",
     "TrustUpgrades": "._trust.upgrades",
     "UpgradeChain": "._trust.chain",

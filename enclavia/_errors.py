@@ -45,6 +45,7 @@ __all__ = [
     "ReconnectDisabled",
     "ServerError",
     "SignatureError",
+    "SigstoreError",
     "SlowReader",
     "StateError",
     "UpgradeChainError",
@@ -137,7 +138,8 @@ class UpgradeRejected(ConnectError):
 
 class PinsUnavailable(ConnectError):
     """Who was asked for the pins gave none, and no earlier answer may be used any more. Nothing was
-    sent. Retryable where asking failed; not where the answer itself was no pins."""
+    sent. Retryable where asking failed, unless an error of this package says that it is not; not
+    where the answer itself was no pins."""
 
 
 class ConnectionClosed(EnclaviaError, httpx2.ReadError):
@@ -290,6 +292,12 @@ class PolicyExpired(AttestationError):
     ) -> None:
         super().__init__(message, retryable=retryable, request=request)
         self.version = version
+
+
+class SigstoreError(EnclaviaError, ValueError):
+    """A Sigstore bundle does not prove that the identity that was asked for has signed these PCRs.
+    ``__cause__``: the error of the library ``sigstore``, where that has refused the bundle. Clients
+    that ask :class:`SigstorePins` raise :class:`PinsUnavailable` with this one as its cause."""
 
 
 class UpgradeChainError(EnclaviaError, httpx2.TransportError):

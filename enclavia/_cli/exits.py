@@ -49,7 +49,11 @@ _OF_THE_CALLER = (
     enclavia.InvalidURL,
     httpx2.InvalidURL,
 )
-_OF_THE_IDENTITY = (enclavia.AttestationError, enclavia.UpgradeChainError)
+_OF_THE_IDENTITY = (
+    enclavia.AttestationError,
+    enclavia.SigstoreError,
+    enclavia.UpgradeChainError,
+)
 
 
 def exit_code(error: BaseException) -> int:

@@ -40,6 +40,7 @@ __all__ = [
     "load_pins",
     "needed_url",
     "pins_of",
+    "read_pins",
     "refusing",
 ]
 
@@ -306,9 +307,14 @@ def _pins_of_environment(values: Mapping[str, str]) -> enclavia.Pcrs:
         raise Problem(f"{', '.join(values)}: {error}") from None
 
 
+def read_pins(name: str) -> bytes:
+    """What a file has, or standard input where it is named ``-``."""
+    return streams.read_input(name, "a file with PCR0, PCR1 and PCR2", _PINS_MAX)
+
+
 def load_pins(name: str) -> enclavia.Pcrs:
     """Of a file, or of standard input where it is named ``-``."""
-    content = streams.read_input(name, "a file with PCR0, PCR1 and PCR2", _PINS_MAX)
+    content = read_pins(name)
     try:
         return enclavia.Pcrs.parse(content)
     except ValueError as error:
@@ -326,7 +332,7 @@ def refusing() -> Iterator[None]:
             yield
         except enclavia.EnclaviaError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:  # ImportError: an extra is missing
             raise Problem(str(error)) from None
         except OSError as error:
             name = "" if error.filename is None else f"{error.filename}: "

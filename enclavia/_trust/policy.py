@@ -1,6 +1,7 @@
 """A policy: which versions of which enclave are trusted, and until when, as a team keeps it.
 
-Decides what a policy's file may say. Calls: _arguments, _identity, _public, _text. Locks: none.
+Decides what a policy's file may say. Calls: _arguments, _errors, _identity, _public, _text. Locks:
+none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 from .._arguments import path_text
+from .._errors import SigstoreError
 from .._identity.pcrs import FURTHER, FurtherPcrs, Pcrs
 from .._identity.pins import read_root
 from .._public import public
@@ -80,20 +82,23 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Policy:
-        """Reads a file of at most 1 MiB. Raises ValueError, which names the file and the key, and
-        OSError where a file cannot be read."""
+        """Reads a file of at most 1 MiB, and verifies the signed files that it names. Raises
+        ValueError, which names the file and the key and is a :class:`SigstoreError` for such a
+        file, and OSError where a file cannot be read."""
         path = path_text("path", path, "text or a path")
         with Path(path).open("rb") as file:
             raw = file.read(_MAX_TEXT + 1)
         try:
             return cls.parse(raw, folder=Path(path).parent)
+        except SigstoreError as error:
+            raise SigstoreError(f"{shown(path)}: {error}") from error.__cause__
         except ValueError as error:
             raise ValueError(f"{shown(path)}: {error}") from None
 
     @classmethod
     def parse(cls, text: str | bytes, *, folder: str | os.PathLike[str] | None = None) -> Policy:
         """Reads TOML, or JSON where it begins with ``{``. ``folder``: what paths in it are relative
-        to; default the working directory. Raises ValueError."""
+        to; default the working directory. Raises as :meth:`load` does."""
         table = _Table(_read(text), "")
         at = Path("." if folder is None else path_text("folder", folder, "text or a path"))
         form = table.take("format", _whole)
@@ -105,7 +110,7 @@ class Policy:
         policy = cls(
             endpoint=table.take("endpoint", _text, None),
             mode=mode,
-            versions=_versions(table.take("versions", _list, []), mode),
+            versions=_versions(table.take("versions", _list, []), mode, at),
             root=_root(table, at),
             upgrades=_upgrades(table, at),
         )
@@ -241,12 +246,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"expected JSON, got {name}, which JSON does not have")
 
 
-def _versions(values: list[object], mode: str) -> tuple[PolicyVersion, ...]:
+def _versions(values: list[object], mode: str, folder: Path) -> tuple[PolicyVersion, ...]:
     if not values and mode != "debug":
         raise ValueError("versions: expected at least one, got none: no enclave could match")
     if len(values) > _MOST_VERSIONS:
         raise ValueError(f"versions: expected at most {_MOST_VERSIONS}, got {len(values)}")
-    versions = [_version(_Table(each, f"versions[{n}]"), mode) for n, each in enumerate(values)]
+    tables = [_Table(each, f"versions[{number}]") for number, each in enumerate(values)]
+    versions = [_version(table, mode, folder) for table in tables]
     for n, version in enumerate(versions):
         for before in versions[:n]:
             if before.name == version.name:
@@ -259,19 +265,54 @@ def _versions(values: list[object], mode: str) -> tuple[PolicyVersion, ...]:
     return tuple(versions)
 
 
-def _version(table: _Table, mode: str) -> PolicyVersion:
+def _version(table: _Table, mode: str, folder: Path) -> PolicyVersion:
     name = table.take("name", _text)
     if len(name) > _MOST_NAME or not name.isprintable():
         table.refuse("name", f"at most {_MOST_NAME} printable characters", repr(shown(name)[:40]))
     version = PolicyVersion(
         name,
-        _pcrs(_Table(table.take("pcrs", _any), table.named("pcrs"))),
+        _signed_or_written(table, folder),
         table.take("not_after", _moment, None),
     )
     table.end()
     if version.pcrs.is_zero and mode != "debug":
         table.refuse("pcrs", "those of a production enclave", "zeros, which a debug enclave has")
     return version
+
+
+def _signed_or_written(table: _Table, folder: Path) -> Pcrs:
+    """With ``sigstore``, ``pcrs`` is the path of a signed file; without, the PCRs themselves."""
+    value = table.take("sigstore", _any, None)
+    if value is None:
+        return _pcrs(_Table(table.take("pcrs", _any), table.named("pcrs")))
+    return _signed(_Table(value, table.named("sigstore")), table.take("pcrs", _text, None), folder)
+
+
+def _signed(table: _Table, pcrs: str | None, folder: Path) -> Pcrs:
+    from .sigstore_pins import SigstorePins  # few policies have any
+
+    def path(name: str | None) -> Path | None:
+        return None if name is None else folder / name
+
+    bundle = folder / table.take("bundle", _text)
+    trusted_root = path(table.take("trusted_root", _text, None))
+    identity, issuer = table.take("identity", _text), table.take("issuer", _text)
+    names = ("repository", "ref", "subject", "predicate_type")
+    further: dict[str, Any] = {name: table.take(name, _text, None) for name in names}
+    table.end()
+    try:
+        return SigstorePins(
+            pcrs=path(pcrs),
+            bundle=bundle,
+            identity=identity,
+            issuer=issuer,
+            trusted_root=trusted_root,
+            **further,
+        ).verify()
+    except SigstoreError as error:
+        raise SigstoreError(f"{table.named('')[:-1]}: {error}") from error.__cause__
+    except ValueError as error:
+        raise ValueError(f"{table.named('')[:-1]}: {error}") from None
 
 
 def _pcrs(table: _Table) -> Pcrs:

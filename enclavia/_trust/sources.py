@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 from .. import _core
 from .._arguments import is_async, seconds
-from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired, StateError
+from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired
 from .._identity.pcrs import Pcrs, PinSet
 from .._identity.pins import PinNames, Pins, PinTuples, checked_pins
 from .._io.face import Io, Waiter, now, time_left
@@ -492,7 +492,7 @@ class Answers:
         failure = PinsUnavailable(
             f"expected the pins from {self._source!r}, got {type(error).__name__}: "
             f"{text_of(error)}",
-            retryable=not isinstance(error, StateError),  # a mistake in the program
+            retryable=error.retryable if isinstance(error, EnclaviaError) else True,
         )
         failure.__cause__ = error
         return failure

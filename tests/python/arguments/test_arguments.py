@@ -283,6 +283,7 @@ REASONS = {
         for name in ("(further)", ".load(further)", ".parse(further)")
     },
     "enclavia.PinSource": "tests/python/trust/test_pin_sources.py",
+    "enclavia.SigstorePins": "tests/python/trust/test_sigstore_pins.py",
     **{
         f"enclavia.{name}": "tests/python/trust/test_policy_file.py, where the file has it"
         for name in (

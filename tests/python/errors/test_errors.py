@@ -38,6 +38,7 @@ CLASSES = [
         (enclavia.IncompleteResponse, httpx2.RemoteProtocolError),
         (enclavia.UpgradeChainError, httpx2.TransportError),
         (enclavia.BackendError, httpx2.TransportError),
+        (enclavia.SigstoreError, ValueError),
         (enclavia.InvalidURL, httpx2.InvalidURL),
         (enclavia.InvalidURL, ValueError),
         (enclavia.ForeignURL, httpx2.UnsupportedProtocol),

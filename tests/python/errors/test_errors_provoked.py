@@ -212,6 +212,12 @@ async def what_is_given_is_no_pins(kind: str) -> None:
     await connect_to(kind, "wss://e.example", pcrs=asked([]), **of(kind, **once))
 
 
+@provokes("PinsUnavailable", retryable=False)
+async def nobody_has_signed_the_pins(kind: str) -> None:
+    pcrs = asked(enclavia.SigstoreError("another identity"))
+    await connect_to(kind, "wss://e.example", pcrs=pcrs)
+
+
 def ended(pcrs: enclavia.Pcrs, *others: enclavia.Pcrs) -> Any:
     """The pins of a policy of which one version has ended."""
     versions: list[dict[str, Any]] = [
@@ -458,6 +464,12 @@ async def in_a_forked_child(kind: str) -> None:
 @provokes("ReceiptError", retryable=False, kinds=("Channel",))
 async def no_receipt(kind: str) -> None:
     enclavia.Receipt.from_json("{}")
+
+
+@provokes("SigstoreError", retryable=False, kinds=("Channel",))
+async def no_bundle(kind: str) -> None:
+    pytest.importorskip("sigstore", reason="needs the extra sigstore")
+    enclavia.SigstorePins(pcrs=b"{}", bundle=b"{}", identity="a", issuer="b").verify()
 
 
 @provokes("DebugModeWarning", retryable=False)

@@ -124,6 +124,32 @@ def test_what_may_be_left_out() -> None:
     assert read({"format": 1, "mode": "debug"}).pins is None
 
 
+SIGNED: dict[str, Any] = {
+    "format": 1,
+    "versions": [
+        {
+            "name": "a",
+            "pcrs": "pcrs.json",
+            "sigstore": {
+                "bundle": "bundle.json",
+                "identity": "https://github.com/acme/enclave/.github/workflows/a.yml@refs/heads/a",
+                "issuer": "https://token.actions.githubusercontent.com",
+                "repository": "https://github.com/acme/enclave",
+                "ref": "refs/heads/a",
+                "subject": "pcrs.json",
+                "predicate_type": "https://slsa.dev/provenance/v1",
+                "trusted_root": "trusted_root.json",
+            },
+        }
+    ],
+}
+"""Whose files are not there: what the file says is looked at first."""
+
+
+def signed_so(key: str, to: Any) -> Any:
+    return changed(SIGNED, "versions", 0, "sigstore", key, to=to)
+
+
 # A policy, and what is said of it. The schema refuses all of these too.
 REFUSED: list[tuple[Any, str]] = [
     (changed(SMALLEST, "format", to=...), "format: expected a value, got none"),
@@ -172,6 +198,27 @@ REFUSED: list[tuple[Any, str]] = [
     (changed(SMALLEST, "versions", 0, "pcrs", "PCR32", to="55" * 48), "pcrs.PCR32: expected PCR0"),
     (changed(SMALLEST, "versions", 0, "pcrs", "Pcr8", to="55" * 48), "pcrs.Pcr8: expected PCR0"),
     (changed(SMALLEST, "versions", 0, "pcrs", "pcr1", to="02" * 48), "pcrs.pcr1: .*it twice"),
+    (changed(SMALLEST, "versions", 0, "pcrs", to="a"), r"\[0\].pcrs: expected a table, got text"),
+    (changed(SIGNED, "versions", 0, "pcrs", to=ONE), r"\[0\].pcrs: expected text, got a table"),
+    (changed(SIGNED, "versions", 0, "pcrs", to=""), r"\[0\].pcrs: expected text, got an empty"),
+    (changed(SIGNED, "versions", 0, "sigstore", to=[]), r"\[0\].sigstore: expected a table, got"),
+    (changed(SIGNED, "versions", 0, "sigstore", to=None), r"\[0\].sigstore: .*got null"),
+    *(
+        (signed_so(key, ...), rf"\[0\].sigstore.{key}: expected a value, got none")
+        for key in ("bundle", "identity", "issuer")
+    ),
+    *(
+        (signed_so(key, value), rf"\[0\].sigstore.{key}: expected text, got {got}")
+        for key in SIGNED["versions"][0]["sigstore"]
+        for value, got in (("", "an empty one"), (" ", "an empty one"), (5, "a number"))
+    ),
+    (signed_so("identities", "any"), r"\[0\].sigstore.identities: expected no such key"),
+    (signed_so("repository", "acme/enclave"), r"\[0\].sigstore: repository: expected its URL"),
+    (signed_so("ref", "main"), r"\[0\].sigstore: ref: expected a full one"),
+    (
+        changed(signed_so("predicate_type", ...), "versions", 0, "pcrs", to=...),
+        r"\[0\].sigstore: pcrs: expected a signed file, or predicate_type= of the statement",
+    ),
     (changed(SMALLEST, "upgrades", to=[]), "upgrades: expected a table, got an array"),
     (changed(SMALLEST, "upgrades", to=None), "upgrades: expected a value, got null"),
     (changed(GOOD, "upgrades", "backend", to=...), "upgrades.backend: expected a value, got none"),
@@ -321,6 +368,14 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     schema["title"] = "changed"
     assert Policy.schema()["title"] != "changed"
+
+
+def test_the_schema_takes_signed_versions() -> None:
+    """(That such policies are read is in test_sigstore_pins.py.)"""
+    assert conforms(SIGNED)
+    assert conforms(changed(SIGNED, "versions", 0, "pcrs", to=...))
+    for key in ("repository", "ref", "subject", "predicate_type", "trusted_root"):
+        assert conforms(signed_so(key, ...))
 
 
 @pytest.mark.parametrize("document", [GOOD, SMALLEST, {"format": 1, "mode": "debug"}])
