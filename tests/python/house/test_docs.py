@@ -30,6 +30,7 @@ import pytest
 from doc_numbers import CLAIMS, NO_QUANTITY, WHOLLY_CLAIMED, Claim, evaluate, quantity
 from docs_app import app
 from repository import ROOT
+from sigstore_instance import Instance, statement
 
 import enclavia
 import enclavia.testing
@@ -118,10 +119,23 @@ def enclave() -> Iterator[LocalEnclave]:
         yield enclave
 
 
+def signed_pins(folder: Path, pins: enclavia.Pcrs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pipeline publishes, and a Sigstore of its own in place of the public one."""
+    content = json.dumps({"Measurements": pins.as_dict()}).encode()
+    instance = Instance()
+    (folder / "pcrs.json").write_bytes(content)
+    bundle = instance.of_statement(statement(("pcrs.json", content)))
+    (folder / "pcrs.json.sigstore.json").write_text(json.dumps(bundle))
+    root = folder / "trusted_root.json"
+    root.write_bytes(instance.trusted_root())
+    monkeypatch.setattr("enclavia._trust.sigstore_pins.embedded_root", lambda: root)
+
+
 @pytest.fixture
 def desk(tmp_path: Path, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the reader sits: the files that the examples open, and a world in which the local
     enclave's root is the default one."""
+    signed_pins(tmp_path, enclave.pcrs, monkeypatch)
     pins = enclave.pcrs
     (tmp_path / "status.json").write_text(
         json.dumps(
