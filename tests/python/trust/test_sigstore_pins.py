@@ -219,11 +219,11 @@ SO: list[tuple[dict[str, Any], str]] = [
     ({"identity": IDENTITY.replace("release", "test")}, "SANs do not match"),
     ({"issuer": "https://token.actions.example"}, "OIDCIssuer does not match"),
     ({"issuer": None}, "does not contain OIDCIssuer"),
-    ({"alternative_name": False}, "missing required extension"),
+    ({"alternative_name": False}, "certificate chain: "),
     ({"usage": ExtendedKeyUsageOID.CLIENT_AUTH}, "code signing"),
     ({"transparent": False}, "failed to verify SCT"),
-    ({"logged": timedelta(minutes=11)}, "not valid at validation time"),
-    ({"logged": timedelta(minutes=-1)}, "not valid at validation time"),
+    ({"logged": timedelta(minutes=11)}, "not valid at|not yet valid|has expired"),
+    ({"logged": timedelta(minutes=-1)}, "not valid at|not yet valid|has expired"),
     ({"logged_digest_of": b"another"}, "log entry|transparency log"),
     ({"rsa_key": True}, "TypeError"),
 ]
@@ -232,7 +232,7 @@ SO: list[tuple[dict[str, Any], str]] = [
 @each_form
 @pytest.mark.parametrize(("so", "message"), SO, ids=[next(iter(so)) for so, _ in SO])
 def test_it_was_signed_otherwise(form: Any, so: Any, message: str, root: Path) -> None:
-    with pytest.raises(SigstoreError, match=f"{SIGNED}.*{message}") as caught:
+    with pytest.raises(SigstoreError, match=f"{SIGNED}.*({message})") as caught:
         pins(root, form(**so)).verify()
     assert caught.value.__cause__ is not None
 
