@@ -171,7 +171,7 @@ def _text(member: object) -> str:
     lines = inspect.cleandoc(getattr(member, "__doc__", None) or "").splitlines()
     text = "\n".join(with_lists(lines))
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
-    return text.replace("``", "`")
+    return text.replace("``", "`").strip()
 
 
 _ITEM = re.compile(r"(?P<names>[A-Za-z_]\w*(?:, [A-Za-z_]\w*)*): (?P<text>.+)")

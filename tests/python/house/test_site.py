@@ -224,6 +224,16 @@ def test_links_lead_somewhere_on_the_repositorys_host(page: Path) -> None:
     assert list(dead_in(page)) == []
 
 
+def test_every_example_is_linked() -> None:
+    linked = {
+        (page.parent / target).resolve()
+        for page in MARKDOWN
+        for target in _MARKDOWN_LINK.findall(page.read_text())
+    }
+    examples = {path for path in (ROOT / "docs" / "examples").iterdir() if path.is_file()}
+    assert examples <= linked, f"no page links to {[path.name for path in examples - linked]}"
+
+
 def test_dead_links_of_markdown_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n\n## B c, *d*\n\n## B\n\n## B\n")
     page = tmp_path / "page.md"
