@@ -34,13 +34,13 @@ from .._identity.pins import (
 from .._trust.hook import checked_hook, refuse_async
 from .._trust.receipts import Facts, Receipt
 from .._trust.sources import (
-    AllowedVersions,
     PinsOrSource,
     Source,
     expect_blocking,
     source_of,
 )
 from .._trust.trust import Trust, TrustSettings
+from .._trust.versions import AllowedVersions
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed
 from .url import EnclaveURL

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import click
 
@@ -68,6 +68,12 @@ class _Counts:
     "than once, one must match.",
 )
 @click.option(
+    "--policy",
+    metavar="FILE",
+    help="A policy, TOML or JSON, in place of --pcrs and --root: each document has to match a "
+    "version that was allowed at its time, and a receipt that names a version, that name.",
+)
+@click.option(
     "--json", "json_wanted", is_flag=True, help="Print one line of JSON for each receipt."
 )
 @click.pass_context
@@ -76,6 +82,7 @@ def verify(
     files: tuple[str, ...],
     root: str | None,
     pcrs: tuple[str, ...],
+    policy: str | None,
     json_wanted: bool,
 ) -> None:
     """Verify every receipt in FILE (- is standard input), each at its own time.
@@ -90,29 +97,41 @@ def verify(
     """
     if [*files, *pcrs].count("-") > 1:
         raise Problem("expected standard input once at most, got it twice")
-    pins = [load_pins(name) for name in pcrs] or None
-    trusted = _root(given("--root", root))
+    options = _by_files(root, pcrs) if policy is None else _by_policy(policy, root, pcrs)
     counts = _Counts()
     for name in files:
         with _opened(name) as file:
             before = counts.hold + counts.fail
             for line in _lines(name, file):
-                _judge(name, line, trusted, pins, counts, json_wanted)
+                _judge(name, line, options, counts, json_wanted)
             if counts.hold + counts.fail == before:
                 raise Problem(f"expected {_FORM}, got {_shown(name)} without any")
     streams.say(*([] if json_wanted else [str(counts)]))
     context.exit(REFUSED if counts.fail else OK)
 
 
-def _root(name: str | None) -> bytes | None:
-    return None if name is None else streams.read_input(name, "a root certificate", _LINE_MAX)
+def _by_files(root: str | None, pcrs: tuple[str, ...]) -> dict[str, Any]:
+    """What Receipt.verify is given."""
+    name = given("--root", root)
+    trusted = None if name is None else streams.read_input(name, "a root certificate", _LINE_MAX)
+    return {"root": trusted, "pcrs": [load_pins(name) for name in pcrs] or None}
+
+
+def _by_policy(name: str, root: str | None, pcrs: tuple[str, ...]) -> dict[str, Any]:
+    if root is not None or pcrs:
+        other = "--pcrs" if pcrs else "--root"
+        raise Problem(f"expected --policy or {other}, got both: the policy says who is trusted")
+    with refusing():
+        policy = enclavia.Policy.load(str(given("--policy", name)))
+    if policy.pins is None:
+        raise Problem("--policy: expected a policy with versions, got one without any")
+    return {"root": policy.root, "pcrs": policy.pins}
 
 
 def _judge(
     name: str,
     line: _Line,
-    root: bytes | None,
-    pins: list[enclavia.Pcrs] | None,
+    options: dict[str, Any],
     counts: _Counts,
     json_wanted: bool,
 ) -> None:
@@ -127,8 +146,9 @@ def _judge(
             receipt = _read(content)
             said |= {"receipt_id": receipt.receipt_id, "enclave": receipt.enclave}
             said |= {"verified_at": receipt.verified_at.isoformat(), "via": receipt.via}
+            said |= {"version": receipt.version}
             with refusing():
-                receipt.verify(root=root, pcrs=pins)
+                receipt.verify(**options)
         except enclavia.EnclaviaError as error:
             counts.fail += 1
             said |= {"holds": False, "error": failure_as_json(error)}

@@ -24,8 +24,8 @@ from .._public import public
 from .._text import shown
 from .backend import checked_token
 from .served import read_uuid
-from .sources import AllowedVersion, AllowedVersions
 from .upgrades import TrustUpgrades
+from .versions import AllowedVersion, AllowedVersions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

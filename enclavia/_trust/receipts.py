@@ -28,9 +28,10 @@ from .._errors import ReceiptError, StateError
 from .._identity.attestation import Attestation
 from .._identity.pins import PinNames, RootCertificate, pin_tuples, read_root
 from .._public import public
+from .versions import AllowedVersions, pins_of
 
 if TYPE_CHECKING:
-    from .._identity.pcrs import Pcrs
+    from .._identity.pcrs import Pcrs, PinSet
 
 __all__ = ["RECEIPTS_KEPT", "RECEIPT_MAX", "SCHEMA", "Facts", "Receipt"]
 
@@ -156,6 +157,13 @@ class Receipt:
         return datetime.fromisoformat(self._text("verified_at"))
 
     @property
+    def version(self) -> str | None:
+        """What the client's policy called the version whose pins the document matched; None where
+        the pins had no names. The word of who wrote the receipt: a document has no name in it."""
+        value = self._known()["version"]
+        return None if value is None else str(value)
+
+    @property
     def checked(self) -> tuple[str, ...]:
         """What was checked, of ``structure``, ``certificates``, ``signature``, ``nonce`` and
         ``pcrs``."""
@@ -194,15 +202,22 @@ class Receipt:
     # -- whether it holds ---------------------------------------------------------------------
 
     def verify(
-        self, *, root: RootCertificate = None, pcrs: Pcrs | Sequence[Pcrs] | None = None
+        self,
+        *,
+        root: RootCertificate = None,
+        pcrs: Pcrs | Sequence[Pcrs] | AllowedVersions | None = None,
     ) -> Attestation:
         """Repeats every check of the document offline, at the time when it was verified, and
         compares what the receipt says of the document with the document.
 
         ``root``: the root certificate that is trusted (PEM or DER, or the path of a file; default:
         AWS's). A receipt of another root does not hold, whichever it names itself. ``pcrs``: pins
-        that the document has to match beside those that the receipt names. Raises
-        :class:`ReceiptError`, or the :class:`AttestationError` of the check that fails.
+        that the document has to match beside those that the receipt names; or a policy's
+        (:attr:`Policy.pins`), of which those count that were allowed at the time, and whose name
+        for them has to be the receipt's, where that names one. Only then has the attestation's
+        ``matched`` a name: without a policy nothing says what the version is called but the
+        receipt. Raises :class:`ReceiptError`, or the :class:`AttestationError` of the check that
+        fails.
         """
         fields = self._known()
         if fields["form"] != "nitro":
@@ -211,26 +226,55 @@ class Receipt:
                 "debug mode proves nothing"
             )
         trusted = read_root(root)
-        leeway: int = fields["clock_leeway"]
-        pins = [_set_of(each) for each in fields["pins"]]
-        policy = _core.Policy(pins, trusted, False, True, leeway)
         digest = _digest_of(trusted)
         if fields["root"] != digest:
             raise ReceiptError(
                 f"expected a receipt of the root certificate with the SHA-256 digest {digest}, got "
                 f"one of {fields['root']}: give the root that was trusted then, if it is to be"
             )
-        document, at = self.document, _seconds(self.verified_at)
-        nonce = self.handshake_hash if self.via is None else bytes.fromhex(fields["nonce"])
-        raw = _core.verify(document, policy, nonce, at)
+        pins = [_set_of(each) for each in fields["pins"]]
+        raw = self._verified(pins, trusted)
         facts = Facts(
-            self.enclave, self.via, self.reason, pins, trusted, leeway, self.handshake_hash, raw
+            enclave=self.enclave,
+            via=self.via,
+            reason=self.reason,
+            pins=pins,
+            root=trusted,
+            clock_leeway=fields["clock_leeway"],
+            handshake_hash=self.handshake_hash,
+            raw=raw,
+            names=() if self.version is None else ((pins[fields["matched"]], self.version),),
         )
         _expect_same(_fields_of(facts), fields)
+        if isinstance(pcrs, AllowedVersions):
+            return self._verified_by(pcrs, trusted)
         if pcrs is not None:
-            wanted = _core.Policy(pin_tuples(pcrs), trusted, False, True, leeway)
-            raw = _core.verify(document, wanted, nonce, at)
+            raw = self._verified(pin_tuples(pcrs), trusted)
         return Attestation._from_raw(raw)
+
+    def _verified(self, pins: Sequence[PinSet] | None, root: bytes | None) -> _core.RawAttestation:
+        """Its document, by these pins, at its own time."""
+        fields = self._known()
+        policy = _core.Policy(pins, root, False, True, fields["clock_leeway"])
+        nonce = self.handshake_hash if self.via is None else bytes.fromhex(fields["nonce"])
+        return _core.verify(self.document, policy, nonce, _seconds(self.verified_at))
+
+    def _verified_by(self, policy: AllowedVersions, root: bytes | None) -> Attestation:
+        """By the versions that the policy allowed then, of one of which the receipt may speak."""
+        allowed = policy.in_force(_seconds(self.verified_at))
+        if not allowed:
+            raise ReceiptError(
+                "expected a receipt of a time at which the policy allowed a version, got one of "
+                f"{self.verified_at.isoformat()}"
+            )
+        attestation = Attestation._from_raw(self._verified(pins_of(allowed), root), policy.names)
+        name = None if attestation.matched is None else attestation.matched.name
+        if self.version not in (None, name):
+            raise ReceiptError(
+                f"version: expected {value_shown(name)}, as the policy calls these PCRs, got "
+                f"{value_shown(self.version)}"
+            )
+        return attestation
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -274,7 +318,8 @@ class Receipt:
 def _fields_of(facts: Facts) -> dict[str, Any]:
     """All but the id, in the order in which it is written."""
     raw = facts.raw
-    attested = Attestation._from_raw(raw)
+    attested = Attestation._from_raw(raw, facts.names)
+    matched = attested.matched
     return {
         "schema": SCHEMA,
         "enclave": facts.enclave,
@@ -288,7 +333,8 @@ def _fields_of(facts: Facts) -> dict[str, Any]:
         "valid_until": None if attested.valid_until is None else attested.valid_until.isoformat(),
         "pcrs": {f"PCR{index}": value.hex() for index, value in attested.pcrs.items()},
         "pins": None if facts.pins is None else [_named(each) for each in facts.pins],
-        "matched": raw.get("matched"),
+        "matched": None if matched is None else matched.index,
+        "version": None if matched is None else matched.name,
         "root": _digest_of(facts.root),
         "clock_leeway": facts.clock_leeway,
         "handshake_hash": facts.handshake_hash.hex(),
@@ -383,6 +429,9 @@ def _check_together(fields: Mapping[str, Any]) -> None:
         for name in ("valid_until", "pins", "nonce"):
             if fields[name] is None:
                 _refuse(f"one of a signed document without {name}")
+    matches = fields["matched"] is not None and fields["matched"] < len(fields["pins"] or ())
+    if fields["version"] is not None and not matches:
+        _refuse("one that names a version and no set of its pins")
 
 
 def _parse(line: str | bytes | bytearray) -> object:
@@ -495,6 +544,7 @@ _SHAPE: Final[dict[str, tuple[str, Fits]]] = {
     "pcrs": ("an object of PCR0 to PCR31 with hex text", _is_pcrs),
     "pins": ("a list of objects with PCR0, PCR1 and PCR2, or null", _or_none(_is_pins)),
     "matched": ("the index of a set of pins, or null", _or_none(_whole(_PINS_MAX - 1))),
+    "version": ("text or null", _or_none(_is_text)),
     "root": ("64 hex digits", _matches("[0-9a-f]{64}")),
     "clock_leeway": ("seconds, 0 to 300", _whole(_LEEWAY_MAX)),
     "handshake_hash": ("64 hex digits", _matches("[0-9a-f]{64}")),

@@ -24,17 +24,16 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from .. import _core
 from .._arguments import is_async, seconds
 from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired
-from .._identity.pcrs import Pcrs, PinSet
-from .._identity.pins import PinNames, Pins, PinTuples, checked_pins
+from .._identity.pcrs import Pcrs
+from .._identity.pins import Pins, PinTuples, checked_pins
 from .._io.face import Io, Waiter, now, time_left
 from .._public import public
 from .._text import text_of
 from .hook import within
+from .versions import AllowedVersion, AllowedVersions, pins_of
 
 __all__ = [
     "Allowed",
-    "AllowedVersion",
-    "AllowedVersions",
     "Answers",
     "InForce",
     "PinSource",
@@ -123,32 +122,6 @@ def _restore(ask: Ask, period: float, keep: float) -> PinSource:
     return PinSource(ask, period=period, keep=keep)
 
 
-class AllowedVersion(NamedTuple):
-    """One version of a policy."""
-
-    name: str
-    pins: PinSet
-    not_after: float | None
-    """Unix seconds: the last moment at which it is allowed."""
-
-
-class AllowedVersions(NamedTuple):
-    """The versions of a policy, as ``pcrs=``. See :attr:`Policy.pins`."""
-
-    versions: tuple[AllowedVersion, ...]
-
-    @property
-    def names(self) -> PinNames:
-        return tuple((version.pins, version.name) for version in self.versions)
-
-    def in_force(self, at: float) -> tuple[AllowedVersion, ...]:
-        return tuple(
-            version
-            for version in self.versions
-            if version.not_after is None or at <= version.not_after
-        )
-
-
 Source = PinSource | AllowedVersions
 PinsOrSource = Pins | Source | Ask
 """What ``pcrs=`` takes."""
@@ -218,7 +191,7 @@ class Allowed:
         left = self._source.in_force(present)
         if not left:
             raise self._expired(self._source.versions)
-        pins = tuple(version.pins for version in left)
+        pins = pins_of(left)
         ends = [version.not_after for version in left if version.not_after is not None]
         self._until = min(ends, default=None)
         for version in left:

@@ -55,6 +55,33 @@ def test_all_hold(folder: Path, receipt: Receipt) -> None:
     cli("receipts", "verify", "two", cwd=folder).expect(REFUSED, "ReceiptError: ", "of the root")
 
 
+def test_a_policy_says_what_a_version_is_called(folder: Path) -> None:
+    names = {"names": [(PCRS.as_tuple(), "2027-01")]}
+    (folder / "named").write_text(f"{made(**names)}\n{made()}\n")
+
+    def judged(*versions: dict[str, object], root: str | None = "root.pem") -> Any:
+        said: dict[str, object] = {"format": 1, "versions": versions}
+        said |= {} if root is None else {"root": root}
+        (folder / "policy.json").write_text(json.dumps(said))
+        return cli("receipts", "verify", "named", "--policy", "policy.json", cwd=folder)
+
+    other = {"name": "other", "pcrs": OTHER.as_dict()}
+    right = {"name": "2027-01", "pcrs": PCRS.as_dict()}
+    assert judged(other, right).expect(OK).text == "2 receipts hold\n"
+    # One of them says another name than the policy; the other says none.
+    told = judged({**right, "name": "2026-12"}).expect(REFUSED, "named:1: ReceiptError: version: ")
+    assert told.text == "1 receipt holds, 1 does not\n"
+    judged(other).expect(REFUSED, "named:1: PcrMismatch", "named:2: PcrMismatch")
+    judged({**right, "not_after": "2026-01-01T00:00:00Z"}).expect(REFUSED, "allowed a version")
+    judged(right, root=None).expect(REFUSED, "of the root")
+    judged().expect(USAGE, "at least one")
+    for beside in (("--root", "root.pem"), ("--pcrs", "pcrs.json")):
+        both = ("receipts", "verify", "named", "--policy", "policy.json", *beside)
+        cli(*both, cwd=folder).expect(USAGE, f"expected --policy or {beside[0]}, got both")
+    shown = verify(folder, "named", "--json").expect(OK).text.splitlines()
+    assert [json.loads(line)["version"] for line in shown] == ["2027-01", None]
+
+
 def test_years_later(folder: Path) -> None:
     long_ago = datetime(2021, 5, 4, 3, 2, 1, tzinfo=UTC)
     pki = mint(long_ago)
@@ -96,6 +123,7 @@ def test_as_json(folder: Path, receipt: Receipt) -> None:
     assert first == {
         "file": "some", "line": 1, "receipt_id": receipt.receipt_id, "holds": True,
         "enclave": receipt.enclave, "via": None, "verified_at": receipt.as_dict()["verified_at"],
+        "version": None,
     }  # fmt: skip
     assert second == {"file": "some", "line": 2, "torn": True}
     assert third["holds"] is False

@@ -31,7 +31,7 @@ from enclavia._exchange import shared
 from enclavia._exchange.connections import Connections, Use
 from enclavia._exchange.shared import MOST_UNUSED, SharedPools, key_of
 from enclavia._pool.kinds import PoolLimits
-from enclavia._trust.sources import AllowedVersion, AllowedVersions
+from enclavia._trust.versions import AllowedVersion, AllowedVersions
 from enclavia.testing import LocalEnclave
 
 kinds = pytest.mark.parametrize("kind", ["sync", "asyncio"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pinned import OTHER, Workload
-from support import ByteServer, drive
+from support import HANG, ByteServer, drive
 
 import enclavia
 from enclavia import (
@@ -33,7 +33,7 @@ from enclavia import (
 from enclavia._client.configured import of_environment
 from enclavia._io.threads import ThreadIo
 from enclavia._trust import sources
-from enclavia._trust.sources import AllowedVersion, AllowedVersions
+from enclavia._trust.versions import AllowedVersion, AllowedVersions
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "trio"]
@@ -124,6 +124,11 @@ def test_names_are_of_the_exact_set(enclave: LocalEnclave, tmp_path: Path) -> No
         matched = client.attestation.matched
         assert matched is not None
         assert (matched.index, matched.name) == (1, "two")
+        client._enclave._verify_again(HANG)
+        assert [(each.reason, each.version) for each in client.receipts] == [
+            ("connect", "two"),
+            ("fresh", "two"),
+        ]
 
 
 def _three(pcrs: Pcrs) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from json_schema import violations
 from receipts_made import HASH, OTHER, changed, made, with_id
 
 import enclavia
-from enclavia import Receipt
+from enclavia import MatchedPins, Policy, PolicyVersion, Receipt
 from enclavia._trust.receipts import _SHAPE, RECEIPT_MAX, SCHEMA
+from enclavia._trust.versions import AllowedVersions
 from enclavia.testing._pki import mint
 
 SCHEMA_FILE = Path(enclavia.__file__).parent / "schemas" / "receipt-1.json"
@@ -91,6 +92,60 @@ def test_the_id_is_of_all_that_it_says(receipt: Receipt) -> None:
             other = made(reason="fresh").as_dict()[name] if name == "reason" else "x"
             with pytest.raises(enclavia.ReceiptError):
                 Receipt.from_json(json.dumps({**said, name: other}))
+
+
+def named(name: object = "2027-01") -> Receipt:
+    return made(names=[(OTHER.as_tuple(), "another"), (PCRS.as_tuple(), name)])
+
+
+def policy(name: str, pcrs: enclavia.Pcrs = PCRS, ends: datetime | None = None) -> Any:
+    versions = (PolicyVersion("another", OTHER), PolicyVersion(name, pcrs, ends))
+    return Policy("wss://enclave.example", "production", versions).pins
+
+
+def test_the_name_of_the_version_is_a_statement() -> None:
+    receipt = named()
+    assert receipt.version == receipt.as_dict()["version"] == "2027-01"
+    assert receipt.attestation.matched == MatchedPins(1, PCRS, "2027-01")
+    assert made().version is None
+    read = Receipt.from_json(str(receipt))
+    assert read.version == "2027-01"
+    # Nothing proves it, so it is not what verifying says.
+    assert read.verify(root=root()).matched == MatchedPins(1, PCRS, None)
+    renamed = Receipt.from_json(changed(receipt, version="2027-02"))
+    assert renamed.verify(root=root()).matched == MatchedPins(1, PCRS, None)
+    assert renamed.receipt_id != receipt.receipt_id
+    for wrong in ({"matched": 0}, {"pins": [PCRS.as_dict(), OTHER.as_dict()]}):
+        with pytest.raises(enclavia.ReceiptError, match="matched"):
+            Receipt.from_json(changed(receipt, **wrong)).verify(root=root())
+    for wrong in ({"matched": None}, {"matched": 2}):
+        with pytest.raises(enclavia.ReceiptError, match="names a version and no set"):
+            Receipt.from_json(changed(receipt, **wrong))
+
+
+def test_the_name_is_compared_with_a_policy() -> None:
+    receipt = Receipt.from_json(str(named()))
+    matched = receipt.verify(root=root(), pcrs=policy("2027-01")).matched
+    assert matched == MatchedPins(1, PCRS, "2027-01")
+    with pytest.raises(
+        enclavia.ReceiptError, match=r"version: expected '2027-02', .*got '2027-01'"
+    ):
+        receipt.verify(root=root(), pcrs=policy("2027-02"))
+    without = Receipt.from_json(str(made()))
+    assert without.verify(root=root(), pcrs=policy("x")).matched == MatchedPins(1, PCRS, "x")
+
+
+def test_a_policy_is_that_of_the_time() -> None:
+    """A version that has ended since was allowed then; one that had ended was not."""
+    pki = mint(LONG_AGO)
+    hour = timedelta(hours=1)
+    old = made(at=LONG_AGO + hour, pki=pki, names=[(PCRS.as_tuple(), "a")])
+    old.verify(root=pki.root_pem, pcrs=policy("a", ends=LONG_AGO + hour))
+    with pytest.raises(enclavia.PcrMismatch):
+        old.verify(root=pki.root_pem, pcrs=policy("a", ends=LONG_AGO))
+    ended = AllowedVersions(policy("a", ends=LONG_AGO).versions[1:])
+    with pytest.raises(enclavia.ReceiptError, match="at which the policy allowed a version"):
+        old.verify(root=pki.root_pem, pcrs=ended)
 
 
 def test_it_holds_years_later() -> None:
