@@ -1,8 +1,9 @@
 """A Sigstore instance of a test's own: a certificate authority for code signing, its transparency
 log of certificates, and a log of signatures, with bundles made by it and its trusted root.
 
-Made of ``cryptography`` and JSON alone, from RFC 6962 (certificate transparency, Merkle trees), the
-signed notes of transparency logs, and the published schemas of bundles and of log entries. The
+Made of ``cryptography`` and JSON alone, from RFC 6962 (certificate transparency, Merkle trees), RFC
+3161 and 5652 (timestamps, and the signed data that they are), the signed notes of transparency
+logs, and the published schemas of bundles and of log entries. The
 library that is tested takes no part in what it is tested with. :class:`Signed` has a switch for
 each thing that can be wrong with a bundle, so that one rule is broken at a time.
 """
@@ -41,12 +42,27 @@ def b64(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def der_string(tag: int, content: bytes) -> bytes:
-    assert len(content) < 0x10000
-    length = len(content)
-    if length < 0x80:
-        return bytes((tag, length)) + content
-    return bytes((tag, 0x82)) + struct.pack(">H", length) + content
+def der(tag: int, *parts: bytes) -> bytes:
+    """One value of ASN.1."""
+    content = b"".join(parts)
+    if len(content) < 0x80:
+        return bytes((tag, len(content))) + content
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
+
+
+_SEQUENCE, _SET, _INTEGER, _OCTETS, _UTF8, _GENERALIZED_TIME = 0x30, 0x31, 2, 4, 0x0C, 0x18
+
+
+def der_oid(dotted: str) -> bytes:
+    first, second, *rest = map(int, dotted.split("."))
+    content = b""
+    for number in (40 * first + second, *rest):
+        digits = [number & 0x7F]
+        while number := number >> 7:
+            digits.append(number & 0x7F | 0x80)
+        content += bytes(reversed(digits))
+    return der(6, content)
 
 
 def spki(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -108,6 +124,10 @@ class Signed:
     logged_digest_of: bytes | None = None
     """What the entry of the log is about, where that is something else."""
     tree_size: int = 3
+    second_log: bool = False
+    """As the second version of the log has it: the time is from a timestamp authority."""
+    stamped: bytes | None = None
+    """What the timestamp is of, where that is not the signature."""
 
 
 class Instance:
@@ -119,8 +139,10 @@ class Instance:
         self.ca_key = ec.generate_private_key(ec.SECP256R1())
         self.ct_key = ec.generate_private_key(ec.SECP256R1())
         self.log_key = ec.generate_private_key(ec.SECP256R1())
+        self.stamp_key = ec.generate_private_key(ec.SECP256R1())
         self.root = self._authority("sigstore", self.root_key, None, 1)
         self.ca = self._authority("sigstore-intermediate", self.ca_key, self.root, 0)
+        self.stamper = self._stamper()
 
     # -- who is trusted
 
@@ -139,26 +161,22 @@ class Instance:
                 "logId": {"keyId": b64(key_id(key))},
             }
 
-        chain = [self.ca, self.root]
+        def authority(name: str, *chain: x509.Certificate) -> dict[str, Any]:
+            certificates = [{"rawBytes": b64(each.public_bytes(_DER))} for each in chain]
+            return {
+                "subject": {"organization": "sigstore.example", "commonName": name},
+                "uri": f"https://{name}.example",
+                "certChain": {"certificates": certificates},
+                "validFor": valid,
+            }
+
         return json.dumps(
             {
                 "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
                 "tlogs": [log(self.log_key, "https://rekor.example")],
-                "certificateAuthorities": [
-                    {
-                        "subject": {"organization": "sigstore.example", "commonName": "sigstore"},
-                        "uri": "https://fulcio.example",
-                        "certChain": {
-                            "certificates": [
-                                {"rawBytes": b64(each.public_bytes(serialization.Encoding.DER))}
-                                for each in chain
-                            ]
-                        },
-                        "validFor": valid,
-                    }
-                ],
+                "certificateAuthorities": [authority("sigstore", self.ca, self.root)],
                 "ctlogs": [log(self.ct_key, "https://ctfe.example")],
-                "timestampAuthorities": [],
+                "timestampAuthorities": [authority("timestamp", self.stamper, self.root)],
             }
         ).encode()
 
@@ -200,6 +218,8 @@ class Instance:
             signature = self._signature(key, signed.content)
             about = signed.content if signed.logged_digest_of is None else signed.logged_digest_of
             entry = self._of_file(about, signature, pem)
+            if signed.second_log:
+                entry = self._of_second_log(about, signature, certificate)
             content = {
                 "messageSignature": {
                     "messageDigest": {
@@ -209,12 +229,18 @@ class Instance:
                     "signature": b64(signature),
                 }
             }
+        logged = self._logged(entry, issued + signed.logged, signed.tree_size)
+        timestamps = []
+        if signed.second_log:
+            del logged["integratedTime"], logged["inclusionPromise"]
+            of = signature if signed.stamped is None else signed.stamped
+            timestamps = [{"signedTimestamp": b64(self.timestamp(of, issued + signed.logged))}]
         return {
             "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
             "verificationMaterial": {
                 "certificate": {"rawBytes": b64(certificate.public_bytes(_DER))},
-                "tlogEntries": [self._logged(entry, issued + signed.logged, signed.tree_size)],
-                "timestampVerificationData": {"rfc3161Timestamps": []},
+                "tlogEntries": [logged],
+                "timestampVerificationData": {"rfc3161Timestamps": timestamps},
             },
             **content,
         }
@@ -290,12 +316,12 @@ class Instance:
         ):
             if value is not None:
                 raw = value.encode()
-                content = der_string(0x0C, raw) if encoded else raw
+                content = der(_UTF8, raw) if encoded else raw
                 oid = ObjectIdentifier(f"{_FULCIO}.{number}")
                 builder = builder.add_extension(x509.UnrecognizedExtension(oid, content), False)
         before = builder.sign(self.ca_key, hashes.SHA256())
         timestamps = self._certificate_timestamps(before, issued, signed.transparent)
-        listed = x509.UnrecognizedExtension(_SCTS, der_string(0x04, timestamps))
+        listed = x509.UnrecognizedExtension(_SCTS, der(_OCTETS, timestamps))
         return builder.add_extension(listed, False).sign(self.ca_key, hashes.SHA256())
 
     def _certificate_timestamps(
@@ -321,7 +347,102 @@ class Instance:
         several = struct.pack(">H", len(one)) + one
         return struct.pack(">H", len(several)) + several
 
+    # -- times
+
+    def _stamper(self) -> x509.Certificate:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "timestamp")]))
+            .issuer_name(self.root.subject)
+            .public_key(self.stamp_key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self.began)
+            .not_valid_after(self.began + timedelta(days=7300))
+            .add_extension(x509.BasicConstraints(False, None), True)
+            .add_extension(_usage("digital_signature"), True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.TIME_STAMPING]), True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root_key.public_key()),
+                False,
+            )
+            .sign(self.root_key, hashes.SHA256())
+        )
+
+    def timestamp(self, of: bytes, at: datetime) -> bytes:
+        """RFC 3161's response: that these bytes were there at that time."""
+        sha256 = der(_SEQUENCE, der_oid("2.16.840.1.101.3.4.2.1"))
+        one, kind = der(_INTEGER, b"\x01"), der_oid("1.2.840.113549.1.9.16.1.4")
+        said = der(
+            _SEQUENCE,
+            one,
+            der_oid("1.3.6.1.4.1.57264.2"),
+            der(_SEQUENCE, sha256, der(_OCTETS, hashlib.sha256(of).digest())),
+            one,
+            der(_GENERALIZED_TIME, at.strftime("%Y%m%d%H%M%SZ").encode()),
+        )
+        certificate = self.stamper.public_bytes(_DER)
+        hashed = der(_OCTETS, hashlib.sha256(certificate).digest())
+        attributes = (
+            (der_oid("1.2.840.113549.1.9.3"), kind),
+            (der_oid("1.2.840.113549.1.9.4"), der(_OCTETS, hashlib.sha256(said).digest())),
+            (
+                der_oid("1.2.840.113549.1.9.16.2.47"),
+                der(_SEQUENCE, der(_SEQUENCE, der(_SEQUENCE, hashed))),
+            ),
+        )
+        signed = sorted(der(_SEQUENCE, name, der(_SET, value)) for name, value in attributes)
+        number = self.stamper.serial_number
+        serial = number.to_bytes(number.bit_length() // 8 + 1, "big")
+        signer = der(
+            _SEQUENCE,
+            one,
+            der(
+                _SEQUENCE,
+                self.stamper.issuer.public_bytes(),
+                der(_INTEGER, serial),
+            ),
+            sha256,
+            der(0xA0, *signed),
+            der(_SEQUENCE, der_oid("1.2.840.10045.4.3.2")),
+            der(_OCTETS, sign(self.stamp_key, der(_SET, *signed))),
+        )
+        content = der(
+            _SEQUENCE,
+            der(_INTEGER, b"\x03"),
+            der(_SET, sha256),
+            der(_SEQUENCE, kind, der(0xA0, der(_OCTETS, said))),
+            der(0xA0, certificate),
+            der(_SET, signer),
+        )
+        token = der(_SEQUENCE, der_oid("1.2.840.113549.1.7.2"), der(0xA0, content))
+        return der(_SEQUENCE, der(_SEQUENCE, der(_INTEGER, b"\0")), token)
+
     # -- the log
+
+    @staticmethod
+    def _of_second_log(
+        content: bytes, signature: bytes, certificate: x509.Certificate
+    ) -> dict[str, Any]:
+        raw = b64(certificate.public_bytes(_DER))
+        return {
+            "apiVersion": "0.0.2",
+            "kind": "hashedrekord",
+            "spec": {
+                "hashedRekordV002": {
+                    "data": {
+                        "algorithm": "SHA2_256",
+                        "digest": b64(hashlib.sha256(content).digest()),
+                    },
+                    "signature": {
+                        "content": b64(signature),
+                        "verifier": {
+                            "keyDetails": "PKIX_ECDSA_P256_SHA_256",
+                            "x509Certificate": {"rawBytes": raw},
+                        },
+                    },
+                }
+            },
+        }
 
     @staticmethod
     def _of_file(content: bytes, signature: bytes, pem: str) -> dict[str, Any]:

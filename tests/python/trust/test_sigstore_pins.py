@@ -552,6 +552,37 @@ def test_random_damage(root: Path) -> None:
             continue
 
 
+# Of a bundle whose time is from a timestamp authority.
+STAMPED: list[tuple[dict[str, Any], str]] = [
+    ({"logged": timedelta(minutes=11)}, "certificate chain: "),
+    ({"logged": timedelta(minutes=-1)}, "certificate chain: "),
+    ({"stamped": b"another signature"}, "not enough sources of verified time"),
+    ({"logged_digest_of": b"another"}, "transparency log entry is inconsistent"),
+    ({"transparent": False}, "failed to verify SCT"),
+]
+
+
+def test_the_second_version_of_the_log(root: Path, tmp_path: Path) -> None:
+    bundle = of_file(second_log=True)
+    assert pins(root, bundle).verify() == PCRS
+    for so, message in STAMPED:
+        with pytest.raises(SigstoreError, match=f"{SIGNED}.*{message}"):
+            pins(root, of_file(second_log=True, **so)).verify()
+    # An authority that is not trusted, and none at all.
+    other = tmp_path / "other.json"
+    mixed = json.loads(instance().trusted_root())
+    for authorities, message in (
+        (json.loads(another_instance().trusted_root())["timestampAuthorities"], "not enough sourc"),
+        ([], "no Timestamp Authorities have been provided"),
+    ):
+        other.write_text(json.dumps({**mixed, "timestampAuthorities": authorities}))
+        with pytest.raises(SigstoreError, match=f"{SIGNED}.*{message}"):
+            pins(other, bundle).verify()
+    material(bundle)["timestampVerificationData"] = {}
+    with pytest.raises(SigstoreError, match="an inclusion promise or signed timestamp"):
+        pins(root, bundle).verify()
+
+
 # -- without a network, and without the extra ------------------------------------------------------
 
 
