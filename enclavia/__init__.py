@@ -5,8 +5,8 @@
 ...     client.get("/health").raise_for_status()
 """
 
-# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _fleet,
-# _forward, _identity, _libraries, _trust. Locks: none.
+# Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _files,
+# _fleet, _forward, _identity, _libraries, _trust. Locks: none.
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from ._errors import (
     DocumentError,
     DownloadError,
     EnclaviaError,
+    FileChanged,
     FleetMismatch,
     ForeignURL,
     ForkedError,
@@ -51,6 +52,7 @@ from ._errors import (
     PolicyExpired,
     PoolTimeout,
     ProtocolError,
+    RangesUnsupported,
     ReadTimeout,
     ReceiptError,
     ReconnectDisabled,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from ._channel.channel import Channel, Stream
     from ._client.async_client import AsyncClient
     from ._client.async_transport import AsyncEnclaveTransport
+    from ._files.opened import AsyncRemoteFile, RemoteFile
     from ._fleet.report import FleetReport, WorkerReport
     from ._forward.forwarder import AsyncForwarder, Forwarder
     from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
@@ -87,6 +90,7 @@ __all__ = [
     "AsyncClient",
     "AsyncEnclaveTransport",
     "AsyncForwarder",
+    "AsyncRemoteFile",
     "AsyncStream",
     "Attestation",
     "AttestationError",
@@ -104,6 +108,7 @@ __all__ = [
     "DownloadError",
     "EnclaveTransport",
     "EnclaviaError",
+    "FileChanged",
     "FleetMismatch",
     "FleetReport",
     "ForeignURL",
@@ -125,11 +130,13 @@ __all__ = [
     "PolicyVersion",
     "PoolTimeout",
     "ProtocolError",
+    "RangesUnsupported",
     "ReadTimeout",
     "Receipt",
     "ReceiptError",
     "Receipts",
     "ReconnectDisabled",
+    "RemoteFile",
     "ServerError",
     "SignatureError",
     "SigstoreError",
@@ -163,10 +170,12 @@ _LAZY = {
     "AsyncClient": "._client.async_client",
     "AsyncEnclaveTransport": "._client.async_transport",
     "AsyncForwarder": "._forward.forwarder",
+    "AsyncRemoteFile": "._files.opened",
     "AsyncStream": "._channel.async_channel",
     "Channel": "._channel.channel",
     "FleetReport": "._fleet.report",
     "Forwarder": "._forward.forwarder",
+    "RemoteFile": "._files.opened",
     "Receipts": "._trust.receipt_file",
     "Policy": "._trust.policy",
     "PolicyUpgrades": "._trust.policy",

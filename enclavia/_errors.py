@@ -6,6 +6,7 @@ _public, _text. Locks: none.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -27,6 +28,7 @@ __all__ = [
     "DocumentError",
     "DownloadError",
     "EnclaviaError",
+    "FileChanged",
     "FleetMismatch",
     "ForeignURL",
     "ForkedError",
@@ -40,6 +42,7 @@ __all__ = [
     "PolicyExpired",
     "PoolTimeout",
     "ProtocolError",
+    "RangesUnsupported",
     "ReadTimeout",
     "ReceiptError",
     "ReconnectDisabled",
@@ -390,6 +393,16 @@ class DigestMismatch(DownloadError):
         super().__init__(message, status=status, retryable=retryable, request=request)
         self.expected = expected
         self.actual = actual
+
+
+class FileChanged(EnclaviaError, OSError):
+    """A file that is read by ranges is another one than when it was opened, or another image sends
+    it now. No bytes of the other one were returned. Opening it anew reads what is there now."""
+
+
+class RangesUnsupported(EnclaviaError, io.UnsupportedOperation):
+    """A file cannot be read by ranges: the workload does not answer them, does not answer them
+    rightly, or has no strong validator (ETag), by which parts of one version are known."""
 
 
 class InvalidURL(EnclaviaError, httpx2.InvalidURL, ValueError):

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from httpx2._types import HeaderTypes, QueryParamTypes, TimeoutTypes
 
+    from .._files.opened import AsyncRemoteFile, RemoteFile
     from .._files.progress import Progress
+    from .._files.uploading import File
+    from .._io.connecting import Connecting
     from .httpx2_inside import Auth, Follow
 
     Fields = tuple[tuple[bytes, bytes], ...]
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncFiles", "Files"]
 
 _UNSET: Final = httpx2.USE_CLIENT_DEFAULT
+_READ_AHEAD: Final = 4 * 1024 * 1024
+_CACHE: Final = 16 * 1024 * 1024
 
 
 def _building(
@@ -45,6 +50,29 @@ def _building(
         fields = httpx2.Headers([*own.raw, *more])
         request: httpx2.Request = client.build_request(
             "GET", path, params=params, headers=fields, **options
+        )
+        return request
+
+    return build
+
+
+def _uploading(
+    client: Any,  # noqa: ANN401 - either client
+    method: str,
+    path: httpx2.URL | str,
+    params: QueryParamTypes | None,
+    headers: HeaderTypes | None,
+    timeout: TimeoutTypes | Any,  # noqa: ANN401 - or what says "not given"
+) -> Callable[[Any, int | None], httpx2.Request]:
+    """Makes the request of an upload, of a body and its length."""
+    fields = httpx2.Headers(headers)
+    options = {} if timeout is _UNSET else {"timeout": timeout}
+
+    def build(body: object, length: int | None) -> httpx2.Request:
+        if length is not None and "Transfer-Encoding" not in fields:
+            fields.setdefault("Content-Length", str(length))
+        request: httpx2.Request = client.build_request(
+            method, path, params=params, headers=fields, content=body, **options
         )
         return request
 
@@ -104,6 +132,65 @@ class Files:
             )
         )
 
+    def open(
+        self,
+        path: httpx2.URL | str,
+        *,
+        read_ahead: int = _READ_AHEAD,
+        cache_size: int = _CACHE,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> RemoteFile:
+        """A file of the workload as a binary file object that can be sought in, for pandas,
+        pyarrow, PIL, zipfile and the like. Reads by ranges of one version of the file.
+
+        read_ahead: bytes, at most, that are asked for beyond what is read, where reading goes from
+            front to back.
+        cache_size: bytes that are kept of what came, 64 KiB or more; no byte that is there is asked
+            for again.
+
+        Raises :class:`RangesUnsupported`, ``httpx2.HTTPStatusError`` and what any request raises.
+        """
+        from .._files.opened import opened
+
+        client: Any = self
+        how = {"auth": auth, "follow_redirects": follow_redirects}
+        build = _building(client, path, params, headers, timeout)
+        return opened(client, build, how, _goes_on(client), read_ahead, cache_size)
+
+    def upload(
+        self,
+        path: httpx2.URL | str,
+        file: File,
+        *,
+        method: str = "PUT",
+        progress: Progress = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> httpx2.Response:
+        """Sends a file as the body of one request, and returns the response, whatever its status.
+
+        file: a path, a binary file (sent from where it stands), bytes, or an iterable of bytes. Its
+            length is announced where it is known. All but iterables and files that cannot be sought
+            in begin anew where the request may be sent again (``retries``).
+        progress: as of :meth:`download`; after a loss it begins at 0 again.
+
+        Raises OSError of the file, and what any request raises.
+        """
+        from .._files.face import ThreadFace
+        from .._files.uploading import uploaded
+
+        client: Any = self
+        build = _uploading(client, method, path, params, headers, timeout)
+        how = {"auth": auth, "follow_redirects": follow_redirects}
+        return run(uploaded(ThreadFace(client), build, file, progress, how))
+
 
 class AsyncFiles:
     """Of a client that awaits."""
@@ -139,3 +226,47 @@ class AsyncFiles:
             goes_on=_goes_on(client),
             with_auth=client.auth is not None or auth not in (_UNSET, None),
         )
+
+    def open(
+        self,
+        path: httpx2.URL | str,
+        *,
+        read_ahead: int = _READ_AHEAD,
+        cache_size: int = _CACHE,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> Connecting[AsyncRemoteFile]:
+        """As :meth:`Client.open`, to be awaited or entered with ``async with``: an
+        :class:`AsyncRemoteFile`, whose methods are those of anyio's files."""
+        from .._files.opened import opening
+
+        client: Any = self
+        how = {"auth": auth, "follow_redirects": follow_redirects}
+        build = _building(client, path, params, headers, timeout)
+        return opening(client, build, how, _goes_on(client), read_ahead, cache_size)
+
+    async def upload(
+        self,
+        path: httpx2.URL | str,
+        file: File,
+        *,
+        method: str = "PUT",
+        progress: Progress = None,
+        params: QueryParamTypes | None = None,
+        headers: HeaderTypes | None = None,
+        auth: Auth = _UNSET,
+        follow_redirects: Follow = _UNSET,
+        timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
+    ) -> httpx2.Response:
+        """As :meth:`Client.upload`, awaited; takes async iterables, too. A file is read in a
+        thread."""
+        from .._files.loop_face import LoopFace
+        from .._files.uploading import uploaded
+
+        client: Any = self
+        build = _uploading(client, method, path, params, headers, timeout)
+        how = {"auth": auth, "follow_redirects": follow_redirects}
+        return await uploaded(LoopFace(client), build, file, progress, how)

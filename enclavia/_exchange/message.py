@@ -67,7 +67,8 @@ class Message:
 
     @property
     def replayable(self) -> bool:
-        return not self._body_used
+        """A body of pieces is used up, unless it says that it begins anew (an uploaded file's)."""
+        return not self._body_used or getattr(self.request.stream, "can_rewind", False) is True
 
     def body(self, io: Io[Any]) -> Body:
         self._body_used = True

@@ -22,7 +22,7 @@ from .store import FreshStore, PartialStore, Store
 from .target import check_target, refused
 from .transfer import Fields, Transfer
 
-__all__ = ["Build", "digest_of", "downloaded", "refuse_status"]
+__all__ = ["Build", "asked_of", "digest_of", "downloaded", "refuse_status"]
 
 Build = Callable[[Fields], httpx2.Request]
 """Of the client's: the request with these headers beside its own."""
@@ -51,7 +51,7 @@ async def downloaded(
     flag("resume", resume)
     request = build(())
     told = told_of(progress, os.path.basename(name))
-    asked = _asked(request, with_auth)
+    asked = asked_of(request, with_auth, "client.open reads parts of a file")
     store = await face.work(_opened, name, resume and asked.can_go_on)
     try:
         transfer = Transfer(
@@ -72,13 +72,10 @@ async def downloaded(
     return Path(name)
 
 
-def _asked(request: httpx2.Request, with_auth: bool) -> Asked:
+def asked_of(request: httpx2.Request, with_auth: bool, instead: str) -> Asked:
     names = {name.lower() for name in request.headers}
     if names & {"range", "if-range"}:
-        raise ValueError(
-            "headers: expected none of Range and If-Range, got one: download asks for the whole "
-            "file; client.open reads parts of one"
-        )
+        raise ValueError(f"headers: expected none of Range and If-Range, got one: {instead}")
     return Asked(
         url=str(request.url),
         with_headers=with_auth or not names <= _OF_EVERY_REQUEST,

@@ -23,11 +23,16 @@ T = TypeVar("T")
 class Face(Protocol):
     """A client, and how to wait for what it does."""
 
+    awaits: ClassVar[bool]
+    """Whether it suspends."""
     batch: ClassVar[int]
     """So many bytes are taken before the disk is asked to write."""
 
     async def send(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
         """A response whose body is unread; whoever called closes it."""
+
+    async def answered(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
+        """A response whose body was read."""
 
     def pieces(self, response: httpx2.Response) -> Any:  # noqa: ANN401 - of the kind it can step
         """The body as it was sent, to be given to :meth:`next`."""
@@ -44,6 +49,7 @@ class Face(Protocol):
 
 
 class ThreadFace:
+    awaits: ClassVar = False
     batch: ClassVar = 1
 
     def __init__(self, client: httpx2.Client) -> None:
@@ -52,6 +58,9 @@ class ThreadFace:
 
     async def send(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
         return self._client.send(request, stream=True, **how)
+
+    async def answered(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
+        return self._client.send(request, **how)
 
     def pieces(self, response: httpx2.Response) -> Iterator[bytes]:
         return response.iter_raw()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import httpx2
 
-from .._io.loops import LoopIo, run_blocking
+from .._io.loops import LoopIo, expect_wanted, run_blocking
 
 __all__ = ["LoopFace"]
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 
 class LoopFace:
+    awaits: ClassVar = True
     batch: ClassVar = 1024 * 1024
     """A thread costs about as much as writing some hundred kilobytes."""
 
@@ -28,10 +29,14 @@ class LoopFace:
     async def send(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
         return await self._client.send(request, stream=True, **how)
 
+    async def answered(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
+        return await self._client.send(request, **how)
+
     def pieces(self, response: httpx2.Response) -> AsyncIterator[bytes]:
         return response.aiter_raw()
 
     async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+        await expect_wanted()  # what has come already is taken without suspending
         return await anext(pieces, None)
 
     async def close(self, response: httpx2.Response) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx2
 
-from .._errors import DownloadError
+from .._errors import DownloadError, FileChanged, RangesUnsupported
 from .validators import (
     content_range,
     is_coded,
@@ -20,7 +20,17 @@ from .validators import (
     strong_validator,
 )
 
-__all__ = ["Anew", "Answer", "Asked", "Identity", "Source", "StartOverError", "judged"]
+__all__ = [
+    "Anew",
+    "Answer",
+    "Asked",
+    "Identity",
+    "Source",
+    "StartOverError",
+    "first_of",
+    "judged",
+    "next_of",
+]
 
 
 class _Receipt(Protocol):
@@ -160,16 +170,73 @@ def rest_of(answer: Answer, source: Source, begin: int) -> Rest:
 
 def _new_source(answer: Answer, asked: Asked) -> Source | None:
     """None for what cannot be gone on with."""
-    validator = strong_validator(answer.headers)
     refuses = answer.headers.get("accept-ranges", "").strip().lower() == "none"
-    usable = answer.status == 200 and asked.can_go_on and not refuses
-    if not usable or validator is None or answer.identity is None or is_coded(answer.headers):
+    if answer.status != 200 or not asked.can_go_on or refuses or is_coded(answer.headers):
         return None
-    return Source(
-        asked.url,
-        answer.url,
-        asked.with_headers,
-        validator,
-        length_of(answer.headers),
-        answer.identity,
+    return _source(answer, asked, length_of(answer.headers))
+
+
+def _source(answer: Answer, asked: Asked, total: int | None) -> Source | None:
+    validator = strong_validator(answer.headers)
+    if validator is None or answer.identity is None:
+        return None
+    return Source(asked.url, answer.url, asked.with_headers, validator, total, answer.identity)
+
+
+# -- reading by ranges ------------------------------------------------------------------------
+
+
+def first_of(answer: Answer, asked: Asked, end: int) -> tuple[Source | None, int, int]:
+    """Of the 206 that answers the first range, of bytes 0 up to ``end``: what it is a part of (None
+    where nothing tells its versions apart), where it ends, and how long the whole is."""
+    span = content_range(answer.headers)
+    if span is None or span.begin != 0 or span.end > end or is_coded(answer.headers):
+        raise _wrong_range(answer, 0, end)
+    if span.total is None:
+        raise RangesUnsupported(
+            "expected a Content-Range with the length of the file, got one without"
+        )
+    return _source(answer, asked, span.total), span.end, span.total
+
+
+def next_of(answer: Answer, source: Source, begin: int, end: int) -> int:
+    """Where an answer to a range of this source ends, which may be before ``end``. For an answer of
+    200, 206 or 416."""
+    if answer.identity != source.identity:
+        raise FileChanged(
+            "expected the file from the image that it was opened at, got it from another one"
+        )
+    if answer.url != source.final_url:
+        raise FileChanged("expected a redirect to where it led before, got one to another URL")
+    if answer.status != 206:
+        if answer.status == 200 and strong_validator(answer.headers) == source.validator:
+            raise RangesUnsupported(f"expected {_bytes(begin, end)}, got the whole file")
+        raise _changed(f"{_bytes(begin, end)} of the version {source.validator}", answer)
+    etag = answer.headers.get("etag")
+    if is_etag(source.validator) and etag is not None and etag.strip() != source.validator:
+        raise _changed(f"the version {source.validator}", answer)
+    span = content_range(answer.headers)
+    if span is None or span.begin != begin or span.end > end or is_coded(answer.headers):
+        raise _wrong_range(answer, begin, end)
+    if span.total not in (None, source.total):
+        raise FileChanged(f"expected a file of {source.total} bytes, got one of {span.total}")
+    return span.end
+
+
+def _bytes(begin: int, end: int) -> str:
+    return f"bytes {begin}-{end - 1}"
+
+
+def _changed(expected: str, answer: Answer) -> FileChanged:
+    etag = answer.headers.get("etag")
+    got = "none of it" if etag is None else f"the version {etag}"
+    return FileChanged(
+        f"expected {expected}, got {got} (HTTP {answer.status}): the file has changed since it was "
+        "opened; open it again"
     )
+
+
+def _wrong_range(answer: Answer, begin: int, end: int) -> RangesUnsupported:
+    named = answer.headers.get("content-range", "no Content-Range")
+    coded = ", with a content coding" if is_coded(answer.headers) else ""
+    return RangesUnsupported(f"expected {_bytes(begin, end)}, got {named}{coded}")

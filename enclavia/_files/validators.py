@@ -26,7 +26,7 @@ __all__ = [
 _ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
-_UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
+_UNSATISFIED: Final = re.compile(r"(?:bytes )?\*/([0-9]{1,18})")  # some leave the unit out
 
 
 class Span(NamedTuple):
@@ -78,10 +78,7 @@ def content_range(headers: httpx2.Headers) -> Span | None:
         return None
     span = Span(int(found[1]), int(found[2]) + 1, None if found[3] is None else int(found[3]))
     makes_sense = span.begin < span.end and (span.total is None or span.end <= span.total)
-    length = length_of(headers)
-    if not makes_sense or (length is not None and length != span.end - span.begin):
-        return None
-    return span
+    return span if makes_sense else None
 
 
 def unsatisfied_length(headers: httpx2.Headers) -> int | None:

@@ -19,8 +19,9 @@ T = TypeVar("T", bound=_Closeable)
 
 
 class Connecting(Generic[T]):
-    def __init__(self, kind: str, start: Callable[[], Awaitable[T]]) -> None:
-        self._kind = kind
+    def __init__(self, kind: str, start: Callable[[], Awaitable[T]], by: str = "connect") -> None:
+        self._call = f"{kind}.{by}(…)"
+        self._by = by
         self._start = start
         self._result: T | None = None
 
@@ -36,14 +37,14 @@ class Connecting(Generic[T]):
             await self._result.aclose()
 
     def __repr__(self) -> str:
-        return f"<{self._kind}.connect(…), not awaited>"
+        return f"<{self._call}, not awaited>"
 
     # What follows helps whoever forgot to await; nothing may be made of it by a type checker.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
             raise AttributeError(
-                f"expected {self._how()}, got {name!r} of what connect returned, not awaited",
+                f"expected {self._how()}, got {name!r} of what {self._by} returned, not awaited",
                 name=name,
                 obj=self,
             )
@@ -55,4 +56,4 @@ class Connecting(Generic[T]):
             """Without which Python would not come to call ``__enter__``."""
 
     def _how(self) -> str:
-        return f"'await {self._kind}.connect(…)' or 'async with {self._kind}.connect(…) as …'"
+        return f"'await {self._call}' or 'async with {self._call} as …'"

@@ -51,6 +51,7 @@ __all__ = [
     "LoopIo",
     "Waiter",
     "bounded",
+    "expect_wanted",
     "loop_hub",
     "run_blocking",
 ]
@@ -491,6 +492,11 @@ async def bounded(call: Callable[[], Awaitable[T]], timeout: float | None) -> T:
     """What it awaits to, or TimeoutError, after which it is cancelled."""
     with anyio.fail_after(timeout):
         return await call()
+
+
+async def expect_wanted() -> None:
+    """Ends a task that was cancelled where nothing that it does suspends."""
+    await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 async def run_blocking(call: Callable[..., T], *arguments: object) -> T:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib.util
 import shutil
 import tempfile
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +25,15 @@ MODEL = bytes(range(256)) * 8192
 FILES = Path(tempfile.mkdtemp(prefix="docs-files-"))
 atexit.register(shutil.rmtree, FILES, ignore_errors=True)
 (FILES / "model.bin").write_bytes(MODEL)
+with zipfile.ZipFile(FILES / "archive.zip", "w") as archive:
+    archive.writestr("small.txt", "well")
+if importlib.util.find_spec("pyarrow") is not None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": range(1000), "text": ["…"] * 1000}), FILES / "rows.parquet"
+    )
 
 
 async def health(request: Request) -> Response:

@@ -266,7 +266,15 @@ REASONS = {
             (".build_request(url)", OF_HTTPX2),
             (".cookies", OF_HTTPX2),
             (".download", "tests/python/files/test_download.py"),
+            (".open", "tests/python/files/test_open.py"),
+            (".upload", "tests/python/files/test_upload.py"),
         )
+    },
+    **{
+        f"enclavia.{cls}{call}": "made by open; its methods: tests/python/files/test_open.py"
+        for cls in ("RemoteFile", "AsyncRemoteFile")
+        for call in ("", ".peek", ".read", ".read1", ".readinto", ".readinto1", ".seek")
+        if not (cls == "AsyncRemoteFile" and call in (".peek", ".readinto1"))
     },
     "enclavia.Channel": BY_CONNECT,
     "enclavia.AsyncChannel": BY_CONNECT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import pickle
 import re
 from typing import Any
@@ -60,6 +61,8 @@ CLASSES = [
         (enclavia.PinsUnavailable, enclavia.ConnectError),
         (enclavia.ForkedError, enclavia.StateError),
         (enclavia.DigestMismatch, enclavia.DownloadError),
+        (enclavia.FileChanged, OSError),
+        (enclavia.RangesUnsupported, io.UnsupportedOperation),
     ],
 )
 def test_is_also(ours: type[Exception], theirs: type[Exception]) -> None:

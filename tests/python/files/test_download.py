@@ -211,18 +211,23 @@ def in_a_206(**changed: bytes) -> Callable[[Asked, Answer], Answer]:
     return change
 
 
-def shifted(_: Asked, answer: Answer) -> Answer:
-    """Other bytes than those that were asked for, and rightly called so."""
-    status, headers, _ = answer
-    if status != 206:
-        return answer
-    where = b"bytes 99999-299999/300000"
-    return 206, {**headers, b"Content-Range": where}, BODY[99_999:]
+def shifted(begin: int, end: int) -> Callable[[Asked, Answer], Answer]:
+    """Other bytes than those that were asked for first, and rightly called so."""
+
+    def change(asked: Asked, answer: Answer) -> Answer:
+        status, headers, _ = answer
+        if status != 206 or asked.span is None or asked.span[0] != 100_000:
+            return answer
+        where = b"bytes %d-%d/300000" % (begin, end - 1)
+        return 206, {**headers, b"Content-Range": where}, BODY[begin:end]
+
+    return change
 
 
 BROKEN: dict[str, Callable[[Asked, Answer], Answer]] = {
     "no Content-Range": in_a_206(Content_Range=b""),
-    "another beginning": shifted,
+    "another beginning": shifted(50_000, 250_000),
+    "a later beginning": shifted(150_000, 300_000),
     "another total": in_a_206(Content_Range=b"bytes 100000-299999/300001"),
     "a total before its end": in_a_206(Content_Range=b"bytes 100000-299999/299999"),
     "an end before its beginning": in_a_206(Content_Range=b"bytes 100000-99999/300000"),

@@ -68,7 +68,7 @@ WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 
 # What the examples need beyond pyproject.toml's group "test": left out, with a warning, where it is
 # missing. Anything else that is missing fails.
-NOT_IN_THE_TEST_GROUP = {"pandas"}
+NOT_IN_THE_TEST_GROUP = {"pandas", "pyarrow"}
 
 # Whose code blocks are whole programs, which tests/fleet/test_recipes.py runs.
 OF_PROGRAMS = {"fleet.md"}

@@ -1,0 +1,74 @@
+"""What is kept of a file that is read by ranges: blocks of one size, those that were used last.
+
+Decides which bytes are asked for: none that are there, and further ones only where the file is read
+from front to back. Calls: nothing of the package. Locks: none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+__all__ = ["BLOCK", "Ahead", "Blocks"]
+
+BLOCK: Final = 64 * 1024
+"""The least that is asked for. An answer costs as much as some ten kilobytes of its body."""
+
+
+class Blocks:
+    """At most ``keep`` bytes, but one block at least; None: all of them."""
+
+    def __init__(self, keep: int | None) -> None:
+        self._most = None if keep is None else max(1, keep // BLOCK)
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._kept
+
+    def get(self, index: int) -> bytes | None:
+        block = self._kept.get(index)
+        if block is not None:
+            self._kept.move_to_end(index)
+        return block
+
+    def put(self, index: int, block: bytes) -> None:
+        self._kept[index] = block
+        self._kept.move_to_end(index)
+        while self._most is not None and len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+    def keep_all(self) -> None:
+        self._most = None
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    def missing(self, first: int, last: int) -> int:
+        """Of a run that begins at ``first``, which is not there, and goes to ``last`` at most: the
+        block behind its end."""
+        end = first
+        while end <= last and end not in self._kept:
+            end += 1
+        return end
+
+
+class Ahead:
+    """How far beyond what is asked for: not at all where a read does not begin where the one before
+    it ended, and twice as far with each request where it does, up to ``most`` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._window = 0
+        self._expected = 0
+
+    def asked(self, begin: int) -> int:
+        """For a read at this position that needs a request: how many bytes beyond it."""
+        if begin != self._expected:
+            self._window = 0
+        else:
+            self._window = min(self._most, max(BLOCK, 2 * self._window))
+        return self._window
+
+    def done(self, end: int) -> None:
+        """A read has ended here."""
+        self._expected = end
