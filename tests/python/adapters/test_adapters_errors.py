@@ -256,9 +256,9 @@ def test_every_row_is_provoked() -> None:
     assert {name for name, _ in REQUESTS.cases(1)} <= WITHIN.keys()
     assert {name for name, _ in HTTPX.cases(0)} <= BEFORE.keys()
     # Every error that a request can end in has a row, itself or by a class above it.
-    # A SigstoreError is the cause of a PinsUnavailable there; only client.download has downloads.
+    # A SigstoreError is the cause of a PinsUnavailable there; files are the client's own.
     no_errors_of_requests = {"EnclaviaError", "DebugModeWarning", "ForkedError", "SigstoreError"}
-    no_errors_of_requests |= {"DownloadError", "DigestMismatch"}
+    no_errors_of_requests |= {"DownloadError", "DigestMismatch", "FileChanged", "RangesUnsupported"}
     for rows in (REQUESTS, HTTPX):
         named = tuple(getattr(enclavia, n.removesuffix(" because")) for n, _ in rows.cases(0))
         for name in enclavia.__all__:
