@@ -64,6 +64,7 @@ lint: build/installed-test
 	$(BIN)/ruff format --check enclavia tests docs packaging setup.py
 	$(BIN)/ruff check enclavia tests docs packaging setup.py
 	$(BIN)/mypy
+	MYPYPATH=docs/site $(BIN)/mypy docs/examples/*.py docs/site/*.py
 
 # The C tests: plain, under AddressSanitizer and UndefinedBehaviorSanitizer, and those that have
 # threads under ThreadSanitizer.

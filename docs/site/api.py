@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from navigation import ROOT
-from sphinx.ext.autodoc.mock import mock
+from sphinx.ext.autodoc import mock
 
 PAGE = "docs/api"
 
@@ -87,7 +87,7 @@ def slug(heading: str) -> str:
 @functools.cache
 def in_the_reference() -> dict[str, str]:
     """The names whose signature is in docs/reference.md, each with its section's anchor."""
-    found = {}
+    found: dict[str, str] = {}
     anchor = ""
     for line in (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").splitlines():
         if heading := _HEADING.match(line):
