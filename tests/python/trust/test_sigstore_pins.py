@@ -612,6 +612,25 @@ def test_nothing_is_asked_for_or_left_behind(form: Any, root: Path, offline: Pat
     assert list(offline.iterdir()) == []
 
 
+def test_a_cache_that_another_program_filled(root: Path, offline: Path) -> None:
+    """The library's own program keeps its trusted root there. Whoever can write it is not asked."""
+    kept = sigstore_pins.embedded_root()
+    assert isinstance(kept, Path)
+    folder = offline / "sigstore-python" / "tuf" / kept.parent.name
+    folder.mkdir(parents=True)
+    (folder / "trusted_root.json").write_bytes(root.read_bytes())
+    (folder / "signing_config.v0.2.json").write_bytes(
+        kept.with_name("signing_config.v0.2.json").read_bytes()
+    )
+    from sigstore.models import ClientTrustConfig
+
+    trusted = ClientTrustConfig.production(offline=True).trusted_root
+    certificates = trusted.get_fulcio_certs()
+    assert instance().root in certificates  # so this is where it is looked for
+    with pytest.raises(SigstoreError, match=f"{SIGNED}.*certificate chain"):
+        pins(root, of_file(), trusted_root=None).verify()
+
+
 @each_form
 def test_the_installed_root_is_the_default(
     form: Any, root: Path, monkeypatch: pytest.MonkeyPatch
