@@ -61,8 +61,8 @@ lint: build/installed-test
 	ls csrc/*/*.c | xargs -P 2 -n 40 .ci/thread-safety
 	$(MAKE) -C tests/c --silent portable
 	$(MAKE) -C tests/c --silent macos PYTHON=$(CURDIR)/$(BIN)/python
-	$(BIN)/ruff format --check enclavia tests docs packaging setup.py
-	$(BIN)/ruff check enclavia tests docs packaging setup.py
+	$(BIN)/ruff format --check enclavia pytest_enclavia tests docs packaging setup.py
+	$(BIN)/ruff check enclavia pytest_enclavia tests docs packaging setup.py
 	$(BIN)/mypy
 	MYPYPATH=docs/site $(BIN)/mypy docs/examples/*.py docs/site/*.py
 

@@ -132,7 +132,7 @@ static void on_data(void *user, encl_workload *w, encl_slice bytes) {
     encl_client *c = place->all->owner;
     size_t after;
 
-    if (place->cut) {
+    if (place->cut || place->mute) {
         return;
     }
     if (encl_fault_truncates(c->enclave, &after)) {
@@ -147,7 +147,7 @@ static void on_eof(void *user, encl_workload *w) {
     encl_place *place = user;
     encl_client *c = place->all->owner;
 
-    if (!place->cut) {
+    if (!place->cut && !place->mute) {
         pass_eof(c, encl_workload_id(w));
     }
     settle(c);
@@ -205,13 +205,25 @@ static encl_result start(encl_client *c, const encl_event *event, encl_error *er
     return ENCL_OK;
 }
 
+/* A fault. */
+static bool must_reset(const encl_client *c) {
+    return encl_fault_on(c->enclave, ENCL_FAULT_CLOSE_ON_REQUEST);
+}
+
 static encl_result start_or_hold(encl_client *c, const encl_event *event, encl_error *err) {
-    if (encl_fault_on(c->enclave, ENCL_FAULT_CLOSE_ON_REQUEST)) {
+    if (must_reset(c)) {
         c->ending = MUST_RESET;
         return ENCL_OK;
     }
     return c->places.taken < ENCL_MAX_OPEN ? start(c, event, err)
                                            : encl_places_hold(&c->places, event, err);
+}
+
+/* A fault. A stream that the client wrote to while it was on stays mute for good: bytes are missing
+ * in it. */
+static bool is_mute(const encl_client *c, encl_place *place) {
+    place->mute = place->mute || encl_fault_on(c->enclave, ENCL_FAULT_SILENT_STREAMS);
+    return place->mute;
 }
 
 static void write_stream(encl_client *c, const encl_event *event) {
@@ -220,6 +232,10 @@ static void write_stream(encl_client *c, const encl_event *event) {
 
     if (place == NULL) {
         answer_failure(c, event->id, "unknown stream id");
+    } else if (must_reset(c)) {
+        c->ending = MUST_RESET;
+    } else if (is_mute(c, place)) {
+        return;
     } else if (encl_workload_write(place->workload, event->payload, &err) != ENCL_OK) {
         fail_place(place, err.message);
     } else {

@@ -25,7 +25,8 @@ typedef enum encl_fault {
     ENCL_FAULT_LONG_HANDSHAKE = 1u << 8,     /* 49 bytes */
     ENCL_FAULT_ZERO_KEY = 1u << 9,           /* an all-zero ephemeral key */
     ENCL_FAULT_TEXT_ONLY = 1u << 10,         /* answers as text frames */
-    ENCL_FAULT_CLOSE_ON_REQUEST = 1u << 11,  /* RST when a stream opens or a request arrives */
+    ENCL_FAULT_CLOSE_ON_REQUEST =
+        1u << 11, /* RST when a stream opens, is written to, or a request arrives */
     ENCL_FAULT_HALF_RECORD_LOST = 1u << 12,  /* an answer makes it drop a record read in part */
     ENCL_FAULT_SILENT_STREAMS = 1u << 13,    /* streams are taken, nothing is answered */
     ENCL_FAULT_RAW_RECORD_LENGTH = 1u << 14, /* right after opening: a head of record_length */

@@ -9,6 +9,7 @@ typedef struct encl_place {
     struct encl_places *all;
     encl_workload *workload; /* owned; NULL: the place is free */
     bool full;               /* counted in all->full */
+    bool mute;               /* of the fault SILENT_STREAMS: nothing passes in either direction */
     /* Of the fault TRUNCATED: */
     unsigned head_end; /* how many bytes of the empty line behind an answer's head were seen */
     size_t body_sent;  /* bytes of the answer's body that were passed on */

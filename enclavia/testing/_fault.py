@@ -41,12 +41,13 @@ class Fault(enum.IntFlag):
     TEXT_ONLY = _core.FAULT_TEXT_ONLY
     """Answers arrive as text messages, which carry nothing."""
     CLOSE_ON_REQUEST = _core.FAULT_CLOSE_ON_REQUEST
-    """A request or a new stream is answered by a TCP reset."""
+    """A request, a new stream, or what is written to an open one is answered by a TCP reset."""
     HALF_RECORD_LOST = _core.FAULT_HALF_RECORD_LOST
     """A response that becomes ready while a record has arrived in part makes the enclave forget
     that part, as the real server does."""
     SILENT_STREAMS = _core.FAULT_SILENT_STREAMS
-    """Streams and requests are taken, and nothing is ever answered."""
+    """Streams and requests are taken, also on streams that are open already, and nothing is ever
+    answered."""
     RAW_RECORD_LENGTH = _core.FAULT_RAW_RECORD_LENGTH
     """A record head of ``record_length`` follows the handshake."""
     UPGRADE_503 = _core.FAULT_UPGRADE_503

@@ -53,6 +53,11 @@ from enclavia.testing import LocalEnclave
 rows = [{"id": n} for n in range(10)]
 """
 
+# And of a file of tests.
+FOR_TESTS = """
+from enclavia.testing import Fault
+"""
+
 SHOP = """
 async def app(scope, receive, send):
     assert scope["type"] in ("http", "lifespan")
@@ -152,6 +157,8 @@ def desk(tmp_path: Path, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "batch.parquet").write_bytes(b"PAR1" * 100_000)
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "api.py").write_text(SHOP)
+    settings = (ROOT / "docs" / "testing.md").read_text().partition("```toml\n")[2]
+    (tmp_path / "pyproject.toml").write_text(settings.partition("```")[0])
     for module in (
         "enclavia._channel.config",
         "enclavia._identity.attestation",
@@ -177,7 +184,7 @@ def run(code: str, where: str, namespace: dict[str, Any]) -> None:
 
 def run_as_tests(code: str, desk: Path) -> None:
     """A block with tests is a test file."""
-    (desk / "test_block.py").write_text(PRELUDE + code)
+    (desk / "test_block.py").write_text(PRELUDE + FOR_TESTS + code)
     path = os.pathsep.join([str(desk), str(ROOT)])
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_block.py"],

@@ -141,6 +141,33 @@ def test_an_open_connection_goes_on_while_it_is_full(enclave: LocalEnclave) -> N
             assert client.stats.connects == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault.SILENT_STREAMS, enclavia.ReadTimeout),
+        (Fault.CLOSE_ON_REQUEST, enclavia.ConnectionClosed),
+        (Fault.TRUNCATED, enclavia.IncompleteResponse),
+        (Fault.SLOW, enclavia.ReadTimeout),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_kept_stream_meets_faults_of_requests(
+    enclave: LocalEnclave, fault: Fault, error: type[enclavia.EnclaviaError]
+) -> None:
+    timeout = httpx2.Timeout(30.0, read=SHORT)
+    streams = enclave.stats()["streams_total"]
+    with enclave.client(timeout=timeout, retries=0) as client:
+        assert client.get("/").content == BODY
+        assert client.stats.streams_idle == 1
+        enclave.set_faults(fault, delay=30)
+        with pytest.raises(error):
+            client.get("/")
+        assert enclave.stats()["streams_total"] == streams + 1
+        enclave.set_faults()
+        enclave.drop_connections()  # SLOW would hold back what was sent for 30 s
+        assert client.get("/").content == BODY
+
+
 def test_patience_outlasts_a_refused_upgrade(enclave: LocalEnclave) -> None:
     enclave.set_faults(Fault.UPGRADE_503)
     seen = enclave.stats()["connections_total"]

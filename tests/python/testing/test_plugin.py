@@ -15,6 +15,7 @@ import pytest
 from repository import ROOT
 
 from enclavia.testing import LocalEnclave
+from pytest_enclavia._marks import _KEYWORDS
 
 pytest_plugins = ["pytester"]
 
@@ -376,9 +377,9 @@ def test_without_an_enclave():
     result.assert_outcomes(passed=4, failed=3)
     first, second, third = re.split(r"^_{5,} (?=test_)", text_of(result), flags=re.MULTILINE)[1:]
     for said in (
-        r"-+ enclavia: enclave -+\n<LocalEnclave production ws://127\.0\.0\.1:\d+>\nfaults: SPLIT\n",
+        r"-+ enclavia: enclave -+\n<LocalEnclave production ws://[\d.:]+>\nfaults: SPLIT\n",
         r"in this test: connections_total 1, connections_open \d, slots_open \d, streams_total 1, ",
-        r"-+ enclavia: attestation -+\n<Client ws://127\.0\.0\.1:\d+/.*>\nform +signed, and chained",
+        r"-+ enclavia: attestation -+\n<Client ws://[\d.:]+/.*>\nform +signed, and chained",
         r"-+ enclavia: log -+\n\+0\.\d\d\d s INFO connecting to 127\.0\.0\.1:\d+\n",
     ):
         assert re.search(said, first), (said, first)
@@ -387,9 +388,21 @@ def test_without_an_enclave():
     assert "enclavia:" not in third.partition("short test summary")[0]
 
 
-def test_a_dead_child_is_said(project: Project) -> None:
+def test_children_that_print_and_that_die(project: Project) -> None:
     project.suite("""
 import signal
+import sys
+
+def printing(environ, start_response):
+    sys.stderr.write("said inside of the child\\n")
+    sys.stderr.flush()
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+@pytest.mark.enclavia(app="test_shop:printing", in_process=False)
+def test_printed(enclave_client):
+    enclave_client.get("/")
+    assert False
 
 @pytest.mark.enclavia(in_process=False)
 def test_killed(enclave):
@@ -402,7 +415,8 @@ def test_another(enclave_client):
     result = project.run()
     text = text_of(result)
     assert "its process has ended or does not answer" in text
-    assert "1 failed, 1 passed" in text
+    assert re.search(r"-+ Captured stderr call -+\nsaid inside of the child\n", text)
+    assert "2 failed, 1 passed" in text
 
 
 # ---- with other plugins
@@ -785,6 +799,24 @@ def test_a_suite_that_uses_nothing_of_it(pytester: pytest.Pytester) -> None:
     assert with_it - without <= small
     assert "enclavia" not in with_it
     assert said[0] == said[1]
+
+
+def test_the_page_has_every_fixture_option_and_keyword(project: Project) -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+
+    def named(section: str) -> set[str]:
+        table = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", table, re.MULTILINE)
+        return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+    shown = text_of(project.run("--fixtures"))
+    of_plugin = shown.partition("fixtures defined from pytest_enclavia")[2].partition("fixtures de")
+    fixtures = set(re.findall(r"^(\w+)(?: \[session scope\])? -- \.*", of_plugin[0], re.MULTILINE))
+    assert named("Fixtures") == fixtures
+    assert named("The marker") == set(_KEYWORDS)
+    helped = text_of(project.run("--help"))
+    options = set(re.findall(r"^ +(enclavia_\w+|--enclavia-\w+=POLICY)", helped, re.MULTILINE))
+    assert {name.replace(" ", "=") for name in named("The ini file and the option")} == options
 
 
 def test_the_package_needs_no_pytest() -> None:
