@@ -127,8 +127,13 @@ async def awaited(client: Any) -> Seen:
 class Parties:
     def __init__(self, server: ByteServer, script: Server, enclave: LocalEnclave) -> None:
         self.script = script
-        self._options: dict[str, Any] = keywords(enclave, retries=0, timeout=10.0)
-        self.direct = httpx2.Client(base_url=f"http://{server.address}", trust_env=False)
+        # Each request on a connection of its own: whether the end of an earlier one has been seen
+        # before it is used again would depend on the load of the machine.
+        alone = httpx2.Limits(max_keepalive_connections=0)
+        self._options: dict[str, Any] = keywords(enclave, retries=0, timeout=10.0, limits=alone)
+        self.direct = httpx2.Client(
+            base_url=f"http://{server.address}", trust_env=False, limits=alone
+        )
         self.ours = enclavia.Client(enclave.url, **self._options)
         self.runner = asyncio.Runner()
         self.awaited = enclavia.AsyncClient(enclave.url, **self._options)
