@@ -78,7 +78,9 @@ def shorten(
     leaves out are not made by users."""
     if api.has_signature_there(name):
         return "(…)", None
-    return (None, None) if what in ("class", "exception") else (signature, returned)
+    if signature and what in ("class", "exception"):
+        return "", None
+    return signature, returned
 
 
 def list_parameters(
