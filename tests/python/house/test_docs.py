@@ -71,8 +71,8 @@ async def app(scope, receive, send):
 ENGINES = {"dask.bag", "distributed", "pyspark", "ray"}
 WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 
-# What the examples need beyond pyproject.toml's group "test", and what came to that lately: left out,
-# with a warning, where it is missing. Anything else that is missing fails.
+# What the examples need beyond pyproject.toml's group "test", and what came to that lately: left
+# out, with a warning, where it is missing. Anything else that is missing fails.
 NOT_IN_THE_TEST_GROUP = {"pandas", "pyarrow", "tqdm"}
 
 # Whose code blocks are whole programs, which tests/fleet/test_recipes.py runs.
