@@ -101,9 +101,10 @@ class Policy:
         to; default the working directory. Raises as :meth:`load` does."""
         table = _Table(_read(text), "")
         at = Path("." if folder is None else path_text("folder", folder, "text or a path"))
-        form = table.take("format", _whole)
+        form = table.take("format", _whole, None)
         if form != _FORMAT:
-            table.refuse("format", f"{_FORMAT}, which this version of enclavia reads", repr(form))
+            got = "none" if form is None else repr(form)
+            table.refuse("format", f"{_FORMAT}, which this version of enclavia reads", got)
         mode = table.take("mode", _text, "production")
         if mode not in _MODES:
             table.refuse("mode", "'production' or 'debug'", repr(mode))
