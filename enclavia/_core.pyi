@@ -140,6 +140,12 @@ class Channel:
         """What was verified last. Raises while nothing was."""
     def notify_open(self, notifier: Notifier, token: int) -> Watch:
         """Once: when it is open or closed."""
+    def notify_stage(self, seen: int, notifier: Notifier, token: int) -> Watch:
+        """Once: when more than ``seen`` stages are reached, or it is open or closed."""
+    def stages(self) -> dict[str, int]:
+        """The stages of connecting that were reached, in their order, and how many ns ago:
+        ``resolved``, ``connected`` (TCP), ``secured`` (TLS, where there is any), ``upgraded`` (to
+        a WebSocket), ``handshake`` (Noise), ``verified``."""
     def reserve(self, notifier: Notifier | None, token: int) -> Slot:
         """Asks for one of the ``max_in_flight`` slots, in order. The token comes when granted or
         closed; without a notifier use :meth:`Slot.wait`."""

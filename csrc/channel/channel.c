@@ -135,9 +135,42 @@ encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_
     return rc;
 }
 
+void encl_channel_get_stages(const encl_channel *ch, int64_t at[ENCL_STAGES]) {
+    for (int stage = 0; stage < ENCL_STAGES; stage++) {
+        at[stage] = atomic_load_explicit(&ch->reached[stage], memory_order_relaxed);
+    }
+}
+
+static int stages_reached(const encl_channel *ch) {
+    int64_t at[ENCL_STAGES];
+    int count = 0;
+
+    encl_channel_get_stages(ch, at);
+    for (int stage = 0; stage < ENCL_STAGES; stage++) {
+        count += at[stage] != 0;
+    }
+    return count;
+}
+
+encl_result encl_channel_notify_stage(encl_channel *ch, int seen, encl_notifier *n, uint64_t token,
+                                      encl_error *err) {
+    encl_code rc;
+
+    if (!ch_enter(ch)) {
+        return ch_forked(err);
+    }
+    rc = watches_add(&ch->progressed, n, token, err);
+    if (rc == ENCL_OK && (ch->state != ENCL_CHANNEL_CONNECTING || stages_reached(ch) > seen)) {
+        watches_fire(&ch->progressed);
+    }
+    ch_leave(ch);
+    return rc;
+}
+
 void encl_channel_withdraw(encl_channel *ch, const encl_notifier *n, uint64_t token) {
     if (ch_enter(ch)) {
         watches_withdraw(&ch->opened, n, token);
+        watches_withdraw(&ch->progressed, n, token);
         ch_leave(ch);
     }
 }

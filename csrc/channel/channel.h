@@ -53,6 +53,17 @@ typedef enum encl_channel_state {
     ENCL_CHANNEL_CLOSED,
 } encl_channel_state;
 
+/* How far it came on its way to being open. */
+typedef enum encl_channel_stage {
+    ENCL_STAGE_RESOLVED,  /* the host's name, or the proxy's */
+    ENCL_STAGE_CONNECTED, /* TCP, by way of the proxy where there is one */
+    ENCL_STAGE_SECURED,   /* TLS; never reached where there is none */
+    ENCL_STAGE_UPGRADED,  /* the WebSocket is open */
+    ENCL_STAGE_HANDSHAKE, /* the Noise handshake is complete, and the document was asked for */
+    ENCL_STAGE_VERIFIED,  /* the document: the channel is open */
+    ENCL_STAGES
+} encl_channel_stage;
+
 /* A verified document, shared. */
 typedef struct encl_doc encl_doc;
 const encl_attestation *encl_doc_get(const encl_doc *doc);
@@ -79,6 +90,11 @@ encl_result encl_channel_wait_open(encl_channel *ch, int64_t until, encl_error *
  * withdraws, told or not. */
 encl_result encl_channel_notify_open(encl_channel *ch, encl_notifier *n, uint64_t token,
                                      encl_error *err);
+/* When each stage was reached first, as encl_now_ns says it; 0 where it was not. Takes no lock. */
+void encl_channel_get_stages(const encl_channel *ch, int64_t at[ENCL_STAGES]);
+/* As encl_channel_notify_open, when more than `seen` stages are reached. */
+encl_result encl_channel_notify_stage(encl_channel *ch, int seen, encl_notifier *n, uint64_t token,
+                                      encl_error *err);
 void encl_channel_withdraw(encl_channel *ch, const encl_notifier *n, uint64_t token);
 encl_result encl_channel_attestation(encl_channel *ch, encl_doc **out, encl_error *err);
 encl_result encl_channel_handshake_hash(encl_channel *ch, uint8_t hash[32], encl_error *err);

@@ -60,6 +60,26 @@ static encl_result begin_handshake(encl_channel *ch, encl_buf *out, encl_error *
     return sending_own(ch, out, err);
 }
 
+static encl_channel_stage stage_of(encl_conn_stage stage) {
+    switch (stage) {
+    case ENCL_CONN_RESOLVED:
+        return ENCL_STAGE_RESOLVED;
+    case ENCL_CONN_CONNECTED:
+        return ENCL_STAGE_CONNECTED;
+    default:
+        return ENCL_STAGE_SECURED;
+    }
+}
+
+static void on_reached(void *user, encl_conn *conn, encl_conn_stage stage) {
+    encl_channel *ch = user;
+
+    (void)conn;
+    encl_lock(&ch->lock);
+    ch_reached(ch, stage_of(stage));
+    ch_leave(ch);
+}
+
 static void on_opened(void *user, encl_conn *conn) {
     encl_channel *ch = user;
     encl_buf out;
@@ -67,6 +87,7 @@ static void on_opened(void *user, encl_conn *conn) {
 
     encl_buf_init(&out, ENCL_RECORD_MAX);
     encl_lock(&ch->lock);
+    ch_reached(ch, ENCL_STAGE_UPGRADED);
     if (ch->state == ENCL_CHANNEL_CONNECTING && begin_handshake(ch, &out, &err) != ENCL_OK) {
         broken(ch, conn, &err);
     }
@@ -82,6 +103,7 @@ static encl_result became_open(encl_channel *ch, encl_error *err) ENCL_REQUIRES(
     ENCL_ENSURE(ch->app != NULL, err, ENCL_E_INTERNAL, "an open session without a handle");
     memcpy(ch->handshake_hash, encl_session_handshake_hash(ch->session), 32);
     ch->state = ENCL_CHANNEL_OPEN;
+    ch_reached(ch, ENCL_STAGE_VERIFIED);
     sending_heard(ch, 0);
     /* For slots asked for earlier: until now no timer would have looked at them again. */
     ch->look = true;
@@ -158,6 +180,13 @@ static encl_result charge_idle(encl_channel *ch, encl_error *err) ENCL_REQUIRES(
     return ENCL_OK;
 }
 
+static void note_handshake(encl_channel *ch) ENCL_REQUIRES(ch->lock) {
+    if (ch->state == ENCL_CHANNEL_CONNECTING &&
+        encl_session_get_state(ch->session) == ENCL_SESSION_ATTESTING) {
+        ch_reached(ch, ENCL_STAGE_HANDSHAKE);
+    }
+}
+
 static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf *out,
                           encl_error *err) ENCL_REQUIRES(ch->lock) {
     int64_t now = (int64_t)time(NULL);
@@ -168,6 +197,7 @@ static encl_result digest(encl_channel *ch, uint8_t *block, size_t len, encl_buf
 
         ENCL_TRY(encl_session_recv(ch->session, block, len, &taken, now, out, &event, err));
         ENCL_TRY(charge_idle(ch, err));
+        note_handshake(ch);
         ENCL_TRY(sending_own(ch, out, err));
         encl_buf_clear(out);
         if (event.type != ENCL_EV_NONE) {
@@ -248,6 +278,7 @@ static void on_closed(void *user, encl_conn *conn, const encl_error *why) {
 }
 
 const encl_conn_events channel_events = {
+    .reached = on_reached,
     .opened = on_opened,
     .received = on_received,
     .drained = on_drained,

@@ -132,6 +132,7 @@ static void tell_the_end(encl_channel *ch) ENCL_REQUIRES(ch->lock) {
     queue_tell_all(ch);
     documents_tell_all(ch);
     watches_fire(&ch->opened);
+    watches_fire(&ch->progressed);
     pthread_cond_broadcast(&ch->changed);
 }
 

@@ -23,6 +23,7 @@ ENCL_LOCK_UNCHECKED static void destroy(encl_channel *ch) {
     encl_fork_let_go();
     documents_free(ch);
     watches_clear(&ch->opened);
+    watches_clear(&ch->progressed);
     encl_conn_release(ch->conn);
     pthread_cond_destroy(&ch->changed);
     encl_mutex_destroy(&ch->lock);
@@ -72,6 +73,13 @@ encl_result ch_need_open(encl_channel *ch, encl_error *err) {
     ENCL_ENSURE(ch->state == ENCL_CHANNEL_OPEN && ch->app != NULL, err, ENCL_E_STATE,
                 "the channel is not verified yet");
     return ENCL_OK;
+}
+
+void ch_reached(encl_channel *ch, encl_channel_stage stage) {
+    if (atomic_load_explicit(&ch->reached[stage], memory_order_relaxed) == 0) {
+        atomic_store_explicit(&ch->reached[stage], encl_now_ns(), memory_order_relaxed);
+        watches_fire(&ch->progressed);
+    }
 }
 
 void ch_end(encl_channel *ch, const encl_error *why) {

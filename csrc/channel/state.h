@@ -119,6 +119,7 @@ struct encl_channel {
     _Atomic encl_channel_state state;
     counter in_use, waiting; /* slots: granted or used; in the queue */
     counter records_in, records_out, streams_total, streams_open;
+    atomic_int_fast64_t reached[ENCL_STAGES]; /* when, first; 0 while it was not */
 
     encl_mutex lock; /* guards everything below, and all slots, transfers and questions */
 
@@ -128,7 +129,7 @@ struct encl_channel {
     encl_error why;
     encl_app *app; /* NULL until verified: nothing of the application can be encoded before */
     uint8_t handshake_hash[32];
-    watch_list opened;
+    watch_list opened, progressed;
 
     /* ---- what there is for settle.c to do ---- */
     bool look;     /* something has changed that may let a slot, a close or a writer go on */
@@ -177,6 +178,8 @@ void ch_release(encl_channel *ch);
 encl_code ch_forked(encl_error *err);
 /* Whether application bytes may be sent; else why not. */
 encl_result ch_need_open(encl_channel *ch, encl_error *err) ENCL_REQUIRES(ch->lock);
+/* Notes the time, where it is the first, and tells who wants to know. */
+void ch_reached(encl_channel *ch, encl_channel_stage stage) ENCL_REQUIRES(ch->lock);
 /* The channel is over: nothing is sent or received any more. settle.c tells everybody. */
 void ch_end(encl_channel *ch, const encl_error *why) ENCL_REQUIRES(ch->lock);
 

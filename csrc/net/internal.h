@@ -364,6 +364,8 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
                      size_t len);
 int net_server_established(struct lws *wsi);
 int net_server_confirm_upgrade(struct lws *wsi); /* 0: it may go on */
+/* ctx is one with which connections of this loop are made. */
+void net_client_watch_tls(encl_loop *loop, SSL_CTX *ctx);
 /* Once libwebsockets' context, and every wsi with it, is gone: gives back the references that were
  * kept because nothing showed whether a wsi had been made. */
 void net_client_settle_owed(encl_loop *loop);

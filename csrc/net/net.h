@@ -50,9 +50,19 @@ void encl_timer_set(encl_timer *timer, uint64_t after_ms);
 void encl_timer_stop(encl_timer *timer);
 void encl_timer_free(encl_timer *timer);
 
-/* closed is called exactly once, last, unless connecting failed at once (then the connect call
+/* How far a WebSocket client has come on its way to being open. */
+typedef enum encl_conn_stage {
+    ENCL_CONN_RESOLVED,  /* the host's name, or the proxy's */
+    ENCL_CONN_CONNECTED, /* TCP, by way of the proxy where there is one */
+    ENCL_CONN_SECURED,   /* TLS; not told where there is none */
+} encl_conn_stage;
+
+/* reached may be called again with the same stage, of another address of the same name.
+ *
+ * closed is called exactly once, last, unless connecting failed at once (then the connect call
  * said so). why->code is ENCL_E_CLOSED for an orderly end, else what went wrong. */
 typedef struct encl_conn_events {
+    void (*reached)(void *user, encl_conn *conn, encl_conn_stage stage); /* may be NULL */
     void (*opened)(void *user, encl_conn *conn);
     void (*received)(void *user, encl_conn *conn, uint8_t *block, size_t len); /* may overwrite */
     void (*received_eof)(void *user, encl_conn *conn); /* TCP only: the peer shut down writing */

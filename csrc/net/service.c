@@ -107,6 +107,7 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
         return 0;
     case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_CLIENT_VERIFY_CERTS:
         net_vhost_note_ctx(lws_get_vhost(wsi), user);
+        net_client_watch_tls(lws_context_user(lws_get_context(wsi)), user);
         return 0;
     default:
         return 0;

@@ -10,6 +10,54 @@
 
 #include "net/internal.h"
 
+/* ---- how far it has come ---- */
+
+static void reached(encl_conn *conn, encl_conn_stage stage) {
+    if (conn->state == NET_CONNECTING && conn->events.reached != NULL) {
+        conn->events.reached(conn->user, conn, stage);
+    }
+}
+
+static encl_conn *connecting_with(const encl_loop *loop, const SSL *ssl) {
+    for (encl_link *link = encl_list_first(&loop->conns); link != NULL;
+         link = encl_list_next(&loop->conns, link)) {
+        encl_conn *conn = ENCL_OWNER(link, encl_conn, link);
+
+        if (conn->state == NET_CONNECTING && conn->ws_wsi != NULL &&
+            lws_get_ssl(conn->ws_wsi) == ssl) {
+            return conn;
+        }
+    }
+    return NULL;
+}
+
+/* libwebsockets tells nothing between the beginning of a TCP connect and the end of TLS. */
+static void tls_event(const SSL *ssl, int where, int value) {
+    encl_conn *conn;
+
+    (void)value;
+    if ((where & SSL_CB_HANDSHAKE_START) == 0) {
+        return;
+    }
+    conn = connecting_with(SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl)), ssl);
+    if (conn != NULL) {
+        reached(conn, ENCL_CONN_CONNECTED);
+    }
+}
+
+void net_client_watch_tls(encl_loop *loop, SSL_CTX *ctx) {
+    SSL_CTX_set_app_data(ctx, loop);
+    SSL_CTX_set_info_callback(ctx, tls_event);
+}
+
+/* The request for the upgrade is about to be written. */
+static int upgrade_begins(encl_conn *conn, struct lws *wsi, void *in, size_t len) {
+    reached(conn, conn->target->tls ? ENCL_CONN_SECURED : ENCL_CONN_CONNECTED);
+    /* It need not be the first socket: libwebsockets may have made another. */
+    net_own(&conn->ws_owned, lws_get_socket_fd(wsi));
+    return net_upgrade_append_headers(conn->target, in, len);
+}
+
 /* ---- one address after the other ---- */
 
 static struct lws *connect_to(encl_conn *conn, struct lws_vhost *vhost, const char *address) {
@@ -134,6 +182,7 @@ static void resolved(void *arg, const net_addresses *found, const encl_error *wh
         return;
     }
     conn->target->addresses = *found;
+    reached(conn, ENCL_CONN_RESOLVED);
     connect_next(conn);
 }
 
@@ -265,9 +314,7 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
                      size_t len) {
     switch (reason) {
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:
-        /* It need not be the first socket: libwebsockets may have made another. */
-        net_own(&conn->ws_owned, lws_get_socket_fd(wsi));
-        return net_upgrade_append_headers(conn->target, in, len);
+        return upgrade_begins(conn, wsi, in, len);
     case LWS_CALLBACK_ESTABLISHED_CLIENT_HTTP:
         return reply_arrived(conn, wsi);
     case LWS_CALLBACK_RECEIVE_CLIENT_HTTP_READ:

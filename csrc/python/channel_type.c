@@ -321,6 +321,58 @@ static PyObject *channel_notify_open(PyObject *self, PyObject *const *args, Py_s
     return binding_watch(self, channel_of(self), &opening, 0, notifier, token);
 }
 
+static encl_code enlist_stage(void *channel, int seen, encl_notifier *n, uint64_t token,
+                              encl_error *err) {
+    return encl_channel_notify_stage(channel, seen, n, token, err);
+}
+
+static const binding_source progressing = {enlist_stage, withdraw};
+
+static PyObject *channel_notify_stage(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    encl_notifier *notifier;
+    binding_whole seen = {"seen", 0, ENCL_STAGES, 0};
+    uint64_t token;
+
+    if (!binding_counted("notify_stage", count, 3) || !binding_read_whole(args[0], &seen) ||
+        !binding_read_token(args[2], &token) || !binding_read_notifier(args[1], &notifier)) {
+        return NULL;
+    }
+    return binding_watch(self, channel_of(self), &progressing, (int)seen.value, notifier, token);
+}
+
+/* Names of stages, in their order. */
+static const char *const stage_names[ENCL_STAGES] = {
+    [ENCL_STAGE_RESOLVED] = "resolved",   [ENCL_STAGE_CONNECTED] = "connected",
+    [ENCL_STAGE_SECURED] = "secured",     [ENCL_STAGE_UPGRADED] = "upgraded",
+    [ENCL_STAGE_HANDSHAKE] = "handshake", [ENCL_STAGE_VERIFIED] = "verified",
+};
+
+static bool add_stage(PyObject *ages, const char *name, int64_t ns) {
+    PyObject *age = PyLong_FromLongLong(ns);
+    bool added = age != NULL && PyDict_SetItemString(ages, name, age) == 0;
+
+    Py_XDECREF(age);
+    return added;
+}
+
+static PyObject *channel_stages(PyObject *self, PyObject *unused) {
+    int64_t at[ENCL_STAGES], now = encl_now_ns();
+    PyObject *ages = PyDict_New();
+
+    (void)unused;
+    if (ages == NULL) {
+        return NULL;
+    }
+    encl_channel_get_stages(channel_of(self), at);
+    for (int stage = 0; stage < ENCL_STAGES; stage++) {
+        if (at[stage] != 0 && !add_stage(ages, stage_names[stage], now - at[stage])) {
+            Py_DECREF(ages);
+            return NULL;
+        }
+    }
+    return ages;
+}
+
 static encl_code await_closed(void *channel, int64_t until, encl_error *err) {
     (void)err;
     return encl_channel_wait_closed(channel, until) ? ENCL_OK : STILL_WAITING;
@@ -500,6 +552,9 @@ static PyMethodDef channel_methods[] = {
     {"wait_open", channel_wait_open, METH_O, "Until it is open; raises why it is not."},
     {"attestation", channel_attestation, METH_NOARGS, "What was verified last."},
     {"notify_open", BINDING_CALL(channel_notify_open), METH_FASTCALL, "Asks to be told once."},
+    {"notify_stage", BINDING_CALL(channel_notify_stage), METH_FASTCALL,
+     "Asks to be told once that more stages of connecting are reached."},
+    {"stages", channel_stages, METH_NOARGS, "Stages of connecting: name, and ns ago."},
     {"reserve", BINDING_CALL(channel_reserve), METH_FASTCALL, "Asks for a slot, in order."},
     {"open_stream", BINDING_CALL(channel_open_stream), METH_FASTCALL,
      "Opens a stream on a granted slot."},

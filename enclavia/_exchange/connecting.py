@@ -5,7 +5,7 @@ through TCP, TLS, the Noise handshake and the verification while ``Io.wait_open`
 has a document that was verified, and asks ``on_attestation``. Where the enclave has other PCRs than
 the pinned ones, the attempt begins again with those that an authorised upgrade leads to.
 
-Decides when an attempt is over, and with what. Calls: _errors, _io, _pool, _trust.
+Decides when an attempt is over, and with what. Calls: _core, _errors, _io, _pool, _trust.
 Locks: none.
 """
 
@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
+from .. import _core
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PcrMismatch
 from .._io.face import Ended, Io, expect_verified, now, time_left
 from .._pool.kinds import Member, State
@@ -53,12 +54,51 @@ class Connecting:
     ) -> tuple[bool, Exception | None]:
         """Whether the attempt came to an end in time, and why there is no channel to use, where
         there is none. ``allowed``: seconds, for the message."""
+        if ticket.trace is None:
+            return await self._attempt(ticket, deadline, allowed)
+        step = ticket.trace.step("enclavia.connect", self._told())
+        await step.started()
+        try:
+            in_time, error = await self._attempt(ticket, deadline, allowed)
+        except BaseException as caught:
+            await step.failed(caught)
+            raise
+        if error is None:
+            member = cast("Member[Tunnel, IdleStream]", ticket.member)
+            step.return_value = None if member.handle is None else member.handle.receipt
+            await step.complete()
+        else:
+            await step.failed(error)
+        return in_time, error
+
+    def _told(self) -> dict[str, Any]:
+        """Details of each step of connecting. No path, which may have a secret in it."""
+        config = self._pinning.config
+        via = None if config.via is None else str(config.via)
+        return {"host": config.url.host, "port": config.url.port, "tls": config.url.tls, "via": via}
+
+    async def _wait_open(
+        self, ticket: Ticket[Tunnel, IdleStream], tunnel: Tunnel, deadline: float | None
+    ) -> bool:
+        core = tunnel.core
+        if ticket.trace is None or not isinstance(core, _core.Channel):  # a forwarder's
+            return await self._io.wait_open(core, time_left(deadline))
+        from .tracing import wait_stages  # for few programs
+
+        return await wait_stages(self._io, core, deadline, ticket.trace, self._told())
+
+    async def _attempt(
+        self,
+        ticket: Ticket[Tunnel, IdleStream],
+        deadline: float | None,
+        allowed: float | None,
+    ) -> tuple[bool, Exception | None]:
         member = cast("Member[Tunnel, IdleStream]", ticket.member)
         trust, followed = self._pinning.trust, 0
         try:
             while ticket.state is State.CONNECT:
                 tunnel = member.handle or await self._start(trust, ticket, deadline)
-                if not await self._io.wait_open(tunnel.core, time_left(deadline)):
+                if not await self._wait_open(ticket, tunnel, deadline):
                     expect_verified(tunnel.core, allowed)
                 error = _not_open(tunnel)
                 if error is None:

@@ -28,6 +28,7 @@ from .._io.face import Io, deadline_of, now
 from .._pool.kinds import Job, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
+from . import watching
 from .connecting import Connecting
 from .pinning import Pinning
 from .renewal import Renewal
@@ -60,10 +61,21 @@ class Connections:
 
     async def open(self, timeouts: Timeouts) -> Tunnel:
         """Connects and verifies, where that has not been done."""
-        lease = await self.obtain(Job(), timeouts)
+        told = None if watching.watcher is None else self._told_of_opening()
+        lease = await self.obtain(Job(), timeouts, told)
         tunnel = lease.tunnel
         self.pool.release(lease, lease.link, now())
         return tunnel
+
+    def _told_of_opening(self) -> Told:
+        from .tracing import trace_of  # for few programs
+
+        trace = trace_of(None, self)
+
+        def told(ticket: Ticket[Tunnel, IdleStream]) -> None:
+            ticket.trace = trace
+
+        return told
 
     async def obtain(
         self,

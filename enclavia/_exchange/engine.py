@@ -24,6 +24,7 @@ from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
 from .._trust.receipts import Receipt
+from . import watching
 from .connections import Connections, Use
 from .exchange import Exchange
 from .message import Message, RequestHead
@@ -33,6 +34,7 @@ from .tunnel import IdleStream, Tunnel
 
 if TYPE_CHECKING:
     from .shared import SharedConnections
+    from .tracing import Trace
 
 __all__ = ["Engine", "Stats"]
 
@@ -128,10 +130,19 @@ class Engine:
         message = Message(request, self._head_of)
         with self._lock:
             self._requests += 1
+        trace: Trace | None = None
+        if watching.watcher is not None or "trace" in request.extensions:
+            from .tracing import trace_of  # for few programs, and slow to import
+
+            trace = trace_of(request, self.connections)
         resent = unsent = 0
         lost: Exception | None = None
         while True:
-            exchange = Exchange(self._own or self.use(), message, timeouts, self._read_head)
+            use = self._own or self.use()
+            if trace is None:
+                exchange = Exchange(use, message, timeouts, self._read_head)
+            else:
+                exchange = self._traced(use, message, timeouts, trace, (resent + unsent, resent))
             if self._shared is not None:
                 self._remember(exchange)
             try:
@@ -167,6 +178,18 @@ class Engine:
                 raise
             else:
                 return exchange
+
+    def _traced(
+        self,
+        use: Use,
+        message: Message,
+        timeouts: Timeouts,
+        trace: Trace,
+        earlier: tuple[int, int],
+    ) -> Exchange:
+        from .traced import TracedExchange  # as above
+
+        return TracedExchange(use, message, timeouts, self._read_head, trace, earlier)
 
     def _remember(self, exchange: Exchange) -> None:
         # Only built-in functions, so that a destructor or a signal's handler interrupts none.

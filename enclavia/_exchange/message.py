@@ -54,11 +54,26 @@ class Message:
         target: bytes = request.extensions.get("target", request.url.raw_path)
         head = head_of(self.method, target, tuple(request.headers.raw))
         self.head, self.length, self.upgrade, self.closes, expects = head
+        self._head_of = head_of
         self.content: bytes | None = None
         if isinstance(request.stream, httpx2.ByteStream):
             self.content = b"".join(request.stream)
         self.expects_continue = expects and self.content != b""
         self._body_used = False
+
+    def encode_again(self) -> None:
+        """With the headers that the request has by now. Raises ValueError where they say something
+        else about the body or the connection."""
+        request = self.request
+        target: bytes = request.extensions.get("target", request.url.raw_path)
+        said = self._head_of(self.method, target, tuple(request.headers.raw))
+        before = (self.length, self.upgrade, self.closes, self.expects_continue)
+        if before != (said.length, said.upgrade, said.closes, said.expects_continue):
+            raise ValueError(
+                "trace: expected the headers that say how the body is sent (Content-Length, "
+                "Transfer-Encoding, Connection, Upgrade, Expect) to stay, got others"
+            )
+        self.head = said.head
 
     @property
     def job(self) -> Job:
@@ -103,6 +118,11 @@ class WholeBody:
 
     def __init__(self, content: bytes) -> None:
         self._rest = memoryview(content)
+
+    @property
+    def taken(self) -> bool:
+        """There is nothing left of it."""
+        return not self._rest
 
     async def next(self, timeout: float | None) -> bytes | None:
         piece, self._rest = self._rest[: 4 * READ_SIZE], self._rest[4 * READ_SIZE :]

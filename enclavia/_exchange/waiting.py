@@ -45,6 +45,13 @@ class Waiting:
         self._connecting = connecting
 
     async def until_granted(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
+        if ticket.trace is None:
+            await self._until_granted(ticket, timeouts)
+            return
+        async with ticket.trace.step("enclavia.wait", {"phase": ticket.phase.value}):
+            await self._until_granted(ticket, timeouts)
+
+    async def _until_granted(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
         if self._pinning.trust is not None:
             self._pinning.trust.expect_not_within()
         phase: Phase | None = None

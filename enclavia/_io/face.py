@@ -121,6 +121,9 @@ class Io(Protocol[W]):
     async def wait_open(self, channel: AnyChannel, timeout: float | None) -> bool:
         """Until it is open or closed."""
 
+    async def wait_stage(self, channel: _core.Channel, seen: int, timeout: float | None) -> bool:
+        """Until more than ``seen`` stages of connecting are reached, or it is open or closed."""
+
     async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
         """Until it is open; raises why it is not."""
 

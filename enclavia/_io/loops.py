@@ -317,6 +317,9 @@ class LoopIo:
             return True
         return await loop_hub().wait(channel.notify_open, timeout)
 
+    async def wait_stage(self, channel: _core.Channel, seen: int, timeout: float | None) -> bool:
+        return await loop_hub().wait(functools.partial(channel.notify_stage, seen), timeout)
+
     async def wait_verified(self, channel: _core.Channel, timeout: float | None) -> None:
         if await loop_hub().wait(channel.notify_open, timeout):
             channel.wait_open(0)

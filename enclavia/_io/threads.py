@@ -9,6 +9,7 @@ destructor waits in the middle of another wait. Calls: _core, _errors. Locks: no
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import select
@@ -106,6 +107,9 @@ class ThreadIo:
                     return False
             return True
         return thread_hub().wait(channel.notify_open, timeout)
+
+    async def wait_stage(self, channel: _core.Channel, seen: int, timeout: float | None) -> bool:
+        return thread_hub().wait(functools.partial(channel.notify_stage, seen), timeout)
 
     async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
         slot = channel.reserve(None, 0)

@@ -8,7 +8,7 @@ They decide nothing. Calls: nothing of the package. Locks: none, because destruc
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, cast
+from typing import Any, Generic, Protocol, cast
 
 from .kinds import C, Job, L, Member, Phase, State, Wakeable
 
@@ -51,7 +51,7 @@ class Ticket(Generic[C, L]):
 
     __slots__ = (
         "__weakref__", "error", "job", "lease", "member", "order", "owner", "since", "state",
-        "waiter",
+        "trace", "waiter",
     )  # fmt: skip
 
     def __init__(self, owner: Owner[C, L], job: Job, order: int, since: float) -> None:
@@ -64,6 +64,7 @@ class Ticket(Generic[C, L]):
         self.member: Member[C, L] | None = None
         self.lease: Lease[C, L] | None = None
         self.error: Exception | None = None
+        self.trace: Any = None  # whom to tell of its waiting; the pool never looks at it
 
     @property
     def phase(self) -> Phase:

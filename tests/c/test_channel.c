@@ -106,6 +106,25 @@ static void closing_wakes_whoever_waits(void **state) {
     done_with(ch);
 }
 
+static void stages_are_reached_in_order(void **state) {
+    encl_channel *ch = start_channel(1);
+    int64_t at[ENCL_STAGES], before = 0;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_channel_wait_open(ch, ENCL_FOREVER, &err), ENCL_OK);
+    encl_channel_get_stages(ch, at);
+    for (int stage = 0; stage < ENCL_STAGES; stage++) {
+        if (stage == ENCL_STAGE_SECURED) {
+            assert_int_equal(at[stage], 0); /* no TLS */
+            continue;
+        }
+        assert_true(at[stage] != 0 && at[stage] >= before);
+        before = at[stage];
+    }
+    done_with(ch);
+}
+
 static void tokens_are_announced(void **state) {
     encl_channel *ch = start_channel(64);
     encl_notifier *n;
@@ -124,6 +143,10 @@ static void tokens_are_announced(void **state) {
     assert_int_equal(encl_notifier_drain(n, tokens, 4), 1);
     assert_int_equal(tokens[0], 7);
     assert_int_equal(encl_channel_wait_open(ch, ENCL_POLL, &err), ENCL_OK);
+    assert_int_equal(encl_channel_notify_stage(ch, 0, n, 9, &err), ENCL_OK);
+    assert_int_equal(encl_notifier_drain(n, tokens, 4), 1);
+    assert_int_equal(tokens[0], 9);
+    encl_channel_withdraw(ch, n, 9);
     st = open_stream(ch, "");
     assert_int_equal(encl_stream_read(st, &byte, 1, ENCL_POLL, &got, &err), ENCL_E_READ_TIMEOUT);
     assert_int_equal(encl_stream_notify(st, ENCL_READABLE, n, 8, &err), ENCL_OK);
@@ -479,6 +502,7 @@ int main(void) {
         cmocka_unit_test(abandoning_wakes_whoever_waits_for_the_answer),
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
+        cmocka_unit_test(stages_are_reached_in_order),
         cmocka_unit_test(who_stops_waiting_leaves_nothing_behind),
         cmocka_unit_test(everybody_who_waits_is_told),
         cmocka_unit_test(looking_waits_for_no_lock),

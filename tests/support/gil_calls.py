@@ -55,6 +55,8 @@ def use_channel(enclave: LocalEnclave, notifier: Recorded) -> None:
         core = Recorded(channel._core)
         core.wait_open(WAIT)
         core.notify_open(notifier, 1).end()
+        core.notify_stage(0, notifier, 1).end()
+        assert list(core.stages())[-1] == "verified"
         assert core.state == "open"
         assert core.error is None
         assert not core.forked

@@ -28,6 +28,7 @@ EAGER = frozenset(
     _exchange _exchange.connecting _exchange.connections _exchange.engine _exchange.exchange
     _exchange.message _exchange.pinning _exchange.renewal _exchange.retry _exchange.timeouts
     _exchange.tunnel _exchange.validity _exchange.verified _exchange.waiting
+    _exchange.watching
     _http1 _http1.chunks _http1.fields _http1.head _http1.limits _http1.llhttp _http1.request
     _http1.response
     _identity _identity.attestation _identity.pcrs _identity.pins
