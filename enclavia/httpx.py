@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol, Self, Unpack, cast
 
 import httpx2
@@ -22,6 +22,7 @@ import httpx2
 from ._channel.authority import keep_inside, url_names_enclave
 from ._channel.url import EnclaveURL
 from ._client.async_transport import AsyncEnclaveTransport as _AsyncEnclaveTransport
+from ._client.instrumented import instrumented
 from ._client.options import TransportOptions
 from ._client.settings import Settings
 from ._client.transport import EnclaveTransport as _EnclaveTransport
@@ -164,12 +165,24 @@ class EnclaveTransport(_About, httpx.BaseTransport):
             self._enclave.connect(timeout)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        watched = instrumented(httpx.HTTPTransport, "handle_request", self, self._handle)
+        if watched == self._handle:
+            return self._send(request, self._enclave.handle_request)
+        return watched(request)
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        """Seen by an instrumentation of httpx, and so not by one of httpx2 as well."""
+        return self._send(request, self._enclave._handle)
+
+    def _send(
+        self, request: httpx.Request, send: Callable[[httpx2.Request], httpx2.Response]
+    ) -> httpx.Response:
         content = request.stream
         if not isinstance(content, httpx.SyncByteStream):
             raise TypeError(_expected_body(request, "a sync", "an async"))
         outgoing = self._outgoing(request, _whole(content) or _RequestBody(content))
         with _errors_of_httpx():
-            incoming = self._enclave.handle_request(outgoing)
+            incoming = send(outgoing)
         stream = cast(httpx2.SyncByteStream, incoming.stream)
         return self._incoming(request, incoming, _ResponseBody(stream), NetworkStream)
 
@@ -203,12 +216,25 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends a request; its answer is returned once the head is there, and read later."""
+        theirs = httpx.AsyncHTTPTransport
+        watched = instrumented(theirs, "handle_async_request", self, self._handle)
+        if watched == self._handle:
+            return await self._send(request, self._enclave.handle_async_request)
+        return await watched(request)
+
+    async def _handle(self, request: httpx.Request) -> httpx.Response:
+        """Seen by an instrumentation of httpx, and so not by one of httpx2 as well."""
+        return await self._send(request, self._enclave._handle)
+
+    async def _send(
+        self, request: httpx.Request, send: Callable[[httpx2.Request], Awaitable[httpx2.Response]]
+    ) -> httpx.Response:
         content = request.stream
         if not isinstance(content, httpx.AsyncByteStream):
             raise TypeError(_expected_body(request, "an async", "a sync"))
         outgoing = self._outgoing(request, _whole(content) or _AsyncRequestBody(content))
         with _errors_of_httpx():
-            incoming = await self._enclave.handle_async_request(outgoing)
+            incoming = await send(outgoing)
         stream = cast(httpx2.AsyncByteStream, incoming.stream)
         return self._incoming(request, incoming, _AsyncResponseBody(stream), AsyncNetworkStream)
 

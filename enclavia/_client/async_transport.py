@@ -5,7 +5,7 @@ Decides nothing itself: it awaits the engine. Calls: _channel, _io, _public. Loc
 
 from __future__ import annotations
 
-from typing import Self, Unpack
+from typing import Final, Self, Unpack
 
 import httpx2
 
@@ -18,6 +18,8 @@ from .settings import Settings
 from .transport_base import TransportBase
 
 __all__ = ["AsyncEnclaveTransport"]
+
+_PLAIN: Final = httpx2.AsyncHTTPTransport.handle_async_request
 
 
 @public
@@ -40,6 +42,14 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
         """Sends a request; its answer is returned once the head is there, and read later."""
+        theirs = httpx2.AsyncHTTPTransport
+        if theirs.handle_async_request is _PLAIN:
+            return await self._handle(request)
+        from .instrumented import instrumented  # for few programs
+
+        return await instrumented(theirs, "handle_async_request", self, self._handle)(request)
+
+    async def _handle(self, request: httpx2.Request) -> Response:
         return self._response(request, await self._engine.handle(request))
 
     async def _read(self, response: Response) -> None:

@@ -6,7 +6,7 @@ _public. Locks: none.
 
 from __future__ import annotations
 
-from typing import Self, Unpack
+from typing import Final, Self, Unpack
 
 import httpx2
 
@@ -21,6 +21,8 @@ from .settings import Settings
 from .transport_base import TransportBase
 
 __all__ = ["EnclaveTransport"]
+
+_PLAIN: Final = httpx2.HTTPTransport.handle_request
 
 
 @public
@@ -48,6 +50,13 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
         return run(self._fresh(timeout))
 
     def handle_request(self, request: httpx2.Request) -> Response:
+        if httpx2.HTTPTransport.handle_request is _PLAIN:
+            return self._handle(request)
+        from .instrumented import instrumented  # for few programs
+
+        return instrumented(httpx2.HTTPTransport, "handle_request", self, self._handle)(request)
+
+    def _handle(self, request: httpx2.Request) -> Response:
         return self._response(request, run(self._engine.handle(request)))
 
     async def _read(self, response: Response) -> None:

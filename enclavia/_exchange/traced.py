@@ -77,6 +77,7 @@ class TracedExchange(Exchange):
             try:
                 await super().start()
                 attempt.return_value = await self._came()
+                attempt.more = {"receipt": self.receipt}
             except BaseException as error:
                 await self._failed(error)
                 raise

@@ -11,6 +11,7 @@ Locks: none.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
@@ -72,19 +73,23 @@ class Trace:
 class Step:
     """What begins and ends: three events, ``.started``, and ``.complete`` or ``.failed``."""
 
-    __slots__ = ("_info", "_trace", "name", "return_value")
+    __slots__ = ("_info", "_trace", "more", "name", "return_value")
 
     def __init__(self, trace: Trace, name: str, info: dict[str, Any]) -> None:
         self._trace = trace
         self._info = info
         self.name = name
         self.return_value: object = None
+        self.more: dict[str, Any] = {}
+        """Further details of its completion."""
 
     async def started(self, **info: object) -> None:
         await self._trace.tell(f"{self.name}.started", {**self._info, **info})
 
     async def complete(self, **info: object) -> None:
-        await self._trace.tell(f"{self.name}.complete", {"return_value": self.return_value, **info})
+        await self._trace.tell(
+            f"{self.name}.complete", {"return_value": self.return_value, **self.more, **info}
+        )
 
     async def failed(self, error: BaseException, **info: object) -> None:
         await self._trace.tell(f"{self.name}.failed", {"exception": error, **info})
@@ -131,7 +136,6 @@ _STAGES: Final[tuple[tuple[str, str], ...]] = (
     ("handshake", "enclavia.handshake"),
     ("verified", "enclavia.attest"),
 )
-_NANO: Final = 1e-9
 
 
 async def wait_stages(
@@ -142,24 +146,25 @@ async def wait_stages(
     info: dict[str, Any],
 ) -> bool:
     """As :meth:`Io.wait_open`, telling of each step of connecting as it happens. ``info``: details
-    of each."""
+    of each; to these is added when it happened (``time_ns``, Unix time)."""
     stages = _STAGES if info["tls"] else [each for each in _STAGES if each[0] != "secured"]
-    at = 0
+    at, told_at = 0, time.time_ns()
     step = trace.step(stages[0][1], info)
-    await step.started()
+    await step.started(time_ns=told_at)
     while True:
         connecting = channel.state == "connecting"
-        reached = channel.stages()
+        reached, present = channel.stages(), time.time_ns()
         ages = [reached.get(stage) for stage, _ in stages]
         for number in range(len(ages) - 2, -1, -1):  # whoever is behind a step has taken it
             if ages[number] is None:
                 ages[number] = ages[number + 1]
         while at < len(stages) and (age := ages[at]) is not None:
-            await step.complete(seconds_ago=age * _NANO)
+            told_at = max(told_at, present - age)
+            await step.complete(time_ns=told_at)
             at += 1
             if at < len(stages):
                 step = trace.step(stages[at][1], info)
-                await step.started(seconds_ago=age * _NANO)
+                await step.started(time_ns=told_at)
         if not connecting:
             if at < len(stages):
                 await step.failed(channel.error or ConnectionClosed("the connection was closed"))

@@ -93,7 +93,16 @@ PYTHON_LAYERS = {
     "_fleet": {"_identity", "_io", "_channel", "_client", "_forward"},
 }
 # What is public, and the modules that are no part of a package.
-PYTHON_FACES = {"__init__", "__main__", "dask", "httpx", "ray", "requests", "spark"}
+PYTHON_FACES = {
+    "__init__",
+    "__main__",
+    "dask",
+    "httpx",
+    "opentelemetry",
+    "ray",
+    "requests",
+    "spark",
+}
 # A user of what is public, which nothing but __main__ imports; beside that it downloads by the same
 # code as the clients do.
 PROGRAM = "_cli"

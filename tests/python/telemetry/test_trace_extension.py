@@ -102,8 +102,13 @@ def test_a_connection_is_told_step_by_step(kind: str) -> None:
     ]  # fmt: skip
     begun = told.info("connection.connect_tcp.started")
     assert (begun["host"], begun["tls"], begun["via"]) == ("localhost", True, None)
-    ages = [told.info(f"{step}.complete")["seconds_ago"] for step in CONNECTING]
-    assert all(age >= 0 for age in ages)
+    times = [
+        told.info(f"{step}.{what}")["time_ns"]
+        for step in CONNECTING
+        for what in ("started", "complete")
+    ]
+    assert times == sorted(times)
+    assert times[1:-1:2] == times[2::2], "one step begins when the one before it ends"
 
 
 def test_without_tls_there_is_no_such_step(kind: str) -> None:
