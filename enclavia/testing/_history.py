@@ -126,6 +126,14 @@ def version_of(name: str, pcrs: Pcrs | None = None) -> Version:
     return Version(pcrs, f"sha256:{hashlib.sha256(name.encode()).hexdigest()}")
 
 
+_CHAIN = ("PCR0", "PCR1", "PCR2")
+
+
+def _three(pcrs: Pcrs) -> dict[str, str]:
+    """A chain is of PCR0 to PCR2, whatever further ones the enclave has."""
+    return {name: value for name, value in pcrs.as_dict().items() if name in _CHAIN}
+
+
 class ControlKey:
     """With which an enclave's owner signs upgrades: P-256."""
 
@@ -220,7 +228,7 @@ class History:
         fields = {
             "enclave_id": self.enclave_id.bytes,
             "image_digest": version.image_digest,
-            "pcrs": version.pcrs.as_dict(),
+            "pcrs": _three(version.pcrs),
             "booted_at": _rfc3339(at),
             "nonce": os.urandom(32),
         }
@@ -238,8 +246,8 @@ class History:
         by = self._running().pcrs
         fields = {
             "enclave_id": self.enclave_id.bytes,
-            "from_pcrs": (by if start is None else start).as_dict(),
-            "to_pcrs": target.pcrs.as_dict(),
+            "from_pcrs": _three(by if start is None else start),
+            "to_pcrs": _three(target.pcrs),
             "image_digest": target.image_digest,
             "valid_from": _rfc3339(valid_from),
             "issued_at": _rfc3339(at),
@@ -301,7 +309,7 @@ class History:
         version = self._running()
         return {
             "id": str(self.enclave_id),
-            "pcrs": version.pcrs.as_dict(),
+            "pcrs": _three(version.pcrs),
             "image_digest": version.image_digest,
             "control_public_key": list(self.key.public),
             "upgradable": True,

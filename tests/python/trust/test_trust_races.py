@@ -19,6 +19,7 @@ from enclavia._io.face import run
 from enclavia._io.threads import ThreadIo
 from enclavia._trust import upgrades
 from enclavia._trust.trust import Trust, TrustSettings
+from enclavia.testing._history import version_of
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def two_chains() -> tuple[Made, tuple[bytes, bytes], tuple[bytes, bytes]]:
     return history, short, texts(history)
 
 
-def trusting(history: Made, **options: Any) -> Trust:
+def trusting(history: Made, pins: Any = None, **options: Any) -> Trust:
     settings = enclavia.TrustUpgrades("https://example.org", history.enclave_id, **options)
-    pinned = pin_tuples(ONE.pcrs)
+    pinned = pin_tuples(ONE.pcrs) if pins is None else pins
     return Trust(TrustSettings(pinned, root(), False, 1, upgrades=settings._settings))
 
 
@@ -94,6 +95,86 @@ def test_the_longer_chain_stays_in_force(served: list[Any]) -> None:
     served[:] = [short]
     with pytest.raises(enclavia.UpgradeChainError, match="withheld"):
         run(trust.mismatch(ThreadIo(), PcrMismatch("other PCRs"), trust.in_force, None))
+
+
+def test_two_that_meet_the_mismatch_at_once_follow_once(served: list[Any]) -> None:
+    """As two channels of one client that connect at the same time. One has followed before the
+    other has its chain: neither fails, and one upgrade was followed."""
+    history, short, _ = two_chains()
+    trust = trusting(history)
+    pinned = trust.in_force
+    asking, go_on = threading.Event(), threading.Event()
+
+    def waits() -> Any:
+        asking.set()
+        assert go_on.wait(HANG)
+        return short
+
+    def mismatch() -> bool:
+        return run(trust.mismatch(ThreadIo(), PcrMismatch("other PCRs"), pinned, None))
+
+    served += [waits, short]
+    answers: list[bool] = []
+    first = threading.Thread(target=lambda: answers.append(mismatch()))
+    first.start()
+    assert asking.wait(HANG)
+    assert mismatch()
+    assert trust.in_force == pin_tuples(TWO.pcrs)
+    go_on.set()
+    first.join(HANG)
+    assert answers == [True]
+    assert trust.in_force == pin_tuples(TWO.pcrs)
+    assert trust.upgrades_followed == 1
+
+
+def test_who_meets_the_mismatch_after_another_has_followed_asks_nothing(
+    served: list[Any],
+) -> None:
+    history, short, _ = two_chains()
+    trust = trusting(history)
+    pinned = trust.in_force
+    asked: list[None] = []
+
+    def counted() -> Any:
+        asked.append(None)
+        return short
+
+    served += [counted, counted]
+    assert follows(trust)
+    for _ in range(3):  # each of them had connected with the pins before
+        assert run(trust.mismatch(ThreadIo(), PcrMismatch("other PCRs"), pinned, None))
+    assert len(asked) == trust.upgrades_followed == 1
+    # Who was refused with those in force by now is told why.
+    with pytest.raises(enclavia.UpgradeChainError, match="to be the last one on it"):
+        follows(trust)
+    assert trust.in_force == pin_tuples(TWO.pcrs)
+
+
+def test_further_pins_are_kept(served: list[Any]) -> None:
+    """A chain is of PCR0 to PCR2, and says nothing of what is pinned beside them: that goes on to
+    be pinned, of each set whose version is on the chain. A set of another enclave leads nowhere."""
+    history, short, longer = two_chains()
+    three = dict(zip(("pcr0", "pcr1", "pcr2"), ONE.pcrs.as_tuple(), strict=True))
+    other = dict(
+        zip(("pcr0", "pcr1", "pcr2"), version_of("elsewhere").pcrs.as_tuple(), strict=True)
+    )
+    role, key = b"\x03" * 48, b"\x08" * 48
+    sets = [
+        enclavia.Pcrs(**three, pcr3=role, pcr8=key),
+        enclavia.Pcrs(**other, pcr8=b"\x09" * 48),
+        enclavia.Pcrs(**three, pcr16=b"\x10" * 48),
+        enclavia.Pcrs(**three, pcr3=role, pcr8=key),
+    ]
+    trust = trusting(history, pins=pin_tuples(sets))
+    served += [short, longer]
+    for version in (TWO, THREE):  # the second time from the same pins of the caller's
+        assert follows(trust)
+        first = version.pcrs.as_tuple()
+        assert trust.in_force == (
+            (*first, (3, role), (8, key)),
+            (*first, (16, b"\x10" * 48)),
+        )
+    assert trust.upgrades_followed == 2
 
 
 def elsewhere(history: Made, path: Path, chain: Any) -> Callable[[], Any]:

@@ -25,6 +25,7 @@ from enclavia._io.face import run
 from enclavia._io.loops import LoopIo
 from enclavia._io.threads import ThreadIo
 from enclavia.testing import BackendFault, Fault, LocalEnclave
+from enclavia.testing._history import version_of
 
 SECRET = "token-that-nobody-may-see"
 KINDS = ["Client", "AsyncClient", "Channel", "AsyncChannel"]
@@ -187,6 +188,31 @@ def test_the_followed_version_proves_itself_whole() -> None:
         enclave.upgrade(App("two"))
         enclave.set_faults(Fault.WRONG_NONCE)
         refused(enclavia.NonceMismatch, "", lambda: attested("Client", enclave.url, **options))
+
+
+def with_key(pcrs: enclavia.Pcrs, key: bytes) -> enclavia.Pcrs:
+    three = dict(zip(("pcr0", "pcr1", "pcr2"), pcrs.as_tuple(), strict=True))
+    return enclavia.Pcrs(**three, pcr8=key)
+
+
+@kinds
+def test_a_further_pin_stays_pinned_across_an_upgrade(kind: str) -> None:
+    """The signer of the image, here: who may authorise an upgrade cannot change it."""
+    one, two, three = (version_of(name).pcrs for name in ("one", "two", "three"))
+    ours, theirs = b"\x08" * 48, b"\x09" * 48
+    app = App("three")
+    with upgradable(pcrs=with_key(one, ours)) as enclave:
+        options = given(enclave, enclave.pcrs)
+        enclave.upgrade(App("two"), pcrs=with_key(two, ours))
+        attestation = attested(kind, enclave.url, **options)
+        assert attestation.matched.pcrs == with_key(two, ours)
+        enclave.upgrade(app, pcrs=with_key(three, theirs))
+        refused(
+            enclavia.UpgradeChainError,
+            "PCR8",
+            lambda: attested(kind, enclave.url, **options),
+        )
+        assert app.asked == 0
 
 
 def test_copies_share_and_follow() -> None:
