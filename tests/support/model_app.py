@@ -1,5 +1,6 @@
 """A small language-model server: the wire format of the OpenAI and Anthropic APIs, and a model that
-says its prompt back word by word."""
+says its prompt back word by word. Where it is given tools, it first calls the first of them with the
+prompt's last word, and says back what that returned."""
 
 from __future__ import annotations
 
@@ -13,6 +14,24 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+
+def last_text(messages: list[dict[str, Any]]) -> str:
+    """What the last message says, or the tool's result in it: a text, or blocks that have one."""
+    content: Any = messages[-1]["content"]
+    while not isinstance(content, str):
+        content = content[0].get("text") or content[0]["content"]
+    return content
+
+
+def arguments_for(schema: dict[str, Any], words: list[str]) -> dict[str, str]:
+    """The last word, as the first parameter."""
+    return {next(iter(schema["properties"])): words[-1].strip()}
+
+
+def has_result(message: dict[str, Any]) -> bool:
+    content = message["content"]
+    return not isinstance(content, str) and content[0]["type"] == "tool_result"
 
 
 class ModelServer:
@@ -32,7 +51,7 @@ class ModelServer:
         body = await request.json()
         self.asked.append({"headers": dict(request.headers), **body})
         self.before_answer(len(self.asked))
-        return body, [f"{word} " for word in body["messages"][-1]["content"].split()]
+        return body, [f"{word} " for word in last_text(body["messages"]).split()]
 
     async def _slowly(self, pieces: list[str]) -> AsyncIterator[str]:
         """The first at once, the others when the test says so."""
@@ -48,18 +67,30 @@ class ModelServer:
             error = {"message": "too many", "type": "requests", "code": "rate_limit_exceeded"}
             return JSONResponse({"error": error}, 429)
         common = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": body["model"]}
+        called = None
+        if body.get("tools") and body["messages"][-1]["role"] != "tool":
+            tool = body["tools"][0]["function"]
+            arguments = json.dumps(arguments_for(tool["parameters"], words))
+            function = {"name": tool["name"], "arguments": arguments}
+            called = {"id": "call_1", "type": "function", "function": function}
+        end = "stop" if called is None else "tool_calls"
         if not body.get("stream"):
-            message = {"role": "assistant", "content": "".join(words)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(words)}
+            if called is not None:
+                message |= {"content": None, "tool_calls": [called]}
+            choice = {"index": 0, "message": message, "finish_reason": end}
             return JSONResponse({**common, "object": "chat.completion", "choices": [choice]})
 
-        def chunk(delta: dict[str, str], end: str | None = None) -> str:
+        def chunk(delta: dict[str, Any], end: str | None = None) -> str:
             choice = {"index": 0, "delta": delta, "finish_reason": end}
             part = {**common, "object": "chat.completion.chunk", "choices": [choice]}
             return f"data: {json.dumps(part)}\n\n"
 
-        parts = [chunk({"content": word}) for word in words]
-        parts += [chunk({}, "stop"), "data: [DONE]\n\n"]
+        if called is None:
+            parts = [chunk({"content": word}) for word in words]
+        else:
+            parts = [chunk({"role": "assistant", "tool_calls": [{"index": 0, **called}]})]
+        parts += [chunk({}, end), "data: [DONE]\n\n"]
         return StreamingResponse(self._slowly(parts), media_type="text/event-stream")
 
     async def anthropic(self, request: Request) -> Response:
@@ -77,6 +108,11 @@ class ModelServer:
             "stop_sequence": None,
             "usage": {"input_tokens": 1, "output_tokens": len(words)},
         }
+        if body.get("tools") and not has_result(body["messages"][-1]):
+            tool = body["tools"][0]
+            arguments = arguments_for(tool["input_schema"], words)
+            use = {"type": "tool_use", "id": "toolu_1", "name": tool["name"], "input": arguments}
+            return JSONResponse({**message, "content": [use], "stop_reason": "tool_use"})
         if not body.get("stream"):
             return JSONResponse(message)
 

@@ -1,0 +1,294 @@
+"""Every program of docs/integrations.md is run as it stands, and reaches nothing but its enclave.
+
+A local enclave stands in for the one of the page: its URL is put in place of the example's, and its
+root in place of AWS's. The environment is that of a developer who uses all the libraries' services.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import docs_app
+import pytest
+from hub_app import FILES, HubServer
+from model_app import ModelServer
+from repository import ROOT, SUPPORT
+from support import HANG
+
+from enclavia.testing import LocalEnclave
+
+PAGE = ROOT / "docs" / "integrations.md"
+URL_IN_DOCS = '"wss://<id>.enclaves.beta.enclavia.io"'
+KEY = "key-of-the-workload"
+
+# Each would have a library send something elsewhere, or by another way. 127.0.0.1:9 is refused like
+# any other address.
+TEMPTING = {
+    "ALL_PROXY": "http://127.0.0.1:9",
+    "ANTHROPIC_API_KEY": "sk-ant-outside",
+    "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
+    "HF_ENDPOINT": "http://127.0.0.1:9",
+    "HF_TOKEN": "hf_outside",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "LANGCHAIN_API_KEY": "lsv2_outside",
+    "LANGCHAIN_TRACING_V2": "true",
+    "LANGSMITH_API_KEY": "lsv2_outside",
+    "LANGSMITH_TRACING": "true",
+    "OPENAI_API_KEY": "sk-outside",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+}
+
+_FENCE = re.compile(
+    r"(?:^<!-- run only with: (?P<needs>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Program(NamedTuple):
+    heading: str
+    code: str
+    needs: str | None
+
+
+def programs() -> tuple[str, dict[str, Program]]:
+    """What every program begins with, and the programs by heading."""
+    text = PAGE.read_text()
+    beginning: list[str] = []
+    found = {}
+    for match in _FENCE.finditer(text):
+        heading = re.findall(r"^## (.*)$", text[: match.start()], re.MULTILINE)[-1:]
+        if match["needs"] is None:
+            beginning.append(match["code"])
+        else:
+            found[heading[0]] = Program(heading[0], match["code"], match["needs"])
+    return "\n".join(beginning), found
+
+
+BEGINNING, PROGRAMS = programs()
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+    tunnel: list[str]  # connections of the extension's
+    outside: list[str]  # what else tried to reach something, one line each
+
+    def well(self) -> Ran:
+        assert self.code == 0, self.out + self.err
+        return self
+
+
+class Desk:
+    """Where programs are run."""
+
+    def __init__(self, folder: Path, watch: Path) -> None:
+        self.folder = folder
+        self.watch = watch
+        self.python = sys.executable
+
+    def write(self, heading: str, enclave: LocalEnclave, instead: dict[str, str], more: str) -> Path:
+        code = BEGINNING + PROGRAMS[heading].code
+        for old, new in instead.items():
+            assert old in code, f"the program no longer says {old!r}"
+            code = code.replace(old, new)
+        return self.write_code(code + textwrap.dedent(more), enclave)
+
+    def write_code(self, code: str, enclave: LocalEnclave) -> Path:
+        root = self.folder / "root.pem"
+        root.write_bytes(enclave.root or b"")
+        (self.folder / "status.json").write_text(json.dumps(enclave.pcrs.as_dict()))
+        code = code.replace(URL_IN_DOCS, repr(enclave.url))
+        code = code.replace("pcrs=pcrs", f"pcrs=pcrs, root={str(root)!r}")
+        program = self.folder / "program.py"
+        program.write_text(code)
+        return program
+
+    def run(self, program: Path) -> Ran:
+        log = self.folder / "connections"
+        log.unlink(missing_ok=True)
+        kept = ("LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV")
+        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        ended = subprocess.run(
+            [self.python, str(SUPPORT / "only_the_tunnel.py"), str(program)],
+            cwd=self.folder,
+            env=environment
+            | TEMPTING
+            | {
+                "CONNECT_WATCH_LOG": str(log),
+                "HOME": str(self.folder),
+                "LD_PRELOAD": str(self.watch),
+                "PYTHONPATH": str(ROOT),
+            },
+            capture_output=True,
+            text=True,
+            timeout=3 * HANG,
+        )
+        lines = log.read_text().splitlines() if log.exists() else []
+        return Ran(
+            ended.returncode,
+            ended.stdout,
+            ended.stderr,
+            [line for line in lines if line.startswith("tunnel ")],
+            [line for line in lines if not line.startswith("tunnel ")],
+        )
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not sys.platform.startswith("linux") or "ENCLAVIA_SANITIZED" in os.environ:
+        pytest.skip("a library is preloaded, which is written for Linux without sanitizers")
+    out = tmp_path_factory.mktemp("watch") / "connect_watch.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(out)]
+    subprocess.run([*command, str(SUPPORT / "connect_watch.c"), "-ldl"], check=True)
+    return out
+
+
+@pytest.fixture
+def desk(tmp_path: Path, watch: Path) -> Desk:
+    return Desk(tmp_path, watch)
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(desk: Desk) -> Run:
+    """Runs a page's program against an enclave that serves an app."""
+
+    def run(
+        heading: str, app: Any, *, instead: dict[str, str] | None = None, more: str = ""
+    ) -> Ran:
+        needs = PROGRAMS[heading].needs
+        assert needs is not None
+        if heading == "LlamaIndex":
+            desk.python = with_llama_index()
+        elif importlib.util.find_spec(needs) is None:
+            pytest.skip(f"{needs} is not installed (pip install --group integrations)")
+        with LocalEnclave(app) as enclave:
+            return desk.run(desk.write(heading, enclave, instead or {}, more))
+
+    return run
+
+
+def with_llama_index() -> str:
+    """An interpreter that has LlamaIndex, which cannot be installed beside the OpenAI SDK 3."""
+    python = os.environ.get("ENCLAVIA_LLAMAINDEX_PYTHON")
+    if python is None:
+        pytest.skip("LlamaIndex needs an environment of its own: make test-llamaindex")
+    return python
+
+
+@pytest.fixture
+def model() -> ModelServer:
+    return ModelServer()
+
+
+def keys(model: ModelServer) -> set[str]:
+    """The keys that the workload was sent."""
+    return {
+        request["headers"].get("x-api-key") or request["headers"]["authorization"][7:]
+        for request in model.asked
+    }
+
+
+def test_every_program_is_known() -> None:
+    text = PAGE.read_text()
+    assert len(re.findall(r"^```py", text, re.MULTILINE)) == len(list(_FENCE.finditer(text)))
+    tested = set(re.findall(r"run\(\s*\"([^\"]+)\", ", Path(__file__).read_text()))
+    assert set(PROGRAMS) == tested
+
+
+# ---------------------------------------------------------------------------------------------
+# The programs as they stand
+
+
+def reached_only_the_tunnel(ran: Ran) -> None:
+    ran.well()
+    assert ran.outside == []
+    assert ran.tunnel, "the watch has seen nothing at all"
+
+
+def test_langchain(run: Run, model: ModelServer) -> None:
+    ran = run("LangChain", model.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out == "Say it back  ['', 'Say ', 'it ', 'back ', '', '']\n"
+    assert [request.get("stream", False) for request in model.asked] == [False, True]
+    assert keys(model) == {KEY}
+
+
+def test_llama_index(run: Run, model: ModelServer) -> None:
+    ran = run("LlamaIndex", model.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out.split() == ["Say", "it", "back"] * 2
+    assert [request.get("stream", False) for request in model.asked] == [False, True]
+    assert keys(model) == {KEY}
+
+
+def mcp_app() -> Any:
+    """A server of the same SDK."""
+    server = pytest.importorskip("mcp.server", reason="mcp is not installed").MCPServer("sums")
+
+    @server.tool()
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    return server.streamable_http_app()
+
+
+def test_mcp(run: Run) -> None:
+    ran = run("MCP", mcp_app())
+    reached_only_the_tunnel(ran)
+    assert ran.out == "(['add'], {'result': 3})\n"
+
+
+def test_openai_agents(run: Run, model: ModelServer) -> None:
+    ran = run("OpenAI Agents", model.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out == "rain in Ghent \n"
+    assert [request["messages"][-1]["role"] for request in model.asked] == ["user", "tool"]
+    assert keys(model) == {KEY}
+
+
+def test_anthropic(run: Run, model: ModelServer) -> None:
+    ran = run("Anthropic", model.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out == "rain in Ghent \n"
+    assert len(model.asked) == 2
+    assert keys(model) == {KEY}
+
+
+def test_fastapi(run: Run) -> None:
+    ran = run(
+        "FastAPI",
+        docs_app.app,
+        more="""
+        from fastapi.testclient import TestClient
+
+        with TestClient(app) as web:
+            for number in range(2):
+                print(web.post("/scores", json={"id": number}).json())
+        """,
+    )
+    reached_only_the_tunnel(ran)
+    assert ran.out == "{'score': 0}\n{'score': 1}\n"
+    assert len(ran.tunnel) == 1, "one client serves all requests"
+
+
+def test_hugging_face_hub(run: Run) -> None:
+    server = HubServer()
+    server.offers_xet = True
+    ran = run("Hugging Face hub", server.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out == f"{len(FILES['weights.bin'])}\n"
+    assert all("authorization" not in request for request in server.asked)

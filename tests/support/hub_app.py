@@ -1,0 +1,65 @@
+"""A small hub of model files: the part of the Hugging Face hub's HTTP API that downloads use."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+XET_HASH = "ab" * 32
+REPOSITORY = "team/model"
+FILES = {"config.json": b'{"layers": 2}\n', "weights.bin": bytes(range(256)) * 2_000}
+
+
+class HubServer:
+    def __init__(self) -> None:
+        self.asked: list[dict[str, str]] = []
+        self.offers_xet = False
+        self.app = Starlette(
+            routes=[
+                Route("/team/model/resolve/{revision}/{path:path}", self.file),
+                Route("/api/models/team/model/revision/{revision}", self.about),
+                Route("/api/models/team/model/tree/{revision}", self.tree),
+            ]
+        )
+
+    def _note(self, request: Request) -> None:
+        self.asked.append({"method": request.method, "path": request.url.path, **request.headers})
+
+    async def file(self, request: Request) -> Response:
+        self._note(request)
+        content = FILES.get(request.path_params["path"])
+        if content is None:
+            return Response(status_code=404, headers={"x-error-code": "EntryNotFound"})
+        headers = {
+            "x-repo-commit": COMMIT,
+            "etag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "accept-ranges": "bytes",
+        }
+        if self.offers_xet:
+            refresh = f"{request.base_url}api/models/{REPOSITORY}/xet-read-token/{COMMIT}"
+            headers["x-xet-hash"] = XET_HASH
+            headers["link"] = f'<{refresh}>; rel="xet-auth"'
+        first = request.headers.get("range", "").removeprefix("bytes=").removesuffix("-")
+        if first:
+            headers["content-range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            content = content[int(first) :]
+        return Response(content, 206 if first else 200, headers)
+
+    async def about(self, request: Request) -> Response:
+        self._note(request)
+        siblings = [{"rfilename": name} for name in FILES]
+        return JSONResponse({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
+
+    async def tree(self, request: Request) -> Response:
+        self._note(request)
+        entries: list[dict[str, Any]] = [
+            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for name, data in FILES.items()
+        ]
+        return JSONResponse(entries)
