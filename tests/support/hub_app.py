@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 XET_HASH = "ab" * 32
+XET_STORAGE = "https://storage.invalid"
 REPOSITORY = "team/model"
 FILES = {"config.json": b'{"layers": 2}\n', "weights.bin": bytes(range(256)) * 2_000}
 
@@ -25,6 +26,7 @@ class HubServer:
                 Route("/team/model/resolve/{revision}/{path:path}", self.file),
                 Route("/api/models/team/model/revision/{revision}", self.about),
                 Route("/api/models/team/model/tree/{revision}", self.tree),
+                Route("/api/models/team/model/xet-read-token/{revision}", self.xet_token),
             ]
         )
 
@@ -55,6 +57,12 @@ class HubServer:
         self._note(request)
         siblings = [{"rfilename": name} for name in FILES]
         return JSONResponse({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
+
+    async def xet_token(self, request: Request) -> Response:
+        """Where the file would be in storage that is no part of this server."""
+        self._note(request)
+        where = {"x-xet-cas-url": XET_STORAGE, "x-xet-access-token": "read"}
+        return JSONResponse({}, headers=where | {"x-xet-token-expiration": "4000000000"})
 
     async def tree(self, request: Request) -> Response:
         self._note(request)

@@ -114,7 +114,7 @@ class Desk:
         program.write_text(code)
         return program
 
-    def run(self, program: Path) -> Ran:
+    def run(self, program: Path, *, tempting: dict[str, str] = TEMPTING) -> Ran:
         log = self.folder / "connections"
         log.unlink(missing_ok=True)
         kept = ("LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV")
@@ -123,7 +123,7 @@ class Desk:
             [self.python, str(SUPPORT / "only_the_tunnel.py"), str(program)],
             cwd=self.folder,
             env=environment
-            | TEMPTING
+            | tempting
             | {
                 "CONNECT_WATCH_LOG": str(log),
                 "HOME": str(self.folder),
@@ -132,7 +132,7 @@ class Desk:
             },
             capture_output=True,
             text=True,
-            timeout=3 * HANG,
+            timeout=HANG,
         )
         lines = log.read_text().splitlines() if log.exists() else []
         return Ran(
@@ -167,7 +167,12 @@ def run(desk: Desk) -> Run:
     """Runs a page's program against an enclave that serves an app."""
 
     def run(
-        heading: str, app: Any, *, instead: dict[str, str] | None = None, more: str = ""
+        heading: str,
+        app: Any,
+        *,
+        instead: dict[str, str] | None = None,
+        more: str = "",
+        tempting: dict[str, str] = TEMPTING,
     ) -> Ran:
         needs = PROGRAMS[heading].needs
         assert needs is not None
@@ -176,7 +181,8 @@ def run(desk: Desk) -> Run:
         elif importlib.util.find_spec(needs) is None:
             pytest.skip(f"{needs} is not installed (pip install --group integrations)")
         with LocalEnclave(app) as enclave:
-            return desk.run(desk.write(heading, enclave, instead or {}, more))
+            program = desk.write(heading, enclave, instead or {}, more)
+            return desk.run(program, tempting=tempting)
 
     return run
 
@@ -205,7 +211,7 @@ def keys(model: ModelServer) -> set[str]:
 def test_every_program_is_known() -> None:
     text = PAGE.read_text()
     assert len(re.findall(r"^```py", text, re.MULTILINE)) == len(list(_FENCE.finditer(text)))
-    tested = set(re.findall(r"run\(\s*\"([^\"]+)\", ", Path(__file__).read_text()))
+    tested = set(re.findall(r"run\(\s*\"([^\"]+)\",", Path(__file__).read_text()))
     assert set(PROGRAMS) == tested
 
 
@@ -222,7 +228,7 @@ def reached_only_the_tunnel(ran: Ran) -> None:
 def test_langchain(run: Run, model: ModelServer) -> None:
     ran = run("LangChain", model.app)
     reached_only_the_tunnel(ran)
-    assert ran.out == "Say it back  ['', 'Say ', 'it ', 'back ', '', '']\n"
+    assert ran.out == "Say it back  ['Say ', 'it ', 'back ', '', '']\n"
     assert [request.get("stream", False) for request in model.asked] == [False, True]
     assert keys(model) == {KEY}
 
@@ -292,3 +298,145 @@ def test_hugging_face_hub(run: Run) -> None:
     reached_only_the_tunnel(ran)
     assert ran.out == f"{len(FILES['weights.bin'])}\n"
     assert all("authorization" not in request for request in server.asked)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the page warns of does happen: what is turned off there is turned on again
+
+WITHOUT_PROXY = {name: value for name, value in TEMPTING.items() if "PROXY" not in name}
+
+
+def until_seen(*tries: str) -> str:
+    """Code that ends the program once all this was noted, so that no retries are waited for."""
+    return textwrap.dedent(
+        f"""
+        import os, pathlib, threading, time
+
+        def until_seen():
+            log = pathlib.Path(os.environ["CONNECT_WATCH_LOG"])
+            while not log.exists() or not all(what in log.read_text() for what in {tries!r}):
+                time.sleep(0.01)
+            os._exit(0)
+
+        threading.Thread(target=until_seen, daemon=True).start()
+        """
+    )
+
+
+def tried(ran: Ran, *tries: str) -> bool:
+    return all(any(what in line for line in ran.outside) for what in tries)
+
+
+def test_langchain_would_leave(run: Run, model: ModelServer) -> None:
+    """LangSmith, an async call without an async client, and the tables that tokens are counted by."""
+    tries = ("'api.smith.langchain.com'", "socket.connect ('127.0.0.1', ", "'openaipublic.blob")
+    ran = run(
+        "LangChain",
+        model.app,
+        instead={"langsmith.configure(enabled=False)": until_seen(*tries)},
+        more="""
+        import openai
+        from langchain_core.tracers.langchain import wait_for_all_tracers
+
+        client = Client(url, pcrs=pcrs)
+        base_url = str(client.base_url.join("/v1"))
+        one_sided = ChatOpenAI(
+            model="gpt-4o", base_url=base_url, api_key="k", max_retries=0, http_client=client
+        )
+        for act in lambda: asyncio.run(one_sided.ainvoke("x")), lambda: one_sided.get_num_tokens("x"):
+            try:
+                act()
+            except (OSError, openai.APIConnectionError):
+                pass
+        wait_for_all_tracers()
+        """,
+        tempting=WITHOUT_PROXY,
+    )
+    assert tried(ran, *tries), ran
+
+
+def test_openai_agents_would_leave(run: Run, model: ModelServer) -> None:
+    """Traces, and the SDK's WebSockets."""
+    tries = ("'api.openai.com'", "realtime/realtime.py", "responses/responses.py")
+    ran = run(
+        "OpenAI Agents",
+        model.app,
+        instead={"agents.set_tracing_disabled(True)": until_seen(*tries)},
+        more="""
+        import openai
+
+        agents.flush_traces()
+        with Client(url, pcrs=pcrs) as client:
+            sdk = openai.OpenAI(
+                base_url=client.base_url.join("/v1"), api_key="k", http_client=client
+            )
+            for manager in sdk.realtime.connect(model="m"), sdk.responses.connect():
+                try:
+                    manager.enter()
+                except OSError:
+                    pass
+        """,
+        tempting=WITHOUT_PROXY,
+    )
+    assert tried(ran, *tries), ran
+
+
+def test_mcp_would_leave(run: Run) -> None:
+    there = "socket.connect ('127.0.0.1', "
+    ran = run(
+        "MCP", mcp_app(), instead={", http_client=client)": ")"}, tempting=WITHOUT_PROXY
+    )
+    assert tried(ran, there), ran
+
+
+def test_hugging_face_hub_would_leave(run: Run) -> None:
+    """Which Python's audit hook does not see."""
+    server = HubServer()
+    server.offers_xet = True
+    there = "getaddrinfo storage.invalid by "
+    ran = run(
+        "Hugging Face hub",
+        server.app,
+        instead={'os.environ["HF_HUB_DISABLE_XET"] = "1"': until_seen(there)},
+        tempting=WITHOUT_PROXY,
+    )
+    assert tried(ran, there), ran
+    assert not tried(ran, "socket."), ran
+
+
+# ---------------------------------------------------------------------------------------------
+# The watch itself
+
+
+@pytest.mark.parametrize(
+    ("code", "noted"),
+    [
+        ("socket.create_connection(there)", "socket.connect"),
+        ("socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', there)", "socket.sendto"),
+        ("socket.socket(type=socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, there)", "socket.sendmsg"),
+        ("socket.getaddrinfo('name.invalid', 1)", "socket.getaddrinfo"),
+        ("socket.gethostbyname('name.invalid')", "socket.gethostbyname"),
+        ("native.connect(udp.fileno(), address, 16)", "connect 127.0.0.1:9 by "),
+        ("native.sendto(udp.fileno(), b'x', 1, 0, address, 16)", "sendto 127.0.0.1:9 by "),
+        ("native.getaddrinfo(b'name.invalid', None, None, None)", "getaddrinfo name.invalid by "),
+        (
+            "subprocess.run([sys.executable, '-c', 'import socket; "
+            'socket.create_connection(("127.0.0.1", 9))\'])',
+            "connect 127.0.0.1:9 by ",
+        ),
+    ],
+)
+def test_the_watch_sees(code: str, noted: str, desk: Desk) -> None:
+    beginning = """
+import ctypes, socket, struct, subprocess, sys
+
+there = ("127.0.0.1", 9)
+native = ctypes.CDLL(None)
+udp = socket.socket(type=socket.SOCK_DGRAM)
+address = struct.pack("=HH4s8x", socket.AF_INET, socket.htons(9), socket.inet_aton("127.0.0.1"))
+"""
+    program = desk.folder / "program.py"
+    program.write_text(beginning + code)
+    ran = desk.run(program)
+    assert [line.startswith(noted) for line in ran.outside] == [True], ran
+    assert not ran.tunnel
