@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 XET_HASH = "ab" * 32
+PIECE = 65_536
 XET_STORAGE = "https://storage.invalid"
 REPOSITORY = "team/model"
 FILES = {"config.json": b'{"layers": 2}\n', "weights.bin": bytes(range(256)) * 2_000}
@@ -21,6 +23,8 @@ class HubServer:
     def __init__(self) -> None:
         self.asked: list[dict[str, str]] = []
         self.offers_xet = False
+        self.ends_early = 0  # how many answers stop after the first piece
+        self.within_file: Callable[[], None] = lambda: None  # called after the first piece
         self.app = Starlette(
             routes=[
                 Route("/team/model/resolve/{revision}/{path:path}", self.file),
@@ -51,7 +55,19 @@ class HubServer:
         if first:
             headers["content-range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
             content = content[int(first) :]
-        return Response(content, 206 if first else 200, headers)
+        headers["content-length"] = str(len(content))
+        body = self._pieces(content if request.method == "GET" else b"")
+        return StreamingResponse(body, 206 if first else 200, headers)
+
+    async def _pieces(self, content: bytes) -> AsyncIterator[bytes]:
+        if not content:
+            return
+        yield content[:PIECE]
+        self.within_file()
+        if self.ends_early and len(content) > PIECE:
+            self.ends_early -= 1
+            return
+        yield content[PIECE:]
 
     async def about(self, request: Request) -> Response:
         self._note(request)

@@ -365,7 +365,6 @@ def test_openai_agents_would_leave(run: Run, model: ModelServer) -> None:
         more="""
         import openai
 
-        agents.flush_traces()
         with Client(url, pcrs=pcrs) as client:
             sdk = openai.OpenAI(
                 base_url=client.base_url.join("/v1"), api_key="k", http_client=client
@@ -375,7 +374,35 @@ def test_openai_agents_would_leave(run: Run, model: ModelServer) -> None:
                     manager.enter()
                 except OSError:
                     pass
+        agents.flush_traces()
         """,
+        tempting=WITHOUT_PROXY,
+    )
+    assert tried(ran, *tries), ran
+
+
+def test_llama_index_would_leave(run: Run, model: ModelServer) -> None:
+    """An async call without an async client, and a model that nobody has set."""
+    tries = ("socket.connect ('127.0.0.1', ", "'api.openai.com'")
+    ran = run(
+        "LlamaIndex",
+        model.app,
+        instead={"async_http_client=httpx.AsyncClient(transport=async_transport, timeout=60),": ""},
+        more=until_seen(*tries)
+        + """
+import asyncio
+
+try:
+    asyncio.run(Settings.llm.acomplete("x"))
+except Exception as error:
+    print(type(error))
+os.environ.pop("OPENAI_BASE_URL")
+Settings._llm = None
+try:
+    Settings.llm.complete("x")
+except Exception as error:
+    print(type(error))
+""",
         tempting=WITHOUT_PROXY,
     )
     assert tried(ran, *tries), ran
