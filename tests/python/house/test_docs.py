@@ -75,8 +75,9 @@ WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 # out, with a warning, where it is missing. Anything else that is missing fails.
 NOT_IN_THE_TEST_GROUP = {"pandas", "pyarrow", "tqdm"}
 
-# Whose code blocks are whole programs, which tests/fleet/test_recipes.py runs.
-OF_PROGRAMS = {"fleet.md"}
+# Whose code blocks are whole programs, which tests/fleet/test_recipes.py and
+# tests/python/integrations/test_programs.py run.
+OF_PROGRAMS = {"fleet.md", "integrations.md"}
 
 # What a module of enclavia needs, where that has another name.
 NEEDED_BY = {"dask": "distributed", "spark": "pyspark"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 import time
 import types
@@ -10,7 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hub_app import FILES, REPOSITORY, HubServer
+from hub_app import FILES, PIECE, REPOSITORY, HubServer
 from model_app import ModelServer
 from support import Face, keywords, with_client
 
@@ -330,30 +331,29 @@ class Hub:
 
     def __init__(self, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> None:
         self.library = pytest.importorskip("huggingface_hub", reason="huggingface_hub is missing")
-        self.http = self.library.utils._http
-        # What it is once the page's program has set the environment.
-        monkeypatch.setattr(self.library.constants, "HF_HUB_DISABLE_XET", True)
+        self.http = importlib.import_module("huggingface_hub.utils._http")
+        # Between its own attempts it waits for seconds.
         unhurried = types.SimpleNamespace(sleep=lambda seconds: None, time=time.time)
         monkeypatch.setattr(self.http, "time", unhurried)
-        monkeypatch.setattr(self.library.file_download, "time", unhurried)
+        monkeypatch.setattr("huggingface_hub.file_download.time", unhurried)
+        self.errors = importlib.import_module("huggingface_hub.errors")
         self.enclave = enclave
+        self.url, self.keywords = enclave.url, keywords(enclave, **PATIENT)
+        self.endpoint = f"https://{enclave.host}:{enclave.port}"
         self.cache = tempfile.TemporaryDirectory()
         self.made: list[enclavia.Client] = []
         self.with_client()
 
     def with_client(self, **options: Any) -> None:
         def make() -> enclavia.Client:
-            client = enclavia.Client(
-                self.enclave.url, **(keywords(self.enclave) | PATIENT | options)
-            )
+            client = enclavia.Client(self.url, **(self.keywords | options))
             self.made.append(client)
             return client
 
         self.library.set_client_factory(make)
 
     def get(self, name: str = "weights.bin", **options: Any) -> bytes:
-        endpoint = f"https://{self.enclave.host}:{self.enclave.port}"
-        api = self.library.HfApi(endpoint=endpoint, token=False)
+        api = self.library.HfApi(endpoint=self.endpoint, token=False)
         path = api.hf_hub_download(REPOSITORY, name, cache_dir=self.cache.name, **options)
         with open(path, "rb") as file:
             return file.read()
@@ -390,16 +390,20 @@ def test_hub_unreachable_gives_the_cached_file_or_says_why_there_is_none(hub: Hu
     hub.enclave.stop()
     hub.with_client()
     assert hub.get() == FILES["weights.bin"]
-    with pytest.raises(hub.library.errors.LocalEntryNotFoundError) as caught:
+    with pytest.raises(hub.errors.LocalEntryNotFoundError) as caught:
         hub.get("config.json")
     assert causes(caught.value)[-1] is enclavia.ConnectError
     assert len(hub.made) > 2, "the library closes its client and has another made"
 
 
-def test_hub_answers_that_stop_are_continued(hub: Hub, files: HubServer) -> None:
+def test_hub_answers_that_stop_are_continued(
+    hub: Hub, files: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last piece that the library has written, which are of 10 MB."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", PIECE)
     files.ends_early = 1
     assert hub.get() == FILES["weights.bin"]
-    assert [r.get("range") for r in files.asked if r["method"] == "GET"] == [None, "bytes=65536-"]
+    assert [r.get("range") for r in files.asked if r["method"] == "GET"] == [None, f"bytes={PIECE}-"]
 
 
 def test_hub_lost_connections_end_a_download(hub: Hub, files: HubServer) -> None:
@@ -417,8 +421,7 @@ def test_hub_refuses_the_real_one(hub: Hub) -> None:
 
 
 def test_hub_whole_repositories(hub: Hub) -> None:
-    endpoint = f"https://{hub.enclave.host}:{hub.enclave.port}"
-    api = hub.library.HfApi(endpoint=endpoint, token=False)
+    api = hub.library.HfApi(endpoint=hub.endpoint, token=False)
     folder = api.snapshot_download(REPOSITORY, cache_dir=hub.cache.name)
     for name, content in FILES.items():
         with open(f"{folder}/{name}", "rb") as file:
@@ -428,7 +431,7 @@ def test_hub_whole_repositories(hub: Hub) -> None:
 def test_hub_sends_its_timeouts(hub: Hub) -> None:
     """10 s for metadata and 10 s for files, whatever the client's are."""
     met = []
-    hub.library.utils.get_session().event_hooks = {
+    hub.http.get_session().event_hooks = {
         "request": [lambda request: met.append(request.extensions["timeout"])]
     }
     hub.get()

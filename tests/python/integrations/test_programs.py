@@ -173,6 +173,7 @@ def run(desk: Desk) -> Run:
         instead: dict[str, str] | None = None,
         more: str = "",
         tempting: dict[str, str] = TEMPTING,
+        ready: Callable[[LocalEnclave], None] = lambda enclave: None,
     ) -> Ran:
         needs = PROGRAMS[heading].needs
         assert needs is not None
@@ -181,6 +182,7 @@ def run(desk: Desk) -> Run:
         elif importlib.util.find_spec(needs) is None:
             pytest.skip(f"{needs} is not installed (pip install --group integrations)")
         with LocalEnclave(app) as enclave:
+            ready(enclave)
             program = desk.write(heading, enclave, instead or {}, more)
             return desk.run(program, tempting=tempting)
 
@@ -241,6 +243,34 @@ def test_llama_index(run: Run, model: ModelServer) -> None:
     assert keys(model) == {KEY}
 
 
+@pytest.mark.parametrize(("retries", "sent"), [("max_retries=0,", 1), ("", 12)])
+def test_llama_index_lost_connections(
+    retries: str, sent: int, run: Run, model: ModelServer
+) -> None:
+    def lose_all(enclave: LocalEnclave) -> None:
+        model.before_answer = lambda count: enclave.drop_connections()
+
+    ran = run(
+        "LlamaIndex",
+        model.app,
+        instead={
+            "max_retries=0,": retries,
+            "import httpx\n": "import time, httpx\ntime.sleep = lambda seconds: None\n",
+            'print(Settings.llm.complete("Say it back"))': """
+import openai
+try:
+    Settings.llm.complete("Say it back")
+except openai.APIConnectionError as error:
+    print(type(error.__cause__), type(error.__cause__.__cause__))
+raise SystemExit
+""",
+        },
+        ready=lose_all,
+    )
+    assert "<class 'httpx.ReadError'> <class 'enclavia.ConnectionClosed'>" in ran.out, ran
+    assert len(model.asked) == sent
+
+
 def mcp_app() -> Any:
     """A server of the same SDK."""
     server = pytest.importorskip("mcp.server", reason="mcp is not installed").MCPServer("sums")
@@ -289,6 +319,31 @@ def test_fastapi(run: Run) -> None:
     reached_only_the_tunnel(ran)
     assert ran.out == "{'score': 0}\n{'score': 1}\n"
     assert len(ran.tunnel) == 1, "one client serves all requests"
+
+
+def test_fastapi_errors(run: Run) -> None:
+    """Where the enclave is another one there is no service; where it cannot be reached, a 503."""
+    ran = run(
+        "FastAPI",
+        docs_app.app,
+        more="""
+        from fastapi.testclient import TestClient
+
+        with TestClient(app) as web:
+            away = AsyncClient("ws://127.0.0.1:1", pcrs=pcrs, patience=0)
+            app.dependency_overrides[enclave] = lambda: away
+            answer = web.post("/scores", json={"id": 1})
+            print(answer.status_code, answer.json())
+        pcrs = Pcrs(pcr0=b"1" * 48, pcr1=b"2" * 48, pcr2=b"3" * 48)
+        try:
+            with TestClient(app):
+                print("it started")
+        except enclavia.PcrMismatch:
+            print("not started")
+        """,
+    )
+    reached_only_the_tunnel(ran)
+    assert ran.out == "503 {'detail': 'ConnectError'}\nnot started\n"
 
 
 def test_hugging_face_hub(run: Run) -> None:
