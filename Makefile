@@ -6,6 +6,7 @@
 #             OPTIONS=--quick; a part is printed only: OPTIONS="--only get,rps --on rust"; a wheel beside
 #             the source tree: OPTIONS="--wheel FILE")
 # make test-fleet  long jobs on Dask, Ray and Spark, with the number of channels counted
+# make test-llamaindex  what docs/integrations.md says of LlamaIndex, in an environment of its own
 # make site   the documentation as a site with search, in build/site
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
@@ -22,7 +23,7 @@ SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 export PYTHON
 
-.PHONY: site wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-fuzz test-python test-others mutants torture clean
+.PHONY: site wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -52,7 +53,7 @@ build/installed: $(BIN)/pip setup.py pyproject.toml $(C_SOURCES)
 
 build/installed-test: build/installed pyproject.toml
 	.ci/system-packages test
-	$(BIN)/pip install --quiet --group test --group fleet --group lint --group docs
+	$(BIN)/pip install --quiet --group test --group fleet --group lint --group docs --group integrations
 	@touch $@
 
 lint: build/installed-test
@@ -84,6 +85,17 @@ test-san: build/installed-test
 # Jobs of 10 000 rows on each engine; `make test` has them with 200.
 test-fleet: build/installed-test
 	FLEET_ROWS=10000 $(BIN)/python -m pytest tests/fleet
+
+# LlamaIndex needs another release of the OpenAI SDK than the other tests have.
+build/llamaindex/installed: $(BIN)/pip pyproject.toml
+	$(PYTHON) -m venv build/llamaindex
+	build/llamaindex/bin/pip install --quiet --upgrade pip
+	build/llamaindex/bin/pip install --quiet --group llamaindex
+	@touch $@
+
+test-llamaindex: build/installed-test build/llamaindex/installed
+	ENCLAVIA_LLAMAINDEX_PYTHON=$(CURDIR)/build/llamaindex/bin/python \
+	    $(BIN)/python -m pytest tests/python/integrations/test_programs.py -k llama_index
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib

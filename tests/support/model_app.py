@@ -1,6 +1,6 @@
 """A small language-model server: the wire format of the OpenAI and Anthropic APIs, and a model that
-says its prompt back word by word. Where it is given tools, it first calls the first of them with the
-prompt's last word, and says back what that returned."""
+says its prompt back word by word. Where it is given tools, it first calls the first of them with
+the prompt's last word, and says back what that returned."""
 
 from __future__ import annotations
 

@@ -71,7 +71,9 @@ class Chat:
     """A ChatOpenAI that has a client of one kind; the other kind's is not used."""
 
     def __init__(self, face: Face, **options: Any) -> None:
-        langchain_openai = pytest.importorskip("langchain_openai", reason="langchain-openai is missing")
+        langchain_openai = pytest.importorskip(
+            "langchain_openai", reason="langchain-openai is missing"
+        )
         pytest.importorskip("langsmith").configure(enabled=False)
         name = "http_async_client" if face.is_async else "http_client"
         options[name] = face.client
@@ -83,7 +85,9 @@ class Chat:
 
     async def ask(self) -> Any:
         chat = self.chat
-        return await self.face.call(chat.ainvoke("a b") if self.face.is_async else chat.invoke("a b"))
+        return await self.face.call(
+            chat.ainvoke("a b") if self.face.is_async else chat.invoke("a b")
+        )
 
     def stream(self) -> Any:
         return self.chat.astream("a b") if self.face.is_async else self.chat.stream("a b")
@@ -322,6 +326,29 @@ def test_mcp_errors(kind: str) -> None:
         assert tools.calls == 1
 
 
+def test_an_agents_server_takes_a_function_that_makes_a_client() -> None:
+    agents_mcp = pytest.importorskip("agents.mcp", reason="openai-agents is missing")
+    tools = Tools()
+    with LocalEnclave(tools.app) as enclave:
+        made: list[enclavia.AsyncClient] = []
+
+        def make(**_: Any) -> enclavia.AsyncClient:
+            made.append(enclavia.AsyncClient(enclave.url, **keywords(enclave)))
+            return made[-1]
+
+        async def case(face: Face) -> None:
+            url = str(face.client.base_url.join("/mcp"))
+            params = {"url": url, "httpx_client_factory": make}
+            async with agents_mcp.MCPServerStreamableHttp(params=params) as server:
+                assert [tool.name for tool in await server.list_tools()] == ["add"]
+                await server.call_tool("add", {"a": 1, "b": 2})
+
+        with_client("asyncio", enclave, case)
+        assert tools.calls == 1
+        assert sum(client.stats.requests for client in made) > 0
+        assert all(client.is_closed for client in made)
+
+
 # ---------------------------------------------------------------------------------------------
 # Hugging Face hub
 
@@ -403,7 +430,10 @@ def test_hub_answers_that_stop_are_continued(
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", PIECE)
     files.ends_early = 1
     assert hub.get() == FILES["weights.bin"]
-    assert [r.get("range") for r in files.asked if r["method"] == "GET"] == [None, f"bytes={PIECE}-"]
+    assert [r.get("range") for r in files.asked if r["method"] == "GET"] == [
+        None,
+        f"bytes={PIECE}-",
+    ]
 
 
 def test_hub_lost_connections_end_a_download(hub: Hub, files: HubServer) -> None:
