@@ -97,6 +97,7 @@ PYTHON_FACES = {
     "__init__",
     "__main__",
     "dask",
+    "fsspec",
     "httpx",
     "opentelemetry",
     "ray",
