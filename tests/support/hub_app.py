@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,7 +26,8 @@ class HubServer:
         self.asked: list[dict[str, str]] = []
         self.offers_xet = False
         self.ends_early = 0  # how many answers stop after the first piece
-        self.within_file: Callable[[], None] = lambda: None  # called after the first piece
+        self.go_on = threading.Event()  # without it, answers wait after the first piece
+        self.go_on.set()
         self.app = Starlette(
             routes=[
                 Route("/team/model/resolve/{revision}/{path:path}", self.file),
@@ -63,7 +66,8 @@ class HubServer:
         if not content:
             return
         yield content[:PIECE]
-        self.within_file()
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.005)
         if self.ends_early and len(content) > PIECE:
             self.ends_early -= 1
             return
