@@ -326,6 +326,48 @@ def test_mcp_errors(kind: str) -> None:
         assert tools.calls == 1
 
 
+class Forgetful:
+    """Keeps no tokens of an OAuth login."""
+
+    async def get_tokens(self) -> None:
+        return None
+
+    async def set_tokens(self, tokens: Any) -> None:
+        raise AssertionError("there was a login")
+
+    async def get_client_info(self) -> None:
+        return None
+
+    async def set_client_info(self, client_info: Any) -> None:
+        raise AssertionError("there was a login")
+
+
+async def wants_a_login(scope: Any, receive: Any, send: Any) -> None:
+    """Names a server elsewhere, where the client is to log in."""
+    if scope["type"] == "http":
+        elsewhere = b'Bearer resource_metadata="https://login.invalid/metadata"'
+        headers = [(b"www-authenticate", elsewhere), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def test_mcp_logs_in_nowhere_else() -> None:
+    auth = pytest.importorskip("mcp.client.auth", reason="mcp is missing")
+    metadata = importlib.import_module("mcp.shared.auth").OAuthClientMetadata(
+        redirect_uris=["http://127.0.0.1:9/"]
+    )
+    with LocalEnclave(wants_a_login) as enclave:
+
+        async def case(face: Face) -> None:
+            url = str(face.client.base_url.join("/mcp"))
+            face.client.auth = auth.OAuthClientProvider(url, metadata, Forgetful())
+            with pytest.raises(ExceptionGroup) as caught:
+                await call_add(face)
+            assert ours_in(caught.value) == [enclavia.ForeignURL]
+
+        with_client("asyncio", enclave, case)
+
+
 def test_an_agents_server_takes_a_function_that_makes_a_client() -> None:
     agents_mcp = pytest.importorskip("agents.mcp", reason="openai-agents is missing")
     tools = Tools()

@@ -230,9 +230,31 @@ def reached_only_the_tunnel(ran: Ran) -> None:
 
 
 def test_langchain(run: Run, model: ModelServer) -> None:
-    ran = run("LangChain", model.app)
+    """And then with what the page names in place of tiktoken's tables."""
+    ran = run(
+        "LangChain",
+        model.app,
+        more="""
+        import openai
+        from langchain_openai import OpenAIEmbeddings
+
+        async_client = AsyncClient(url, pcrs=pcrs)
+        with Client(url, pcrs=pcrs) as client:
+            there = {
+                "base_url": str(client.base_url.join("/v1")),
+                "api_key": "key-of-the-workload",
+                "http_client": client,
+                "http_async_client": async_client,
+            }
+            print(ChatOpenAI(custom_get_token_ids=lambda text: [1, 2], **there).get_num_tokens("x"))
+            try:
+                OpenAIEmbeddings(check_embedding_ctx_length=False, **there).embed_query("x")
+            except openai.NotFoundError:
+                print("asked")
+        """,
+    )
     reached_only_the_tunnel(ran)
-    assert ran.out == "Say it back  ['Say ', 'it ', 'back ', '', '']\n"
+    assert ran.out == "Say it back  ['Say ', 'it ', 'back ', '', '']\n2\nasked\n"
     assert [request.get("stream", False) for request in model.asked] == [False, True]
     assert keys(model) == {KEY}
 
