@@ -243,6 +243,31 @@ def test_dead_links_of_markdown_are_found(tmp_path: Path) -> None:
     assert [found.rpartition(" ")[2] for found in dead_in(page)] == dead
 
 
+_BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
+_TABLE = re.compile(r"^\|.*\|\n\|(?: *:?-+:? *\|)+\n(?:\|.*\n?)*", re.MULTILINE)
+
+
+def uneven_rows(text: str) -> list[str]:
+    """Rows with another number of cells than their table's head. What is too much is dropped where
+    the page is shown; a ``|`` in code separates cells too, unless a backslash stands before it."""
+    found = []
+    for table in _TABLE.findall(_FENCE.sub("", text)):
+        head, _, *rows = table.splitlines()
+        cells = len(_BETWEEN_CELLS.findall(head))
+        found += [row for row in rows if len(_BETWEEN_CELLS.findall(row)) != cells]
+    return found
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name)
+def test_no_cell_of_a_table_is_lost(page: Path) -> None:
+    assert uneven_rows(page.read_text()) == []
+
+
+def test_uneven_rows_are_found() -> None:
+    table = "| a | b |\n| --- | --- |\n| 1 | `x \\| y` |\n| 2 | `x | y` |\n| 3 |\n\n| no table |\n"
+    assert uneven_rows(table) == ["| 2 | `x | y` |", "| 3 |"]
+
+
 # ---------------------------------------------------------------------------------------------
 # Nothing from elsewhere
 
