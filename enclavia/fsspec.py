@@ -184,7 +184,7 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
         cache_options: object = None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - a file
-        """``options``: ``read_ahead`` and ``cache_size``, as of :meth:`Client.open`."""
+        """``options``: ``read_ahead`` and ``cache_size``, as of :meth:`enclavia.Client.open`."""
         if mode == "rb":
             try:
                 return self.client.open(self._url(path), follow_redirects=True, **options)
@@ -215,7 +215,7 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
         outfile: Any = None,  # noqa: ANN401
         **options: object,
     ) -> None:
-        """Downloads a file, whole or not at all, as :meth:`Client.download` does."""
+        """Downloads a file, whole or not at all, as :meth:`enclavia.Client.download` does."""
         if outfile is not None or isfilelike(lpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **options)
             return
