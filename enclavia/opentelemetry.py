@@ -10,8 +10,8 @@ Needs ``pip install 'enclavia[opentelemetry]'``, which brings OpenTelemetry's AP
 docs/observability.md has the names of all spans, attributes and metrics.
 """
 
-# Decides which attributes a span has, and that no secret is one. Calls: _exchange, _text, _trust.
-# Locks: ``_lock``, around the set of what is counted.
+# Decides which attributes a span has, and that no secret is one. Calls: _exchange, _records,
+# _text, _trust. Locks: ``_lock``, around the set of what is counted.
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ import httpx2
 
 from ._exchange import watching
 from ._exchange.watching import Note, Watched
+from ._records import fields
 from ._text import shown
 from ._trust.receipts import Receipt
 
@@ -208,7 +209,9 @@ class _Recorder:
             elif step in _SPANS:
                 self._step(step, what, info)
         except Exception:  # a request is not to fail because it could not be recorded
-            logger.warning("an event could not be recorded", exc_info=True)
+            logger.warning(
+                "an event could not be recorded", exc_info=True, extra=fields("not_recorded")
+            )
 
     @property
     def _parent(self) -> Context:

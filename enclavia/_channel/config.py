@@ -1,7 +1,7 @@
 """What it takes to open one channel: checked once, immutable, picklable (no keys, no sockets).
 
 Decides which settings are refused before anything is connected. Calls: _arguments, _core, _errors,
-_identity, _io, _trust. Locks: none.
+_identity, _io, _records, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .._identity.pins import (
     checked_pins,
     read_root,
 )
+from .._records import fields
 from .._trust.hook import checked_hook, refuse_async
 from .._trust.receipts import Facts, Receipt
 from .._trust.sources import (
@@ -202,10 +203,20 @@ class ChannelConfig(NamedTuple):
     def open(self) -> _core.Channel:
         """Starts connecting."""
         if self.debug_mode:
-            logger.warning("debug mode: the identity of %s will not be proven", self.url.authority)
+            logger.warning(
+                "debug mode: the identity of %s will not be proven",
+                self.url.authority,
+                extra=fields("debug_mode", self.url.authority),
+            )
         if self.url.tls and not self.verify:
-            logger.warning("TLS certificate of %s will not be verified", self.url.authority)
-        logger.info("connecting to %s", self.url.authority)
+            logger.warning(
+                "TLS certificate of %s will not be verified",
+                self.url.authority,
+                extra=fields("tls_unverified", self.url.authority),
+            )
+        logger.info(
+            "connecting to %s", self.url.authority, extra=fields("connecting", self.url.authority)
+        )
         return _core.Channel(
             host=self.url.host,
             port=self.url.port,
@@ -227,7 +238,12 @@ class ChannelConfig(NamedTuple):
             return self.open()
         from .via import ViaChannel  # seldom, and slow to import
 
-        logger.info("reaching %s via %s", self.url.authority, self.via)
+        logger.info(
+            "reaching %s via %s",
+            self.url.authority,
+            self.via,
+            extra=fields("reaching_via", self.url.authority),
+        )
         return ViaChannel(self.url, self.policy(), self.via)
 
     def _ca_file(self) -> str | None:

@@ -4,7 +4,7 @@ Each operation is a coroutine over :class:`enclavia._io.face.Io`: the blocking c
 step, the awaiting ones await it. Decides who owns a slot, a request or a stream while something is
 waited for, and gives it back where the waiting ends in any other way than with success.
 
-Calls: _arguments, _core, _errors, _identity, _io, _text, _trust. Locks: none.
+Calls: _arguments, _core, _errors, _identity, _io, _records, _text, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .._arguments import byte_view
 from .._errors import PcrMismatch, ReadTimeout
 from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
+from .._records import fields
 from .._text import shown
 from .._trust.hook import tell
 from .._trust.receipts import Receipt
@@ -86,6 +87,7 @@ def log_verified(config: ChannelConfig, raw: Mapping[str, object], what: str = "
         config.url.authority,
         raw["form"],
         shown(str(raw["module_id"] or "")) or "-",
+        extra=fields("verified_again" if what else "verified", config.url.authority),
     )
 
 

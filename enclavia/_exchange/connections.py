@@ -11,7 +11,7 @@ Carries out what :mod:`enclavia._pool` decides. Knows nothing of HTTP. Each step
     tunnel  validity  timeouts    the channel, the times of its document, and a request's patience
 
 Decides which channels a request does not take although the pool gives them. Calls: _channel, _core,
-_errors, _io, _pool. Locks: none.
+_errors, _io, _pool, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .._io.face import Io, deadline_of, now
 from .._pool.kinds import Job, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
+from .._records import fields
 from . import watching
 from .connecting import Connecting
 from .pinning import Pinning
@@ -153,7 +154,12 @@ class Connections:
             return
         for tunnel in self.pool.handles():
             if tunnel.core.state == "open" and not self.pinning.holds(tunnel):
-                logger.info("%s matches the pins no more", self.pinning.config.url.authority)
+                authority = self.pinning.config.url.authority
+                logger.info(
+                    "%s matches the pins no more",
+                    authority,
+                    extra=fields("pins_changed", authority),
+                )
                 tunnel.retire()
         self.pool.settle(now())
 

@@ -3,7 +3,8 @@ safe. The connections may be the transport's own, or shared with other transport
 carries cookies, credentials and counts is always its own.
 
 Decides which requests may go to the enclave; retry.py decides whether one is sent again. Calls:
-_channel, _errors, _http1, _identity, _io, _pool, _trust. Locks: ``_lock``, around its counters.
+_channel, _errors, _http1, _identity, _io, _pool, _records, _trust. Locks: ``_lock``, around its
+counters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .._http1.head import remembering
 from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
+from .._records import fields
 from .._trust.receipts import Receipt
 from . import watching
 from .connections import Connections, Use
@@ -172,6 +174,12 @@ class Engine:
                     request.method,
                     "no answer yet" if attempt.sent else "nothing was sent",
                     error,
+                    extra=fields(
+                        "request_sent_again",
+                        self.config.url.authority,
+                        attempt=resent + unsent + 1,
+                        error=error,
+                    ),
                 )
             except BaseException:
                 await exchange.abandon()

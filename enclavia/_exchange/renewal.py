@@ -2,7 +2,7 @@
 first one.
 
 Decides who asks, and what becomes of a channel that gives none. Calls: _core, _errors, _identity,
-_io, _trust. Locks: none.
+_io, _records, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .. import _core
 from .._errors import AttestationRefused, ConnectTimeout, EnclaviaError, ReadTimeout
 from .._identity.pins import pcr_bytes
 from .._io.face import SHORTEST, Io, deadline_of, now
+from .._records import fields
 from .._trust.receipts import Receipt
 from .pinning import Pinning
 from .timeouts import Timeouts
@@ -46,7 +47,11 @@ class Renewal:
         """Where it is time to. Whether a request may still begin on the channel."""
         authority = self._pinning.config.url.authority
         if now() >= tunnel.validity.ends_at and self._reconnects:
-            logger.info("the document of %s has ended: connecting anew", authority)
+            logger.info(
+                "the document of %s has ended: connecting anew",
+                authority,
+                extra=fields("document_ended", authority),
+            )
             return False
         if not isinstance(tunnel.core, _core.Channel):
             return not self._reconnects  # the forwarder has a newer one for who asks it again
@@ -66,9 +71,19 @@ class Renewal:
             tunnel.give_turn()
         if not self._reconnects and tunnel.alive and now() < tunnel.validity.ends_at:
             tunnel.validity = tunnel.validity.asked_in_vain(now())
-            logger.warning("no fresh document of %s yet: %s", authority, error)
+            logger.warning(
+                "no fresh document of %s yet: %s",
+                authority,
+                error,
+                extra=fields("no_fresh_document", authority, error=error),
+            )
             return True
-        logger.warning("no fresh document of %s, so its channel is given up: %s", authority, error)
+        logger.warning(
+            "no fresh document of %s, so its channel is given up: %s",
+            authority,
+            error,
+            extra=fields("channel_given_up", authority, error=error),
+        )
         if not self._reconnects:
             tunnel.retire()
             raise error
@@ -130,7 +145,12 @@ class Renewal:
             try:
                 await trust.verified(self._io, receipt, deadline)
             except AttestationRefused as error:
-                logger.warning("a channel to %s is closed: %s", config.url.authority, error)
+                logger.warning(
+                    "a channel to %s is closed: %s",
+                    config.url.authority,
+                    error,
+                    extra=fields("attestation_refused", config.url.authority, error=error),
+                )
                 tunnel.retire()
                 tunnel.close()
                 raise

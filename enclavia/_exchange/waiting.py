@@ -1,7 +1,7 @@
 """A request waits for its turn, as long as its timeouts allow, and connects where that falls to it.
 
 Decides how long a request waits for a connection and for an attempt to connect, and what its error
-says. Calls: _errors, _io, _pool. Locks: none.
+says. Calls: _errors, _io, _pool, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .._io.face import Io, Waiter, now, time_left
 from .._pool.kinds import Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Ticket
+from .._records import fields
 from .connecting import Connecting
 from .pinning import Pinning
 from .timeouts import Timeouts, earlier, is_before
@@ -111,7 +112,14 @@ class Waiting:
         # An outage may last for hours: its first failure is a warning, those alike are not.
         alike = str(error) == str(self._pool.last_error)
         level = logging.INFO if alike else logging.WARNING
-        logger.log(level, "cannot connect to %s: %s", self._pinning.config.url.authority, error)
+        authority, attempt = self._pinning.config.url.authority, self._pool.failures + 1
+        logger.log(
+            level,
+            "cannot connect to %s: %s",
+            authority,
+            error,
+            extra=fields("connect_failed", authority, attempt=attempt, error=error),
+        )
         self._pool.connect_failed(ticket, error, now())
 
     def _allowed(self, phase: Phase, timeouts: Timeouts) -> float | None:

@@ -1,6 +1,6 @@
 """Taking connections from a socket that listens, within what the process has room for.
 
-Decides when the next connection is taken. Calls: _io. Locks: none.
+Decides when the next connection is taken. Calls: _io, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .._io.local import LocalSocket
+from .._records import fields
 from .counters import Counters
 from .sockets import OUT_OF_DESCRIPTORS
 
@@ -101,6 +102,7 @@ class Acceptor:
                 "cannot take more connections: %s; raise the limit on open files (ulimit -n, "
                 "LimitNOFILE=), or close connections that are not used",
                 error.strerror,
+                extra=fields("out_of_descriptors", error=error),
             )
         self._counters.out_of_descriptors += 1
         self._suspend()

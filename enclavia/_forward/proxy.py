@@ -1,7 +1,8 @@
 """The http way: a reverse proxy to the workload. Requests are read by uvicorn, checked here, and
 sent over a verified channel by the same engine as a client's.
 
-Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange. Locks: none.
+Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange, _records.
+Locks: none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .._errors import (
     ReadTimeout,
     WriteTimeout,
 )
+from .._records import fields
 from .control import answer
 
 if TYPE_CHECKING:
@@ -215,7 +217,11 @@ class ProxyApp:
                 body = json.dumps({"error": error_fields(error)}).encode()
                 await answer(send, _status_of(error), body)
             else:
-                logger.info("an answer was broken off: %s", error)
+                logger.info(
+                    "an answer was broken off: %s",
+                    error,
+                    extra=fields("answer_broken_off", error=error),
+                )
                 await _break_off(scope)
         finally:
             watcher.cancel()

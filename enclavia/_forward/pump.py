@@ -5,7 +5,7 @@ future and a task's step. Nothing is read from one side before the other has tak
 so each side's pace is the other's.
 
 Decides when each side is read, and how a connection ends. Calls: _channel, _core, _errors,
-_exchange, _io, _pool. Locks: none.
+_exchange, _io, _pool, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .. import _core
 from .._channel.operations import start_stream
 from .._errors import ConnectionClosed, EnclaviaError, ForkedError, StateError
 from .._io.face import Io, now
+from .._records import fields
 
 if TYPE_CHECKING:
     from .._exchange.tunnel import IdleStream, Tunnel
@@ -115,7 +116,11 @@ class Pump:
             self._finish()
             return
         except (EnclaviaError, OSError) as error:
-            logger.info("a connection could not be served: %s", error)
+            logger.info(
+                "a connection could not be served: %s",
+                error,
+                extra=fields("connection_not_served", error=error),
+            )
             owner.counters.failed += 1
             self._abort()
             return
@@ -263,7 +268,9 @@ class Pump:
         try:
             data = stream.read(_READ, 0)
         except (EnclaviaError, ValueError) as error:
-            logger.info("a connection was lost: %s", error)
+            logger.info(
+                "a connection was lost: %s", error, extra=fields("connection_lost", error=error)
+            )
             self._owner.counters.failed += 1
             self._abort()
             return

@@ -1,7 +1,7 @@
 """The forwarder itself: listeners, channels and connections in one event loop.
 
 Decides who may come, and whether a channel may still be used. Calls: _arguments, _channel, _core,
-_errors, _exchange, _identity, _io, _pool, _trust. Locks: none.
+_errors, _exchange, _identity, _io, _pool, _records, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .._io.local import LocalSocket, peer_uid
 from .._io.loops import LoopIo
 from .._pool.kinds import Job
 from .._pool.ticket import Lease
+from .._records import fields
 from .accepting import Acceptor
 from .control import ControlApp
 from .counters import Counters
@@ -178,7 +179,12 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_gone.wait(), 0.1)
         if self._pumps:
-            logger.warning("%d connections were cut after %g s", len(self._pumps), timeout)
+            logger.warning(
+                "%d connections were cut after %g s",
+                len(self._pumps),
+                timeout,
+                extra=fields("connections_cut"),
+            )
 
     async def close(self) -> None:
         self.draining = True
@@ -234,11 +240,15 @@ class Server:
         try:
             uid = peer_uid(sock)
         except OSError as error:
-            logger.warning("a connection of an unknown user was refused: %s", error)
+            logger.warning(
+                "a connection of an unknown user was refused: %s",
+                error,
+                extra=fields("user_refused", error=error),
+            )
         else:
             if uid in (os.geteuid(), 0):
                 return True
-            logger.warning("a connection of user %d was refused", uid)
+            logger.warning("a connection of user %d was refused", uid, extra=fields("user_refused"))
         self.counters.refused += 1
         return False
 
@@ -364,7 +374,11 @@ class Server:
             await self.connections.renew_pins(self.engine.timeouts)
         except EnclaviaError as error:
             if self.made:
-                logger.warning("channels end, since no pins are in force: %s", error)
+                logger.warning(
+                    "channels end, since no pins are in force: %s",
+                    error,
+                    extra=fields("pins_unavailable", error=error),
+                )
             self._refuse_unless(lambda tunnel: False)
         else:
             self._refuse_unless(self.pinning.holds)

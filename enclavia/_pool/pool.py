@@ -117,6 +117,11 @@ class Pool(Generic[C, L]):
         return self._outage.phase
 
     @property
+    def failures(self) -> int:
+        """How many attempts to connect have failed since one came to an end."""
+        return self._outage.failures
+
+    @property
     def last_error(self) -> Exception | None:
         """Why the last attempt to connect failed, where none succeeded since."""
         return self._outage.last_error

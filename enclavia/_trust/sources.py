@@ -6,8 +6,8 @@ answers belongs to one engine, or to one channel: :class:`Answers` and :class:`A
 decides what becomes of a channel; both say which pins are in force now, or why none are.
 
 Decides how long an answer is used, and when the next one is asked for. Calls: _arguments, _core,
-_errors, _identity, _io, _public, _text. Locks: ``_lock`` (of Answers), around what is known; never
-held while the callable runs, nor while anything is waited for.
+_errors, _identity, _io, _public, _records, _text. Locks: ``_lock`` (of Answers), around what is
+known; never held while the callable runs, nor while anything is waited for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .._identity.pcrs import Pcrs
 from .._identity.pins import Pins, PinTuples, checked_pins
 from .._io.face import Io, Waiter, now, time_left
 from .._public import public
+from .._records import fields
 from .._text import text_of
 from .hook import within
 from .versions import AllowedVersion, AllowedVersions, pins_of
@@ -233,6 +234,7 @@ class Allowed:
                 "the policy allows the version %s for %.1f more days only",
                 version.name,
                 (version.not_after - present) / 86_400,
+                extra=fields("version_ends_soon"),
             )
 
 
@@ -441,7 +443,7 @@ class Answers:
                 if answered:
                     self._pins = None  # with others than these
         if failure is not None:
-            logger.warning("%s", failure)
+            logger.warning("%s", failure, extra=fields("pins_unavailable", error=failure))
         self._end(question)
 
     def _checked(self, answer: object) -> PinTuples:

@@ -1,8 +1,8 @@
 """Follows an enclave's authorised upgrades: asks the backend, walks the chain, remembers how far.
 
 Decides when a chain is asked for, and that a walk is not made twice. Calls: _arguments, _errors,
-_identity, _io, _public. Locks: ``_lock`` of the module, around the walks that are remembered, and
-that of a Follower, around the chain that it saw last.
+_identity, _io, _public, _records. Locks: ``_lock`` of the module, around the walks that are
+remembered, and that of a Follower, around the chain that it saw last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .._errors import ConnectTimeout, EnclaviaError, PcrMismatch
 from .._identity.pins import PinTuples
 from .._io.face import Io, time_left
 from .._public import public
+from .._records import fields
 from .backend import checked_backend, checked_token, fetch_chain
 from .chain import Rules, UpgradeChain, checked_enclave_id, walked
 from .high_water import HighWater, checked_high_water, keep, load
@@ -248,6 +249,7 @@ class Follower:
             upgrades.enclave_id,
             len(chain.links),
             chain.image_digest,
+            extra=fields("upgrade_followed"),
         )
         return newest
 

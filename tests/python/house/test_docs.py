@@ -73,14 +73,14 @@ WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 
 # What the examples need beyond pyproject.toml's group "test", and what came to that lately: left
 # out, with a warning, where it is missing. Anything else that is missing fails.
-NOT_IN_THE_TEST_GROUP = {"fsspec", "pandas", "pyarrow", "tqdm"}
+NOT_IN_THE_TEST_GROUP = {"fsspec", "opentelemetry.sdk", "pandas", "pyarrow", "tqdm"}
 
 # Whose code blocks are whole programs, which tests/fleet/test_recipes.py and
 # tests/python/integrations/test_programs.py run.
 OF_PROGRAMS = {"fleet.md", "integrations.md"}
 
 # What a module of enclavia needs, where that has another name.
-NEEDED_BY = {"dask": "distributed", "spark": "pyspark"}
+NEEDED_BY = {"dask": "distributed", "opentelemetry": "opentelemetry.sdk", "spark": "pyspark"}
 
 _BLOCK = re.compile(
     r"(?:^<!-- run only with: (?P<needs>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$",
@@ -505,7 +505,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def public_members() -> Iterator[tuple[str, object]]:
     """Every class, function, method and property that users are told of, by its full name."""
-    extras = ("dask", "fsspec", "httpx", "ray", "requests", "spark")
+    extras = ("dask", "fsspec", "httpx", "opentelemetry", "ray", "requests", "spark")
     names = [f"enclavia.{extra}" for extra in extras if installed(NEEDED_BY.get(extra, extra))]
     for name in ("enclavia", "enclavia.testing", *names):
         module = importlib.import_module(name)

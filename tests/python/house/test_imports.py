@@ -18,7 +18,7 @@ from repository import ROOT
 # use is imported where it is used, or by enclavia.__getattr__.
 EAGER = frozenset(
     """
-    _arguments _build_info _core _errors _public _text
+    _arguments _build_info _core _errors _public _records _text
     _channel _channel.config _channel.operations _channel.options _channel.payload
     _channel.trust_store _channel.url
     _client _client.client _client.configured _client.fast_path _client.files

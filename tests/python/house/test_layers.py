@@ -69,7 +69,7 @@ OF_ONE_SYSTEM = re.compile(
 
 # The packages of enclavia/ in the order in which they are built upon each other. Each knows itself,
 # GROUND, and these.
-GROUND = {"_core", "_errors", "_text", "_arguments", "_interpreter", "_public"}
+GROUND = {"_core", "_errors", "_text", "_arguments", "_interpreter", "_public", "_records"}
 PYTHON_LAYERS = {
     "_identity": set(),
     "_io": set(),
@@ -113,6 +113,7 @@ PYTHON_GROUND = {
     "_arguments": set(),
     "_interpreter": set(),
     "_public": set(),
+    "_records": set(),
     "_errors": {"_public", "_text"},
     "_libraries": set(),
     "_build_info": {"_core"},
