@@ -21,6 +21,7 @@ __all__ = [
     "RootCertificate",
     "checked_leeway",
     "checked_pins",
+    "indexed",
     "matching_set",
     "pcr_bytes",
     "pin_tuples",
@@ -66,13 +67,18 @@ def matching_set(
     """Which of the sets a document that was verified before agrees with, by the rule of the core:
     each pinned PCR is there and equal; in debug mode one that is not there is passed over."""
     for number, pin_set in enumerate(pins):
-        pinned: Any = (*enumerate(pin_set[:3]), *pin_set[3:])
         if all(
             measured.get(index) == value or (debug_mode and index not in measured)
-            for index, value in pinned
+            for index, value in indexed(pin_set)
         ):
             return number
     return None
+
+
+def indexed(pin_set: PinSet) -> tuple[tuple[int, bytes], ...]:
+    """Each pinned PCR of the set with its index."""
+    pinned: Any = (*enumerate(pin_set[:3]), *pin_set[3:])
+    return pinned  # type: ignore[no-any-return]
 
 
 def checked_pins(pcrs: Pins, debug_mode: bool) -> PinTuples | None:

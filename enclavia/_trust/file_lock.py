@@ -1,19 +1,21 @@
-"""A file's lock, for as long as one process changes what it protects.
+"""What a change of a file needs that other processes change too: its lock, for as long as one of
+them changes it, and afterwards its name on the disk.
 
-Decides how long it is waited for, and that it ends with the change. Calls: nothing of the package.
-Locks: flock(2) on the file.
+Decides how long the lock is waited for, and that it ends with the change. Calls: nothing of the
+package. Locks: flock(2) on the file.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["LOCK_WAIT", "lock_deadline", "locked"]
+__all__ = ["LOCK_WAIT", "lock_deadline", "locked", "sync_folder"]
 
 LOCK_WAIT: Final = 10.0
 """Seconds for which the lock is waited for. Who holds it writes one small file, so after so long a
@@ -57,3 +59,12 @@ def _lock(descriptor: int, deadline: float, path: str) -> None:
                 path,
             )
         time.sleep(_PAUSE)
+
+
+def sync_folder(path: str) -> None:
+    """A file's name is on the disk once its folder is (fsync(2))."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

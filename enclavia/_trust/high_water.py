@@ -15,7 +15,7 @@ from typing import Final
 
 from .._arguments import path_text
 from .._errors import EnclaviaError
-from .file_lock import lock_deadline, locked
+from .file_lock import lock_deadline, locked, sync_folder
 from .mark import Mark
 from .served import failed
 
@@ -134,8 +134,4 @@ def _replace(path: str, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(path)

@@ -23,6 +23,7 @@ from .._identity.pins import read_root
 from .._public import public
 from .._text import shown
 from .backend import checked_token
+from .once import KeyTwice, once
 from .served import read_uuid
 from .upgrades import TrustUpgrades
 from .versions import AllowedVersion, AllowedVersions
@@ -225,22 +226,15 @@ def _read(text: object) -> object:
             raise ValueError("expected UTF-8 text, got what is not UTF-8") from None
     try:
         if text.lstrip()[:1] == "{":
-            return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+            return json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
         return tomllib.loads(text)
+    except KeyTwice as error:
+        raise ValueError(f"expected each key once, got {error}") from None
     except RecursionError:
         raise ValueError("expected a few tables, got ones that are nested too deep") from None
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         kind = "JSON" if isinstance(error, json.JSONDecodeError) else "TOML"
         raise ValueError(f"expected TOML or JSON, got what is no {kind}: {error}") from None
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"expected each key once, got {shown(twice)!r} twice")
-    return table
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -24,7 +24,7 @@ from typing import Final
 
 from .._arguments import path_text, whole
 from .._public import public
-from .file_lock import lock_deadline, locked
+from .file_lock import lock_deadline, locked, sync_folder
 from .receipts import Receipt
 
 __all__ = ["Receipts"]
@@ -119,7 +119,7 @@ class Receipts:
             descriptor = os.open(self._path, flags)
         except FileNotFoundError:
             descriptor = os.open(self._path, flags | os.O_CREAT, _MODE)
-            _sync_folder(self._path)
+            sync_folder(self._path)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "expected a regular file, got another kind", self._path)
@@ -161,7 +161,7 @@ class Receipts:
             numbers.append(number)
             for old in numbers[: max(0, len(numbers) - self._keep)]:
                 Path(f"{self._path}.{old}").unlink(missing_ok=True)
-        _sync_folder(self._path)
+        sync_folder(self._path)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Receipts):
@@ -197,12 +197,3 @@ def _cut(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
     except OSError:
         return  # what was written stays; the next line begins behind its end
-
-
-def _sync_folder(path: str) -> None:
-    """A name is on the disk once its folder is (fsync(2))."""
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,7 @@ from .. import _core
 from .._arguments import value_shown
 from .._errors import ReceiptError, StateError
 from .._identity.attestation import Attestation
-from .._identity.pins import PinNames, RootCertificate, pin_tuples, read_root
+from .._identity.pins import PinNames, RootCertificate, indexed, pin_tuples, read_root
 from .._public import public
 from .versions import AllowedVersions, pins_of
 
@@ -56,7 +56,7 @@ class Facts(NamedTuple):
     """The forwarder by way of which the enclave is reached."""
     reason: str
     """``"connect"``: a new channel's first document. ``"fresh"``: a later one of the same."""
-    pins: Sequence[Any] | None
+    pins: Sequence[PinSet] | None
     """The sets that were pinned, as the core has them."""
     root: bytes | None
     """The root certificate, PEM or DER. None: AWS's."""
@@ -358,10 +358,8 @@ def _checked(form: str, facts: Facts) -> list[str]:
     return checks
 
 
-def _named(pins: Sequence[Any]) -> dict[str, str]:
-    """PCR0 to PCR2 stand first in a set; what follows are pairs of an index and a value."""
-    named = {f"PCR{index}": value.hex() for index, value in enumerate(pins[:3])}
-    return named | {f"PCR{index}": value.hex() for index, value in pins[3:]}
+def _named(pins: PinSet) -> dict[str, str]:
+    return {f"PCR{index}": value.hex() for index, value in indexed(pins)}
 
 
 def _set_of(named: Mapping[str, str]) -> tuple[Any, ...]:
@@ -435,25 +433,22 @@ def _check_together(fields: Mapping[str, Any]) -> None:
 
 
 def _parse(line: str | bytes | bytearray) -> object:
+    from .once import KeyTwice, once  # few programs read receipts
+
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
         return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_no_number
+            text, object_pairs_hook=once, parse_constant=_no_number, parse_float=_no_number
         )
     except ReceiptError:
         raise
+    except KeyTwice as error:
+        _refuse(f"JSON with {error}")
     except UnicodeDecodeError:
         _refuse("what is not UTF-8")
     except (ValueError, RecursionError) as error:
         # Of an absurd number Python's message is as good as any.
         _refuse(f"what is no JSON: {error}")
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        _refuse("JSON with a key given twice")
-    return made
 
 
 def _no_number(text: str) -> NoReturn:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from .. import _core
 from .._errors import DocumentError, UpgradeChainError
 from .._identity.pcrs import Pcrs
+from .once import KeyTwice, once
 
 __all__ = [
     "MOST_BYTES",
@@ -84,15 +85,6 @@ def failed(reason: str, link: int | None = None, kind: str = "") -> UpgradeChain
 # -- JSON -------------------------------------------------------------------------------------
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f"expected each key of an object once, got {twice[:40]!r} twice")
-    return found
-
-
 def _integer(digits: str) -> int:
     if len(digits) > _DIGITS:
         raise _Refused(f"expected numbers of at most {_DIGITS} digits, got {len(digits)}")
@@ -114,7 +106,7 @@ class _Refused(ValueError):
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_pairs,
+    object_pairs_hook=once,
     parse_int=_integer,
     parse_float=_real,
     parse_constant=_constant,
@@ -141,6 +133,8 @@ def read_json(what: str, text: str | bytes) -> object:
         return _DECODER.decode(text)
     except _Refused as error:
         raise failed(f"{what}: {error}") from None
+    except KeyTwice as error:
+        raise failed(f"{what}: expected each key of an object once, got {error}") from None
     except (ValueError, RecursionError):
         raise failed(f"{what}: expected JSON, got what is none") from None
 

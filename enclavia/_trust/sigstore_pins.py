@@ -27,6 +27,7 @@ from .._errors import SigstoreError
 from .._identity.pcrs import Pcrs
 from .._public import public
 from .._text import shown, text_of
+from .once import once
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -322,22 +323,12 @@ def _pcrs_of(content: bytes, name: str) -> Pcrs:
 
 def _object(content: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise SigstoreError(f"{name}: expected one JSON object, got {text_of(error)}") from None
     if not isinstance(value, dict):
         _refuse(name, "one JSON object", _value(value))
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers that take the first of two equal keys and readers that take the last would differ."""
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)!r} twice")
-    return table
 
 
 def _value(value: object) -> str:

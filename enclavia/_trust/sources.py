@@ -25,7 +25,7 @@ from .. import _core
 from .._arguments import is_async, seconds
 from .._errors import EnclaviaError, PcrMismatch, PinsUnavailable, PolicyExpired
 from .._identity.pcrs import Pcrs
-from .._identity.pins import Pins, PinTuples, checked_pins
+from .._identity.pins import Pins, PinTuples, checked_pins, indexed
 from .._io.face import Io, Waiter, now, time_left
 from .._public import public
 from .._records import fields
@@ -207,8 +207,7 @@ class Allowed:
     def refusal(self, error: PcrMismatch) -> EnclaviaError | None:
         left = self._source.in_force(wall())
         for version in self._source.versions:
-            pinned: Any = (*enumerate(version.pins[:3]), *version.pins[3:])
-            if version not in left and (error.index, error.actual) in pinned:
+            if version not in left and (error.index, error.actual) in indexed(version.pins):
                 return self._expired([version])
         return None
 

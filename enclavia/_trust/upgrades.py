@@ -180,9 +180,8 @@ class Follower:
         self._root = root
         self._debug_mode = debug_mode
         self._clock_leeway = clock_leeway
-        self._seen: Mark | None = None
-        self._newest: PinTuples | None = None
-        """Where that chain leads to."""
+        self._reached: tuple[Mark, PinTuples] | None = None
+        """How far that chain was seen, and where it leads to."""
         self._lock = threading.RLock()  # a destructor may come by in between
 
     async def follow(
@@ -198,7 +197,7 @@ class Follower:
     def overtaken(self, followed: PinTuples) -> bool:
         """Whether a longer chain was seen while this result was on its way: it is not to be used
         then, since an earlier version would come into force."""
-        return self._newest != followed
+        return self._reached is None or self._reached[1] != followed
 
     async def _follow(self, io: Io[Any], pins: PinTuples, deadline: float | None) -> PinTuples:
         for _ in range(_TRIES):
@@ -217,7 +216,7 @@ class Follower:
         has seen since this one was asked for: the backend may have more to show by now. One that
         does not extend what was seen before that is refused."""
         upgrades = self._upgrades
-        seen = self._seen
+        seen = None if self._reached is None else self._reached[0]
         kept = await self._asked(io, load, (upgrades.high_water,), deadline)
         row, links = await fetch_chain(
             io, upgrades.backend, upgrades.enclave_id, upgrades.token, deadline
@@ -257,10 +256,9 @@ class Follower:
         """Compared and remembered in one step: another connection may be following too, and may
         have been served more. False where it was."""
         with self._lock:
-            if self._seen is not None and not self._seen.is_extended_by(mark):
+            if self._reached is not None and not self._reached[0].is_extended_by(mark):
                 return False
-            self._seen = mark
-            self._newest = newest
+            self._reached = mark, newest
             return True
 
     async def _asked(

@@ -54,6 +54,9 @@ PYTHON_TESTS = (
     "tests/python/trust/test_upgrade_chain.py",
     "tests/python/trust/test_upgrade_texts.py",
     "tests/python/trust/test_policy_file.py::test_which_versions_are_allowed",
+    "tests/python/trust/test_receipts.py::test_the_name_of_the_version_is_a_statement",
+    "tests/python/trust/test_receipts.py::test_the_name_is_compared_with_a_policy",
+    "tests/python/trust/test_receipts.py::test_a_policy_is_that_of_the_time",
     "tests/python/trust/test_policy.py::test_what_matched_has_its_name",
     "tests/python/trust/test_policy.py::test_which_of_them_are_in_force",
     "tests/python/trust/test_policy.py::test_none_is_in_force_after_the_last_end",
@@ -107,9 +110,13 @@ PYTHON_FUNCTIONS = {
         "_Walk.result",
     ),
     "enclavia/_trust/mark.py": ("Mark._of", "Mark.expect_extended_by", "_digest"),
+    "enclavia/_trust/once.py": ("once",),
     "enclavia/_trust/policy.py": ("Policy.allowed",),
+    "enclavia/_trust/receipts.py": (
+        "Receipt._verified_by",
+        "_check_together: fields['version'] is not None and (not matches)",
+    ),
     "enclavia/_trust/served.py": (
-        "_pairs",
         "_integer",
         "_real",
         "_check_depth",
@@ -133,7 +140,6 @@ PYTHON_FUNCTIONS = {
         "nanoseconds",
     ),
     "enclavia/_trust/sources.py": (
-        "AllowedVersions.in_force",
         "Allowed.due",
         "Allowed.pins",
         "Allowed.refusal",
@@ -143,6 +149,7 @@ PYTHON_FUNCTIONS = {
         "Answers._note: answered",
         "Answers._checked",
     ),
+    "enclavia/_trust/versions.py": ("AllowedVersions.in_force",),
 }
 
 

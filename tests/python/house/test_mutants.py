@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("tree_sitter_c")
 
 from tests.mutants import c_mutants, py_mutants
+from tests.mutants.__main__ import PYTHON_FUNCTIONS, PYTHON_TESTS
 from tests.mutants.equivalents import Equivalents
 
 SOURCE = """
@@ -62,6 +63,17 @@ def test_every_check_of_a_c_function_is_mutated() -> None:
 def test_what_is_no_c_is_not_passed_over() -> None:
     with pytest.raises(SystemExit, match=r"a\.c: not understood"):
         c_mutants.parse("int f( { if }", "a.c")
+
+
+def test_all_that_is_to_be_mutated_in_python_is_there() -> None:
+    """The files, functions and conditions, and the tests that are to notice: none of them has
+    moved. The rewriter ends the program where one of a file is missing."""
+    for file, chosen in PYTHON_FUNCTIONS.items():
+        py_mutants.Rewriter(file, chosen, 1).rewrite((ROOT / file).read_text())
+    for test in PYTHON_TESTS:
+        file, _, name = test.partition("::")
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), test
+        assert (ROOT / file).exists(), test
 
 
 def test_python_is_mutated_where_asked() -> None:

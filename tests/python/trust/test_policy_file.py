@@ -281,7 +281,7 @@ def test_refused(document: Any, message: str, tmp_path: Path) -> None:
         ("", "format: expected 1, .* got none"),
         ("format = 1\nformat = 1", "got what is no TOML"),
         ("format = 1\nmode = production", "got what is no TOML"),
-        ('{"format": 1, "format": 1}', "each key once, got 'format' twice"),
+        ('{"format": 1, "format": 1}', "each key once, got the key 'format' twice"),
         ('{"format": 1, "versions": [{"name": "a", "name": "b"}]}', "'name' twice"),
         ('{"format": NaN}', "got NaN, which JSON does not have"),
         ("{", "got what is no JSON"),
