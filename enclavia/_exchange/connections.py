@@ -175,7 +175,7 @@ class Connections:
         return fresh
 
     async def _fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> _core.RawAttestation:
-        fresh = await self.renewal.fresh(tunnel, timeouts)
+        fresh = await self.renewal.fresh(tunnel, timeouts.read)
         if fresh is None:
             tunnel.retire()  # it leads to channels of the earlier identity only
             other = await self.open(timeouts)

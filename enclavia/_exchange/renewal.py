@@ -11,7 +11,13 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .. import _core
-from .._errors import AttestationRefused, ConnectTimeout, EnclaviaError, ReadTimeout
+from .._errors import (
+    AttestationRefused,
+    ConnectionClosed,
+    ConnectTimeout,
+    EnclaviaError,
+    ReadTimeout,
+)
 from .._identity.pins import pcr_bytes
 from .._io.face import SHORTEST, Io, deadline_of, now
 from .._records import fields
@@ -53,16 +59,16 @@ class Renewal:
                 extra=fields("document_ended", authority),
             )
             return False
-        if not isinstance(tunnel.core, _core.Channel):
-            return not self._reconnects  # the forwarder has a newer one for who asks it again
+        if not isinstance(tunnel.core, _core.Channel) and self._reconnects:
+            return False  # the forwarder has a newer one for who connects to it again
         if not tunnel.take_turn():
             return True  # somebody asks just now
         try:
             allowed = timeouts.connect
             wait = RENEWAL_WAIT if allowed is None else min(allowed, RENEWAL_WAIT)
-            if await self.attest(tunnel, wait) is not None:
+            if await self.fresh(tunnel, wait) is not None:
                 return True
-            error: EnclaviaError = ReadTimeout(f"expected one within {wait} s, got none")
+            error: EnclaviaError = ConnectionClosed("the forwarder has another identity by now")
         except AttestationRefused:
             raise
         except EnclaviaError as caught:
@@ -99,32 +105,31 @@ class Renewal:
         await self._take(tunnel, tunnel.receipt._fresh(raw), raw, deadline)
         return raw
 
-    async def fresh(self, tunnel: Tunnel, timeouts: Timeouts) -> _core.RawAttestation | None:
+    async def fresh(self, tunnel: Tunnel, timeout: float | None) -> _core.RawAttestation | None:
         """A fresh document of a channel that is open, or of what its forwarder has. None where that
         leads to another identity by now, of which this channel is none."""
         if isinstance(tunnel.core, _core.Channel):
-            raw = await self.attest(tunnel, timeouts.read)
+            raw = await self.attest(tunnel, timeout)
             if raw is None:
-                raise ReadTimeout(
-                    f"expected an attestation document within {timeouts.read} s, got none"
-                )
+                raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
             return raw
-        raw, handshake_hash = await self._shown_again(tunnel, timeouts)
+        deadline = deadline_of(timeout)
+        raw, handshake_hash = await self._shown_again(tunnel, timeout)
         if pcr_bytes(raw) != pcr_bytes(tunnel.core.attestation()):
             return None
         receipt = cast(Receipt, tunnel.receipt)._fresh(raw, handshake_hash)
-        await self._take(tunnel, receipt, raw, deadline_of(timeouts.read))
+        await self._take(tunnel, receipt, raw, deadline)
         return raw
 
     async def _shown_again(
-        self, tunnel: Tunnel, timeouts: Timeouts
+        self, tunnel: Tunnel, timeout: float | None
     ) -> tuple[_core.RawAttestation, bytes]:
         """What a forwarder shows now, on a control connection of its own, and the handshake hash of
         the channel that it is of."""
         config = self._pinning.config._replace(pins=tunnel.pins)
         channel = cast("LocalChannel", config.reach())
         try:
-            await self._io.wait_open(channel, timeouts.read)
+            await self._io.wait_open(channel, timeout)
             channel.wait_open(SHORTEST)
             return channel.attestation(), channel.handshake_hash
         finally:

@@ -18,6 +18,7 @@ from support import HANG, ByteServer, Connection, byte_enclave, eventually, keyw
 import enclavia
 from enclavia import AttestationRefused, Client, Forwarder, Pcrs, Receipt
 from enclavia.testing import LocalEnclave
+from enclavia.testing._pki import mint
 
 
 def script(connection: Connection) -> None:
@@ -217,6 +218,35 @@ def test_a_forwarder_that_has_another_identity_by_now(
         assert told[-1].attestation == attestation
         assert [receipt.reason for receipt in told] == ["connect", "connect"]
         assert client.get("/").extensions["enclavia"] is told[-1]
+
+
+def test_a_client_that_may_not_connect_again_asks_for_a_newer_document_too(
+    place: Place, path: Path, clock: Clock
+) -> None:
+    """On a control connection of its own, and goes on over the channel that it has."""
+    enclave, server = place
+    with (
+        forward(enclave, path) as forwarder,
+        by_way_of(enclave, forwarder, auto_reconnect=False) as client,
+        client.stream("GET", "/hold"),
+    ):
+        client.get("/")
+        (tunnel,) = client._enclave._engine.pool.handles()
+        clock.ahead += tunnel.validity.renew_at - clock() + 1
+        after = client.get("/").extensions["enclavia"]
+        assert after is client.receipts[1]
+        assert after.reason == "fresh"
+        assert after.document != client.receipts[0].document
+        assert (client.stats.connects, client.stats.reattestations) == (1, 1)
+        # One that does not verify ends it: there will be no other.
+        enclave.set_identity(pki=mint())
+        clock.ahead += tunnel.validity.ends_at - clock() + 1
+        taken = len(server.connections)
+        with pytest.raises(enclavia.EnclaviaError):
+            client.get("/")
+        with pytest.raises(enclavia.ReconnectDisabled):
+            client.get("/")
+        assert len(server.connections) == taken
 
 
 def test_a_document_of_another_identity_ends_the_sockets_of_the_earlier_one(
