@@ -16,7 +16,7 @@ import httpx2
 from .._errors import EnclaviaError, RangesUnsupported
 from .blocks import BLOCK, Ahead, Blocks
 from .face import Face
-from .source import Answer, Asked, Identity, Source, first_of, next_of
+from .source import Asked, Identities, Source, first_of, next_of
 from .transfer import IDLE_TRIES, Fields, pause_after
 from .validators import is_coded, length_of, unsatisfied_length
 
@@ -34,16 +34,21 @@ class _Run:
         self.end = end
         self._target = target
         self._held = bytearray()
+        # Of a run that is longer than the cache, only the end would stay there.
+        self._kept_from = max(at, (end - reader.cache_size) // BLOCK * BLOCK)
 
     def take(self, piece: bytes) -> None:
         if self._target is not None:
             self._target.take(self.at, piece)
+        passed = min(len(piece), max(0, self._kept_from - self.at))
         self.at += len(piece)
         held = self._held
-        held += piece
+        held += memoryview(piece)[passed:]
         # The last block of a file is shorter.
         while len(held) >= BLOCK or (held and self.at == self.end):
-            self._reader.blocks.put((self.at - len(held)) // BLOCK, bytes(held[:BLOCK]))
+            with memoryview(held) as view:
+                block = bytes(view[:BLOCK])
+            self._reader.blocks.put((self.at - len(held)) // BLOCK, block)
             del held[:BLOCK]
 
 
@@ -60,7 +65,7 @@ class _Target:
         last = min(at + len(piece), self.begin + len(self.view))
         if first < last:
             to = first - self.begin
-            self.view[to : to + last - first] = piece[first - at : last - at]
+            self.view[to : to + last - first] = memoryview(piece)[first - at : last - at]
 
 
 class RangeReader:
@@ -81,7 +86,8 @@ class RangeReader:
         self.size = 0
         self.source: Source | None = None
         self.blocks = Blocks(cache_size)
-        self._cache_size = cache_size
+        self.cache_size = cache_size
+        self._identities = Identities()
         self._ahead = Ahead(read_ahead)
         self._face = face
         self._build = build
@@ -133,7 +139,9 @@ class RangeReader:
             await self._face.close(response)
 
     async def _first(self, response: httpx2.Response) -> None:
-        self.source, end, self.size = first_of(_answer(response), self._asked, BLOCK)
+        self.source, end, self.size = first_of(
+            self._identities.answer(response), self._asked, BLOCK
+        )
         if end < self.size and self.source is None:
             raise RangesUnsupported(
                 "expected a strong validator (ETag), by which parts of one version are known, got "
@@ -152,10 +160,10 @@ class RangeReader:
             )
         pieces = self._face.pieces(response)
         held = bytearray()
-        fits = (length_of(response.headers) or 0) <= self._cache_size
+        fits = (length_of(response.headers) or 0) <= self.cache_size
         while fits and (piece := await self._face.next(pieces)) is not None:
             held += piece
-            fits = len(held) <= self._cache_size
+            fits = len(held) <= self.cache_size
         if fits:
             self.size = len(held)
             self.blocks.keep_all()
@@ -163,7 +171,7 @@ class RangeReader:
                 self.blocks.put(begin // BLOCK, bytes(held[begin : begin + BLOCK]))
             return
         raise RangesUnsupported(
-            f"expected an answer to a range (HTTP 206), or a file of at most {self._cache_size} "
+            f"expected an answer to a range (HTTP 206), or a file of at most {self.cache_size} "
             "bytes (cache_size), got a longer one as a whole: use client.download"
         )
 
@@ -235,7 +243,9 @@ class RangeReader:
         try:
             if response.status_code not in _BY_RANGES:
                 self._refuse(response)
-            await self._take(response, run, next_of(_answer(response), source, run.at, run.end))
+            await self._take(
+                response, run, next_of(self._identities.answer(response), source, run.at, run.end)
+            )
         finally:
             await self._face.close(response)
 
@@ -251,7 +261,3 @@ class RangeReader:
 
     async def _send(self, more: Fields) -> httpx2.Response:
         return await self._face.send(self._build(more), self._how)
-
-
-def _answer(response: httpx2.Response) -> Answer:
-    return Answer(response.status_code, response.headers, str(response.url), Identity.of(response))

@@ -24,6 +24,7 @@ __all__ = [
     "Anew",
     "Answer",
     "Asked",
+    "Identities",
     "Identity",
     "Source",
     "StartOverError",
@@ -104,6 +105,20 @@ class Answer(NamedTuple):
     headers: httpx2.Headers
     url: str
     identity: Identity | None
+
+
+class Identities:
+    """Who sent answers. To read a receipt takes a quarter of the time of a small answer, and most
+    answers of one client come over one channel."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, Identity | None] = (None, None)
+
+    def answer(self, response: httpx2.Response) -> Answer:
+        receipt = response.extensions.get("enclavia")
+        if receipt is not self._last[0]:
+            self._last = (receipt, Identity.of(response))
+        return Answer(response.status_code, response.headers, str(response.url), self._last[1])
 
 
 class StartOverError(Exception):

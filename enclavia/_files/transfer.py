@@ -18,7 +18,7 @@ import httpx2
 from .._errors import DigestMismatch, DownloadError, EnclaviaError
 from .._io.face import run
 from .face import Face
-from .source import Anew, Answer, Asked, Identity, StartOverError, judged
+from .source import Anew, Asked, Identities, StartOverError, judged
 from .store import Store
 
 __all__ = ["IDLE_TRIES", "Told", "Transfer", "pause_after"]
@@ -67,6 +67,7 @@ class Transfer:
     goes_on: bool = True
     """False: no second request is sent (``retries=0``)."""
     sha256: str | None = None
+    _identities: Identities = dataclasses.field(default_factory=Identities)
 
     def run_blocking(self) -> None:
         """As :meth:`run`, in a thread, where the face is one that blocks."""
@@ -146,12 +147,7 @@ class Transfer:
             )
         response = await self.face.send(self.build(more), self.how)
         try:
-            answer = Answer(
-                response.status_code,
-                response.headers,
-                str(response.url),
-                Identity.of(response),
-            )
+            answer = self._identities.answer(response)
             judgement = judged(answer, self.asked, source, store.size)
             if judgement is None:
                 self.refuse(response)
