@@ -320,6 +320,17 @@ CHANGED: dict[str, Callable[[Shelf], None]] = {
 BROKEN: dict[str, Callable[[Shelf], None]] = {
     "no Content-Range": in_a_206(Content_Range=b""),
     "another beginning": in_a_206(Content_Range=b"bytes 131072-196607/300000"),
+    "a later beginning": changed_to(
+        change=lambda asked, answer: (
+            (
+                206,
+                {**answer[1], b"Content-Range": b"bytes 200000-262143/300000"},
+                BODY[200000:262144],
+            )
+            if asked.span == (196_608, 262_144)
+            else answer
+        )
+    ),
     "more than was asked for": in_a_206(1, Content_Range=b"bytes 196608-262144/300000"),
     "more than it says": in_a_206(1),
     "another unit": in_a_206(Content_Range=b"items 196608-262143/300000"),
