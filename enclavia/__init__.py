@@ -3,6 +3,8 @@
 >>> from enclavia import Client, Pcrs
 >>> with Client("wss://<id>.enclaves.beta.enclavia.io", pcrs=Pcrs.load("status.json")) as client:
 ...     client.get("/health").raise_for_status()
+
+PYTEST_DONT_REWRITE (for pytest, which would warn where this is imported before it begins).
 """
 
 # Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _files,

@@ -2,7 +2,8 @@
 
 pytest loads this in every run where enclavia is installed. So it is a package of its own, which
 imports nothing but pytest until one of its fixtures, markers or options is used, and it leaves runs
-that use none of these as they are. docs/testing.md says what it is for.
+that use none of these as they are. docs/testing.md says what it is for. (PYTEST_DONT_REWRITE: it
+asserts nothing.)
 
 Decides when each part of the plugin acts. Calls: everything in this folder. Locks: none.
 """

@@ -1,22 +1,18 @@
 """The enclaves of a session: local ones by their settings, or the real one of a policy; and faults,
 which are off again after each test.
 
-Decides what is started and how a failure to start is told. Calls: _marks, enclavia. Locks: none;
+Decides what is started and how a failure to start is told. Calls: _live, _marks, enclavia. Locks:
+none;
 pytest runs tests one by one, and each process of pytest-xdist has enclaves of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
-from urllib.parse import urlsplit
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
-from enclavia import AsyncClient, Client, Policy
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._runner import Faults
 
@@ -25,10 +21,11 @@ from ._marks import Settings, wanted_by
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._live import LiveEnclave
+
 __all__ = [
     "EnclaveFactory",
     "EnclaveFaults",
-    "LiveEnclave",
     "Pool",
     "begin_faults",
     "enclaves_of",
@@ -37,7 +34,6 @@ __all__ = [
 ]
 
 _NONE: Final = Faults()
-_TOKEN: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
 _NO_APP: Final = (
     'the fixture enclave has no app to run: set enclavia_app = "package.module:app" in pytest\'s '
     "ini options ([tool.pytest.ini_options] of pyproject.toml, [pytest] of pytest.ini), or mark "
@@ -59,7 +55,11 @@ class Pool:
         self._config = config
         self._local: list[tuple[Settings, LocalEnclave]] = []
         path = config.getoption("--enclavia-live")
-        self.live = None if path is None else _live(config, path)
+        self.live: LiveEnclave | None = None
+        if path is not None:
+            from ._live import live_enclave  # with what local enclaves do not need
+
+            self.live = live_enclave(config, path)
 
     def enclave(self, settings: Settings | None) -> LocalEnclave:
         if self.live is not None:
@@ -125,61 +125,6 @@ def _is_absent(error: Exception, app: str) -> bool:
     return isinstance(error, AttributeError) and any(
         str(error).endswith(f"has no attribute {name!r}") for name in attribute.split(".")
     )
-
-
-# -- the real one -----------------------------------------------------------------------------
-
-
-def _live(config: pytest.Config, path: str) -> LiveEnclave:
-    try:
-        policy = Policy.load(Path(config.invocation_params.dir, path))
-    except (OSError, ValueError) as error:
-        raise pytest.UsageError(f"--enclavia-live: {error}") from None
-    if policy.endpoint is None:
-        raise pytest.UsageError(
-            f"--enclavia-live: expected a policy with an endpoint, got {path} without one"
-        )
-    return LiveEnclave(policy, policy.endpoint)
-
-
-class LiveEnclave:
-    """A real enclave, in the place of a local one: what clients need, and nothing that only a local
-    enclave can do. A test that asks for such a thing is skipped."""
-
-    def __init__(self, policy: Policy, url: str) -> None:
-        parts = urlsplit(url)
-        self.policy = policy
-        self.url = url
-        self.host = parts.hostname or ""
-        self.port = parts.port or (80 if parts.scheme in ("ws", "http") else 443)
-        self.mode = policy.mode
-        self.pcrs = policy.pins
-        self.root = policy.root
-        self._clients: WeakSet[Any] = WeakSet()
-
-    def __repr__(self) -> str:
-        return f"<the {self.mode} enclave {self.url}>"
-
-    def client(self, **options: Any) -> Client:  # noqa: ANN401
-        client = Client(self.url, **self._trusting(options))
-        self._clients.add(client)
-        return client
-
-    def async_client(self, **options: Any) -> AsyncClient:  # noqa: ANN401
-        client = AsyncClient(self.url, **self._trusting(options))
-        self._clients.add(client)
-        return client
-
-    def _trusting(self, options: dict[str, Any]) -> dict[str, Any]:
-        token = os.environ.get(_TOKEN) or None
-        return {**self.policy.options(token=token), **options}
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if not name.startswith("_") and hasattr(LocalEnclave, name):
-            pytest.skip(
-                f"--enclavia-live: enclave.{name} is something that only a local enclave has"
-            )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 # -- faults -----------------------------------------------------------------------------------
@@ -256,7 +201,8 @@ _BEFORE: Final = pytest.StashKey[list[tuple[LocalEnclave, Any]]]()
 def enclaves_of(item: pytest.Item) -> list[Any]:
     """The local enclaves, or the real one, that this test has to do with."""
     own = getattr(item, "funcargs", {}).get("enclave")
-    found = [own] if isinstance(own, LocalEnclave | LiveEnclave) else []
+    live = pool_of(item.config).live
+    found = [own] if isinstance(own, LocalEnclave) or (own is live is not None) else []
     return [*found, *item.stash.get(_MADE, [])]
 
 

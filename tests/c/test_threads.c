@@ -363,11 +363,21 @@ static void the_connection_is_lost_in_the_middle(void **state) {
 
 static void the_enclave_misbehaves(void **state) {
     static const uint32_t masks[] = {
-        ENCL_FAULT_WRONG_NONCE,      ENCL_FAULT_GARBAGE_RECORD,    ENCL_FAULT_SPLIT,
-        ENCL_FAULT_SHORT_HANDSHAKE,  ENCL_FAULT_ZERO_KEY,          ENCL_FAULT_CLOSE_ON_REQUEST,
-        ENCL_FAULT_HALF_RECORD_LOST, ENCL_FAULT_RAW_RECORD_LENGTH,
+        ENCL_FAULT_WRONG_NONCE,
+        ENCL_FAULT_GARBAGE_RECORD,
+        ENCL_FAULT_SPLIT,
+        ENCL_FAULT_SHORT_HANDSHAKE,
+        ENCL_FAULT_ZERO_KEY,
+        ENCL_FAULT_CLOSE_ON_REQUEST,
+        ENCL_FAULT_HALF_RECORD_LOST,
+        ENCL_FAULT_RAW_RECORD_LENGTH,
+        ENCL_FAULT_UPGRADE_503,
+        ENCL_FAULT_FULL,
+        ENCL_FAULT_SLOW,
+        ENCL_FAULT_TRUNCATED,
+        ENCL_FAULT_SILENT_STREAMS,
     };
-    encl_enclave_faults faults = {.split = 7, .record_length = 3};
+    encl_enclave_faults faults = {.split = 7, .record_length = 3, .delay_ms = 5};
     encl_error err;
     crew c;
 

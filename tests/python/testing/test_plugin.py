@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import waitress.server  # noqa: F401
 from repository import ROOT
 
+import enclavia.testing._pki  # noqa: F401
 from enclavia.testing import LocalEnclave
 from pytest_enclavia._marks import _KEYWORDS
 
+# pytester forgets, after each test, the modules that were imported meanwhile. What a local enclave
+# needs is imported above, before the first: cryptography does not work when it is imported twice.
 pytest_plugins = ["pytester"]
 
 # What a user's project has.
@@ -799,6 +803,19 @@ def test_a_suite_that_uses_nothing_of_it(pytester: pytest.Pytester) -> None:
     assert with_it - without <= small
     assert "enclavia" not in with_it
     assert said[0] == said[1]
+
+
+def test_pytest_does_not_warn_of_what_was_imported_before_it(pytester: pytest.Pytester) -> None:
+    """pytest has every package of a distribution with a plugin rewritten, and warns of one that it
+    finds imported, unless that says no. A checkout is not marked so: done here as there."""
+    pytester.makeconftest("""
+import enclavia
+import pytest
+pytest.register_assert_rewrite("enclavia")
+""")
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_subprocess("-W", "error::pytest.PytestAssertRewriteWarning")
+    result.assert_outcomes(passed=1)
 
 
 def test_the_page_has_every_fixture_option_and_keyword(project: Project) -> None:
