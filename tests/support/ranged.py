@@ -1,12 +1,16 @@
-"""A workload with one file, which knows ranges, and can break each rule of them alone."""
+"""A workload with one file, which knows ranges, and can break each rule of them alone; and bodies
+that are cut, for servers that are none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import httpx2
 from support import Connection
+
+import enclavia
 
 BODY = bytes(n * 7 % 251 for n in range(300_000))
 
@@ -100,3 +104,18 @@ class Shelf:
     def spans(self) -> list[tuple[int, int] | None]:
         """Of each request."""
         return [asked.span for asked in self.asked]
+
+
+class Cut(httpx2.SyncByteStream):
+    """A body in small pieces, which ends in an error after ``size`` bytes, None: whole."""
+
+    def __init__(self, body: bytes, size: int | None, retryable: bool) -> None:
+        self._body = body[:size]
+        self._whole = size is None
+        self._retryable = retryable
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._body), 7):
+            yield self._body[start : start + 7]
+        if not self._whole:
+            raise enclavia.IncompleteResponse("cut", retryable=self._retryable)

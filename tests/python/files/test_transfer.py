@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
+from ranged import Cut
 
 import enclavia
 from enclavia._files import transfer
@@ -27,21 +27,6 @@ from enclavia._files.store import PartialStore
 EFFORT = int(os.environ.get("ENCLAVIA_DOWNLOADS", "1"))
 RUNS = 8
 SIZES = (0, 1, 40, 40, 40)
-
-
-class Cut(httpx2.SyncByteStream):
-    """A body in small pieces, which ends in an error after ``size`` bytes, None: whole."""
-
-    def __init__(self, body: bytes, size: int | None, retryable: bool) -> None:
-        self._body = body[:size]
-        self._whole = size is None
-        self._retryable = retryable
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._body), 7):
-            yield self._body[start : start + 7]
-        if not self._whole:
-            raise enclavia.IncompleteResponse("cut", retryable=self._retryable)
 
 
 class Server:
