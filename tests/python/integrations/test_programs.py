@@ -134,7 +134,7 @@ class Desk:
             },
             capture_output=True,
             text=True,
-            timeout=HANG,
+            timeout=3 * HANG,
         )
         lines = log.read_text().splitlines() if log.exists() else []
         return Ran(
