@@ -68,6 +68,7 @@ PYTHON_TESTS = (
     "::test_a_mismatch_is_a_reason_to_ask_before_the_period_is_over",
     "tests/python/trust/test_pin_sources.py::test_a_first_question_that_fails",
     "tests/python/trust/test_pin_sources.py::test_an_answer_that_is_no_pins_leaves_none",
+    "tests/python/trust/test_pin_sources.py::test_nothing_is_no_answer_in_debug_mode_either",
     "tests/python/trust/test_pin_sources.py::test_nothing_is_kept_without_being_asked_to",
     "tests/python/trust/test_pin_sources.py::test_a_changed_answer_retires_every_channel_that_it_is_not_about",
 )

@@ -121,6 +121,7 @@ def test_the_name_of_the_version_is_a_statement() -> None:
     for wrong in ({"matched": None}, {"matched": 2}):
         with pytest.raises(enclavia.ReceiptError, match="names a version and no set"):
             Receipt.from_json(changed(receipt, **wrong))
+        Receipt.from_json(changed(receipt, version=None, **wrong))  # well-formed
 
 
 def test_the_name_is_compared_with_a_policy() -> None:
