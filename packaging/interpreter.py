@@ -15,6 +15,10 @@ import libraries
 import sources
 
 PREFIX = "/opt/python"
+
+# The compiler's musl is newer than Debian's, under which the interpreter runs: what came later is
+# found by configure and missing at run time (musl 1.2.5, release notes).
+NEWER_THAN_MUSL = ("ac_cv_func_preadv2=no", "ac_cv_func_pwritev2=no")
 PINS = Path(__file__).with_name("interpreter_sources.toml")
 
 
@@ -40,6 +44,7 @@ def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
         "--with-ensurepip=install",
         "--disable-test-modules",
         "--without-readline",
+        *(NEWER_THAN_MUSL if tools.target.is_musl else ()),
         cwd=where,
         log="configure",
     )
