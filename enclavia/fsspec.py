@@ -166,6 +166,39 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
             raise _no_index(path, f"status {response.status_code}")
         return entries if detail else sorted(entry["name"] for entry in entries)
 
+    def exists(self, path: str, **_: object) -> bool:
+        """Whether there is a file or a directory. What prevents an answer is raised: fsspec would
+        take it for a no, an enclave that is another one among it."""
+        return self._type(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file; raises what prevents an answer."""
+        return self._type(path) == "file"
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a directory; raises what prevents an answer."""
+        return self._type(path) == "directory"
+
+    def _type(self, path: str) -> str | None:
+        try:
+            return str(self.info(path)["type"])
+        except FileNotFoundError:
+            return None
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",  # noqa: ANN401 - "omit", "raise" or a function
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - a generator
+        """As fsspec's; but ``"omit"`` passes over what is not there, and nothing else: a listing
+        that lacks what could not be listed would pass for the whole."""
+        if on_error == "omit":
+            on_error = _raise_but_missing
+        return super().walk(path, maxdepth, topdown, on_error, **options)
+
     def modified(self, path: str) -> datetime:
         """When it was last modified, as the workload says."""
         when = self.info(path).get("mtime")
@@ -296,15 +329,9 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
     ) -> None:
         """Deletes files; directories are there as long as a file is in them."""
         for each in reversed(self.expand_path(path, recursive=recursive, maxdepth=maxdepth)):
-            if not (recursive and self._is_folder(each)):
+            # A directory may be gone with the last file in it.
+            if not recursive or self._type(each) == "file":
                 self.rm_file(each)
-
-    def _is_folder(self, path: str) -> bool:
-        """A directory may be gone with the last file in it."""
-        try:
-            return bool(self.info(path)["type"] == "directory")
-        except FileNotFoundError:
-            return True
 
 
 class _Outgoing(io.BufferedIOBase):
@@ -368,6 +395,11 @@ class _Outgoing(io.BufferedIOBase):
         """Forgotten and not closed: nothing is sent from a destructor."""
         if "_file" in self.__dict__ and not self._sent and not self.closed:
             self.discard()
+
+
+def _raise_but_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _telling(callback: Any) -> Callable[[int, int | None], None]:  # noqa: ANN401

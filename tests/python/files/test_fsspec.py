@@ -108,8 +108,45 @@ def test_without_an_index(fs: Any, store: Store) -> None:
     store.files = {"/a/b.txt": b"12345"}
     store.index = False
     assert fs.cat("/a/b.txt") == b"12345"
-    with pytest.raises(io.UnsupportedOperation, match="autoindex_format json"):
-        fs.ls("/a")
+    for call in (fs.ls, fs.find, lambda path: list(fs.walk(path))):
+        with pytest.raises(io.UnsupportedOperation, match="autoindex_format json"):
+            call("/a")
+    with pytest.raises(io.UnsupportedOperation):
+        fs.glob("/a/*")
+
+
+def test_what_cannot_be_answered_is_no_no(
+    fs: Any,
+    store: Store,
+    served: tuple[Store, LocalEnclave, enclavia.Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """fsspec takes any error for a file that is not there, and leaves out of a listing what could
+    not be listed."""
+    store.files = {"/a/b": b"1", "/a/c/d": b"2"}
+    answer = store.answer
+
+    def failing(method: str, path: str, environ: Any) -> Any:
+        return (503, {}, b"") if path.startswith("/a/c") else answer(method, path, environ)
+
+    store.answer = failing  # type: ignore[method-assign]
+    try:
+        for call in (fs.exists, fs.isfile, fs.isdir):
+            assert call("/a/x") is False
+            with pytest.raises(httpx2.HTTPStatusError):
+                call("/a/c/d")
+        with pytest.raises(httpx2.HTTPStatusError):
+            fs.find("/a")
+    finally:
+        del store.answer
+
+    def late(*_: object, **__: object) -> None:
+        raise enclavia.ReadTimeout("nothing came")  # which is an OSError, as a missing file is
+
+    monkeypatch.setattr(served[2], "send", late)
+    for call in (fs.exists, fs.isfile, fs.isdir, fs.find):
+        with pytest.raises(enclavia.ReadTimeout):
+            call("/a/c")
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "/etc/passwd", "a/b", "", "a\\b", "a\0b"])
