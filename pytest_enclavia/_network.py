@@ -3,7 +3,8 @@
 Python tells its audit hooks of every ``connect``, ``sendto`` and ``sendmsg`` of its ``socket``
 module, in whatever thread and through whatever library: requests, httpx, urllib3, asyncio, trio.
 Channels are connected by the C extension, which does not use that module: so whatever Python tells
-of is none of them.
+of is none of them. For channels enclavia raises an audit event of its own, ``enclavia.connect``,
+which says whether they are in debug mode and so prove nothing.
 
 Decides which addresses are the enclave's. Calls: nothing of the package. Locks: ``_lock``, around
 the list of what was seen.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["UnattestedConnection", "failing", "watching"]
 
 _EVENTS: Final = frozenset(("socket.connect", "socket.sendto", "socket.sendmsg"))
+_CHANNEL: Final = "enclavia.connect"
 _LINES: Final = 4
 
 
@@ -40,6 +42,7 @@ class _Watch:
 
     def __init__(self, enclave: Any) -> None:  # noqa: ANN401 - a local or a real one
         self.name = f"{enclave.host}:{enclave.port}"
+        self.proves_itself = enclave.mode == "production"
         self.seen: list[str] = []
         workload = None if _is_real(enclave) else enclave.workload
         places = [(enclave.host, None if workload is None else enclave.port)]
@@ -100,10 +103,17 @@ def _addresses(host: object) -> set[str]:
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     watch = _watch
-    if watch is None or event not in _EVENTS or len(arguments) < 2:
+    if watch is None:
         return
-    if watch.holds(arguments[1]):
-        raise UnattestedConnection(watch.note(event, arguments[1]))
+    if event in _EVENTS:
+        address = arguments[1]
+    elif event == _CHANNEL and arguments[2] and watch.proves_itself:
+        address = arguments[:2]
+        event += " with debug_mode=True"
+    else:
+        return
+    if watch.holds(address):
+        raise UnattestedConnection(watch.note(event, address))
 
 
 @contextlib.contextmanager

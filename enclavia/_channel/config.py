@@ -200,8 +200,13 @@ class ChannelConfig(NamedTuple):
             )
         )
 
+    def _audit(self) -> None:
+        """Tells Python's audit hooks, which see no connection that the extension makes."""
+        sys.audit("enclavia.connect", self.url.host, self.url.port, self.debug_mode)
+
     def open(self) -> _core.Channel:
         """Starts connecting."""
+        self._audit()
         if self.debug_mode:
             logger.warning(
                 "debug mode: the identity of %s will not be proven",
@@ -238,6 +243,7 @@ class ChannelConfig(NamedTuple):
             return self.open()
         from .via import ViaChannel  # seldom, and slow to import
 
+        self._audit()
         logger.info(
             "reaching %s via %s",
             self.url.authority,

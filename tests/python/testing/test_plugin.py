@@ -681,6 +681,17 @@ def test_bad_workload(enclave):
     with contextlib.suppress(ConnectionError):
         socket.create_connection(enclave.workload)
 
+@pytest.mark.filterwarnings("ignore::enclavia.DebugModeWarning")
+def test_bad_debug_mode(enclave):
+    client = enclave.client(debug_mode=True)
+    with pytest.raises(UnattestedConnection):
+        client.get("/")
+    client.close()
+
+@pytest.mark.enclavia(mode="debug")
+def test_ok_debug_mode_of_a_debug_enclave(enclave_client):
+    assert enclave_client.get("/").text == "bought"
+
 def test_bad_datagram(enclave):
     with socket.socket(type=socket.SOCK_DGRAM) as sock, contextlib.suppress(ConnectionError):
         sock.sendto(b"x", (enclave.host, enclave.port))
@@ -716,14 +727,16 @@ def test_bad_and_otherwise_too(enclave):
     assert enclave.port == 0
 """)
     result = project.run("-rA")
-    result.assert_outcomes(passed=3, failed=12)
+    result.assert_outcomes(passed=4, failed=13)
     text = text_of(result)
     assert set(re.findall(r"^PASSED .*::(\w+)", text, re.MULTILINE)) == {
         "test_ok_channels",
         "test_ok_other_places",
         "test_ok_further_enclaves",
+        "test_ok_debug_mode_of_a_debug_enclave",
     }
     assert text.count("enclavia_block_network: socket.") >= 12
+    assert "enclavia_block_network: enclavia.connect with debug_mode=True to ('127.0.0.1', " in text
     assert "enclavia_block_network: socket.sendto to" in text
     assert "in thread sneaky:" in text
     assert "assert enclave.port == 0" in text
