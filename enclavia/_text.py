@@ -1,4 +1,4 @@
-"""Text that a peer chose, made fit for messages and log lines.
+"""Text that a peer chose, made fit for messages, log lines and notebooks.
 
 Decides which characters are shown as they are, and where a text is cut. Calls: nothing of the
 package. Locks: none.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["shown", "text_of"]
+__all__ = ["age_of", "shown", "table_of", "text_of"]
 
 _LIMIT: Final = 1000
 
@@ -25,6 +25,26 @@ def shown(text: str, limit: int = _LIMIT) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def table_of(caption: str, rows: list[tuple[str, str]]) -> str:
+    """A table in HTML, for notebooks. Everything in it is escaped."""
+    import html  # of use in notebooks only, and slow to import
+
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
+        for name, value in rows
+    )
+    return f"<table><caption>{html.escape(caption)}</caption>{cells}</table>"
+
+
+def age_of(seconds: float) -> str:
+    """How long ago something was, as people say it: its largest unit."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
 
 
 def text_of(error: BaseException) -> str:

@@ -62,6 +62,7 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
         client = cls(url, **keywords)
 
         async def start() -> Self:
+            __tracebackhide__ = True
             try:
                 await client._enclave.connect()
             except BaseException:
@@ -84,6 +85,7 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
         auth: Auth = httpx2.USE_CLIENT_DEFAULT,
         follow_redirects: Follow = httpx2.USE_CLIENT_DEFAULT,
     ) -> httpx2.Response:
+        __tracebackhide__ = True
         if isinstance(request.stream, httpx2.AsyncByteStream) and is_simple(
             self, request, auth, follow_redirects
         ):
@@ -94,6 +96,7 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
         )
 
     async def __aenter__(self) -> Self:
+        __tracebackhide__ = True
         self._expect_unopened()
         try:
             return await super().__aenter__()

@@ -38,10 +38,12 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
 
     async def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
+        __tracebackhide__ = True
         await self._connect(timeout)
 
     async def handle_async_request(self, request: httpx2.Request) -> Response:
         """Sends a request; its answer is returned once the head is there, and read later."""
+        __tracebackhide__ = True
         theirs = httpx2.AsyncHTTPTransport
         if theirs.handle_async_request is _PLAIN:
             return await self._handle(request)
@@ -50,6 +52,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
         return await instrumented(theirs, "handle_async_request", self, self._handle)(request)
 
     async def _handle(self, request: httpx2.Request) -> Response:
+        __tracebackhide__ = True
         return self._response(request, await self._engine.handle(request))
 
     async def _read(self, response: Response) -> None:
@@ -64,6 +67,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
             await run_blocking(tunnel.close, 1.0)
 
     async def __aenter__(self) -> Self:
+        __tracebackhide__ = True
         try:
             await self.connect()
         except BaseException:

@@ -84,6 +84,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
     @classmethod
     def connect(cls, url: str | httpx2.URL, **keywords: Unpack[ClientOptions]) -> Self:
         """A client that is connected, and its enclave verified, when this returns."""
+        __tracebackhide__ = True
         client = cls(url, **keywords)
         try:
             client._enclave.connect()
@@ -105,6 +106,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         auth: Auth = httpx2.USE_CLIENT_DEFAULT,
         follow_redirects: Follow = httpx2.USE_CLIENT_DEFAULT,
     ) -> httpx2.Response:
+        __tracebackhide__ = True
         if isinstance(request.stream, httpx2.SyncByteStream) and is_simple(
             self, request, auth, follow_redirects
         ):
@@ -113,6 +115,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         return super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
     def __enter__(self) -> Self:
+        __tracebackhide__ = True
         self._expect_unopened()
         try:
             return super().__enter__()

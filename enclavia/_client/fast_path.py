@@ -22,6 +22,7 @@ __all__ = ["send_simple"]
 
 async def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
     """``stream``: the body is left to the caller, who closes the response."""
+    __tracebackhide__ = True
     begun = time.perf_counter()
     transport = client._enclave
     try:

@@ -9,7 +9,7 @@ else (tests/python/house/test_layers.py), and looked for before they are used:
   request takes httpx2's own way, which costs more and does the same.
 
 Decides whether this version of httpx2 can be used, and whether a request can go the short way.
-Calls: _channel, _errors, _exchange, _identity, _trust. Locks: none.
+Calls: _channel, _errors, _exchange, _identity, _text, _trust. Locks: none.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import httpx2
 from .._errors import ProtocolError, StateError
 from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
+from .._text import table_of
 from .options import timeout_of
 from .request_cache import RequestCache
 
@@ -249,7 +250,10 @@ class OwnClient(BaseClient):
         return made
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._enclave.shown}>"
+        return f"<{type(self).__name__} {self._enclave.shown}, {self._enclave.state}>"
+
+    def _repr_html_(self) -> str:
+        return table_of(type(self).__name__, self._enclave._rows())
 
 
 def is_simple(client: OwnClient, request: httpx2.Request, auth: Auth, follow: Follow) -> bool:

@@ -51,6 +51,7 @@ class ResponseBody(_Body, httpx2.SyncByteStream):
         return iter(self._exchange.pieces()) if self._exchange.settled else self._stepwise()
 
     def _stepwise(self) -> Iterator[bytes]:
+        __tracebackhide__ = True
         if self._exchange.upgraded:
             return
         while (data := run(self._exchange.next_data())) is not None:
@@ -64,6 +65,7 @@ class ResponseBody(_Body, httpx2.SyncByteStream):
 
 class AsyncResponseBody(_Body, httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        __tracebackhide__ = True
         if self._exchange.upgraded:
             return
         if self._exchange.settled:

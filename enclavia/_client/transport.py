@@ -44,12 +44,14 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
 
     def connect(self, timeout: float | None = None) -> None:
         """Connects and verifies now, where that has not been done."""
+        __tracebackhide__ = True
         run(self._connect(timeout))
 
     def _verify_again(self, timeout: float | None) -> list[Attestation]:
         return run(self._fresh(timeout))
 
     def handle_request(self, request: httpx2.Request) -> Response:
+        __tracebackhide__ = True
         if httpx2.HTTPTransport.handle_request is _PLAIN:
             return self._handle(request)
         from .instrumented import instrumented  # for few programs
@@ -57,6 +59,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
         return instrumented(httpx2.HTTPTransport, "handle_request", self, self._handle)(request)
 
     def _handle(self, request: httpx2.Request) -> Response:
+        __tracebackhide__ = True
         return self._response(request, run(self._engine.handle(request)))
 
     async def _read(self, response: Response) -> None:
@@ -77,6 +80,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
             raise
 
     def __enter__(self) -> Self:
+        __tracebackhide__ = True
         try:
             self.connect()
         except BaseException:

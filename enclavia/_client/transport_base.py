@@ -1,7 +1,8 @@
 """What both transports share: one engine per process, and how answers become responses.
 
 Decides when an engine is another process's and a new one is made. Calls: _arguments, _channel,
-_exchange, _identity, _io, _trust. Locks: ``_fork_lock``, while a forked child makes its engine.
+_exchange, _identity, _io, _text, _trust. Locks: ``_fork_lock``, while a forked child makes its
+engine.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import httpx2
 
@@ -21,6 +23,7 @@ from .._exchange.exchange import Exchange
 from .._exchange.retry import RetryPolicy
 from .._identity.attestation import Attestation
 from .._io.face import positive
+from .._text import age_of, table_of
 from .response import AsyncResponseBody, Response, ResponseBody, fields_of, response_of
 from .settings import Settings
 
@@ -132,6 +135,7 @@ class TransportBase:
 
     async def _connect(self, timeout: float | None) -> None:
         """Connects and verifies now, where that has not been done."""
+        __tracebackhide__ = True
         engine = self._engine
         timeouts = engine.timeouts
         if timeout is not None:
@@ -179,8 +183,37 @@ class TransportBase:
             text += f" via {config.via}, trusting this machine's forwarder"
         return f"{text} (a copy: shares its channels)" if self._is_copy else text
 
+    @property
+    def state(self) -> str:
+        """Whether it is connected, and what was verified how long ago, in a few words. Looks only:
+        neither connects nor waits for anything."""
+        engine = self._current
+        if engine.closed:
+            return "closed"
+        connections = None if engine.pid != os.getpid() else engine.known()
+        raw = None if connections is None else connections.verified.newest
+        if connections is None or raw is None:
+            return "not connected yet"
+        channels = sum(tunnel.alive for tunnel in connections.pool.handles())
+        open_ones = f"{channels} channel{'s' * (channels != 1)}" if channels else "no channel open"
+        verified = age_of(time.time() - cast(int, raw["verified_at"]))
+        proven = raw["form"] if raw["form"] == "nitro" else f"{raw['form']}, NOT PROVEN"
+        return f"{open_ones}, verified {verified}: {proven}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [("enclave", self.shown), ("state", self.state)]
+        connections = self._engine.known()
+        raw = None if connections is None else connections.verified.newest
+        if raw is not None:
+            attestation = Attestation._from_raw(raw, self._settings.config.names)
+            rows += attestation._rows()
+        return rows
+
+    def _repr_html_(self) -> str:
+        return table_of(type(self).__name__, self._rows())
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.shown}>"
+        return f"<{type(self).__name__} {self.shown}, {self.state}>"
 
 
 def _shared(settings: Settings, io: Io[Any], make: Callable[[], Connections]) -> SharedConnections:

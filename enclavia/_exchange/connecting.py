@@ -54,6 +54,7 @@ class Connecting:
     ) -> tuple[bool, Exception | None]:
         """Whether the attempt came to an end in time, and why there is no channel to use, where
         there is none. ``allowed``: seconds, for the message."""
+        __tracebackhide__ = True
         if ticket.trace is None:
             return await self._attempt(ticket, deadline, allowed)
         step = ticket.trace.step("enclavia.connect", self._told())
@@ -93,6 +94,7 @@ class Connecting:
         deadline: float | None,
         allowed: float | None,
     ) -> tuple[bool, Exception | None]:
+        __tracebackhide__ = True
         member = cast("Member[Tunnel, IdleStream]", ticket.member)
         trust, followed = self._pinning.trust, 0
         try:
@@ -125,6 +127,7 @@ class Connecting:
         self, trust: Trust | None, ticket: Ticket[Tunnel, IdleStream], deadline: float | None
     ) -> Tunnel:
         """A channel that is being connected, the ticket's from now on."""
+        __tracebackhide__ = True
         config = self._pinning.config
         pinned = config.pins
         if trust is not None:
@@ -147,6 +150,7 @@ class Connecting:
         deadline: float | None,
     ) -> None:
         """Raises where the channel is refused by somebody who was asked."""
+        __tracebackhide__ = True
         config = self._pinning.config
         raw, verified_at = tunnel.core.attestation(), now()
         receipt = config.receipt(raw, tunnel.core.handshake_hash, tunnel.pins)

@@ -62,6 +62,7 @@ class Connections:
 
     async def open(self, timeouts: Timeouts) -> Tunnel:
         """Connects and verifies, where that has not been done."""
+        __tracebackhide__ = True
         told = None if watching.watcher is None else self._told_of_opening()
         lease = await self.obtain(Job(), timeouts, told)
         tunnel = lease.tunnel
@@ -88,6 +89,7 @@ class Connections:
         """Of a channel whose document is fresh. ``told`` is called with the ticket before anything
         is waited for; again where the channel turned out to be at its end, with another one.
         ``any_pins``: the caller sees to it that the channel matches those in force by now."""
+        __tracebackhide__ = True
         if self.pinning.trust is not None and not any_pins:
             return await self._obtain_in_force(job, timeouts, told)
         begun = present = now()
@@ -113,6 +115,7 @@ class Connections:
     ) -> Lease[Tunnel, IdleStream]:
         """Where the pins may have changed since a channel was verified: it is retired then, before
         anything else goes over it."""
+        __tracebackhide__ = True
         for _ in range(_TRIES):
             await self.renew_pins(timeouts)
             lease = await self.obtain(job, timeouts, told, any_pins=True)

@@ -3,8 +3,8 @@ safe. The connections may be the transport's own, or shared with other transport
 carries cookies, credentials and counts is always its own.
 
 Decides which requests may go to the enclave; retry.py decides whether one is sent again. Calls:
-_channel, _errors, _http1, _identity, _io, _pool, _records, _trust. Locks: ``_lock``, around its
-counters.
+_channel, _errors, _http1, _identity, _io, _pool, _records, _text, _trust. Locks: ``_lock``, around
+its counters.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
 from .._records import fields
+from .._text import table_of
 from .._trust.receipts import Receipt
 from . import watching
 from .connections import Connections, Use
@@ -64,6 +65,10 @@ class Stats(NamedTuple):
     reattestations: int
     shared: bool
     upgrades_followed: int = 0
+
+    def _repr_html_(self) -> str:
+        rows = [(name.replace("_", " "), str(value)) for name, value in self._asdict().items()]
+        return table_of("Client statistics", rows)
 
 
 class Engine:
@@ -117,6 +122,7 @@ class Engine:
 
     async def connect(self, timeouts: Timeouts) -> None:
         """Connects and verifies, where that has not been done."""
+        __tracebackhide__ = True
         use = self.use()
         try:
             await use.connections.open(timeouts)
@@ -125,6 +131,7 @@ class Engine:
 
     async def handle(self, request: httpx2.Request) -> Exchange:
         """Sends the request and reads the answer's head."""
+        __tracebackhide__ = True
         refusal = self.config.url.refusal(request.url)
         if refusal is not None:
             raise ForeignURL(refusal, request=request)

@@ -69,6 +69,7 @@ class TracedExchange(Exchange):
     # -- there -------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        __tracebackhide__ = True
         attempts, resends = self._earlier
         info = {**self._info(), "attempt": attempts + 1, "resend_count": resends}
         async with self._trace.step("enclavia.attempt", info) as attempt:
@@ -87,6 +88,7 @@ class TracedExchange(Exchange):
         super()._wait_with(ticket)
 
     async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
+        __tracebackhide__ = True
         await self._started(_SEND_HEAD)
         await super()._begin(lease)
         await self._complete(_SEND_HEAD)
@@ -110,6 +112,7 @@ class TracedExchange(Exchange):
             self._holding = False
 
     async def _pull(self) -> None:
+        __tracebackhide__ = True
         await self._look()
         await super()._pull()
 
@@ -135,6 +138,7 @@ class TracedExchange(Exchange):
         self.settled = False
 
     async def _next_piece(self) -> bytes | None:
+        __tracebackhide__ = True
         if not self._told_body:
             self._told_body = True
             await self._started(_RECEIVE_BODY)

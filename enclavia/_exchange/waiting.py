@@ -46,6 +46,7 @@ class Waiting:
         self._connecting = connecting
 
     async def until_granted(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
+        __tracebackhide__ = True
         if ticket.trace is None:
             await self._until_granted(ticket, timeouts)
             return
@@ -53,6 +54,7 @@ class Waiting:
             await self._until_granted(ticket, timeouts)
 
     async def _until_granted(self, ticket: Ticket[Tunnel, IdleStream], timeouts: Timeouts) -> None:
+        __tracebackhide__ = True
         if self._pinning.trust is not None:
             self._pinning.trust.expect_not_within()
         phase: Phase | None = None
@@ -82,6 +84,7 @@ class Waiting:
         timeouts: Timeouts,
     ) -> None:
         """One attempt, for all who wait."""
+        __tracebackhide__ = True
         member = cast("Member[Tunnel, IdleStream]", ticket.member)
         pause = member.not_before - now()
         if pause > 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 from .. import _core
 from .._arguments import byte_view, real, value_shown
 from .._public import public
-from .._text import shown
+from .._text import shown, table_of
 from .pcrs import Pcrs, PinSet
 from .pins import CLOCK_LEEWAY, PinNames, checked_leeway, pin_tuples, read_root
 
@@ -195,14 +195,7 @@ class Attestation:
         return "\n".join(f"{name:<13}{value}" for name, value in self._rows())
 
     def _repr_html_(self) -> str:
-        import html  # of use in notebooks only, and slow to import
-
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
-            for name, value in self._rows()
-        )
-        return f"<table><caption>Enclave attestation</caption>{cells}</table>"
+        return table_of("Enclave attestation", self._rows())
 
 
 def _moment(seconds: int | None) -> datetime | None:

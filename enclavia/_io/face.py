@@ -81,6 +81,9 @@ def positive(seconds: float | None) -> float | None:
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs what only blocks."""
+    # IPython and pytest leave frames that have this name out of the tracebacks that they show, here
+    # and in each function on a request's way. Python's own tracebacks have them all.
+    __tracebackhide__ = True
     try:
         coroutine.send(None)
     except StopIteration as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -37,9 +38,12 @@ class Notebook:
 
     def error_of(self, code: str) -> str:
         """The name of the exception that ended the cell."""
+        return str(self.failure_of(code)["ename"])
+
+    def failure_of(self, code: str) -> dict[str, Any]:
         failed = self._execute(code, {})
         assert failed is not None, "the cell came to its end"
-        return str(failed["ename"])
+        return failed
 
     def _execute(self, code: str, shown: dict[str, Any]) -> dict[str, Any] | None:
         def hook(message: dict[str, Any]) -> None:
@@ -128,6 +132,36 @@ def test_cells(notebook: Notebook, enclave: LocalEnclave) -> None:
     assert notebook.run("client.get('/again').text")["text/plain"] == "'/again'"
     assert notebook.run("client.stats.reconnects")["text/plain"] == "1"
     notebook.run("client.close()")
+
+
+def test_a_client_shows_what_it_is(notebook: Notebook, enclave: LocalEnclave) -> None:
+    notebook.run(CONNECT)
+    page = notebook.run("client")["text/html"]
+    assert enclave.pcrs.pcr0.hex() in page
+    assert "matched pins" in page
+    assert "1 channel, verified" in page
+    assert "Client statistics" in notebook.run("client.stats")["text/html"]
+    notebook.run("client.close()")
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["blocking", "awaiting"])
+def test_a_traceback_leaves_the_inside_out(
+    notebook: Notebook, enclave: LocalEnclave, awaits: bool
+) -> None:
+    enclave.set_faults(Fault.WRONG_PCRS)
+    kind = "AsyncClient" if awaits else "Client"
+    notebook.run(f"client = enclavia.{kind}(url, pcrs=pcrs, root=root)")
+    failed = notebook.failure_of(f"{'await ' * awaits}client.get('/')")
+    assert failed["ename"] == "PcrMismatch"
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(failed["traceback"]))
+    assert "client.get('/')" in shown
+    # IPython shows the last frame always: the one that raises.
+    inside = re.findall(r"enclavia/(_\w+/\w+\.py)", shown)
+    assert len(inside) <= 1, shown
+    all_frames = "''.join(traceback.format_exception(sys.last_value))"
+    plain = notebook.run(f"import sys, traceback\n{all_frames}")["text/plain"]
+    assert plain.count("enclavia/_exchange/") > 3
+    notebook.run(f"{'await client.aclose' if awaits else 'client.close'}()")
 
 
 def test_the_source_is_shown(notebook: Notebook) -> None:
