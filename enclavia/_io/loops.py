@@ -15,9 +15,11 @@ import asyncio
 import collections
 import functools
 import inspect
+import sys
+import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -139,6 +141,19 @@ class LoopHub(abc.ABC):
             self._finish(self._posted.popleft())
 
 
+_AWAKE_SECONDS: Final = 0.3
+
+
+def _is_kernel() -> bool:
+    """Whether this is the thread in which a notebook's kernel runs its cells.
+
+    ipykernel's handler of SIGINT, which the stop button sends, cancels the cell that awaits. It
+    does not wake the event loop, which goes on sleeping until something happens: the cell would end
+    when the answer comes, and not before."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return in_main_thread and "ipykernel" in sys.modules
+
+
 class AsyncioHub(LoopHub):
     """For asyncio and uvloop, whose own futures and timers cost a third of what anyio's do. The
     descriptor stays registered as long as there is the loop, which then lets go of this object:
@@ -148,6 +163,8 @@ class AsyncioHub(LoopHub):
         super().__init__()
         # The loop has this object; a reference back would keep both.
         self._loop = weakref.ref(loop)
+        self._wakes = _is_kernel()
+        self._awake = False
         loop.add_reader(self._notifier.fileno(), self._deliver)
 
     def post(self, waiter: Waiter) -> None:
@@ -155,6 +172,13 @@ class AsyncioHub(LoopHub):
         if loop is None or loop.is_closed():
             raise StateError("the event loop of a waiting task was closed: the task is never run")
         super().post(waiter)
+
+    def _stay_awake(self) -> None:
+        """Wakes the loop now and then, as long as anybody waits. See :func:`_is_kernel`."""
+        loop = self._loop()
+        self._awake = bool(self._waiting) and loop is not None
+        if self._awake and loop is not None:
+            loop.call_later(_AWAKE_SECONDS, self._stay_awake)
 
     def _is_running(self) -> bool:
         try:
@@ -170,6 +194,8 @@ class AsyncioHub(LoopHub):
         waiter.wake = wake = functools.partial(_set, future)
         self._waiting[waiter.token] = waiter
         timer = None if timeout is None else loop.call_later(timeout, wake)
+        if self._wakes and not self._awake:
+            self._stay_awake()
         try:
             await future
         finally:

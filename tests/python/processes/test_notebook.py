@@ -216,11 +216,26 @@ def test_interrupted_cell(
     notebook.run("client.close()")
 
 
+def test_interrupted_cell_that_awaits(
+    notebook: Notebook, enclave: LocalEnclave, slow: threading.Event, gave_up: list[bool]
+) -> None:
+    """ipykernel cancels the cell, but does not wake its event loop."""
+    notebook.run("client = await enclavia.AsyncClient.connect(url, pcrs=pcrs, root=root)")
+    presser = notebook.interrupt_when(slow)
+    ended = notebook.error_of("await client.get('/slow', timeout=None)")
+    assert ended in ("CancelledError", "KeyboardInterrupt")
+    presser.join()
+    assert not gave_up, "the cell waited on"
+    eventually(lambda: enclave.stats()["slots_open"] == 0)
+    assert notebook.run("(await client.get('/after')).text")["text/plain"] == "'/after'"
+    assert notebook.run("client.stats.reconnects")["text/plain"] == "0", "the channel was lost"
+    notebook.run("await client.aclose()")
+
+
 def test_cancelled_by_another_cell(
     notebook: Notebook, enclave: LocalEnclave, slow: threading.Event
 ) -> None:
-    """The stop button of ipykernel 7 does not reach a cell that awaits (asyncio.sleep neither);
-    what runs beside the cells can be cancelled."""
+    """What runs beside the cells, which the stop button does not reach."""
     notebook.run("client = await enclavia.AsyncClient.connect(url, pcrs=pcrs, root=root)")
     notebook.run("task = asyncio.ensure_future(client.get('/slow', timeout=None))")
     assert slow.wait(CELL_SECONDS)
