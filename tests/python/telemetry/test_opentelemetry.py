@@ -20,7 +20,7 @@ import anyio
 import httpx
 import httpx2
 import pytest
-from conftest import Exported
+from exported import Exported
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
