@@ -345,7 +345,8 @@ class Server:
 
     def _live(self) -> Tunnel | None:
         for tunnel in self.pool.handles():
-            if tunnel.alive and self.pinning.holds(tunnel):
+            # One that is open and has no receipt is being asked about.
+            if tunnel.alive and tunnel.receipt is not None and self.pinning.holds(tunnel):
                 return tunnel
         return None
 

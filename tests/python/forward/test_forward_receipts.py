@@ -3,6 +3,8 @@ one."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import socket
 import tempfile
@@ -103,6 +105,27 @@ def test_a_forwarder_forwards_nothing_over_a_refused_channel(place: Place, path:
             assert sock.recv(1) == b""
     assert server.connections == []
     assert enclave.stats()["streams_total"] == 0
+
+
+def test_a_channel_that_nobody_has_agreed_to_yet_is_shown_to_nobody(
+    place: Place, path: Path
+) -> None:
+    enclave, _ = place
+    asked: list[Any] = []
+
+    def hook(receipt: Receipt) -> None:
+        running = forwarder._running.server  # type: ignore[union-attr]
+        shown = asyncio.run_coroutine_threadsafe(running.describe(), running._loop)
+        with contextlib.suppress(TimeoutError):
+            shown.result(0.5)
+        asked.append((shown, shown.done()))
+
+    with forward(enclave, path, on_attestation=hook) as forwarder, held(forwarder):
+        ((shown, done),) = asked
+        assert not done
+        told = shown.result(HANG)
+        assert base64.b64decode(told["document"]) == forwarder.receipts[0].document
+        assert enclave.stats()["attestations_total"] == 1
 
 
 def test_a_client_that_refuses_sends_nothing(place: Place, path: Path) -> None:
