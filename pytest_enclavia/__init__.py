@@ -147,9 +147,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    if _uses(item):
+    if not _uses(item):
+        return (yield)
+    try:
         _part("_enclaves").end_faults(item)
-    return (yield)
+    finally:  # whatever the fixtures have made ends all the same
+        result = yield
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -226,9 +226,19 @@ def begin_faults(item: pytest.Item) -> None:
 def end_faults(item: pytest.Item) -> None:
     """Of the enclaves that tests share also those that a test has switched on by itself."""
     shared = pool_of(item.config).running()
-    for enclave in shared:
-        if enclave._faults != _NONE:
-            enclave._switch(_NONE)
-    for enclave, faults in item.stash.get(_BEFORE, []):
-        if enclave not in shared and enclave._facts is not None and enclave._faults != faults:
-            enclave._switch(faults)
+    with contextlib.ExitStack() as ends:  # of all, also where the process of one has died
+        for enclave in shared:
+            if enclave._faults != _NONE:
+                ends.callback(_switch_back, enclave, _NONE)
+        for enclave, faults in item.stash.get(_BEFORE, []):
+            if enclave not in shared and enclave._facts is not None and enclave._faults != faults:
+                ends.callback(_switch_back, enclave, faults)
+
+
+def _switch_back(enclave: LocalEnclave, faults: Faults) -> None:
+    """One whose process has died, or hangs, is stopped: tests that come after it and do not use it
+    are not told of it."""
+    try:
+        enclave._switch(faults)
+    except (RuntimeError, TimeoutError):
+        enclave.stop()

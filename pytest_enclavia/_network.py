@@ -55,8 +55,11 @@ class _Watch:
         if not isinstance(address, tuple) or len(address) < 2:
             return False  # of a Unix socket, or none
         host, port = address[:2]
+        if isinstance(host, bytes | bytearray):  # Python's sockets take these, too
+            host = host.decode("utf-8", "replace")
         if not isinstance(host, str):
             return False
+        host = host or "0.0.0.0"  # noqa: S104 - as Python's sockets read an empty one
         by_name = host.lower().rstrip(".") in self._names
         ips = _addresses(host)
         return any(

@@ -26,22 +26,25 @@ class Blocks:
         return index in self._kept
 
     def get(self, index: int) -> bytes | None:
-        block = self._kept.get(index)
+        kept = self._kept
+        block = kept.get(index)
         if block is not None:
-            self._kept.move_to_end(index)
+            kept.move_to_end(index)
         return block
 
     def put(self, index: int, block: bytes) -> None:
-        self._kept[index] = block
-        self._kept.move_to_end(index)
-        while self._most is not None and len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        kept = self._kept
+        kept[index] = block
+        kept.move_to_end(index)
+        while self._most is not None and len(kept) > self._most:
+            kept.popitem(last=False)
 
     def keep_all(self) -> None:
         self._most = None
 
     def clear(self) -> None:
-        self._kept.clear()
+        """Also in the middle of another thread's read, which goes on with what it has."""
+        self._kept = OrderedDict()
 
     def missing(self, first: int, last: int) -> int:
         """Of a run that begins at ``first``, which is not there, and goes to ``last`` at most: the

@@ -16,7 +16,7 @@ import httpx2
 from .._arguments import byte_view, path_text, value_shown
 from .._io.face import piece_of
 
-__all__ = ["AwaitedPieces", "Content", "Pieces", "Reading", "content_of"]
+__all__ = ["AnyContent", "AwaitedPieces", "Content", "Pieces", "Reading", "content_of"]
 
 _PIECE: Final = 256 * 1024
 _EXPECTED: Final = "file: expected a path, a binary file, bytes or an iterable of bytes, got"

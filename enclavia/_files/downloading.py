@@ -52,12 +52,14 @@ async def downloaded(
     request = build(())
     told = told_of(progress, os.path.basename(name))
     asked = asked_of(request, with_auth, "client.open reads parts of a file")
-    store = await face.work(_opened, name, resume and asked.can_go_on)
+    stores: list[Store] = []
     try:
+        # Left in a list, because a task that is cancelled meanwhile gets no result.
+        await face.work(lambda: stores.append(_opened(name, resume and asked.can_go_on)))
         transfer = Transfer(
             face=face,
             asked=asked,
-            store=store,
+            store=stores[0],
             told=told,
             build=build,
             refuse=refuse_status,
@@ -67,8 +69,11 @@ async def downloaded(
         )
         await transfer.run()
     finally:
-        told.end()
-        await face.work(store.close)
+        try:
+            for store in stores:
+                await face.work(store.close)
+        finally:
+            told.end()
     return Path(name)
 
 

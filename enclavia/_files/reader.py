@@ -114,6 +114,7 @@ class RangeReader:
 
     async def _open(self) -> None:
         self.blocks.clear()
+        self.source = None
         response = await self._send(((b"Range", b"bytes=0-%d" % (BLOCK - 1)),))
         try:
             if response.status_code == 206:
@@ -149,6 +150,11 @@ class RangeReader:
             )
         run = _Run(self, 0, min(BLOCK, self.size), None)
         await self._take(response, run, end)
+        if run.at < run.end and self.source is None:
+            raise RangesUnsupported(
+                f"expected {end} bytes, as the answer's Content-Range says, got {run.at}, and no "
+                "strong validator (ETag) by which the rest could be asked for: use client.download"
+            )
         if run.at < run.end:
             await self._go_on(run)
 
@@ -233,7 +239,8 @@ class RangeReader:
 
     async def _ask(self, run: _Run) -> None:
         source = self.source
-        assert source is not None  # noqa: S101 - without one, all of the file is there
+        if source is None:  # then all of it was there, until another thread closed the file
+            raise ValueError("I/O operation on closed file")
         response = await self._send(
             (
                 (b"Range", b"bytes=%d-%d" % (run.at, run.end - 1)),

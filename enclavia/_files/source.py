@@ -7,7 +7,7 @@ Decides which bytes may be joined (RFC 9110, sections 13.1.5 and 14.2). Calls: _
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import httpx2
 
@@ -17,6 +17,7 @@ from .validators import (
     is_coded,
     is_etag,
     length_of,
+    says_other_version,
     strong_validator,
 )
 
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 
+_OF_IMAGES: Final = ("PCR0", "PCR1", "PCR2")
+
+
 class _Receipt(Protocol):
     """Of an attestation document: what a response's extensions have under ``enclavia``."""
 
@@ -41,13 +45,17 @@ class _Receipt(Protocol):
 
 
 class Identity(NamedTuple):
-    """Who sent bytes: what the document was (``nitro``, or what debug mode takes), PCR0 to PCR2 in
-    hex, and the SHA-256 digest of the root it leads to. All of it, because PCRs alone prove nothing
-    where a document was not signed, or by another root."""
+    """Who sent bytes, and on whose word: what the document was (``nitro``, or what debug mode
+    takes), PCR0 to PCR2 and whichever further ones were pinned, the SHA-256 digest of the root it
+    leads to, and the forwarder that vouches for the channel (empty: the document does). All of it,
+    because PCRs alone prove nothing where a document was not signed, or by another root, and what
+    came while nobody pinned PCR8 may be from an image that nobody has signed."""
 
     form: str
     pcrs: tuple[str, ...]
+    """Each as ``PCR0=`` and its value in hex."""
     root: str
+    via: str
 
     @classmethod
     def of(cls, response: httpx2.Response) -> Identity | None:
@@ -56,8 +64,10 @@ class Identity(NamedTuple):
         if receipt is None:
             return None
         fields = receipt.as_dict()
-        pcrs = tuple(fields["pcrs"].get(f"PCR{index}", "") for index in range(3))
-        return cls(fields["form"], pcrs, fields["root"])
+        measured = fields["pcrs"]
+        names = {name for pins in fields["pins"] or () for name in pins}.union(_OF_IMAGES)
+        pcrs = tuple(f"{name}={measured.get(name, '')}" for name in sorted(names))
+        return cls(fields["form"], pcrs, fields["root"], fields["via"] or "")
 
 
 class Source(NamedTuple):
@@ -177,8 +187,7 @@ def rest_of(answer: Answer, source: Source, begin: int) -> Rest:
     # A validator tells apart what one resource is at different times, and not two resources.
     if answer.identity != source.identity or answer.url != source.final_url:
         raise StartOverError
-    etag = answer.headers.get("etag")
-    if is_etag(source.validator) and etag is not None and etag.strip() != source.validator:
+    if says_other_version(answer.headers, source.validator):
         raise StartOverError
     return Rest(source._replace(total=total), span.end)
 
@@ -227,8 +236,7 @@ def next_of(answer: Answer, source: Source, begin: int, end: int) -> int:
         if answer.status == 200 and strong_validator(answer.headers) == source.validator:
             raise RangesUnsupported(f"expected {_bytes(begin, end)}, got the whole file")
         raise _changed(f"{_bytes(begin, end)} of the version {source.validator}", answer)
-    etag = answer.headers.get("etag")
-    if is_etag(source.validator) and etag is not None and etag.strip() != source.validator:
+    if says_other_version(answer.headers, source.validator):
         raise _changed(f"the version {source.validator}", answer)
     span = content_range(answer.headers)
     if span is None or span.begin != begin or span.end > end or is_coded(answer.headers):

@@ -28,7 +28,7 @@ __all__ = ["FreshStore", "PartialStore", "Store"]
 
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _NOTE_MAX: Final = 64 * 1024
-_NOTE_VERSION: Final = 1
+_NOTE_VERSION: Final = 2
 _VALIDATOR: Final = re.compile(r"[\x20-\x7e]+")
 _SYNC_STEP: Final = 32 * 1024 * 1024
 _READ: Final = 1024 * 1024
@@ -103,6 +103,7 @@ class PartialStore:
         self._part = f"{name}.part"
         self._note = f"{name}.part.json"
         self._done = False
+        self._doubted = False
         self._mode = mode_kept(name)
         self._file = self._opened()
         self.source: Source | None = None
@@ -142,14 +143,36 @@ class PartialStore:
         name."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = os.path.samestat(os.stat(self._part), os.fstat(descriptor))
         except OSError:
             alone = False
+        else:
+            alone = self._names(descriptor)
         if not alone:
             raise BlockingIOError(
                 errno.EAGAIN,
                 "expected no other download to this file, got one beside this",
                 self.name,
+            )
+
+    def _names(self, descriptor: int) -> bool:
+        """Whether the part's name is still that of the file that is open here."""
+        try:
+            there = os.stat(self._part, follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(descriptor))
+
+    def _is_named(self) -> bool:
+        return not self._file.closed and self._names(self._file.fileno())
+
+    def _expect_named(self) -> None:
+        """Somebody may have removed the part, and another call begun one of that name since: that
+        one is neither whole nor what was verified here."""
+        if not self._is_named():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "expected the file that was downloaded to, got none or another one of its name",
+                self._part,
             )
 
     def _noted(self) -> tuple[Source, int] | None:
@@ -168,12 +191,11 @@ class PartialStore:
         return noted if owned and 0 < noted[1] <= there else None
 
     def begin(self, source: Source | None) -> None:
+        self._remove_note()
         _cut(self._file, 0, self._part)
         self.size = self._synced = 0
         self.source = source
-        if source is None:
-            self._remove_note()
-        else:
+        if source is not None:
             self._write_note(source)
 
     def _write_note(self, source: Source) -> None:
@@ -185,14 +207,16 @@ class PartialStore:
             note.close()
 
     def _remove_note(self) -> None:
-        """Left there, it would be taken for the note of the bytes that are written now."""
+        """Left there, it would be taken for the note of the bytes that are written now: also after
+        a power cut, so that it is gone from the disk before the first of them is written."""
         try:
             os.unlink(self._note)
         except FileNotFoundError:
-            pass
+            return
         except OSError as error:
             error.filename = self._note
             raise
+        sync_folder(self._note)
 
     def go_on(self, size: int) -> None:
         if size < self._synced and self.source is not None:
@@ -210,13 +234,19 @@ class PartialStore:
     def _checkpoint(self) -> None:
         if self.source is None:
             return
+        self._sync(self._part)
+        self._synced = self.size
+        self._write_note(self.source)
+
+    def _sync(self, name: str) -> None:
+        """What the system could not write it reports once, and a second fsync may succeed although
+        nothing of it is on the disk. So after a failure no note says that more is there."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            error.filename = self._part
+            self._doubted = True
+            error.filename = name
             raise
-        self._synced = self.size
-        self._write_note(self.source)
 
     def digest(self) -> str:
         return _digest(self._file)
@@ -229,7 +259,8 @@ class PartialStore:
         try:
             if self._mode is not None:
                 os.fchmod(self._file.fileno(), self._mode)
-            os.fsync(self._file.fileno())
+            self._sync(self.name)
+            self._expect_named()
             os.replace(self._part, self.name)
         except OSError as error:
             error.filename, error.filename2 = self.name, None
@@ -242,13 +273,18 @@ class PartialStore:
     def close(self) -> None:
         """Keeps what can be gone on with, and nothing else."""
         if not self._done:
-            if self.source is None or not self.size:
-                for path in (self._part, self._note):
+            if not self._is_named():
+                pass  # what has these names by now is another call's
+            elif self.source is None or not self.size:
+                for path in (self._note, self._part):  # the locked one last
                     with contextlib.suppress(OSError):
                         os.unlink(path)
-            elif self._synced != self.size:
+            elif self._synced != self.size and not self._doubted:
                 with contextlib.suppress(OSError):  # then less of it is gone on with
                     self._checkpoint()
+        with contextlib.suppress(OSError, ValueError):
+            # A process that was forked meanwhile has the descriptor, too, and would keep the lock.
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -278,11 +314,14 @@ def _note_of(source: Source, size: int) -> dict[str, Any]:
 
 def _read_note(content: Any) -> tuple[Source, int]:  # noqa: ANN401 - JSON
     """Raises ValueError, TypeError or KeyError for what is no note."""
+    if not isinstance(content, dict):
+        raise TypeError("an object")
     kept = {name: content.pop(name) for name in ("version", "identity", "size")}
     said = kept["identity"]
     identity = Identity(**{**said, "pcrs": tuple(said["pcrs"])})
     source = Source(**content, identity=identity)
-    texts = (source.url, source.final_url, source.validator, identity.form, identity.root)
+    texts = (source.url, source.final_url, source.validator, identity.form)
+    texts += (identity.root, identity.via)
     if not all(isinstance(text, str) for text in (*texts, *identity.pcrs)):
         raise TypeError("text")
     numbers = (kept["size"], *(() if source.total is None else (source.total,)))

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import httpx2
 
-from .content import AwaitedPieces, Pieces, content_of
+from .content import AnyContent, AwaitedPieces, Pieces, content_of
 from .progress import told_of
 
 if TYPE_CHECKING:
@@ -36,12 +36,18 @@ async def uploaded(
     """``build``: the request with a body, and with its length where that is known."""
     named = isinstance(file, str | os.PathLike)
     told = told_of(progress, os.path.basename(os.fsdecode(file)) if named else "upload")  # type: ignore[arg-type]
-    content = await face.work(content_of, file, face.awaits)
+    contents: list[AnyContent] = []
     try:
+        # Left in a list, because a task that is cancelled meanwhile gets no result.
+        await face.work(lambda: contents.append(content_of(file, face.awaits)))
+        content = contents[0]
         body = (AwaitedPieces if face.awaits else Pieces)(content, told)
         request = build(body, content.length)
         request.stream = body  # as it is, where httpx2 has wrapped it: it may be sent again
         return await face.answered(request, how)
     finally:
-        told.end()
-        await face.work(content.close)
+        try:
+            for content in contents:
+                await face.work(content.close)
+        finally:
+            told.end()

@@ -19,6 +19,7 @@ __all__ = [
     "is_coded",
     "is_etag",
     "length_of",
+    "says_other_version",
     "strong_validator",
     "unsatisfied_length",
 ]
@@ -55,10 +56,17 @@ def strong_validator(headers: httpx2.Headers) -> str | None:
     return text if text.isascii() else None
 
 
+def says_other_version(headers: httpx2.Headers, validator: str) -> bool:
+    """Whether a 206 has another validator of this kind. It may have none (RFC 9110, section
+    15.3.7), and a server that does not know If-Range sends the range of whatever it has by then."""
+    got = headers.get("etag" if is_etag(validator) else "last-modified")
+    return got is not None and str(got).strip() != validator
+
+
 def _date(headers: httpx2.Headers, name: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(headers[name])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):  # the last one for a year of twenty digits
         return None
     return date if date.utcoffset() is not None else None
 

@@ -533,11 +533,31 @@ async def expect_wanted() -> None:
 
 
 async def run_blocking(call: Callable[..., T], *arguments: object) -> T:
-    """Runs what blocks, in a thread; a cancellation waits for its end."""
+    """Runs what blocks, in a thread; a cancellation waits for its end. A task that asyncio itself
+    cancels (``Task.cancel``, ``asyncio.timeout``, Ctrl-C) is cancelled then, and what the call has
+    returned is lost: a call that opens something has to leave it where the caller finds it."""
     with anyio.CancelScope(shield=True):
         # A limiter of its own: the threads that all share may wait for this very task.
-        result = await anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
+        work = anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))
+        result = await (work if _asyncio_loop() is None else _to_its_end(work))
     return result  # noqa: RET504 - a with that may swallow an error has no value of its own
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """A shield of anyio's holds off anyio's cancellations, and none of asyncio's: those would leave
+    the thread alone with what the caller takes for finished, and closes or uses again."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # looked at, or asyncio's log would say that nobody has
+    raise cancelled
 
 
 async def _wait_descriptor(descriptor: int, what: int, timeout: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -21,7 +22,7 @@ from ranged import BODY, Answer, Asked, Shelf
 from support import Face, byte_enclave, keywords, with_client
 
 import enclavia
-from enclavia._files import transfer
+from enclavia._files import downloading, store, transfer
 from enclavia.testing import LocalEnclave
 
 KINDS = ["sync", "asyncio", "trio"]
@@ -735,6 +736,253 @@ def test_options_of_the_request(tmp_path: Path) -> None:
     for asked in shelf.asked:
         assert asked.fields[b"x-y"] == b"z"
         assert asked.fields[b"authorization"].startswith(b"Basic ")
+
+
+# -- what only one line in a hundred thousand meets
+
+
+@pytest.mark.parametrize("note", ["null", "5", '"text"', "[]", "{}", "", "\0" * 100])
+def test_a_note_that_is_none(note: str, tmp_path: Path) -> None:
+    shelf = Shelf()
+    dest = tmp_path / "file"
+    with client_of(shelf) as client:
+        half(client, shelf, dest)
+        (tmp_path / "file.part.json").write_text(note)
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY
+    assert shelf.statuses == [200]
+    assert left(tmp_path) == ["file"]
+
+
+def test_a_part_from_before_a_further_pcr_was_pinned(tmp_path: Path) -> None:
+    """Nobody has looked at PCR8 by then: what came may be from an image that is not signed."""
+    shelf = Shelf()
+    dest = tmp_path / "file"
+    with byte_enclave(shelf) as (enclave, _):
+        three = enclave.pcrs
+        values = dict(zip(("pcr0", "pcr1", "pcr2"), three.as_tuple(), strict=True))
+        signed = enclavia.Pcrs(
+            **{name: value.hex() for name, value in values.items()}, pcr8="5a" * 48
+        )
+        with enclavia.Client(enclave.url, pcrs=three, root=enclave.root) as client:
+            half(client, shelf, dest)
+        enclave.set_identity(pcrs=signed)
+        with enclavia.Client(enclave.url, pcrs=signed, root=enclave.root) as client:
+            client.download("/x", dest)
+            assert shelf.statuses == [206, 200], "whose rest is not used"
+            dest.unlink()
+            half(client, shelf, dest)
+            client.download("/x", dest)
+            assert shelf.statuses == [206]
+    assert dest.read_bytes() == BODY
+
+
+def test_another_date_in_the_rest(tmp_path: Path) -> None:
+    """Of a server that knows Range, and not If-Range."""
+    shelf = Shelf(etag=None)
+    first = b"Fri, 27 Nov 2020 09:00:00 GMT"
+    second = b"Fri, 27 Nov 2020 09:30:00 GMT"
+    sent = {b"Date": b"Fri, 27 Nov 2020 10:00:00 GMT"}
+    shelf.dates = {b"Last-Modified": first, **sent}
+    dest = tmp_path / "file"
+    with client_of(shelf) as client:
+        half(client, shelf, dest)
+
+        def ignoring(asked: Asked, answer: Answer) -> Answer:
+            if asked.span is None:
+                return 200, {b"Last-Modified": second, **sent}, BODY[::-1]
+            where = b"bytes %d-299999/300000" % asked.span[0]
+            fields = {b"Last-Modified": second, **sent, b"Content-Range": where}
+            return 206, fields, BODY[::-1][asked.span[0] :]
+
+        shelf.change = ignoring
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY[::-1]
+    assert shelf.statuses == [206, 200]
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        b"Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+    ],
+)
+def test_a_date_that_is_out_of_all_bounds(date: bytes, tmp_path: Path) -> None:
+    shelf = Shelf(etag=None)
+    shelf.dates = {b"Last-Modified": date, b"Date": b"Fri, 27 Nov 2020 10:00:00 GMT"}
+    with client_of(shelf) as client:
+        client.download("/x", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_part_that_somebody_has_removed_is_not_what_another_call_has_begun(
+    tmp_path: Path,
+) -> None:
+    shelf = Shelf()
+    dest, part = tmp_path / "file", tmp_path / "file.part"
+    dest.write_bytes(b"old")
+    begun: list[bool] = []
+
+    def seen(done: int, total: int | None) -> None:
+        if done == len(BODY) and not begun:
+            begun.append(True)
+            part.unlink()
+            part.write_bytes(b"of another call")
+
+    with (
+        client_of(shelf) as client,
+        pytest.raises(FileNotFoundError, match="another one of its name"),
+    ):
+        client.download("/x", dest, sha256=SHA256, progress=seen)
+    assert begun
+    assert dest.read_bytes() == b"old"
+    assert part.read_bytes() == b"of another call"
+
+
+def test_what_another_call_has_begun_is_not_removed(tmp_path: Path) -> None:
+    """By one that ends early, and keeps nothing."""
+    shelf = Shelf(etag=None)
+    part, note = tmp_path / "file.part", tmp_path / "file.part.json"
+
+    def seen(done: int, total: int | None) -> None:
+        if done:
+            part.unlink()
+            part.write_bytes(b"of another call")
+            note.write_bytes(b"its note")
+            raise KeyboardInterrupt
+
+    with client_of(shelf) as client, pytest.raises(KeyboardInterrupt):
+        client.download("/x", tmp_path / "file", progress=seen)
+    assert part.read_bytes() == b"of another call"
+    assert note.read_bytes() == b"its note"
+
+
+def test_no_note_says_more_after_the_disk_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second fsync succeeds, and proves nothing."""
+    shelf = Shelf()
+    dest, note = tmp_path / "file", tmp_path / "file.part.json"
+    really = os.fsync
+    failed: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        really(descriptor)
+
+    with client_of(shelf) as client:
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="Input/output error"):
+            client.download("/x", dest)
+        assert failed
+        assert json.loads(note.read_text())["size"] == 0
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY
+    assert shelf.statuses == [200, 200]
+
+
+def test_the_note_of_other_bytes_is_gone_from_the_disk_before_the_first_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut it would be the note of what is written now."""
+    shelf = Shelf()
+    dest = tmp_path / "file"
+    steps: list[tuple[str, bool, int]] = []
+    with client_of(shelf) as client:
+        half(client, shelf, dest)
+        note, part = tmp_path / "file.part.json", tmp_path / "file.part"
+        really = store.sync_folder
+
+        def sync(name: str) -> None:
+            really(name)
+            if part.exists():
+                steps.append((os.path.basename(name), note.exists(), part.stat().st_size))
+
+        monkeypatch.setattr(store, "sync_folder", sync)
+        shelf.body, shelf.etag = BODY[::-1], b'"two"'
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY[::-1]
+    assert steps == [("file.part.json", False, 100_000)], "before the part is cut"
+
+
+def test_a_process_that_was_forked_meanwhile_keeps_no_lock(tmp_path: Path) -> None:
+    shelf = Shelf()
+    dest = tmp_path / "file"
+    stop, go = os.pipe()
+    children: list[int] = []
+
+    def seen(done: int, total: int | None) -> None:
+        if done and not children:
+            child = os.fork()
+            if child == 0:
+                os.close(go)
+                os.read(stop, 1)  # holds every descriptor until the test lets it go
+                os._exit(0)
+            children.append(child)
+            raise KeyboardInterrupt
+
+    with client_of(shelf) as client:
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                client.download("/x", dest, progress=seen)
+            client.download("/x", dest)
+        finally:
+            os.close(go)
+            os.close(stop)
+            for child in children:
+                os.waitpid(child, 0)
+    assert children
+    assert dest.read_bytes() == BODY
+
+
+# -- a task that asyncio cancels, which no shield of anyio's holds off
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("step", ["_opened", "begin", "write", "commit"])
+def test_cancelled_by_asyncio_while_the_disk_is_worked_on(
+    step: str, resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread comes to its end before anything else happens to its file, and nothing is left of
+    it that a later call does not use."""
+    shelf = Shelf(etag=None)  # no part is kept
+    there, go_on = threading.Event(), threading.Event()
+    where: Any = downloading if step == "_opened" else store.PartialStore
+    if step != "_opened" and not resume:
+        where = store.FreshStore
+    really = getattr(where, step)
+
+    def slow(*given: Any) -> Any:
+        made = really(*given)
+        there.set()
+        assert go_on.wait(20.0)
+        ended.append(step)
+        return made
+
+    monkeypatch.setattr(where, step, slow)
+    ended: list[str] = []
+
+    async def case(face: Face) -> None:
+        dest = tmp_path / "file"
+        task = asyncio.ensure_future(face.client.download("/x", dest, resume=resume))
+        while not there.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()  # once more, as by a timeout around a timeout
+        await asyncio.sleep(0.01)
+        assert not task.done(), "the thread still works on the file"
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == [step]
+        assert left(tmp_path) == (["file"] if step == "commit" else [])
+
+    on("asyncio", shelf, case)
 
 
 # -- progress

@@ -633,3 +633,62 @@ def test_pillow() -> None:
         shown = image.open(file)
         shown.load()
         assert (shown.size, shown.getpixel((5, 5))) == ((300, 200), (0, 128, 128))
+
+
+def test_a_short_body_of_a_file_without_a_validator() -> None:
+    """The rest cannot be asked for, and the file is not taken for whole."""
+    shelf = Shelf(b"0123456789", etag=None)
+    shelf.change = lambda asked, answer: (answer[0], answer[1], answer[2][:5])
+    with client_of(shelf) as client, pytest.raises(enclavia.RangesUnsupported, match="got 5"):
+        client.open("/x")
+
+
+def test_another_date_in_a_later_range() -> None:
+    """Of a server that knows Range, and not If-Range."""
+    shelf = Shelf(etag=None)
+    sent = {b"Date": b"Fri, 27 Nov 2020 10:00:00 GMT"}
+    shelf.dates = {b"Last-Modified": b"Fri, 27 Nov 2020 09:00:00 GMT", **sent}
+    with client_of(shelf) as client, client.open("/x", read_ahead=0) as file:
+        assert file.read(10) == BODY[:10]
+        later = {b"Last-Modified": b"Fri, 27 Nov 2020 09:30:00 GMT", **sent}
+        shelf.change = lambda _, answer: (answer[0], {**answer[1], **later}, answer[2])
+        file.seek(200_000)
+        with pytest.raises(enclavia.FileChanged):
+            file.read(10)
+
+
+def test_closed_by_another_thread_in_the_middle_of_a_read() -> None:
+    """What is being read is read, and nothing but that."""
+    shelf = Shelf()
+    with client_of(shelf) as client:
+        file = client.open("/x", read_ahead=0)
+        shelf.before = lambda _: file.close()
+        assert file.read(100_000) == BODY[:100_000]
+        with pytest.raises(ValueError, match="closed"):
+            file.read(1)
+    blocks = Blocks(None)
+    blocks.put(0, b"a")
+
+    class Closing(int):
+        """Closes the file where a block is found, before that is marked as used."""
+
+        def __eq__(self, other: object) -> bool:
+            blocks.clear()
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    assert blocks.get(Closing(0)) in (b"a", None)
+
+
+def test_the_validator_is_that_of_the_answer_that_counts() -> None:
+    """The first one was cut, and a workload without ranges has answered the second."""
+    shelf = Shelf()
+    shelf.cuts = [1000]
+
+    def change(_: Asked, answer: Answer) -> Answer:
+        return answer if len(shelf.asked) == 1 else (200, {}, b"other")
+
+    shelf.change = change
+    with client_of(shelf) as client, client.open("/x") as file:
+        assert (file.read(), file.etag) == (b"other", None)

@@ -45,7 +45,13 @@ class Server:
     def receipt(self) -> Any:
         """As much of it as is looked at: the PCRs, the form, the root."""
         pcrs = {"PCR0": self.image.hex(), "PCR1": "", "PCR2": ""}
-        fields = {"form": self.form, "pcrs": pcrs, "root": self.root}
+        fields = {
+            "form": self.form,
+            "pcrs": pcrs,
+            "pins": [pcrs],
+            "root": self.root,
+            "via": None,
+        }
         return SimpleNamespace(as_dict=lambda: fields)
 
     def body(self) -> bytes:

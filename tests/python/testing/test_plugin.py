@@ -413,14 +413,27 @@ def test_killed(enclave):
     os.kill(enclave.pid, signal.SIGKILL)
     enclave.set_faults(Fault.FULL)
 
+ENDED = []
+
+@pytest.fixture
+def ends():
+    yield
+    ENDED.append(1)
+
+@pytest.mark.enclavia(app="shop.api:other", in_process=False)
+def test_killed_with_a_fault_on(ends, enclave):
+    enclave.set_faults(Fault.FULL)
+    os.kill(enclave.pid, signal.SIGKILL)
+
 def test_another(enclave_client):
+    assert ENDED == [1]
     assert enclave_client.get("/").text == "bought"
 """)
     result = project.run()
     text = text_of(result)
     assert "its process has ended or does not answer" in text
     assert re.search(r"-+ Captured stderr call -+\nsaid inside of the child\n", text)
-    assert "2 failed, 1 passed" in text
+    assert "2 failed, 2 passed in" in text
 
 
 # ---- with other plugins
@@ -677,6 +690,22 @@ def test_bad_mapped(enclave):
     with socket.socket(socket.AF_INET6) as sock, contextlib.suppress(ConnectionError):
         sock.connect(("::ffff:127.0.0.1", enclave.port))
 
+def test_bad_bytes(enclave):
+    with socket.socket() as sock, contextlib.suppress(ConnectionError):
+        sock.connect((b"127.0.0.1", enclave.port))
+
+def test_bad_bytearray(enclave):
+    with socket.socket() as sock, contextlib.suppress(ConnectionError):
+        sock.connect((bytearray(b"localhost"), enclave.port))
+
+def test_bad_empty(enclave):
+    with socket.socket() as sock, contextlib.suppress(ConnectionError):
+        sock.connect(("", enclave.port))
+
+def test_bad_number(enclave):
+    with socket.socket() as sock, contextlib.suppress(ConnectionError):
+        sock.connect(("2130706433", enclave.port))
+
 def test_bad_workload(enclave):
     with contextlib.suppress(ConnectionError):
         socket.create_connection(enclave.workload)
@@ -727,7 +756,7 @@ def test_bad_and_otherwise_too(enclave):
     assert enclave.port == 0
 """)
     result = project.run("-rA")
-    result.assert_outcomes(passed=4, failed=13)
+    result.assert_outcomes(passed=4, failed=17)
     text = text_of(result)
     assert set(re.findall(r"^PASSED .*::(\w+)", text, re.MULTILINE)) == {
         "test_ok_channels",
@@ -735,7 +764,7 @@ def test_bad_and_otherwise_too(enclave):
         "test_ok_further_enclaves",
         "test_ok_debug_mode_of_a_debug_enclave",
     }
-    assert text.count("enclavia_block_network: socket.") >= 12
+    assert text.count("enclavia_block_network: socket.") >= 16
     assert "enclavia_block_network: enclavia.connect with debug_mode=True to ('127.0.0.1', " in text
     assert "enclavia_block_network: socket.sendto to" in text
     assert "in thread sneaky:" in text
