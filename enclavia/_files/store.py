@@ -320,9 +320,9 @@ def _read_note(content: Any) -> tuple[Source, int]:  # noqa: ANN401 - JSON
     said = kept["identity"]
     identity = Identity(**{**said, "pcrs": tuple(said["pcrs"])})
     source = Source(**content, identity=identity)
-    texts = (source.url, source.final_url, source.validator, identity.form)
-    texts += (identity.root, identity.via)
-    if not all(isinstance(text, str) for text in (*texts, *identity.pcrs)):
+    of_source = (source.url, source.final_url, source.validator)
+    of_identity = (identity.form, identity.root, identity.via, *identity.pcrs)
+    if not all(isinstance(text, str) for text in (*of_source, *of_identity)):
         raise TypeError("text")
     numbers = (kept["size"], *(() if source.total is None else (source.total,)))
     if not all(type(number) is int and number >= 0 for number in numbers):
