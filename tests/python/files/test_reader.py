@@ -68,7 +68,8 @@ class Fickle:
         if "If-Range" not in request.headers:
             self.sent = self.body()
         cut = choice.randrange(len(body) + 1) if choice.random() < 0.3 else None
-        fields = {"form": form, "pcrs": {"PCR0": image}, "root": root}
+        measured = {"PCR0": image}
+        fields = {"form": form, "pcrs": measured, "pins": None, "root": root, "via": None}
         return httpx2.Response(
             status,
             headers=headers,
