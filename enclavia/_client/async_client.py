@@ -37,8 +37,6 @@ __all__ = ["AsyncClient"]
 class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
 
-    _handler = "handle_async_request"
-
     if TYPE_CHECKING:
         _enclave: AsyncEnclaveTransport
 

@@ -66,8 +66,6 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         last copy there was closed or forgotten.
     """
 
-    _handler = "handle_request"
-
     if TYPE_CHECKING:
         _enclave: EnclaveTransport
 

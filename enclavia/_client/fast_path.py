@@ -22,13 +22,13 @@ __all__ = ["send_simple"]
 
 async def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
     """``stream``: the body is left to the caller, who closes the response."""
-    __tracebackhide__ = True
     begun = time.perf_counter()
     transport = client._enclave
     try:
         exchange = await transport._engine.handle(request)
         response: Response = transport._response(request, exchange)
     except httpx2.RequestError as error:
+        __tracebackhide__ = True
         error.request = request
         raise
     response.stream.begun = begun
@@ -37,6 +37,7 @@ async def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) 
         if not stream and not response.read_at_once():
             await transport._read(response)
     except BaseException:
+        __tracebackhide__ = True
         await transport._close(response)
         raise
     return response

@@ -20,7 +20,7 @@ import http.cookiejar
 import logging
 import urllib.request
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx2
 
@@ -66,9 +66,14 @@ __all__ = [
 ]
 
 _log: Final = logging.getLogger("httpx2")
-# As they are before anybody puts something around them.
-_HANDLE: Final = httpx2.HTTPTransport.handle_request
-_HANDLE_ASYNC: Final = httpx2.AsyncHTTPTransport.handle_async_request
+# What httpx2's own transports send by: views of the classes, and the methods as they are before
+# anybody puts something around them.
+_SEND: Final = "handle_request"
+_SENDS: Final = vars(httpx2.HTTPTransport)
+_PLAIN: Final = _SENDS[_SEND]
+_SEND_ASYNC: Final = "handle_async_request"
+_SENDS_ASYNC: Final = vars(httpx2.AsyncHTTPTransport)
+_PLAIN_ASYNC: Final = _SENDS_ASYNC[_SEND_ASYNC]
 _UNSET: Final = httpx2.USE_CLIENT_DEFAULT
 # What is kept of a client, in its instances.
 _NEEDED: Final = (
@@ -140,8 +145,8 @@ class OwnClient(BaseClient):
 
     _enclave: Any
     """The transport; each client says which."""
-    _handler: ClassVar[str]
-    """The name of the transport's method that sends; each client says which."""
+    _is_instrumented_by_opentelemetry: bool = False
+    """Set by ``instrument_client``, which wraps the method of the transport that sends."""
     _request_cache: RequestCache
     _short_way: bool
 
@@ -269,16 +274,10 @@ def is_simple(client: OwnClient, request: httpx2.Request, auth: Auth, follow: Fo
         and client._state is ClientState.OPENED
         and "timeout" in request.extensions
         and not request.url.userinfo
-        and not _is_instrumented(client)
-    )
-
-
-def _is_instrumented(client: OwnClient) -> bool:
-    """Somebody has put something around what sends, of this client or of all: it is to be asked."""
-    return (
-        httpx2.HTTPTransport.handle_request is not _HANDLE
-        or httpx2.AsyncHTTPTransport.handle_async_request is not _HANDLE_ASYNC
-        or client._handler in client._enclave.__dict__
+        # Nobody has put something around what sends, of this client or of all: that is to be asked.
+        and _SENDS[_SEND] is _PLAIN
+        and _SENDS_ASYNC[_SEND_ASYNC] is _PLAIN_ASYNC
+        and not client._is_instrumented_by_opentelemetry
     )
 
 

@@ -89,7 +89,6 @@ class Connections:
         """Of a channel whose document is fresh. ``told`` is called with the ticket before anything
         is waited for; again where the channel turned out to be at its end, with another one.
         ``any_pins``: the caller sees to it that the channel matches those in force by now."""
-        __tracebackhide__ = True
         if self.pinning.trust is not None and not any_pins:
             return await self._obtain_in_force(job, timeouts, told)
         begun = present = now()
@@ -102,6 +101,7 @@ class Connections:
                     await self._waiting.until_granted(ticket, timeouts)
                 lease = ticket.take()
             except BaseException:
+                __tracebackhide__ = True
                 self.pool.withdraw(ticket, now())
                 raise
             # No cast here: it is a call, for each request.

@@ -131,7 +131,6 @@ class Engine:
 
     async def handle(self, request: httpx2.Request) -> Exchange:
         """Sends the request and reads the answer's head."""
-        __tracebackhide__ = True
         refusal = self.config.url.refusal(request.url)
         if refusal is not None:
             raise ForeignURL(refusal, request=request)
@@ -157,6 +156,7 @@ class Engine:
             try:
                 await exchange.start()
             except Exception as error:
+                __tracebackhide__ = True
                 exchange.blame(error)
                 await exchange.abandon()
                 if self._closed:

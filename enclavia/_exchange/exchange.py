@@ -131,7 +131,6 @@ class Exchange:
             raise self._ended
 
     async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
-        __tracebackhide__ = True
         message = self._message
         first = message.head
         if message.content and not message.expects_continue:
@@ -174,7 +173,6 @@ class Exchange:
         self._pending = self._pending[taken:]
 
     async def _wait_continue(self) -> None:
-        __tracebackhide__ = True
         allowed = self._timeouts.read
         wait = CONTINUE_WAIT if allowed is None else min(allowed, CONTINUE_WAIT)
         self._uploading = True
@@ -202,7 +200,6 @@ class Exchange:
 
     async def _step(self) -> None:
         """Something goes out or comes in; while a body is being sent, an answer may come early."""
-        __tracebackhide__ = True
         if not self._uploading or self.stream.readable:
             await self._pull()
         elif self._pending:
@@ -211,7 +208,6 @@ class Exchange:
             await self._next_chunk()
 
     async def _pull(self) -> None:
-        __tracebackhide__ = True
         data = await self.io.read(self.stream, READ_SIZE, self._timeouts.read)
         if not self._parser.started:
             self._answered_at = now()
@@ -236,7 +232,6 @@ class Exchange:
             self._settle()
 
     async def _push_pending(self) -> None:
-        __tracebackhide__ = True
         try:
             self._write()
         except (ConnectionClosed, ServerError):
@@ -251,7 +246,6 @@ class Exchange:
             raise nothing_sent(self._timeouts.write)
 
     async def _next_chunk(self) -> None:
-        __tracebackhide__ = True
         try:
             chunk = None if self._body is None else await self._body.next(self._timeouts.write)
         except BaseException:
@@ -280,10 +274,10 @@ class Exchange:
 
     async def next_data(self) -> bytes | None:
         """The next piece of the answer's body; None at its end."""
-        __tracebackhide__ = True
         try:
             return await self._next_piece()
         except BaseException as error:
+            __tracebackhide__ = True
             self.blame(error)
             await self.abandon()
             if self._ended is not None and isinstance(error, Exception):
@@ -296,7 +290,6 @@ class Exchange:
         return [event.data for event in events if isinstance(event, Data)]
 
     async def _next_piece(self) -> bytes | None:
-        __tracebackhide__ = True
         while not self._events:
             await self._step()
         event = self._events.popleft()

@@ -81,14 +81,17 @@ def positive(seconds: float | None) -> float | None:
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs what only blocks."""
-    # IPython and pytest leave frames that have this name out of the tracebacks that they show, here
-    # and in each function on a request's way. Python's own tracebacks have them all.
-    __tracebackhide__ = True
     try:
         coroutine.send(None)
     except StopIteration as stop:
         value: T = stop.value
         return value
+    except BaseException:
+        # IPython and pytest leave frames that have this name out of the tracebacks that they show,
+        # here and in other functions on a request's way; Python's own tracebacks have them all. It
+        # is set where that costs nothing as long as all goes well.
+        __tracebackhide__ = True
+        raise
     coroutine.close()
     raise RuntimeError("a blocking transport must not be given something to await")
 

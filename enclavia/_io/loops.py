@@ -107,7 +107,6 @@ class LoopHub(abc.ABC):
         by another later: so the running loop is asked for, and never a thread."""
 
     def reserve(self, channel: _core.Channel, waiter: Waiter) -> _core.Slot:
-        __tracebackhide__ = True
         return channel.reserve(self._notifier, waiter.token)
 
     def start_attest(self, channel: _core.Channel, waiter: Waiter) -> int:
@@ -354,7 +353,6 @@ class LoopIo:
             expect_verified(channel, timeout)
 
     async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
-        __tracebackhide__ = True
         if not isinstance(channel, _core.Channel):  # a forwarder's
             return channel.reserve(None, 0)
         hub = loop_hub()
@@ -398,7 +396,6 @@ class LoopIo:
         return raw
 
     async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
-        __tracebackhide__ = True
         data = stream.read(n, 0)
         if data is None:
             deadline = deadline_of(timeout)
@@ -417,7 +414,6 @@ class LoopIo:
         return count
 
     async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
-        __tracebackhide__ = True
         view = byte_view("data", data)
         total = len(view)
         view = view[stream.write(view, 0) :]

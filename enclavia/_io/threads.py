@@ -112,7 +112,6 @@ class ThreadIo:
         return thread_hub().wait(functools.partial(channel.notify_stage, seen), timeout)
 
     async def reserve(self, channel: AnyChannel, timeout: float | None) -> AnySlot:
-        __tracebackhide__ = True
         slot = channel.reserve(None, 0)
         if not slot.granted:
             try:
@@ -144,7 +143,6 @@ class ThreadIo:
             raise
 
     async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
-        __tracebackhide__ = True
         try:
             data = stream.read(n, timeout)
         except ReadTimeout:
@@ -154,7 +152,6 @@ class ThreadIo:
         return data
 
     async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
-        __tracebackhide__ = True
         sent = stream.write(data, timeout)
         if timeout is not None and timeout <= 0 and sent < memoryview(data).nbytes:
             raise nothing_sent(timeout)
