@@ -10,6 +10,7 @@ Decides when each part of the plugin acts. Calls: everything in this folder. Loc
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -136,24 +137,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _part("_marks").skip_where_local(item)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    if not _uses(item):
-        return (yield)
-    _part("_enclaves").begin_faults(item)
-    with _part("_network").failing(item):
-        return (yield)
+# The next two are no wrappers: errors that pytest itself raises around a test would pass through
+# them, and show them in the tracebacks of other suites.
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    if _uses(item):
+        _part("_enclaves").begin_faults(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
     if not _uses(item):
-        return (yield)
+        return
     try:
         _part("_enclaves").end_faults(item)
-    finally:  # whatever the fixtures have made ends all the same
-        result = yield
-    return result
+    except Exception as error:  # told at the end: what the fixtures have made ends all the same
+        item.addfinalizer(functools.partial(_raise, error))
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @pytest.hookimpl(wrapper=True)
@@ -161,8 +166,10 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed and _uses(item):
-        _part("_report").add_sections(item, report)
+    if _uses(item):
+        _part("_network").fail_where_seen(item, report)
+        if report.failed:
+            _part("_report").add_sections(item, report)
     return report
 
 

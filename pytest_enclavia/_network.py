@@ -25,7 +25,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["UnattestedConnection", "failing", "watching"]
+__all__ = ["UnattestedConnection", "fail_where_seen", "watching"]
 
 _EVENTS: Final = frozenset(("socket.connect", "socket.sendto", "socket.sendmsg"))
 _CHANNEL: Final = "enclavia.connect"
@@ -136,20 +136,16 @@ def watching(enclave: object, item: pytest.Item) -> Iterator[None]:
         _fail(_seen(item))  # what was seen after the test function
 
 
-@contextlib.contextmanager
-def failing(item: pytest.Item) -> Iterator[None]:
-    """Around the test function: a connection fails it, whatever it made of the exception."""
-    try:
-        yield
-    except pytest.skip.Exception:
-        _fail(_seen(item))
-        raise
-    except BaseException as error:
-        text = _seen(item)
-        if text:
-            error.add_note(text)
-        raise
-    _fail(_seen(item))
+def fail_where_seen(item: pytest.Item, report: pytest.TestReport) -> None:
+    """A connection fails the test function, whatever that has made of the exception."""
+    text = _seen(item) if report.when == "call" else ""
+    if not text:
+        return
+    if report.failed:
+        report.sections.append(("enclavia_block_network", text))
+    else:
+        report.outcome = "failed"
+        report.longrepr = text
 
 
 def _fail(text: str) -> None:

@@ -817,6 +817,23 @@ def test_own_fixture(enclave):
 @pytest.mark.parametrize("n", range(3))
 def test_fails(n, caplog):
     assert n != 1
+
+class Broken:
+    def __del__(self):
+        raise ValueError
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_fails_around_it():
+    Broken()
+
+@pytest.fixture
+def ends_badly():
+    yield
+    Broken()
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_ends_badly(ends_badly):
+    pass
 """
 MODULES = """
 import json, sys
@@ -834,7 +851,7 @@ def test_a_suite_that_uses_nothing_of_it(pytester: pytest.Pytester) -> None:
     said, modules = [], []
     for arguments in ([], ["-p", "no:enclavia"]):
         result = pytester.runpytest_subprocess("-v", "-p", "no:cacheprovider", *arguments)
-        result.assert_outcomes(passed=3, failed=1)
+        result.assert_outcomes(passed=4, failed=2, errors=1)
         plain = re.sub(r"\d+\.\d+s|=+|0x\w+", "", text_of(result))
         said.append(re.sub(r"^plugins: .*$|--basetemp=\S+", "", plain, flags=re.MULTILINE))
         modules.append(set(eval((pytester.path / "modules.json").read_text())))
