@@ -97,7 +97,8 @@ _METHODS: Final = frozenset(
 _SECRET_QUERY: Final = re.compile(
     # The four that the convention for url.full names, and what else is called so.
     r"awsaccesskeyid|signature|sig|x-goog-signature|x-amz-(signature|credential|security-token)"
-    r"|.*(token|secret|passw(or)?d|api[-_]?key|credential).*|auth|authorization|code|key|jwt",
+    r"|.*(token|secret|passw(or)?d|(api|access|private)[-_]?key|credential|session).*"
+    r"|auth|authorization|code|key|jwt",
     re.IGNORECASE,
 )
 _REDACTED: Final = "REDACTED"

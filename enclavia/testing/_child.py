@@ -15,6 +15,7 @@ import itertools
 import os
 import pickle
 import queue
+import signal
 import socket
 import subprocess
 import threading
@@ -244,8 +245,12 @@ def _serve(pipe: Connection[Any, Any], runner: Runner, parent: int) -> None:
 
 def main(descriptor: int) -> None:
     """What the child process runs."""
+    # A terminal's Ctrl-C and a notebook's stop button reach the whole process group, and are meant
+    # for the parent, which ends this where it wants to. (A handler, because a signal that is
+    # ignored stays so in the programs that the app starts.)
+    signal.signal(signal.SIGINT, lambda *_: None)
     parent = os.getppid()
-    with contextlib.suppress(KeyboardInterrupt), Connection(descriptor) as pipe:
+    with Connection(descriptor) as pipe:
         number, _, (options,) = pipe.recv()
         try:
             runner = Runner(pickle.loads(options))  # noqa: S301 - of our parent

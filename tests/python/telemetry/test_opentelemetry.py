@@ -499,6 +499,9 @@ with LocalEnclave(app) as enclave:
         ("https://h/?sig=1&x=2", "https://h/?sig=REDACTED&x=2"),
         ("https://h/?AWSAccessKeyId=1&Signature=2", "https://h/?AWSAccessKeyId=REDACTED&"
          "Signature=REDACTED"),
+        ("https://h/?access_key=1&Session=2&private-key=3&accesskey=4&x=5",
+         "https://h/?access_key=REDACTED&Session=REDACTED&private-key=REDACTED"
+         "&accesskey=REDACTED&x=5"),
         ("https://h/?X-Goog-Signature=1", "https://h/?X-Goog-Signature=REDACTED"),
         ("https://h/?access_token=1&a=%20b", "https://h/?access_token=REDACTED&a=%20b"),
         ("https://h/?api%5Fkey=1#frag", "https://h/?api%5Fkey=REDACTED"),

@@ -514,6 +514,16 @@ def test_a_child_is_interrupted_at_any_moment(interrupt: Callable[[float], None]
         assert interrupted
 
 
+def test_ctrl_c_is_meant_for_the_parent() -> None:
+    """A terminal and a notebook send it to the whole process group."""
+    with LocalEnclave("127.0.0.1:1", in_process=False, mode="stub") as enclave:
+        for _ in range(3):
+            os.kill(enclave.pid, signal.SIGINT)
+            assert enclave.stats()["connections_total"] == 0
+        pid = enclave.pid
+    assert has_ended(pid)
+
+
 def test_a_child_dies_with_its_parent() -> None:
     script = (
         "import os, signal\n"
