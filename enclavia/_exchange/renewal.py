@@ -61,7 +61,8 @@ class Renewal:
             return False
         if not isinstance(tunnel.core, _core.Channel) and self._reconnects:
             return False  # the forwarder has a newer one for who connects to it again
-        if not tunnel.take_turn():
+        turn = tunnel.take_turn()
+        if turn is None:
             return True  # somebody asks just now
         try:
             allowed = timeouts.connect
@@ -74,7 +75,7 @@ class Renewal:
         except EnclaviaError as caught:
             error = caught
         finally:
-            tunnel.give_turn()
+            turn.give_back()
         if not self._reconnects and tunnel.alive and now() < tunnel.validity.ends_at:
             tunnel.validity = tunnel.validity.asked_in_vain(now())
             logger.warning(

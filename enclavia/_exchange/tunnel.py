@@ -7,6 +7,7 @@ Decides when a channel on which nothing comes is given up. Calls: _identity, _io
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,25 @@ class Traffic:
             return self._bytes_in, self._bytes_out
 
 
+class Turn:
+    """The right to ask for a fresh document of a channel. One that is lost, because Ctrl-C came
+    before its holder could see to its end, comes back by itself."""
+
+    __slots__ = ("__weakref__", "_tunnel")
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel: weakref.ref[Tunnel] | None = weakref.ref(tunnel)
+
+    def give_back(self) -> None:
+        """Doing so twice does nothing."""
+        reference, self._tunnel = self._tunnel, None
+        tunnel = None if reference is None else reference()
+        if tunnel is not None:
+            tunnel._turn.append(Turn(tunnel))
+
+    __del__ = give_back
+
+
 class Tunnel:
     """A channel, as the pool knows it."""
 
@@ -56,7 +76,7 @@ class Tunnel:
         """Of its newest document; None while none was verified."""
         self.validity = Validity()
         self._retired = False
-        self._turn: list[None] = [None]
+        self._turn = [Turn(self)]
         self._past = past
         self._counted = False
         self._heard = -1
@@ -81,16 +101,12 @@ class Tunnel:
         self.pinned = _NONE_YET
         self.certified(receipt, raw, verified_at)
 
-    def take_turn(self) -> bool:
-        """For who asks for a fresh document; False where another does. To be given back."""
+    def take_turn(self) -> Turn | None:
+        """For who asks for a fresh document; None where another does. To be given back."""
         try:
-            self._turn.pop()  # by one thread alone
+            return self._turn.pop()  # by one thread alone
         except IndexError:
-            return False
-        return True
-
-    def give_turn(self) -> None:
-        self._turn.append(None)
+            return None
 
     def asked(self) -> None:
         """Something is expected to come from now on."""

@@ -334,11 +334,12 @@ class Server:
     async def _document(self, tunnel: Tunnel) -> _core.RawAttestation:
         present, validity = now(), tunnel.validity
         old = present - validity.verified_at > _DOCUMENT_AGE or present >= validity.renew_at
-        if old and tunnel.take_turn():
+        turn = tunnel.take_turn() if old else None
+        if turn is not None:
             try:
                 fresh = await self.connections.renewal.attest(tunnel, _DOCUMENT_WAIT)
             finally:
-                tunnel.give_turn()
+                turn.give_back()
             if fresh is not None:
                 return fresh
         return tunnel.core.attestation()

@@ -11,8 +11,10 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import anyio.to_thread
@@ -35,6 +37,7 @@ from support import (
 )
 
 import enclavia
+from enclavia._exchange.tunnel import Traffic, Tunnel
 from enclavia._io import loops, polling, threads
 from enclavia.testing import LocalEnclave
 
@@ -552,3 +555,26 @@ def test_no_certificate_of_an_ipv6_address_can_be_checked() -> None:
         enclavia.Client("wss://[::1]", pcrs=PCRS)
     enclavia.Client("wss://[::1]", pcrs=PCRS, verify=False).close()
     enclavia.Client("ws://[::1]", pcrs=PCRS).close()
+
+
+def test_a_turn_to_ask_for_a_document_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes after it was taken and before its holder sees to its end. Without the turn
+    nobody would ask again, and the channel would be used beyond the end of its document."""
+    shown = SimpleNamespace(state="open")
+    tunnel = Tunnel(cast(Any, shown), Traffic())
+
+    def interrupted(of: Tunnel) -> None:
+        of.take_turn()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tunnel)
+    turn = tunnel.take_turn()
+    assert turn
+    assert not tunnel.take_turn(), "one at a time"
+    turn.give_back()
+    turn.give_back()
+    assert tunnel.take_turn()
+    gone = weakref.ref(tunnel)
+    del tunnel, turn
+    assert gone() is None, "no cycle keeps it"
