@@ -21,6 +21,8 @@ BIN := $(VENV)/bin
 MINUTES ?= 10
 SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
+C_THREADS := test_net test_loop test_enclave test_workload test_channel test_channel_slots \
+    test_slow_readers test_threads test_fork
 export PYTHON
 
 .PHONY: site wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
@@ -73,9 +75,7 @@ test-c: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent check
 	$(MAKE) -C tests/c --silent neon PYTHON=$(CURDIR)/$(BIN)/python
 	$(MAKE) -C tests/c -j2 --silent check SAN=1
-	$(MAKE) -C tests/c -j2 --silent check TSAN=1 \
-	    TESTS='test_net test_loop test_enclave test_workload test_channel test_channel_slots test_slow_readers test_threads \
-	        test_fork'
+	$(MAKE) -C tests/c -j2 --silent check TSAN=1 TESTS='$(C_THREADS)'
 
 # The same extension under the sanitizers, driven from Python.
 test-san: build/installed-test
