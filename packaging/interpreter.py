@@ -16,9 +16,15 @@ import sources
 
 PREFIX = "/opt/python"
 
-# The compiler's musl is newer than Debian's, under which the interpreter runs: what came later is
-# found by configure and missing at run time (musl 1.2.5, release notes).
-NEWER_THAN_MUSL = ("ac_cv_func_preadv2=no", "ac_cv_func_pwritev2=no")
+FOR_MUSL = (
+    # The compiler's musl is newer than this machine's, under which the interpreter runs while it is
+    # built: what came later is found by configure and missing then (musl 1.2.5, release notes).
+    "ac_cv_func_preadv2=no",
+    "ac_cv_func_pwritev2=no",
+    # CPython knows musl by a macro of its stdarg.h, in place of which clang has its own. Without
+    # it modules of others, whose names end in -x86_64-linux-musl.so, would not be found.
+    "CPP=encl-cc -dynamic -E -D__DEFINED_va_list",
+)
 PINS = Path(__file__).with_name("interpreter_sources.toml")
 
 
@@ -44,7 +50,7 @@ def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
         "--with-ensurepip=install",
         "--disable-test-modules",
         "--without-readline",
-        *(NEWER_THAN_MUSL if tools.target.is_musl else ()),
+        *(FOR_MUSL if tools.target.is_musl else ()),
         cwd=where,
         log="configure",
     )

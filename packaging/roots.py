@@ -99,7 +99,7 @@ def make(name: str, root: Root) -> Path:
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         if root.is_musl:
-            musl.make(where)
+            musl.make(where, WHEELS / "packages")
         else:
             debootstrap(where, name, root)
         if root.builds_for is not None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,14 +95,16 @@ def archive_of_this_machine() -> str:
     raise SystemExit("expected apt to be set up for a Debian archive, got none")
 
 
-def fetch_by_apt(source: Source, cache: Path) -> Path:
+def apt_of(kind: str, suites: Iterable[str], cache: Path) -> list[str]:
+    """apt-get with the lists of other releases, which leaves this machine's alone. ``kind``:
+    "deb" or "deb-src"."""
     lists = cache / "apt"
     for folder in ("lists/partial", "cache/archives/partial"):
         (lists / folder).mkdir(parents=True, exist_ok=True)
     address = archive_of_this_machine()
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     (lists / "sources.list").write_text(
-        "".join(f"deb-src [signed-by={keyring}] {address} {s} main\n" for s in source.suites)
+        "".join(f"{kind} [signed-by={keyring}] {address} {suite} main\n" for suite in suites)
     )
     options = []
     for option in (
@@ -113,8 +116,19 @@ def fetch_by_apt(source: Source, cache: Path) -> Path:
     ):
         options += ["-o", option]
     run("apt-get", *options, "update", cwd=cache)
-    run("apt-get", *options, "source", "--download-only", "--tar-only", source.package, cwd=cache)
+    return ["apt-get", *options]
+
+
+def fetch_by_apt(source: Source, cache: Path) -> Path:
+    apt = apt_of("deb-src", source.suites, cache)
+    run(*apt, "source", "--download-only", "--tar-only", source.package, cwd=cache)
     return cache / source.file
+
+
+def binary_package(name: str, suite: str, cache: Path) -> Path:
+    """A package of another release of Debian, for this machine's architecture. apt verifies it."""
+    run(*apt_of("deb", [suite], cache), "download", name, cwd=cache)
+    return next(cache.glob(f"{name}_*.deb"))
 
 
 def fetch_by_cargo(source: Source, cache: Path) -> Path:
