@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ jupyter = pytest.importorskip("jupyter_client", reason="jupyter-client is not in
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 CELL_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Notebook:
@@ -279,3 +282,17 @@ def test_kernel_ends_with_an_open_client(enclave: LocalEnclave) -> None:
     finally:
         notebook.close()
     eventually(lambda: enclave.stats()["connections_open"] == 0)
+
+
+def test_the_example_notebook(notebook: Notebook, tmp_path: Path) -> None:
+    """docs/examples/notebook.ipynb, cell by cell, as it is kept: without outputs."""
+    kept = json.loads((ROOT / "docs" / "examples" / "notebook.ipynb").read_text())
+    codes = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in codes)
+    notebook.run(f"import os\nos.chdir({str(tmp_path)!r})")
+    shown = [notebook.run("".join(cell["source"])) for cell in codes]
+    assert "<table" in shown[1]["text/html"]
+    assert shown[2]["text/plain"] == "'hello from the enclave'"
+    assert (tmp_path / "model.bin").stat().st_size == 20_480_000
+    assert shown[4]["stdout"].startswith("PCR0: expected 0101")
+    assert shown[5]["stdout"] == "hello from the enclave\n"
