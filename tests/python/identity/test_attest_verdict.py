@@ -193,6 +193,13 @@ def test_a_further_pcr_without_a_measurement_is_no_sign_of_a_debug_enclave() -> 
             assert error.hint is None
 
 
+@pytest.mark.parametrize("index", range(3))
+def test_a_document_that_lacks_a_pcr_is_no_debug_enclaves(index: int) -> None:
+    absent = {i: value for i, value in PCRS.items() if i != index}
+    error = refuse("PCR mismatch", f"PCR{index}", good(pcrs=pcr_map(absent)).encode(), pins=[PINS])
+    assert error.hint is None
+
+
 def test_further_pins_are_checked() -> None:
     three = dict(enumerate(PINS))
     bad_policy("pinned PCR8: expected 32, 48 or 64 bytes, got 47", [{**three, 8: bytes(47)}])
