@@ -18,6 +18,8 @@ class Excuse(NamedTuple):
     reason: str
     alive: int | None
     """How many of those that read alike are excused, where that is not all of them."""
+    at_times: bool
+    """Whether a test may notice it: it reads what is there by chance."""
 
 
 class Equivalents:
@@ -32,7 +34,9 @@ class Equivalents:
                 key = entry["file"], function, kind, entry["text"]
                 if key in excuses or not entry["reason"]:
                     raise SystemExit(f"{path.name}: twice, or without a reason: {key}")
-                excuses[key] = Excuse(entry["reason"], entry.get("alive"))
+                excuses[key] = Excuse(
+                    entry["reason"], entry.get("alive"), entry.get("at_times", False)
+                )
         return cls(excuses)
 
     def __contains__(self, mutant: Mutant) -> bool:
@@ -49,6 +53,8 @@ class Equivalents:
             f"equivalent.toml names no mutant: {key}" for key in self._excuses if key not in there
         ]
         for key in {m.key for m in ran} & self._excuses.keys():
+            if self._excuses[key].at_times:
+                continue
             excused = self._excuses[key].alive
             expected = there[key] if excused is None else excused
             if alive[key] != expected:

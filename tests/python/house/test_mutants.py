@@ -132,6 +132,9 @@ def test_exceptions_that_are_none_are_reported(tmp_path: Path) -> None:
         "equivalent.toml names no mutant: ('a.c', 'f', 'never', 'gone')",
         "equivalent.toml: expected 1 of 1 to stay unnoticed, 0 did: ('a.c', 'f', 'never', 'y')",
     ]
+    listed.write_text(entry.format("y") + 'at_times = true\nreason = "why"\n')
+    for survived in ({y}, set()):
+        assert Equivalents.read(listed).wrong([y], [y], survived) == []
     listed.write_text(entry.format("y") + 'alive = 1\nreason = "why"\n')
     equivalents = Equivalents.read(listed)
     twin = c_mutants.Mutant(9, "a.c", "f", 2, "never", "y")  # the same words, another place
