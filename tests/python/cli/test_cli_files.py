@@ -584,7 +584,7 @@ def test_a_date_does_not_tell_apart_what_headers_ask_for(
 def test_a_note_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would stay beside bytes that it does not speak of."""
     name = str(tmp_path / "file")
-    source = Source("u", "u", False, '"one"', 9, Identity("nitro", ("1", "2", "3"), "r"))
+    source = Source("u", "u", False, '"one"', 9, Identity("nitro", ("1", "2"), "r", ""))
     part = PartialStore(name)
     part.begin(source)
     part.write(b"some")

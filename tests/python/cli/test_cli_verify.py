@@ -157,7 +157,7 @@ def test_an_empty_url(place: Place) -> None:
         (["pcrs", "absent"], "absent: No such file"),
         (["pcrs", "{folder}"], "Is a directory"),
         (["pcrs", "{pins}", "--json", "--env"], "got both"),
-        (["pcrs"], "Missing argument"),
+        (["pcrs"], "expected a file with PCR0, PCR1 and PCR2, got none"),
         (["attestation"], "Missing command"),
         (["attestation", "show", "absent"], "absent: No such file"),
         (["attestation", "verify", "{pins}"], "expected the pins"),

@@ -413,8 +413,10 @@ def test_stats_and_representation_say_what_is_shared(enclave: LocalEnclave) -> N
     with enclavia.Client(enclave.url, **keywords(enclave)) as client:
         assert not client.stats.shared and "copy" not in repr(client)
         one, other = again(client), again(client)
-        assert repr(one) == f"<Client {enclave.url}/ (a copy: shares its channels)>"
-        assert repr(one._enclave).endswith("(a copy: shares its channels)>")
+        assert repr(one) == (
+            f"<Client {enclave.url}/ (a copy: shares its channels), not connected yet>"
+        )
+        assert repr(one._enclave).endswith("(a copy: shares its channels), not connected yet>")
         unused = one.stats
         assert unused.shared and unused.channels == unused.connects == unused.bytes_in == 0
         with pytest.raises(enclavia.StateError, match="not connected"):
