@@ -34,6 +34,16 @@ def has_result(message: dict[str, Any]) -> bool:
     return not isinstance(content, str) and content[0]["type"] == "tool_result"
 
 
+async def each(things: Any) -> AsyncIterator[Any]:
+    """What an SDK's stream gives, of its blocking or of its async client."""
+    if hasattr(things, "__aiter__"):
+        async for thing in things:
+            yield thing
+    else:
+        for thing in things:
+            yield thing
+
+
 class ModelServer:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

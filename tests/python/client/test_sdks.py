@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from model_app import ModelServer
+from model_app import ModelServer, each
 from support import KINDS, Face, eventually, with_client
 
 import enclavia
@@ -42,15 +42,6 @@ def openai_over(client: Face, **options: Any) -> Any:
 def anthropic_over(client: Face, **options: Any) -> Any:
     cls = anthropic.AsyncAnthropic if client.is_async else anthropic.Anthropic
     return cls(base_url=client.client.base_url, api_key="key", http_client=client.client, **options)
-
-
-async def each(things: Any) -> AsyncIterator[Any]:
-    if hasattr(things, "__aiter__"):
-        async for thing in things:
-            yield thing
-    else:
-        for thing in things:
-            yield thing
 
 
 @contextlib.asynccontextmanager

@@ -6,13 +6,13 @@ import importlib
 import tempfile
 import time
 import types
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from hub_app import FILES, PIECE, REPOSITORY, HubServer
-from model_app import ModelServer
+from model_app import ModelServer, each
 from support import Face, keywords, with_client
 
 import enclavia
@@ -50,15 +50,6 @@ def losing(enclave: LocalEnclave, model: ModelServer) -> LocalEnclave:
     """Every request reaches the workload, and its connection is lost before the answer."""
     model.before_answer = lambda count: enclave.drop_connections()
     return enclave
-
-
-async def each(things: Any) -> AsyncIterator[Any]:
-    if hasattr(things, "__aiter__"):
-        async for thing in things:
-            yield thing
-    else:
-        for thing in things:
-            yield thing
 
 
 # ---------------------------------------------------------------------------------------------
