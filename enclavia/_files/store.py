@@ -123,6 +123,7 @@ class PartialStore:
         try:
             self._expect_own(descriptor)
             self._lock(descriptor)
+            self._expect_part(descriptor)
         except BaseException:
             file.close()
             raise
@@ -153,6 +154,22 @@ class PartialStore:
                 "expected no other download to this file, got one beside this",
                 self.name,
             )
+
+    def _expect_part(self, descriptor: int) -> None:
+        """Each part has a note from its first byte on. A file without one was not written by a
+        download, and would be lost if this one began in it."""
+        if os.fstat(descriptor).st_size == 0:
+            return
+        with contextlib.suppress(OSError):
+            note = os.stat(self._note, follow_symlinks=False)
+            if stat.S_ISREG(note.st_mode) and note.st_uid == os.geteuid():
+                return
+        raise FileExistsError(
+            errno.EEXIST,
+            f"expected the part of an earlier download, with {os.path.basename(self._note)} of "
+            "your own beside it, got a file without: move or remove it",
+            self._part,
+        )
 
     def _names(self, descriptor: int) -> bool:
         """Whether the part's name is still that of the file that is open here."""
@@ -195,13 +212,12 @@ class PartialStore:
         _cut(self._file, 0, self._part)
         self.size = self._synced = 0
         self.source = source
-        if source is not None:
-            self._write_note(source)
+        self._write_note()
 
-    def _write_note(self, source: Source) -> None:
+    def _write_note(self) -> None:
         note = NewFile(self._note, 0o600)
         try:
-            note.write(json.dumps(_note_of(source, self._synced)).encode())
+            note.write(json.dumps(_note_of(self.source, self._synced)).encode())
             note.commit()
         finally:
             note.close()
@@ -221,7 +237,7 @@ class PartialStore:
     def go_on(self, size: int) -> None:
         if size < self._synced and self.source is not None:
             self._synced = size
-            self._write_note(self.source)
+            self._write_note()
         _cut(self._file, size, self._part)
         self.size = size
 
@@ -236,7 +252,7 @@ class PartialStore:
             return
         self._sync(self._part)
         self._synced = self.size
-        self._write_note(self.source)
+        self._write_note()
 
     def _sync(self, name: str) -> None:
         """What the system could not write it reports once, and a second fsync may succeed although
@@ -307,7 +323,10 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _note_of(source: Source, size: int) -> dict[str, Any]:
+def _note_of(source: Source | None, size: int) -> dict[str, Any]:
+    """Without a source it says only that the part is a download's: nothing goes on with it."""
+    if source is None:
+        return {"version": _NOTE_VERSION, "size": size}
     identity = source.identity._asdict()
     return {"version": _NOTE_VERSION, **source._asdict(), "identity": identity, "size": size}
 

@@ -690,6 +690,51 @@ def test_a_part_that_somebody_else_has_put_there(plant: str, tmp_path: Path) -> 
     assert shelf.asked == []
 
 
+@pytest.mark.parametrize("beside", ["nothing", "symlink"])
+def test_a_file_of_the_users_own_is_not_taken_for_a_part(beside: str, tmp_path: Path) -> None:
+    part, note = tmp_path / "file.part", tmp_path / "file.part.json"
+    part.write_bytes(b"mine")
+    if beside == "symlink":
+        note.symlink_to(part)
+    shelf = Shelf()
+    with client_of(shelf) as client:
+        with pytest.raises(FileExistsError, match="expected the part of an earlier") as caught:
+            client.download("/x", tmp_path / "file")
+        assert caught.value.filename == str(part)
+        assert part.read_bytes() == b"mine"
+        assert shelf.asked == []
+        client.download("/x", tmp_path / "file", resume=False)
+    assert part.read_bytes() == b"mine"
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("etag", [None, b'"one"'])
+def test_a_process_that_is_killed_leaves_a_part_that_is_known(
+    etag: bytes | None, tmp_path: Path
+) -> None:
+    shelf = Shelf(etag=etag)
+    dest = tmp_path / "file"
+
+    def killed(done: int, total: int | None) -> None:
+        if done:
+            os._exit(0)
+
+    with byte_enclave(shelf) as (enclave, _):
+        child = os.fork()
+        if child == 0:
+            try:
+                with enclavia.Client(enclave.url, **keywords(enclave)) as client:
+                    client.download("/x", dest, progress=killed)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (tmp_path / "file.part").stat().st_size > 0
+        with enclavia.Client(enclave.url, **keywords(enclave)) as client:
+            client.download("/x", dest)
+    assert dest.read_bytes() == BODY
+    assert left(tmp_path) == ["file"]
+
+
 # -- arguments
 
 
