@@ -99,6 +99,7 @@ class Connections:
                     told(ticket)
                 if ticket.state is not State.GRANTED:
                     await self._waiting.until_granted(ticket, timeouts)
+                    present = now()  # the document may have ended while the request waited
                 lease = ticket.take()
             except BaseException:
                 __tracebackhide__ = True
@@ -140,7 +141,9 @@ class Connections:
         given back. ``begun``: when the request began to want one."""
         tunnel = lease.tunnel
         try:
-            verified = tunnel.validity.verified_at >= begun
+            validity = tunnel.validity
+            # A wait can be longer than the validity of a document that came in the meantime.
+            verified = validity.verified_at >= begun and now() < validity.ends_at
             if verified or await self.renewal.renew(tunnel, timeouts):
                 return True
         except BaseException:

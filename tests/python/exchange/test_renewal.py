@@ -3,6 +3,7 @@ becomes of a channel that gives none. The clock is the test's."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from forked import in_child
 from hypothesis import given
@@ -35,6 +37,7 @@ import enclavia
 from enclavia import Receipt
 from enclavia._exchange import renewal, validity
 from enclavia._exchange.validity import Validity, renew_at
+from enclavia._io.face import run
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -370,6 +373,33 @@ def test_after_the_end_the_channel_is_not_used(kind: str, place: Place, clock: C
             assert await anext(pieces) == b"hello"
 
     with_client(kind, enclave, case)
+
+
+@pytest.mark.parametrize("verified_meanwhile", [False, True])
+def test_a_document_that_ends_while_a_request_waits_for_its_turn(
+    verified_meanwhile: bool, place: Place, clock: Clock
+) -> None:
+    """It is the end of the wait that counts, not its beginning, also for a document that came
+    during the wait."""
+    enclave, _ = place
+    with (
+        enclavia.Client(
+            enclave.url,
+            **keywords(enclave, timeout=HANG, limits=httpx2.Limits(max_connections=1)),
+        ) as client,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        with client.stream("GET", "/hold") as response:
+            pieces = response.iter_raw()
+            assert next(pieces) == b"hello"
+            waits = threads.submit(client.get, "/")
+            eventually(lambda: client.stats.waiting == 1)
+            if verified_meanwhile:
+                run(client._enclave._engine.connections.renewal.fresh(tunnel_of(client), HANG))
+            until_ended(clock, client)
+            del pieces
+        assert waits.result(HANG).extensions["enclavia"].reason == "connect"
+        assert client.stats.connects == 2
 
 
 def test_a_refused_fresh_document_closes_the_channel(place: Place, clock: Clock) -> None:
