@@ -17,7 +17,7 @@ from .._errors import EnclaviaError, RangesUnsupported
 from .blocks import BLOCK, Ahead, Blocks
 from .face import Face
 from .source import Asked, Identities, Source, first_of, next_of
-from .transfer import IDLE_TRIES, Fields, pause_after
+from .transfer import IDLE_TRIES, Fields, log_resumed, pause_after
 from .validators import is_coded, length_of, unsatisfied_length
 
 __all__ = ["RangeReader"]
@@ -108,6 +108,7 @@ class RangeReader:
                 idle += 1
                 if not (self._goes_on and error.retryable) or idle > IDLE_TRIES:
                     raise
+                log_resumed(self._asked, 0, error)
                 await self._face.pause(pause_after(idle))
             else:
                 return
@@ -229,6 +230,7 @@ class RangeReader:
                 idle = 0 if run.at > before else idle + 1
                 if not (self._goes_on and error.retryable) or idle > IDLE_TRIES:
                     raise
+                log_resumed(self._asked, run.at, error)
                 await self._face.pause(pause_after(idle))
                 continue
             idle = 0 if run.at > before else idle + 1

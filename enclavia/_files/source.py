@@ -132,7 +132,7 @@ class Identities:
 
 
 class StartOverError(Exception):
-    """The answer is no rest of what is there. Never leaves the package."""
+    """The answer is no rest of what is there; the text says why. Never leaves the package."""
 
 
 class Rest(NamedTuple):
@@ -157,7 +157,7 @@ def judged(answer: Answer, asked: Asked, source: Source | None, size: int) -> Re
     if resuming and source is not None and answer.status == 206:
         return rest_of(answer, source, size)
     if resuming and answer.status == 416:
-        raise StartOverError
+        raise StartOverError("the workload has no bytes behind them (HTTP 416)")
     if not 200 <= answer.status < 300:
         if resuming or not asked.any_status:
             return None
@@ -180,15 +180,17 @@ def rest_of(answer: Answer, source: Source, begin: int) -> Rest:
     before the whole does."""
     span = content_range(answer.headers)
     if span is None or span.begin != begin or is_coded(answer.headers):
-        raise StartOverError
+        raise StartOverError("the answer is not the range that was asked for")
     total = source.total if span.total is None else span.total
     if total is None or source.total not in (None, total) or span.end > total:
-        raise StartOverError
+        raise StartOverError("the rest is of a file of another length")
     # A validator tells apart what one resource is at different times, and not two resources.
-    if answer.identity != source.identity or answer.url != source.final_url:
-        raise StartOverError
+    if answer.identity != source.identity:
+        raise StartOverError("the rest comes from another image than they do")
+    if answer.url != source.final_url:
+        raise StartOverError("a redirect leads to another URL than before")
     if says_other_version(answer.headers, source.validator):
-        raise StartOverError
+        raise StartOverError("the rest is of another version")
     return Rest(source._replace(total=total), span.end)
 
 

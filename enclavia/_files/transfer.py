@@ -3,7 +3,7 @@
 The rest is asked for by Range with If-Range (RFC 9110, sections 13.1.5 and 14.2), so that the
 server sends it only where the representation is still the same one, which takes a strong validator.
 
-Decides when a download is given up. Calls: _errors, _io. Locks: none.
+Decides when a download is given up. Calls: _errors, _io, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import httpx2
 
 from .._errors import DigestMismatch, DownloadError, EnclaviaError
 from .._io.face import run
+from .._records import fields
 from .face import Face
-from .source import Anew, Asked, Identities, StartOverError, judged
+from .source import Anew, Asked, Identities, Source, StartOverError, judged
 from .store import Store
 
-__all__ = ["IDLE_TRIES", "Told", "Transfer", "pause_after"]
+__all__ = ["IDLE_TRIES", "Told", "Transfer", "log_resumed", "pause_after"]
 
 IDLE_TRIES: Final = 5
 """So many tries in a row without a byte are made before a transfer is given up."""
 _RESTARTS: Final = 3
 _FIRST_PAUSE: Final = 0.25
-_log: Final = logging.getLogger("enclavia")
+logger = logging.getLogger("enclavia")
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -35,6 +36,17 @@ Fields = tuple[tuple[bytes, bytes], ...]
 def pause_after(idle: int) -> float:
     """Seconds before the next try, after ``idle`` in a row without a byte."""
     return _FIRST_PAUSE * 2.0**idle
+
+
+def log_resumed(asked: Asked, size: int, error: EnclaviaError) -> str:
+    """Logs that what an error cut is asked for again, behind this many bytes. Returns the text."""
+    text = f"{type(error).__name__}: {error}; going on behind {size} bytes"
+    logger.info("%s", text, extra=fields("transfer_resumed", _authority(asked), error=error))
+    return text
+
+
+def _authority(asked: Asked) -> str:
+    return httpx2.URL(asked.url).netloc.decode("ascii")
 
 
 class Told(Protocol):
@@ -84,20 +96,18 @@ class Transfer:
             before = store.size
             try:
                 whole = await self._try()
-            except StartOverError:
+            except StartOverError as reason:
                 restarts += 1
                 if restarts > _RESTARTS:
                     self._give_up()
-                await self.face.work(store.begin, None)
+                await self._begin(None, str(reason))
                 continue
             except EnclaviaError as error:
                 idle = 0 if store.size > before else idle + 1
                 may_go_on = self.goes_on and error.retryable and store.source is not None
                 if not may_go_on or idle > IDLE_TRIES:
                     raise
-                text = f"{type(error).__name__}: {error}; going on behind {store.size} bytes"
-                _log.info("%s", text)
-                self.told.note(text)
+                self.told.note(log_resumed(self.asked, store.size, error))
                 await self.face.pause(pause_after(idle))
                 continue
             if whole:
@@ -114,9 +124,20 @@ class Transfer:
         assert source is not None  # noqa: S101 - looked at by who calls
         complete = source.total is not None and store.size >= source.total
         if not self.asked.is_of(source) or (complete and store.size != source.total):
-            await self.face.work(store.begin, None)
+            await self._begin(None, "an earlier call asked for something else")
         elif complete:
             await self.face.work(store.go_on, store.size - 1)
+
+    async def _begin(self, source: Source | None, reason: str) -> None:
+        """From the first byte. ``reason``: why the bytes that are there, if any, are dropped."""
+        if self.store.size:
+            logger.info(
+                "a download begins anew without the %d bytes that were there: %s",
+                self.store.size,
+                reason,
+                extra=fields("transfer_restarted", _authority(self.asked)),
+            )
+        await self.face.work(self.store.begin, source)
 
     async def _finish(self) -> None:
         if self.sha256 is not None:
@@ -152,7 +173,7 @@ class Transfer:
             if judgement is None:
                 self.refuse(response)
             if isinstance(judgement, Anew):
-                await self.face.work(store.begin, judgement.source)
+                await self._begin(judgement.source, "the workload sent the whole file")
                 end, total = None, judgement.total
             else:
                 store.source = judgement.source
@@ -174,7 +195,7 @@ class Transfer:
                 size += len(piece)
                 if end is not None and size > end:
                     held.clear()
-                    raise StartOverError
+                    raise StartOverError("the answer is longer than it said")
                 held.append(piece)
                 if size - self.store.size >= self.face.batch:
                     await self._write(held)

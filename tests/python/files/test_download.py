@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -258,15 +259,18 @@ def test_a_broken_rest_is_not_joined(broken: str, tmp_path: Path) -> None:
     assert shelf.spans[0] is not None and shelf.spans[-1] is None
 
 
-def test_another_version_begins_anew(tmp_path: Path) -> None:
+def test_another_version_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
     shelf = Shelf()
     dest = tmp_path / "file"
     with client_of(shelf) as client:
         half(client, shelf, dest)
+        assert restarted(caplog) == []
         shelf.body, shelf.etag = BODY[::-1], b'"two"'
         client.download("/x", dest)
     assert dest.read_bytes() == BODY[::-1]
     assert shelf.statuses == [200]
+    assert ["the whole file" in each.getMessage() for each in restarted(caplog)] == [True]
 
 
 def test_a_server_that_ignores_ranges(tmp_path: Path) -> None:
@@ -408,7 +412,15 @@ def test_no_rest_ends_somewhere(tmp_path: Path) -> None:
 # -- who sent it
 
 
-def test_a_part_of_another_image_is_not_gone_on_with(tmp_path: Path) -> None:
+def restarted(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    records = [each for each in caplog.records if each.name == "enclavia"]
+    return [each for each in records if each.event == "transfer_restarted"]  # type: ignore[attr-defined]
+
+
+def test_a_part_of_another_image_is_not_gone_on_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
     other = enclavia.Pcrs(**{f"pcr{n}": f"{n + 7:02x}" * 48 for n in range(3)})
     shelf = Shelf()
     dest = tmp_path / "file"
@@ -419,8 +431,13 @@ def test_a_part_of_another_image_is_not_gone_on_with(tmp_path: Path) -> None:
         enclave.set_identity(pcrs=other)
         with enclavia.Client(enclave.url, **both) as client:
             client.download("/x", dest)
+            authority = httpx2.URL(enclave.url).netloc.decode()
     assert shelf.statuses == [206, 200]
     assert dest.read_bytes() == BODY
+    (record,) = restarted(caplog)
+    assert "100000 bytes" in record.getMessage()
+    assert "another image" in record.getMessage()
+    assert (record.enclave, record.error_class) == (authority, None)  # type: ignore[attr-defined]
 
 
 def test_what_debug_mode_left_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 import threading
 import zipfile
@@ -490,12 +491,15 @@ def test_the_length_is_needed() -> None:
         client.open("/x")
 
 
-def test_parts_of_parts_and_cuts() -> None:
+def test_parts_of_parts_and_cuts(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
     shelf = Shelf()
     shelf.most = 30_000
     shelf.cuts = [100, 0, None, 5000, 0, 29_999]
     with client_of(shelf) as client, client.open("/x") as file:
         assert file.read() == BODY
+    events = [each.event for each in caplog.records if each.name == "enclavia"]  # type: ignore[attr-defined]
+    assert "transfer_resumed" in events
 
 
 def test_cuts_without_a_byte_end_somewhere() -> None:

@@ -34,6 +34,18 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node
 
 
+def test_every_logger_has_the_name_that_is_looked_for() -> None:
+    """One of another name would write records without fields, and no test would see them."""
+    names = {
+        name
+        for path in (ROOT / "enclavia").rglob("*.py")
+        for name in re.findall(
+            r"""(\w+)(?:: \w+)? = logging\.getLogger\(["']enclavia""", path.read_text()
+        )
+    }
+    assert names == {"logger"}
+
+
 def events_of(call: ast.Call) -> set[str]:
     extra = next((each.value for each in call.keywords if each.arg == "extra"), None)
     assert isinstance(extra, ast.Call), "expected extra=fields(…)"
