@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -140,6 +141,10 @@ class RemoteFile(io.BufferedIOBase):
 
     def __init__(self, reader: RangeReader, path: str) -> None:
         self._position = _Position(reader, path)
+        self._renew_lock()
+        _files.add(self)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.RLock()  # a signal's handler or a destructor may close it
 
     @property
@@ -235,6 +240,18 @@ class RemoteFile(io.BufferedIOBase):
 
     def __repr__(self) -> str:
         return self._position._shown(type(self).__name__)
+
+
+_files: Final[weakref.WeakSet[RemoteFile]] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that it does not have may have held a lock at that moment."""
+    for file in tuple(_files):
+        file._renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 @public

@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import os
+import signal
 import threading
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -500,6 +501,37 @@ def test_parts_of_parts_and_cuts(caplog: pytest.LogCaptureFixture) -> None:
         assert file.read() == BODY
     events = [each.event for each in caplog.records if each.name == "enclavia"]  # type: ignore[attr-defined]
     assert "transfer_resumed" in events
+
+
+def test_a_fork_while_another_thread_reads() -> None:
+    """The child has that thread's lock, and nobody who would ever release it."""
+    shelf = Shelf()
+    asked, go = threading.Event(), threading.Event()
+    with client_of(shelf) as client, client.open("/x") as file:
+
+        def wait(_: Asked) -> None:
+            asked.set()
+            assert go.wait(60)
+
+        shelf.before = wait
+        reading = threading.Thread(target=file.read)
+        reading.start()
+        try:
+            assert asked.wait(60)
+            child = os.fork()
+            if child == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(20)  # ends a child that hangs
+                try:
+                    file.seek(5)
+                    os._exit(0 if file.read(10) == BODY[5:15] else 1)
+                finally:
+                    os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+        finally:
+            go.set()
+            reading.join()
+        assert file.tell() == len(BODY)
 
 
 def test_cuts_without_a_byte_end_somewhere() -> None:
