@@ -8,8 +8,8 @@ Needs ``pip install 'enclavia[fsspec]'``.
 >>> pandas.read_parquet("enclavia://files/rows.parquet", storage_options={"client": client})
 """
 
-# Decides what of HTTP a file, a directory and an index are. Calls: _arguments, _client, _errors.
-# Locks: none.
+# Decides what of HTTP a file, a directory and an index are. Calls: _arguments, _client, _errors,
+# _files. Locks: none.
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ import httpx2
 from ._arguments import flag
 from ._client.client import Client
 from ._errors import ProtocolError
+from ._files.validators import length_of
 
 try:
     import fsspec  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -146,8 +147,7 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
             with self._open(path) as file:
                 return {**_file(path, file.size, None), "ETag": file.etag}
         _expect_success(response, path)
-        length = response.headers.get("content-length", "")
-        size = int(length) if length.isdecimal() and length.isascii() else None
+        size = length_of(response.headers)
         found = _file(path, size, response.headers.get("last-modified"))
         return {**found, "ETag": response.headers.get("etag")}
 

@@ -3,12 +3,13 @@ that are cut, for servers that are none."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx2
-from support import Connection
+from support import Connection, byte_enclave, keywords
 
 import enclavia
 
@@ -104,6 +105,16 @@ class Shelf:
     def spans(self) -> list[tuple[int, int] | None]:
         """Of each request."""
         return [asked.span for asked in self.asked]
+
+
+@contextlib.contextmanager
+def client_of(script: Callable[[Connection], None], **options: Any) -> Iterator[enclavia.Client]:
+    """A client of a local enclave whose workload is this."""
+    with (
+        byte_enclave(script) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave, **options)) as client,
+    ):
+        yield client
 
 
 class Cut(httpx2.SyncByteStream):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import json
@@ -13,13 +12,13 @@ import resource
 import signal
 import stat
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from ranged import BODY, Answer, Asked, Shelf
+from ranged import BODY, Answer, Asked, Shelf, client_of
 from support import Face, byte_enclave, keywords, with_client
 
 import enclavia
@@ -38,15 +37,6 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def on(kind: str, shelf: Shelf, case: Callable[[Face], Awaitable[None]], **options: Any) -> None:
     with byte_enclave(shelf) as (enclave, _):
         with_client(kind, enclave, case, **options)
-
-
-@contextlib.contextmanager
-def client_of(shelf: Shelf, **options: Any) -> Iterator[enclavia.Client]:
-    with (
-        byte_enclave(shelf) as (enclave, _),
-        enclavia.Client(enclave.url, **keywords(enclave, **options)) as client,
-    ):
-        yield client
 
 
 def left(folder: Path) -> list[str]:

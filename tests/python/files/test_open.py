@@ -3,7 +3,6 @@ versions of a file."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
@@ -18,8 +17,8 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranged import BODY, Answer, Asked, Shelf
-from support import Face, byte_enclave, keywords, with_client
+from ranged import BODY, Answer, Asked, Shelf, client_of
+from support import Face, byte_enclave, with_client
 
 import enclavia
 from enclavia._files import reader
@@ -31,15 +30,6 @@ KINDS = ["sync", "asyncio", "trio"]
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "pause_after", lambda _: 0.0)
-
-
-@contextlib.contextmanager
-def client_of(shelf: Shelf, **options: Any) -> Iterator[enclavia.Client]:
-    with (
-        byte_enclave(shelf) as (enclave, _),
-        enclavia.Client(enclave.url, **keywords(enclave, **options)) as client,
-    ):
-        yield client
 
 
 def on(kind: str, shelf: Shelf, case: Callable[[Face], Awaitable[None]]) -> None:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from ranged import BODY, Shelf
-from support import Connection, Face, byte_enclave, keywords, ok, with_client
+from ranged import BODY, Shelf, client_of
+from support import Connection, Face, byte_enclave, ok, with_client
 
 import enclavia
 
 KINDS = ["sync", "asyncio", "trio"]
-
-
-@contextlib.contextmanager
-def client_of(shelf: Any, **options: Any) -> Iterator[enclavia.Client]:
-    with (
-        byte_enclave(shelf) as (enclave, _),
-        enclavia.Client(enclave.url, **keywords(enclave, **options)) as client,
-    ):
-        yield client
 
 
 def on(kind: str, script: Any, case: Callable[[Face], Awaitable[None]], **options: Any) -> None:
