@@ -10,7 +10,7 @@ Calls: _arguments, _core, _errors, _identity, _io, _records, _text, _trust. Lock
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import _core
@@ -107,11 +107,18 @@ async def open_stream(
 
 
 async def start_stream(
-    io: Io[Any], channel: AnyChannel, first: memoryview, timeout: float | None
+    io: Io[Any],
+    channel: AnyChannel,
+    first: memoryview,
+    timeout: float | None,
+    expect_usable: Callable[[], Awaitable[None]] | None = None,
 ) -> AnyStream:
-    """A stream whose opening carries ``first``. ``timeout``: for a free slot."""
+    """A stream whose opening carries ``first``. ``timeout``: for a free slot. ``expect_usable``:
+    awaited once there is a slot; raises where nothing may begin on the channel any more."""
     slot = await io.reserve(channel, timeout)
     try:
+        if expect_usable is not None:
+            await expect_usable()
         stream: AnyStream = channel.open_stream(slot, first)  # type: ignore[arg-type]
     except BaseException:
         slot.release()

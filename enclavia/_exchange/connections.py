@@ -43,6 +43,9 @@ __all__ = ["Connections", "Use"]
 logger = logging.getLogger("enclavia")
 
 _TRIES: Final = 8
+_COUNTS: Final = 1.0
+"""Seconds for which a comparison of a channel's document and pins counts, for the request that made
+it."""
 
 Told = Callable[[Ticket[Tunnel, IdleStream]], None]
 
@@ -118,9 +121,12 @@ class Connections:
         anything else goes over it."""
         __tracebackhide__ = True
         for _ in range(_TRIES):
+            since = now()
             await self.renew_pins(timeouts)
             lease = await self.obtain(job, timeouts, told, any_pins=True)
             try:
+                if now() - since >= _COUNTS:
+                    await self.renew_pins(timeouts)  # it may have waited for its turn
                 holds = self.pinning.holds(lease.tunnel)
             except BaseException:
                 self.pool.release(lease, None, now())
@@ -152,6 +158,23 @@ class Connections:
         tunnel.retire()
         self.pool.release(lease, lease.link, now())
         return False
+
+    async def expect_usable(self, tunnel: Tunnel, since: float, timeouts: Timeouts) -> None:
+        """After a request has its connection, and before anything of it is sent: it may have waited
+        for something else, such as a free slot, since :meth:`obtain` looked at the channel's
+        document and pins (at ``since``). Raises ConnectionClosed where they are not in force any
+        more: the request begins again on another channel."""
+        if now() - since < _COUNTS:
+            return
+        await self.renew_pins(timeouts)
+        current = now() < tunnel.validity.renew_at or await self.renewal.renew(tunnel, timeouts)
+        if current and self.pinning.holds(tunnel):
+            return
+        tunnel.retire()
+        raise ConnectionClosed(
+            "expected a channel whose document and pins are still in force, got one whose are not: "
+            "they ended while the request waited to begin"
+        )
 
     async def renew_pins(self, timeouts: Timeouts) -> None:
         """Asks which pins are in force, where it is time to, and retires channels that match them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 from typing import TYPE_CHECKING, cast
 
 from .. import _core
@@ -153,14 +154,18 @@ class Exchange:
             self._uploading = self._body is not None or bool(self._pending)
             return
         piece, self._pending = first_piece(first)
+        usable = functools.partial(self._connections.expect_usable, tunnel, now(), self._timeouts)
         try:
-            self._stream = await start_stream(self.io, tunnel.core, piece, self._timeouts.pool)
+            self._stream = await start_stream(
+                self.io, tunnel.core, piece, self._timeouts.pool, usable
+            )
         except (ConnectionClosed, StateError) as error:
             # It may look open for a moment longer.
             tunnel.retire()
             if isinstance(error, StateError) and not isinstance(error, ForkedError):
                 raise ConnectionClosed(str(error)) from error
             raise
+        self.receipt = tunnel.receipt  # which may be a newer one by now
         self.sent = True
         self._uploading = self._body is not None or bool(self._pending)
 

@@ -1,7 +1,7 @@
 """An exchange that tells of its steps. Imported for requests that somebody traces.
 
 Decides which events there are, and their order; what is sent and received is
-:mod:`enclavia._exchange.exchange`'s to decide. Calls: _http1, _pool. Locks: none.
+:mod:`enclavia._exchange.exchange`'s to decide. Calls: _http1, _io, _pool. Locks: none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._http1.head import ReadHead
+from .._io.face import now
 from .._pool.ticket import Lease, Ticket
 from .connections import Use
 from .exchange import Exchange
@@ -89,7 +90,9 @@ class TracedExchange(Exchange):
 
     async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
         __tracebackhide__ = True
-        await self._started(_SEND_HEAD)
+        since = now()
+        await self._started(_SEND_HEAD)  # which may take any time
+        await self._connections.expect_usable(lease.tunnel, since, self._timeouts)
         await super()._begin(lease)
         await self._complete(_SEND_HEAD)
         await self._started(_SEND_BODY)

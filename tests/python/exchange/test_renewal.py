@@ -38,6 +38,7 @@ from enclavia import Receipt
 from enclavia._exchange import renewal, validity
 from enclavia._exchange.validity import Validity, renew_at
 from enclavia._io.face import run
+from enclavia._io.threads import ThreadIo
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -400,6 +401,88 @@ def test_a_document_that_ends_while_a_request_waits_for_its_turn(
             del pieces
         assert waits.result(HANG).extensions["enclavia"].reason == "connect"
         assert client.stats.connects == 2
+
+
+class Pinned:
+    """What is asked for pins; its answers change while a request waits."""
+
+    def __init__(self, enclave: LocalEnclave) -> None:
+        self.pcrs = enclave.pcrs
+
+    def __call__(self) -> enclavia.Pcrs:
+        return self.pcrs
+
+    def change(self) -> None:
+        self.pcrs = enclavia.Pcrs(pcr0="ab" * 48, pcr1="ab" * 48, pcr2="ab" * 48)
+
+
+def test_pins_that_change_while_a_request_waits_for_its_turn(place: Place, clock: Clock) -> None:
+    enclave, server = place
+    pinned = Pinned(enclave)
+    options = keywords(enclave, timeout=HANG, limits=httpx2.Limits(max_connections=1))
+    with (
+        enclavia.Client(enclave.url, **{**options, "pcrs": pinned}) as client,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+        with client.stream("GET", "/hold") as response:
+            pieces = response.iter_raw()
+            assert next(pieces) == b"hello"
+            waits = threads.submit(client.get, "/")
+            eventually(lambda: client.stats.waiting == 1)
+            pinned.change()
+            clock.ahead += 120
+            del pieces
+        with pytest.raises(enclavia.PcrMismatch):
+            waits.result(HANG)
+        assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize("what", ["document", "pins"])
+@pytest.mark.parametrize("where", ["slot", "trace", "kept"])
+def test_what_ends_while_a_request_waits_to_begin(
+    what: str, where: str, place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a free slot of the channel, or for whoever traces it, also where it has a connection that
+    was kept. Nothing of it is sent on the channel that it had."""
+    enclave, server = place
+    pinned = Pinned(enclave)
+    late: list[str] = []
+
+    def wait() -> None:
+        if not late:
+            late.append("now")
+            if what == "pins":
+                pinned.change()
+                clock.ahead += 120
+            else:
+                until_ended(clock, client)
+
+    async def reserve(self: ThreadIo, *arguments: Any) -> Any:
+        if where == "slot":
+            wait()
+        return await taken(self, *arguments)
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event == "http11.send_request_headers.started":
+            wait()
+
+    taken = ThreadIo.reserve
+    with enclavia.Client(enclave.url, **{**keywords(enclave), "pcrs": pinned}) as client:
+        if where == "kept":
+            client.get("/")
+        monkeypatch.setattr(ThreadIo, "reserve", reserve)
+        before = [*server.connections]
+        extensions = {} if where == "slot" else {"trace": trace}
+        if what == "pins":
+            with pytest.raises(enclavia.PcrMismatch):
+                client.post("/", content=b"x", extensions=extensions)
+            assert server.connections == before
+        else:
+            response = client.post("/", content=b"x", extensions=extensions)
+            assert response.extensions["enclavia"] is client.receipts[-1]
+            assert client.stats.connects == 2
+            assert len(server.connections) == len(before) + 1
+        assert late
 
 
 def test_a_refused_fresh_document_closes_the_channel(place: Place, clock: Clock) -> None:
