@@ -131,7 +131,7 @@ size_t encl_places_truncate(encl_place *place, encl_slice bytes, size_t after) {
     for (size_t i = 0; i < bytes.len; i++) {
         if (place->head_end < sizeof head_end) {
             look_for_head_end(place, bytes.data[i]);
-        } else if (place->body_sent == after) {
+        } else if (place->body_sent >= after) { /* more, where `after` has become less meanwhile */
             place->cut = true;
             return i;
         } else {
