@@ -554,3 +554,17 @@ void encl_clients_abort(encl_enclave *e, bool reset) {
         encl_conn_abort(c->conn, reset);
     }
 }
+
+/* By the timer, even where it is to be taken at once: so each client has a turn of its own. */
+void encl_clients_delay_anew(encl_enclave *e) {
+    uint64_t delay_ms = encl_fault_delay_ms(e);
+
+    for (encl_link *at = encl_list_first(&e->clients); at != NULL;
+         at = encl_list_next(&e->clients, at)) {
+        const encl_client *c = ENCL_OWNER(at, encl_client, link);
+
+        if (c->late && !c->ended) {
+            encl_timer_set(c->lateness, delay_ms);
+        }
+    }
+}

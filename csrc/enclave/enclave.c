@@ -92,6 +92,11 @@ static encl_result check_ours(const encl_enclave *enclave, encl_error *err) {
     return ENCL_OK;
 }
 
+/* In the service thread. */
+static void run_delay_anew(void *enclave) {
+    encl_clients_delay_anew(enclave);
+}
+
 encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_faults *faults,
                                     encl_error *err) {
     encl_enclave_faults fresh, old;
@@ -101,8 +106,12 @@ encl_result encl_enclave_set_faults(encl_enclave *enclave, const encl_enclave_fa
     encl_lock(&enclave->lock);
     old = enclave->faults;
     enclave->faults = fresh;
+    /* With the lock held, so that the listener has the faults of the same thread that set ours. */
+    apply_to_listener(enclave, fresh.mask);
     encl_unlock(&enclave->lock);
-    apply_to_listener(enclave, faults->mask);
+    if ((old.mask & ENCL_FAULT_SLOW) != 0) {
+        (void)encl_loop_run(enclave->loop, run_delay_anew, enclave);
+    }
     encl_faults_free(&old);
     return ENCL_OK;
 }

@@ -164,8 +164,25 @@ def test_a_kept_stream_meets_faults_of_requests(
             client.get("/")
         assert enclave.stats()["streams_total"] == streams + 1
         enclave.set_faults()
-    with enclave.client() as client:  # SLOW would hold back what was sent on the other for 30 s
+    with enclave.client() as client:
         assert client.get("/").content == BODY
+
+
+@pytest.mark.parametrize("slower", [None, 0.05])
+def test_what_was_held_back_is_taken_when_the_enclave_is_slow_no_more(
+    enclave: LocalEnclave, slower: float | None
+) -> None:
+    with enclave.client(timeout=30, retries=0) as client:
+        assert client.get("/").content == BODY
+        enclave.set_faults(Fault.SLOW, delay=1e9)
+        with pytest.raises(enclavia.ReadTimeout):
+            client.get("/", timeout=httpx2.Timeout(30.0, read=SHORT))
+        if slower is None:
+            enclave.set_faults()
+        else:
+            enclave.set_faults(Fault.SLOW, delay=slower)
+        assert client.get("/").content == BODY
+        assert client.stats.connects == 1
 
 
 def test_patience_outlasts_a_refused_upgrade(enclave: LocalEnclave) -> None:
@@ -207,6 +224,28 @@ def test_an_answer_is_cut_behind_its_head(enclave: LocalEnclave, after: int) -> 
         chunks = response.iter_raw()
         assert b"".join(next(chunks) for _ in range(after > 0)) == BODY[:after]
         with pytest.raises(enclavia.IncompleteResponse, match=f"after {after} of {len(BODY)} byt"):
+            next(chunks)
+
+
+def test_an_answer_is_cut_by_a_limit_that_it_has_passed_already() -> None:
+    gate = threading.Event()
+
+    def slowly(environ: object, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "200")])
+        yield bytes(100)
+        gate.wait(60)
+        yield bytes(100)
+
+    with (
+        LocalEnclave(slowly, faults=Fault.TRUNCATED, truncated_after=150) as enclave,
+        enclave.client(retries=0) as client,
+        client.stream("GET", "/") as response,
+    ):
+        chunks = response.iter_raw()
+        assert next(chunks) == bytes(100)
+        enclave.set_faults(Fault.TRUNCATED, truncated_after=10)
+        gate.set()
+        with pytest.raises(enclavia.IncompleteResponse, match="after 100 of 200 byt"):
             next(chunks)
 
 
