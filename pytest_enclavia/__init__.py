@@ -79,9 +79,10 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_BLOCK}: the test fails where a connection to the enclave's host is made that is no "
         "attested channel",
     )
-    if config.pluginmanager.hasplugin("asyncio"):  # pytest-asyncio, which is loaded by now
+    # pytest-asyncio, which is loaded by now. A release that is too old is left alone.
+    if config.pluginmanager.hasplugin("asyncio") and _part("_loops").has_loop_scopes(config):
         config.pluginmanager.register(_part("_asyncio"), "enclavia-asyncio")
-    if config.getoption("--enclavia-live"):
+    if config.getoption("--enclavia-live") is not None:
         _pool(config)  # a policy that cannot be used is said before anything runs
 
 
@@ -133,7 +134,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.config.getoption("--enclavia-live") and _uses(item):
+    if item.config.getoption("--enclavia-live") is not None and _uses(item):
         _part("_marks").skip_where_local(item)
 
 

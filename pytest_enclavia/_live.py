@@ -23,6 +23,8 @@ _TOKEN: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
 
 
 def live_enclave(config: pytest.Config, path: str) -> LiveEnclave:
+    if path == "":  # such as of a variable that is not set
+        raise pytest.UsageError("--enclavia-live: expected the file of a policy, got an empty name")
     try:
         policy = Policy.load(Path(config.invocation_params.dir, path))
     except (OSError, ValueError) as error:

@@ -9,16 +9,22 @@ import inspect
 
 import pytest
 
-__all__ = ["asyncio_fixture", "fixture_for"]
+__all__ = ["asyncio_fixture", "fixture_for", "has_loop_scopes"]
 
 
 def asyncio_fixture(scope: str) -> str:
     return f"_enclavia_asyncio_client_{scope}"
 
 
+def has_loop_scopes(config: pytest.Config) -> bool:
+    """Whether the fixtures of this pytest-asyncio take the scope of a loop: those of 0.24 do."""
+    fixture = getattr(config.pluginmanager.get_plugin("asyncio"), "fixture", None)
+    return fixture is not None and "loop_scope" in inspect.signature(fixture).parameters
+
+
 def fixture_for(request: pytest.FixtureRequest) -> str:
     """The name of the fixture that makes the client in the loop of this test."""
-    asyncio = request.config.pluginmanager.hasplugin("asyncio")
+    asyncio = has_loop_scopes(request.config)
     marker = request.node.get_closest_marker("asyncio")
     if "anyio_backend" in request.fixturenames and marker is None:
         return "_enclavia_anyio_client"
@@ -27,7 +33,8 @@ def fixture_for(request: pytest.FixtureRequest) -> str:
     pytest.fail(
         "async_enclave_client needs a test that runs in an event loop: an async function that is "
         "marked with @pytest.mark.anyio (anyio's plugin), or with @pytest.mark.asyncio "
-        "(pytest-asyncio, which is " + ("installed)" if asyncio else "not installed)"),
+        "(pytest-asyncio 0.24 or later, which is "
+        + ("installed)" if asyncio else "not installed)"),
         pytrace=False,
     )
 

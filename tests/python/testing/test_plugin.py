@@ -513,7 +513,7 @@ def test_without_a_loop(async_enclave_client):
     result = project.run()
     result.assert_outcomes(passed=7, errors=1)
     assert "needs a test that runs in an event loop" in text_of(result)
-    assert "pytest-asyncio, which is installed" in text_of(result)
+    assert "pytest-asyncio 0.24 or later, which is installed" in text_of(result)
 
 
 def test_the_automatic_mode_of_pytest_asyncio(project: Project) -> None:
@@ -538,7 +538,28 @@ def test_without_a_loop(async_enclave_client):
 """)
     result = project.run("-p", "no:asyncio", "-W", "ignore::pytest.PytestConfigWarning")
     result.assert_outcomes(passed=1, errors=1)
-    assert "pytest-asyncio, which is not installed" in text_of(result)
+    assert "pytest-asyncio 0.24 or later, which is not installed" in text_of(result)
+
+
+def test_a_pytest_asyncio_that_is_too_old(project: Project) -> None:
+    """Its fixtures have no loop_scope. Suites that have it must run as they did."""
+    package = project.path / "pytest_asyncio"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .plugin import fixture")
+    (package / "plugin.py").write_text("""
+import pytest
+
+def fixture(function=None, **options):
+    return pytest.fixture(function, **options)
+""")
+    project.suite("""
+def test_it(): pass
+
+def test_a_client(async_enclave_client): pass
+""")
+    result = project.run()
+    result.assert_outcomes(passed=1, errors=1)
+    assert "pytest-asyncio 0.24 or later, which is not installed" in text_of(result)
 
 
 # ---- a real enclave
@@ -628,6 +649,7 @@ def test_the_same_suite_against_a_real_enclave(project: Project) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "policy", "said"),
     [
+        ("", "", "expected the file of a policy, got an empty name"),
         ("", "nowhere.toml", "No such file or directory"),
         ("", "policy.toml", "expected a policy with an endpoint, got policy.toml without one"),
         ("endpont = 'ws://x'", "policy.toml", "endpont: expected no such key, got one"),
