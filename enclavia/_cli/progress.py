@@ -31,7 +31,7 @@ class Progress:
         self._position = 0
 
     def begin(self, position: int, total: int | None) -> None:
-        """Of ``total`` bytes (None: nobody knows), ``position`` are there."""
+        """Of ``total`` bytes (None: not known), ``position`` are there."""
         terminal = streams.error_terminal()
         self._end()
         self._position, self._total = position, total

@@ -41,7 +41,7 @@ def _building(
     headers: HeaderTypes | None,
     timeout: TimeoutTypes | Any,  # noqa: ANN401 - or what says "not given"
 ) -> Callable[[Fields], httpx2.Request]:
-    """Makes one request after the other, which differ in what is beside the caller's headers."""
+    """Returns a function that makes the GET request with further header fields, such as Range."""
     own = httpx2.Headers(headers)
     own.setdefault("Accept-Encoding", "identity")
     options = {} if timeout is _UNSET else {"timeout": timeout}
@@ -64,7 +64,8 @@ def _uploading(
     headers: HeaderTypes | None,
     timeout: TimeoutTypes | Any,  # noqa: ANN401 - or what says "not given"
 ) -> Callable[[Any, int | None], httpx2.Request]:
-    """Makes the request of an upload, of a body and its length."""
+    """Returns a function that makes the request of an upload from its body and the body's length
+    in bytes (None: not known)."""
     fields = httpx2.Headers(headers)
     options = {} if timeout is _UNSET else {"timeout": timeout}
 
@@ -80,13 +81,13 @@ def _uploading(
 
 
 def _goes_on(client: Any) -> bool:  # noqa: ANN401
-    """``retries=0`` says that nothing is to be sent a second time."""
+    """Whether a transfer that was cut may send further requests: not with ``retries=0``."""
     retries = client._enclave._settings.retries
     return not (isinstance(retries, int) and retries == 0)
 
 
 class Files:
-    """Of a client that blocks."""
+    """The methods about files of the blocking client."""
 
     def download(
         self,
@@ -103,13 +104,15 @@ class Files:
         timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
     ) -> Path:
         """Downloads a file, and returns its path. ``dest`` is replaced when the file is whole and
-        on the disk, and untouched until then; a connection that is cut is gone on with.
+        on the disk, and untouched until then. If the connection is cut, the rest is asked for.
 
-        resume: keep what came of a download that failed in ``dest`` + ``.part``, and go on with
-            what an earlier call left there, where it is of the same version from the same image.
-        sha256: 64 hex digits or 32 bytes, compared before ``dest`` is replaced.
-        progress: True for a bar (extra: ``progress``), or a function of the bytes that are there
-            and how many there will be (None: nobody knows).
+        resume: keep the bytes of a download that fails in ``dest`` + ``.part``, and go on with
+            those that an earlier call left there, if they are of the same version from the same
+            image.
+        sha256: the digest that the file must have, as 64 hex digits or 32 bytes; compared before
+            ``dest`` is replaced.
+        progress: True for a bar (extra: ``progress``), or a function of two numbers: how many bytes
+            have been received, and how many there will be (None: not known).
 
         Raises :class:`DownloadError`, :class:`DigestMismatch`, ``httpx2.HTTPStatusError`` for any
         status but a success, OSError of the file, and what any request raises.
@@ -144,13 +147,13 @@ class Files:
         follow_redirects: Follow = _UNSET,
         timeout: TimeoutTypes | Any = _UNSET,  # noqa: ANN401
     ) -> RemoteFile:
-        """A file of the workload as a binary file object that can be sought in, for pandas,
-        pyarrow, PIL, zipfile and the like. Reads by ranges of one version of the file.
+        """Opens a file of the workload as a seekable binary file object, for pandas, pyarrow, PIL,
+        zipfile and the like. It requests ranges of one version of the file.
 
-        read_ahead: bytes, at most, that are asked for beyond what is read, where reading goes from
-            front to back.
-        cache_size: bytes that are kept of what came, 64 KiB or more; no byte that is there is asked
-            for again.
+        read_ahead: how many bytes, at most, are requested beyond a read that begins where the one
+            before it ended.
+        cache_size: how many bytes are kept in memory, 64 KiB or more. They are not requested again
+            while they are there.
 
         Raises :class:`RangesUnsupported`, ``httpx2.HTTPStatusError`` and what any request raises.
         """
@@ -176,10 +179,11 @@ class Files:
     ) -> httpx2.Response:
         """Sends a file as the body of one request, and returns the response, whatever its status.
 
-        file: a path, a binary file (sent from where it stands), bytes, or an iterable of bytes. Its
-            length is announced where it is known. All but iterables and files that cannot be sought
-            in begin anew where the request may be sent again (``retries``).
-        progress: as of :meth:`download`; after a loss it begins at 0 again.
+        file: a path, a binary file (sent from its current position), bytes, or an iterable of
+            bytes. Its length is announced if it is known. If the connection is lost, the request is
+            sent again as ``retries`` allows, but not with an iterable or a file that is not
+            seekable.
+        progress: as for :meth:`download`; it begins at 0 again when the request is sent again.
 
         Raises OSError of the file, and what any request raises.
         """
@@ -193,7 +197,7 @@ class Files:
 
 
 class AsyncFiles:
-    """Of a client that awaits."""
+    """The methods about files of the asynchronous client."""
 
     async def download(
         self,

@@ -1,4 +1,4 @@
-"""What is kept of a file that is read by ranges: blocks of one size, those that were used last.
+"""The cache of a file that is read by ranges: blocks of one size, least recently used out first.
 
 Decides which bytes are asked for: none that are there, and further ones only where the file is read
 from front to back. Calls: nothing of the package. Locks: none.
@@ -16,7 +16,7 @@ BLOCK: Final = 64 * 1024
 
 
 class Blocks:
-    """At most ``keep`` bytes, but one block at least; None: all of them."""
+    """A cache of at most ``keep`` bytes, but at least one block; None: no limit."""
 
     def __init__(self, keep: int | None) -> None:
         self._most = None if keep is None else max(1, keep // BLOCK)
@@ -43,12 +43,12 @@ class Blocks:
         self._most = None
 
     def clear(self) -> None:
-        """Also in the middle of another thread's read, which goes on with what it has."""
+        """May be called while another thread reads: that read goes on with the blocks it has."""
         self._kept = OrderedDict()
 
     def missing(self, first: int, last: int) -> int:
-        """Of a run that begins at ``first``, which is not there, and goes to ``last`` at most: the
-        block behind its end."""
+        """The index behind the run of missing blocks that begins at ``first``, and that goes no
+        further than ``last``. The block ``first`` itself is missing."""
         end = first
         while end <= last and end not in self._kept:
             end += 1
@@ -56,8 +56,8 @@ class Blocks:
 
 
 class Ahead:
-    """How far beyond what is asked for: not at all where a read does not begin where the one before
-    it ended, and twice as far with each request where it does, up to ``most`` bytes."""
+    """How far to read ahead. While each read begins where the one before it ended, the window
+    doubles with each request, up to ``most`` bytes; any other read sets it to 0."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -65,7 +65,7 @@ class Ahead:
         self._expected = 0
 
     def asked(self, begin: int) -> int:
-        """For a read at this position that needs a request: how many bytes beyond it."""
+        """How many bytes to request beyond a read at this position that needs a request."""
         if begin != self._expected:
             self._window = 0
         else:

@@ -14,8 +14,8 @@ from .._arguments import is_async, value_shown
 __all__ = ["Progress", "Teller", "told_of"]
 
 Progress = bool | Callable[[int, int | None], object] | None
-"""True: a bar of tqdm; a function of (bytes done, bytes in all or None); a class of tqdm's; None
-and False: nobody is told."""
+"""True: a bar of tqdm; a function of (bytes done, total bytes or None); one of tqdm's classes; None
+or False: no progress is shown."""
 
 
 class Teller(Protocol):

@@ -62,7 +62,7 @@ class Store(Protocol):
 
 
 class FreshStore:
-    """Of this call only: what is not whole at its end is removed."""
+    """A file of this call only: it is removed if it is closed before it is committed."""
 
     def __init__(self, name: str) -> None:
         self.source: Source | None = None
@@ -96,7 +96,8 @@ class FreshStore:
 
 
 class PartialStore:
-    """Kept where the download ends early. One at a time: it is locked."""
+    """A file that is kept when the download ends early, for a later call. It is locked, so that
+    one download at a time writes to it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -140,8 +141,8 @@ class PartialStore:
             )
 
     def _lock(self, descriptor: int) -> None:
-        """A call that ended between our opening and our locking has given the file its last
-        name."""
+        """Another call may have renamed the file to its final name after it was opened here and
+        before it was locked. So the name is looked at again under the lock."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -223,8 +224,8 @@ class PartialStore:
             note.close()
 
     def _remove_note(self) -> None:
-        """Left there, it would be taken for the note of the bytes that are written now: also after
-        a power cut, so that it is gone from the disk before the first of them is written."""
+        """An old note must not be read as the note of the new bytes, not even after a power cut. So
+        its removal is synced before the first new byte is written."""
         try:
             os.unlink(self._note)
         except FileNotFoundError:
@@ -255,8 +256,8 @@ class PartialStore:
         self._write_note()
 
     def _sync(self, name: str) -> None:
-        """What the system could not write it reports once, and a second fsync may succeed although
-        nothing of it is on the disk. So after a failure no note says that more is there."""
+        """The system reports a failed write once: a second fsync may succeed although the bytes are
+        not on the disk. So after a failure no note counts further bytes."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

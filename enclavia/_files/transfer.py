@@ -53,7 +53,7 @@ class Told(Protocol):
     """Who is told of the progress."""
 
     def begin(self, position: int, total: int | None) -> None:
-        """Of ``total`` bytes (None: nobody knows), ``position`` are there."""
+        """Of ``total`` bytes (None: not known), ``position`` are there."""
 
     def add(self, count: int) -> None:
         """So many bytes more."""
@@ -118,8 +118,9 @@ class Transfer:
                 self._give_up()
 
     async def _prepare(self) -> None:
-        """What an earlier run has left is used where it may be a beginning. Of a whole one the last
-        byte is asked for again: the answer says whether it is still the same."""
+        """Uses the bytes that an earlier run left, if they may be the beginning of this file. If
+        they are all of it, the last byte is requested again: the answer shows whether the file is
+        still the same."""
         store, source = self.store, self.store.source
         assert source is not None  # noqa: S101 - looked at by who calls
         complete = source.total is not None and store.size >= source.total
