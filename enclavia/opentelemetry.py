@@ -97,9 +97,9 @@ _METHODS: Final = frozenset(
 _SECRET_QUERY: Final = re.compile(
     # The four that the convention for url.full names, and what else is called so.
     r"awsaccesskeyid|signature|sig|x-goog-signature|x-amz-(signature|credential|security-token)"
-    r"|.*(token|secret|passw(or)?d|(api|access|private)[-_]?key|credential|session).*"
+    r"|.*(token|secret|passw(or)?d|passphrase|pwd|(api|access|private)[-_]?key|credential|session).*"
     r"|auth|authorization|code|key|jwt",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 _REDACTED: Final = "REDACTED"
 _PCR0_SHOWN: Final = 16

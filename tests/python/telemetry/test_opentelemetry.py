@@ -504,6 +504,8 @@ with LocalEnclave(app) as enclave:
          "&accesskey=REDACTED&x=5"),
         ("https://h/?X-Goog-Signature=1", "https://h/?X-Goog-Signature=REDACTED"),
         ("https://h/?access_token=1&a=%20b", "https://h/?access_token=REDACTED&a=%20b"),
+        ("https://h/?userpwd=1&Passphrase=2", "https://h/?userpwd=REDACTED&Passphrase=REDACTED"),
+        ("https://h/?%0Atoken=1&to%0Aken=2", "https://h/?%0Atoken=REDACTED&to%0Aken=2"),
         ("https://h/?api%5Fkey=1#frag", "https://h/?api%5Fkey=REDACTED"),
     ],
 )  # fmt: skip
