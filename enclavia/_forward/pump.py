@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import select
 import socket
@@ -56,6 +57,10 @@ class PumpOwner(Protocol):
 
     async def lease(self, identity: str | None) -> Lease[Tunnel, IdleStream]:
         """A place on a verified channel, of that identity where one is asked for."""
+
+    async def expect_usable(self, tunnel: Tunnel, since: float) -> None:
+        """After a wait, as :meth:`Connections.expect_usable`, and that it is of the same identity
+        still."""
 
     def give_back(self, lease: Lease[Tunnel, IdleStream]) -> None: ...
     def unanswered(self, tunnel: Tunnel) -> None:
@@ -165,9 +170,10 @@ class Pump:
         for left in reversed(range(_TRIES)):
             self._lease = lease = await owner.lease(self._identity)
             lease.tunnel.asked()
+            usable = functools.partial(owner.expect_usable, lease.tunnel, now())
             try:
                 self._stream = await start_stream(
-                    owner.io, lease.tunnel.core, memoryview(first), None
+                    owner.io, lease.tunnel.core, memoryview(first), None, usable
                 )
             except (ConnectionClosed, StateError) as error:
                 # The channel has just gone: nothing was sent, so another one will do.

@@ -296,6 +296,12 @@ class Server:
             return lease
         raise PcrMismatch("the enclave's PCRs match no pin: the forwarder's pins were changed")
 
+    async def expect_usable(self, tunnel: Tunnel, since: float) -> None:
+        identity = self.identity(tunnel)
+        await self.connections.expect_usable(tunnel, since, self.engine.timeouts)
+        if self.identity(tunnel) != identity:
+            raise ConnectionClosed("the channel's fresh document is of another identity")
+
     def give_back(self, lease: Lease[Tunnel, IdleStream]) -> None:
         self.pool.release(lease, None, now())
 

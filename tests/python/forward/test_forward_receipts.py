@@ -19,6 +19,7 @@ from support import HANG, ByteServer, Connection, byte_enclave, eventually, keyw
 
 import enclavia
 from enclavia import AttestationRefused, Client, Forwarder, Pcrs, Receipt
+from enclavia._io.loops import LoopIo
 from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -295,6 +296,26 @@ def test_a_document_of_another_identity_ends_the_sockets_of_the_earlier_one(
         assert sock.recv(1) == b""
         assert forwarder.receipts[-1].attestation.pcrs[0] == after.pcr0
         assert len(server.connections) == taken
+
+
+def test_a_document_that_ends_while_a_connection_waits_for_a_slot(
+    place: Place, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enclave, _ = place
+    taken = LoopIo.reserve
+    late: list[Any] = []
+
+    async def reserve(self: LoopIo, *arguments: Any) -> Any:
+        if not late:
+            late.extend(forwarder._running.server.pool.handles())  # type: ignore[union-attr]
+            clock.ahead += late[0].validity.ends_at - clock() + 1
+        return await taken(self, *arguments)
+
+    with forward(enclave, path) as forwarder, by_way_of(enclave, forwarder) as client:
+        monkeypatch.setattr(LoopIo, "reserve", reserve)
+        client.get("/")
+        assert late
+        assert forwarder.stats.connects == 2
 
 
 def test_a_client_asks_its_forwarder_again_before_the_end(
