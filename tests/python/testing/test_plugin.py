@@ -67,8 +67,14 @@ class Project:
         return self._pytester.runpytest_subprocess(*arguments)
 
 
+# What changes what pytest prints: on a CI system its summary repeats whole messages, for one.
+PRINTED_OTHERWISE = ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS", "NO_COLOR")
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> Project:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    for name in PRINTED_OTHERWISE:
+        monkeypatch.delenv(name, raising=False)
     return Project(pytester)
 
 
