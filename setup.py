@@ -11,8 +11,15 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
+# For browsers, which have no sockets: the WebSocket is Python's there (csrc/web), and there is no
+# local enclave. Any machine can build it, for tests; it is installed nowhere but in Pyodide.
+WEB = bool(os.environ.get("ENCLAVIA_WEB"))
 LAYERS = "base platform sync cbor noise wire attest session ws net channel enclave python".split()
 LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
+if WEB:
+    LAYERS = "base platform sync cbor noise wire attest session web channel python".split()
+    LIBRARIES = "libsodium libcbor libcrypto".split()
+OF_ENCLAVES = ("enclave_arguments.c", "enclave_type.c")  # of the binding
 MINIMUM_PYTHON = 0x030B0000
 # One extension for all versions from the minimum on. Free-threaded builds of Python have no such
 # interface before 3.15: there it is made for one version.
@@ -58,6 +65,7 @@ def extension() -> Extension:
         str(path.relative_to(ROOT))
         for layer in LAYERS
         for path in sorted((ROOT / "csrc" / layer).glob("*.c"))
+        if not (WEB and path.name in OF_ENCLAVES)
     ]
     depends = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*/*.h"))]
     flags = "-std=gnu11 -O3 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -fvisibility=hidden"
@@ -71,6 +79,7 @@ def extension() -> Extension:
         define_macros=[
             *([("Py_LIMITED_API", hex(MINIMUM_PYTHON))] if LIMITED else []),
             ("_GNU_SOURCE", None),
+            *([("ENCL_WEB", None)] if WEB else []),
             ("ENCL_VERSION", f'"{version()}"'),
             ("ENCL_PLATFORM", f'"{os.environ.get("ENCLAVIA_PLATFORM", "source")}"'),
         ],

@@ -2,12 +2,16 @@
 is re-exported by :mod:`enclavia`. Every call that waits or works on more than a few KiB releases
 the GIL; every wait ends within 100 ms of a signal whose Python handler raises."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 from typing_extensions import Buffer
 
 VERSION: Final[str]
+WEB: Final[bool]
+"""Whether this is the build for browsers (ENCLAVIA_WEB in setup.py): there are :class:`Link`,
+:meth:`Channel.link` and :meth:`Notifier.on_wake`, and neither :meth:`Notifier.fileno` nor
+:class:`Enclave`. A call that would have to wait raises StateError there."""
 MAX_IN_FLIGHT: Final[int]
 READABLE: Final[int]
 WRITABLE: Final[int]
@@ -88,6 +92,10 @@ class Notifier:
 
     def __init__(self) -> None: ...
     def fileno(self) -> int: ...
+    def on_wake(self, callback: Callable[[], object] | None) -> None:
+        """``callback`` is called soon after tokens were announced, or :meth:`wake` was called: by
+        the main thread, between two bytecodes, with no lock held. It should only ask its event
+        loop for a call of :meth:`drain`. What it raises is unraisable."""
     def drain(self) -> list[int]: ...
     def wake(self) -> None: ...
     def close(self) -> None: ...
@@ -159,9 +167,45 @@ class Channel:
     def abandon_attest(self, number: int) -> None: ...
     def close(self, timeout: float | None = ...) -> None:
         """Orderly: what was written is sent, at most ``timeout`` seconds (default 1)."""
+    def link(self) -> Link:
+        """The WebSocket's side of it; once. Headers, a proxy, an own CA, ``verify=False`` and
+        ``keepalive_ms`` were refused with ValueError when the channel was made."""
     def stats(self) -> dict[str, int]:
         """``bytes_in``, ``bytes_out`` (on the wire), ``records_in``, ``records_out``,
         ``streams_open``, ``slots_waiting``, ``streams_total``."""
+
+@final
+class Link:
+    """What the owner of a WebSocket tells a channel, and does for it. It does not keep the channel.
+    Dropped without :meth:`closed`, it counts as closed with code 1006."""
+
+    def opened(self) -> None: ...
+    def received(self, data: Buffer) -> int:
+        """Bytes of a binary message; returns how many were taken. The rest is to be given again
+        once ``wants_reading`` is true: a channel whose readers do not read may stop within a
+        message. An empty message is given too, and counts. After the end all is taken."""
+    def text(self) -> None:
+        """A text message has come, which carries nothing; too many of them end the channel."""
+    def closed(self, code: int, reason: str) -> None:
+        """It has closed, or could never be opened (code 1006). Later calls do nothing."""
+    def take(self) -> bytes:
+        """The next binary message to send; b"" where there is none. What is not taken counts
+        against those who write."""
+    def on_work(self, callback: Callable[[], object] | None) -> None:
+        """As :meth:`Notifier.on_wake`, where there may be something to take, reading is held back
+        or wanted again, a timer was set for an earlier time, or the WebSocket is to be closed."""
+    def tick(self) -> float | None:
+        """Fires the timers that are due, of all channels. Seconds until the next one, or None."""
+    @property
+    def wants_reading(self) -> bool: ...
+    @property
+    def finished(self) -> bool:
+        """Everything was taken and nothing more will come: the WebSocket is to be closed."""
+    @property
+    def code(self) -> int:
+        """With which close code (RFC 6455, section 7.4)."""
+    @property
+    def reason(self) -> str: ...
 
 @final
 class Slot:

@@ -192,6 +192,10 @@ bool encl_channel_why(encl_channel *ch, encl_error *why) {
     return closed;
 }
 
+encl_conn *encl_channel_connection(const encl_channel *ch) {
+    return ch->conn;
+}
+
 /* Takes no lock: asked by threads that must not wait for one. */
 void encl_channel_get_stats(encl_channel *ch, encl_channel_stats *stats) {
     memset(stats, 0, sizeof *stats);

@@ -31,6 +31,12 @@ encl_result encl_notifier_new(encl_notifier **out, encl_error *err);
 void encl_notifier_retain(encl_notifier *n);
 void encl_notifier_release(encl_notifier *n);
 int encl_notifier_fd(const encl_notifier *n);
+/* For event loops that have no descriptors. Once for the process: call() is called whenever a
+ * notifier's descriptor becomes readable, by any thread and with locks held, so it notes that and
+ * calls nothing of this project. */
+void encl_notifier_on_wake(void (*call)(void));
+/* Whether that has happened to this one since this was asked last. */
+bool encl_notifier_was_woken(encl_notifier *n);
 /* A place for one token, taken before it is needed: announcing it then cannot fail. Each place is
  * used up by one post or given back. */
 encl_result encl_notifier_reserve(encl_notifier *n, encl_error *err);
@@ -102,6 +108,9 @@ encl_result encl_channel_handshake_hash(encl_channel *ch, uint8_t hash[32], encl
 void encl_channel_close(encl_channel *ch, const encl_error *why);
 /* Whether the connection is gone by the deadline. */
 bool encl_channel_wait_closed(encl_channel *ch, int64_t until);
+
+/* For whoever has its WebSocket (web/web.h). As long as the channel lives. */
+encl_conn *encl_channel_connection(const encl_channel *ch);
 
 typedef struct encl_channel_stats {
     uint64_t bytes_in, bytes_out, records_in, records_out;

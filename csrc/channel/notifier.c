@@ -16,10 +16,13 @@ struct encl_notifier {
     atomic_uint refs;
     uint64_t generation;
     encl_wakeup sign; /* set while there are tokens */
-    encl_mutex lock;  /* guards everything below */
+    atomic_bool woken;
+    encl_mutex lock; /* guards everything below */
     uint64_t *tokens;
     size_t count, reserved, cap; /* count + reserved <= cap */
 };
+
+static void (*_Atomic on_wake)(void);
 
 encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
     encl_notifier *n = calloc(1, sizeof *n);
@@ -62,9 +65,24 @@ int encl_notifier_fd(const encl_notifier *n) {
 }
 
 void encl_notifier_wake(encl_notifier *n) {
-    if (!is_forked(n)) {
-        encl_wakeup_set(&n->sign);
+    void (*call)(void) = on_wake;
+
+    if (is_forked(n)) {
+        return;
     }
+    encl_wakeup_set(&n->sign);
+    if (call != NULL) {
+        atomic_store(&n->woken, true); /* before the call, which may have it looked at */
+        call();
+    }
+}
+
+void encl_notifier_on_wake(void (*call)(void)) {
+    on_wake = call;
+}
+
+bool encl_notifier_was_woken(encl_notifier *n) {
+    return atomic_exchange(&n->woken, false);
 }
 
 static bool make_room(encl_notifier *n) ENCL_REQUIRES(n->lock) {

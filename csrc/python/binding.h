@@ -5,8 +5,9 @@
  * what is called with the GIL held reads atomics, or tries the lock and gives up at once.
  *
  * The files, from the lowest to the highest; each calls those before it only:
- * arguments, convert, wait, notifier_type, watch_type, policy_type, upgrades, slot_type,
- * stream_type, request_type, channel_type, enclave_arguments, enclave_type, library, module. */
+ * arguments, callbacks, convert, wait, notifier_type, watch_type, policy_type, upgrades, slot_type,
+ * stream_type, request_type, link_type, channel_type, enclave_arguments, enclave_type, library,
+ * module. With ENCL_WEB there is no enclave, and without it no callbacks and no link. */
 #ifndef ENCL_PYTHON_BINDING_H
 #define ENCL_PYTHON_BINDING_H
 
@@ -90,6 +91,12 @@ binding_outcome binding_write(encl_stream *stream, encl_slice data, int64_t unti
 
 PyObject *binding_wrap_request(encl_request *request); /* takes the reference */
 
+#ifdef ENCL_WEB
+PyObject *binding_wrap_link(encl_conn *conn); /* borrows the reference */
+/* The WebSocket that nobody has made any more is closed. */
+void binding_drop_link(encl_conn *conn);
+#endif
+
 /* Each adds its types, functions and constants to the module. */
 int binding_add_policy(PyObject *module);
 int binding_add_upgrades(PyObject *module);
@@ -99,7 +106,11 @@ int binding_add_slot(PyObject *module);
 int binding_add_stream(PyObject *module);
 int binding_add_request(PyObject *module);
 int binding_add_channel(PyObject *module);
+#ifdef ENCL_WEB
+int binding_add_link(PyObject *module);
+#else
 int binding_add_enclave(PyObject *module);
+#endif
 int binding_add_library(PyObject *module);
 
 #endif

@@ -11,6 +11,9 @@
 typedef struct channel_object {
     PyObject_HEAD
     encl_channel *channel;
+#ifdef ENCL_WEB
+    bool linked; /* somebody has its Link */
+#endif
 } channel_object;
 
 /* Set while the module is being made and never after. */
@@ -145,10 +148,37 @@ static PyObject *channel_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     return start_with_headers(type, &config, headers);
 }
 
+#ifdef ENCL_WEB
+static PyObject *channel_link(PyObject *self, PyObject *unused) {
+    channel_object *c = (channel_object *)self;
+    PyObject *link;
+
+    (void)unused;
+    if (c->linked) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "link: expected one call for each channel, got another one");
+        return NULL;
+    }
+    link = binding_wrap_link(encl_channel_connection(c->channel));
+    c->linked = link != NULL;
+    return link;
+}
+
+/* Nobody else can say that its WebSocket, which there never was, has closed. */
+static void drop_unlinked(PyObject *self, encl_channel *channel) {
+    if (!((channel_object *)self)->linked) {
+        binding_drop_link(encl_channel_connection(channel));
+    }
+}
+#endif
+
 static void channel_dealloc(PyObject *self) {
     encl_channel *channel = channel_of(self);
 
     if (channel != NULL) {
+#ifdef ENCL_WEB
+        drop_unlinked(self, channel);
+#endif
         Py_BEGIN_ALLOW_THREADS
             encl_channel_close(channel, NULL);
             encl_channel_release(channel);
@@ -388,6 +418,9 @@ static PyObject *channel_close(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     close_channel(channel, NULL);
+#ifdef ENCL_WEB
+    until = ENCL_POLL; /* the WebSocket closes in a later turn of the event loop */
+#endif
     if (binding_wait(until, STILL_WAITING, await_closed, channel, &unused) == BINDING_RAISED) {
         return NULL;
     }
@@ -549,6 +582,9 @@ static PyObject *channel_abandon_attest(PyObject *self, PyObject *value) {
 }
 
 static PyMethodDef channel_methods[] = {
+#ifdef ENCL_WEB
+    {"link", channel_link, METH_NOARGS, "Its WebSocket's side."},
+#endif
     {"wait_open", channel_wait_open, METH_O, "Until it is open; raises why it is not."},
     {"attestation", channel_attestation, METH_NOARGS, "What was verified last."},
     {"notify_open", BINDING_CALL(channel_notify_open), METH_FASTCALL, "Asks to be told once."},

@@ -3,7 +3,9 @@
 
 #include "base/library.h"
 #include "cbor/library.h"
+#ifndef ENCL_WEB
 #include "net/library.h"
+#endif
 #include "wire/wire.h"
 
 #ifdef __clang__
@@ -20,7 +22,11 @@
 static PyObject *default_ca_paths(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
+#ifdef ENCL_WEB
+    return Py_BuildValue("(ss)", "", ""); /* the browser verifies certificates */
+#else
     return Py_BuildValue("(ss)", encl_net_default_ca_file(), encl_net_default_ca_dir());
+#endif
 }
 
 static bool add(PyObject *info, const char *name, const char *text) {
@@ -38,8 +44,10 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
         {"openssl_compiled", encl_openssl_compiled()},
         {"libsodium", encl_sodium_running()},
         {"libsodium_compiled", encl_sodium_compiled()},
+#ifndef ENCL_WEB
         {"libwebsockets", encl_net_lws_running()},
         {"libwebsockets_compiled", encl_net_lws_compiled()},
+#endif
         {"libcbor_compiled", encl_cbor_compiled()},
         {"compiler", COMPILER},
         {"platform", ENCL_PLATFORM},

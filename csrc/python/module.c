@@ -8,10 +8,21 @@
 #include "sync/fork.h"
 
 static int (*const parts[])(PyObject *module) = {
-    binding_add_notifier, binding_add_watch,   binding_add_policy,  binding_add_upgrades,
-    binding_add_slot,     binding_add_stream,  binding_add_request, binding_add_channel,
-    binding_add_enclave,  binding_add_library,
+    binding_add_notifier, binding_add_watch,  binding_add_policy,  binding_add_upgrades,
+    binding_add_slot,     binding_add_stream, binding_add_request, binding_add_channel,
+#ifdef ENCL_WEB
+    binding_add_link,
+#else
+    binding_add_enclave,
+#endif
+    binding_add_library,
 };
+
+#ifdef ENCL_WEB
+#define WEB Py_True
+#else
+#define WEB Py_False
+#endif
 
 /* By what enclavia._errors knows the errors of csrc/base/error.h. */
 static int add_error_names(PyObject *module) {
@@ -49,7 +60,7 @@ static int fill(PyObject *module) {
         return -1;
     }
     if (PyModule_AddStringConstant(module, "VERSION", ENCL_VERSION) != 0 ||
-        add_error_names(module) != 0) {
+        PyModule_AddObjectRef(module, "WEB", WEB) != 0 || add_error_names(module) != 0) {
         return -1;
     }
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {

@@ -4,10 +4,14 @@
  */
 #include "python/arguments.h"
 #include "python/binding.h"
+#include "python/callbacks.h"
 
 typedef struct notifier_object {
     PyObject_HEAD
     encl_notifier *notifier; /* NULL once closed */
+#ifdef ENCL_WEB
+    callback on_wake;
+#endif
 } notifier_object;
 
 /* Set while the module is being made and never after. */
@@ -29,17 +33,27 @@ static PyObject *notifier_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     return (PyObject *)self;
 }
 
+static void forget_callback(notifier_object *n) {
+#ifdef ENCL_WEB
+    callback_clear(&n->on_wake);
+#else
+    (void)n;
+#endif
+}
+
 static PyObject *notifier_close(PyObject *self, PyObject *unused) {
     notifier_object *n = (notifier_object *)self;
     encl_notifier *notifier = n->notifier;
 
     (void)unused;
+    forget_callback(n);
     n->notifier = NULL;
     encl_notifier_release(notifier);
     Py_RETURN_NONE;
 }
 
 static void notifier_dealloc(PyObject *self) {
+    forget_callback((notifier_object *)self);
     encl_notifier_release(((notifier_object *)self)->notifier);
     binding_free(self);
 }
@@ -53,12 +67,25 @@ static encl_notifier *open_notifier(PyObject *self) {
     return notifier;
 }
 
+#ifdef ENCL_WEB
+static bool was_woken(PyObject *self) {
+    return encl_notifier_was_woken(((notifier_object *)self)->notifier);
+}
+
+static PyObject *notifier_on_wake(PyObject *self, PyObject *function) {
+    if (open_notifier(self) == NULL) {
+        return NULL;
+    }
+    return callback_set(&((notifier_object *)self)->on_wake, self, was_woken, function);
+}
+#else
 static PyObject *notifier_fileno(PyObject *self, PyObject *unused) {
     encl_notifier *notifier = open_notifier(self);
 
     (void)unused;
     return notifier == NULL ? NULL : PyLong_FromLong(encl_notifier_fd(notifier));
 }
+#endif
 
 static PyObject *notifier_wake(PyObject *self, PyObject *unused) {
     encl_notifier *notifier = open_notifier(self);
@@ -98,7 +125,11 @@ static PyObject *notifier_drain(PyObject *self, PyObject *unused) {
 }
 
 static PyMethodDef notifier_methods[] = {
+#ifdef ENCL_WEB
+    {"on_wake", notifier_on_wake, METH_O, "What to call when there are tokens."},
+#else
     {"fileno", notifier_fileno, METH_NOARGS, "The descriptor to wait for."},
+#endif
     {"drain", notifier_drain, METH_NOARGS, "The tokens announced since; at most 256 a call."},
     {"wake", notifier_wake, METH_NOARGS, "Makes the descriptor readable."},
     {"close", notifier_close, METH_NOARGS, "Closes the descriptor once nobody announces to it."},

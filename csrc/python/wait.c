@@ -9,6 +9,20 @@
 /* A wait looks for signals this often: well below the 100 ms that are promised. */
 #define SLICE_NS ((int64_t)50 * 1000000)
 
+#ifdef ENCL_WEB
+/* What is waited for comes by this thread: whoever waited here would wait for ever. */
+static int64_t slice_of(int64_t until) {
+    (void)until;
+    return ENCL_POLL;
+}
+
+static binding_outcome refuse_to_wait(encl_error *err) {
+    encl_fail(err, ENCL_E_STATE,
+              "expected a call that waits for nothing, got one that has to wait: this build is for "
+              "browsers, where there is one thread and only an event loop can wait (AsyncClient)");
+    return BINDING_FAILED;
+}
+#else
 /* The next point at which a wait until `until` has to look for signals. */
 static int64_t slice_of(int64_t until) {
     int64_t next;
@@ -19,6 +33,7 @@ static int64_t slice_of(int64_t until) {
     next = encl_now_ns() + SLICE_NS;
     return until < next ? until : next;
 }
+#endif
 
 /* The core knows deadlines; how long a caller was ready to wait is known here. A wait that was over
  * as soon as it began names nothing. */
@@ -54,6 +69,9 @@ binding_outcome binding_wait(int64_t until, encl_code again, binding_step step, 
         if (until == ENCL_POLL) {
             return BINDING_NOT_YET;
         }
+#ifdef ENCL_WEB
+        return refuse_to_wait(err);
+#endif
         if (PyErr_CheckSignals() != 0) {
             return BINDING_RAISED;
         }
