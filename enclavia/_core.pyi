@@ -187,7 +187,8 @@ class Link:
     def text(self) -> None:
         """A text message has come, which carries nothing; too many of them end the channel."""
     def closed(self, code: int, reason: str) -> None:
-        """It has closed, or could never be opened (code 1006). Later calls do nothing."""
+        """It has closed, or could never be opened (code 1006). Later calls do nothing.
+        With code 1006 a ``reason`` says why this side gave it up."""
     def take(self) -> bytes:
         """The next binary message to send; b"" where there is none. What is not taken counts
         against those who write."""

@@ -151,6 +151,23 @@ static void refuse(encl_conn *conn, uint16_t code, const encl_error *why) {
     finish(conn, why);
 }
 
+/* As much as a close frame can have. */
+static int shown(encl_slice reason) {
+    return (int)(reason.len < WEB_REASON_MAX ? reason.len : WEB_REASON_MAX);
+}
+
+/* 1006 is in no close frame (RFC 6455 section 7.4.1): a reason that comes with it is the owner's.
+ */
+static void explain_abnormal_end(encl_slice reason, encl_error *why) {
+    if (reason.len == 0) {
+        encl_fail(why, ENCL_E_CLOSED,
+                  "the peer ended the connection without a WebSocket close frame");
+    } else {
+        encl_fail(why, ENCL_E_CLOSED, "the connection was ended on this side: %.*s", shown(reason),
+                  (const char *)reason.data);
+    }
+}
+
 static void explain_end(encl_conn *conn, uint16_t code, encl_slice reason, encl_error *why) {
     web_state state;
     bool ours;
@@ -169,12 +186,10 @@ static void explain_end(encl_conn *conn, uint16_t code, encl_slice reason, encl_
                   "server takes this page's origin",
                   conn->name);
     } else if (code == WEB_CLOSE_ABNORMAL) {
-        encl_fail(why, ENCL_E_CLOSED,
-                  "the peer ended the connection without a WebSocket close frame");
+        explain_abnormal_end(reason, why);
     } else {
         encl_fail(why, ENCL_E_CLOSED, "the peer closed the connection (WebSocket code %u%s%.*s)",
-                  code, reason.len == 0 ? "" : ": ",
-                  (int)(reason.len < WEB_REASON_MAX ? reason.len : WEB_REASON_MAX),
+                  code, reason.len == 0 ? "" : ": ", shown(reason),
                   reason.len == 0 ? "" : (const char *)reason.data);
     }
 }

@@ -24,7 +24,8 @@ void encl_web_opened(encl_conn *conn);
 ENCL_MUST_USE size_t encl_web_received(encl_conn *conn, encl_slice bytes);
 /* One text message. The protocol has none; a few are passed over, as on a socket. */
 void encl_web_received_text(encl_conn *conn);
-/* It has closed, or could not be opened. code: RFC 6455 section 7.4. The reason is the peer's. */
+/* It has closed, or could not be opened. code: RFC 6455 section 7.4. The reason is the peer's, but
+ * with code 1006 the owner's own: why it gave the connection up. */
 void encl_web_closed(encl_conn *conn, uint16_t code, encl_slice reason);
 
 /* ---- what there is to do ---- */

@@ -258,6 +258,17 @@ static void reasons_are_cut_to_what_a_close_frame_has(void **state) {
     encl_conn_release(conn);
 }
 
+static void an_owner_says_why_it_gave_up(void **state) {
+    user u;
+    encl_conn *conn = open_to(&u);
+
+    (void)state;
+    encl_web_closed(conn, 1006, ENCL_SLICE("too much", 8));
+    assert_int_equal(u.why.code, ENCL_E_CLOSED);
+    assert_string_equal(u.why.message, "the connection was ended on this side: too much");
+    encl_conn_release(conn);
+}
+
 static void what_a_browser_cannot_do_is_refused(void **state) {
     const encl_header header = {"a", "b"};
     encl_ws_target wrong[] = {target, target, target, target, target};
@@ -322,6 +333,7 @@ int main(void) {
         cmocka_unit_test(what_was_sent_is_taken_before_the_end),
         cmocka_unit_test(the_user_may_let_go_in_a_callback),
         cmocka_unit_test(reasons_are_cut_to_what_a_close_frame_has),
+        cmocka_unit_test(an_owner_says_why_it_gave_up),
         cmocka_unit_test(what_a_browser_cannot_do_is_refused),
         cmocka_unit_test(timers_fire_when_the_owner_asks),
     };
