@@ -148,6 +148,19 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         _part("_enclaves").begin_faults(item)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Inside of what captures logs and output, so that a failing test has what its app says. (A
+    wrapper of the test function alone: pytest cuts tracebacks to that.)"""
+    __tracebackhide__ = True
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception):
+        if _uses(pyfuncitem):
+            _part("_enclaves").settle(pyfuncitem)
+        raise
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     if not _uses(item):

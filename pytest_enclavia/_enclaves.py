@@ -31,9 +31,12 @@ __all__ = [
     "enclaves_of",
     "end_faults",
     "pool_of",
+    "settle",
 ]
 
 _NONE: Final = Faults()
+# An app that streams without end, or hangs, has a failing test wait for so long.
+_SETTLE_SECONDS: Final = 1.0
 _NO_APP: Final = (
     'the fixture enclave has no app to run: set enclavia_app = "package.module:app" in pytest\'s '
     "ini options ([tool.pytest.ini_options] of pyproject.toml, [pytest] of pytest.ini), or mark "
@@ -192,6 +195,16 @@ class EnclaveFactory:
         with contextlib.ExitStack() as ends:
             for enclave in self._made:
                 ends.callback(enclave.stop)
+
+
+def settle(item: pytest.Item) -> None:
+    """Waits until the apps of this test have ended what they do, so that what they log of it
+    belongs to the test function: Starlette's and FastAPI's raise an exception once the answer with
+    status 500 was sent, and their servers log it after that."""
+    for enclave in enclaves_of(item):
+        if isinstance(enclave, LocalEnclave) and enclave._facts is not None:
+            with contextlib.suppress(RuntimeError, TimeoutError):  # its process died, or hangs
+                enclave._runner.settle(_SETTLE_SECONDS)
 
 
 _MADE: Final = pytest.StashKey[list[LocalEnclave]]()

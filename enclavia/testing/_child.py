@@ -126,6 +126,9 @@ class ChildRunner:
         found: dict[str, int] = self._call("stats")
         return found
 
+    def settle(self, seconds: float) -> None:
+        self._call("settle", seconds)
+
     @property
     def pid(self) -> int | None:
         process = self._process

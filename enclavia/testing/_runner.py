@@ -269,6 +269,12 @@ class Runner:
             found: dict[str, int] = self._enclave.stats()
             return found
 
+    def settle(self, seconds: float) -> None:
+        """Returns when the app works on no request any more, at the latest after ``seconds``."""
+        with self._lock:
+            workload = self._workload
+        workload.settle(seconds)
+
     # the lock is held by every caller of what follows
 
     def _facts(self) -> Facts:

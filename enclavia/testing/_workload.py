@@ -13,6 +13,7 @@ import inspect
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
@@ -45,11 +46,16 @@ _WSGI_PARAMETERS = ("environ", "start_response")
 _ASGI_PARAMETERS = ("scope", "receive", "send")
 _START_SECONDS = 30.0
 _STOP_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.002
 
 
 class Workload(Protocol):
     @property
     def address(self) -> Address: ...
+
+    def settle(self, seconds: float) -> None:
+        """Returns when the app works on no request any more, so that all it has logged of those
+        that came before is there; at the latest after ``seconds``."""
 
     def close(self) -> None: ...
 
@@ -59,6 +65,9 @@ class _Elsewhere:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+
+    def settle(self, seconds: float) -> None:
+        pass  # what it logs is not seen from here
 
     def close(self) -> None:
         pass
@@ -81,12 +90,22 @@ class _WsgiServer:
         for dispatcher in list(self._sockets.values()):
             dispatcher.close()
 
+    def settle(self, seconds: float) -> None:
+        dispatcher = self._server.task_dispatcher
+        _wait_until(lambda: not (dispatcher.queue or dispatcher.active_count), seconds)
+
     def close(self) -> None:
         if self._thread.is_alive():
             # In the server's own thread: its loop ends when no socket is left.
             self._server.trigger.pull_trigger(self._close_sockets)
             self._thread.join(_STOP_SECONDS)
         self._server.task_dispatcher.shutdown(cancel_pending=True, timeout=_STOP_SECONDS)
+
+
+def _wait_until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _listen() -> socket.socket:
@@ -141,6 +160,10 @@ class _AsgiServer:
             raise RuntimeError(
                 "the ASGI app did not start: its lifespan failed (its log says why)"
             ) from self._failure
+
+    def settle(self, seconds: float) -> None:
+        """An app may fail after its answer was sent (Starlette's do), and be logged after that."""
+        _wait_until(lambda: not self._server.server_state.tasks, seconds)
 
     def close(self) -> None:
         log = logging.getLogger("uvicorn.error")

@@ -442,6 +442,38 @@ def test_another(enclave_client):
     assert "2 failed, 2 passed in" in text
 
 
+# As Starlette and FastAPI do it: an answer, and then the exception, which the server logs.
+FAILS_LATE = """
+import asyncio
+
+async def fails_late(scope, receive, send):
+    if scope["type"] != "http":
+        raise ValueError("no lifespan")
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await asyncio.sleep(0.2)
+    raise RuntimeError("the app is " + "broken")
+
+@pytest.mark.parametrize("say", [AssertionError, pytest.fail.Exception])
+def test_fails(enclave_client, say):
+    if enclave_client.get("/").status_code == 500:
+        raise say("as is " + "expected")
+"""
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_an_apps_traceback_is_the_test_functions(project: Project, in_process: bool) -> None:
+    project.ini("enclavia_app = test_shop:fails_late", f"enclavia_in_process = {in_process}")
+    project.suite(FAILS_LATE)
+    result = project.run()
+    result.assert_outcomes(failed=2)
+    where = "Captured log call" if in_process else "Captured stderr call"
+    for report in text_of(result).split("___ test_fails")[1:]:
+        said = report.partition(f"- {where} -")[2].partition("- enclavia: enclave -")[0]
+        assert "RuntimeError: the app is broken\n" in said, report
+        assert "pytest_enclavia" not in report, "its frames are nobody's business"
+
+
 # ---- with other plugins
 
 
