@@ -41,6 +41,10 @@ class Store(Protocol):
     """What the bytes are a part of; None where they cannot be gone on with."""
     size: int
     """How many they are."""
+    keeps: bool
+    """Whether a later call finds what this one leaves."""
+    unusable: int
+    """How many bytes an earlier call left that cannot be gone on with: no note tells of what."""
 
     def begin(self, source: Source | None) -> None:
         """From the first byte, of something else than before."""
@@ -63,6 +67,9 @@ class Store(Protocol):
 
 class FreshStore:
     """A file of this call only: it is removed if it is closed before it is committed."""
+
+    keeps = False
+    unusable = 0
 
     def __init__(self, name: str) -> None:
         self.source: Source | None = None
@@ -99,6 +106,8 @@ class PartialStore:
     """A file that is kept when the download ends early, for a later call. It is locked, so that
     one download at a time writes to it."""
 
+    keeps = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._part = f"{name}.part"
@@ -112,6 +121,7 @@ class PartialStore:
         noted = self._noted()
         if noted is not None:
             self.source, self.size = noted
+        self.unusable = 0 if noted is not None else os.fstat(self._file.fileno()).st_size
         self._synced = self.size
 
     def _opened(self) -> BinaryIO:

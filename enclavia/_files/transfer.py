@@ -88,9 +88,19 @@ class Transfer:
     async def run(self) -> None:
         """Whole when it returns; the store is committed. Goes on after each cut as long as bytes
         come, and gives up after five tries in a row without any."""
+        try:
+            await self._run()
+        except BaseException as error:
+            if self.store.size and self.store.source is None:
+                self._log_dropped("nothing tells whether a later answer is of the same file", error)
+            raise
+
+    async def _run(self) -> None:
         store = self.store
         if store.source is not None:
             await self._prepare()
+        elif store.unusable:
+            self._log_restarted(store.unusable, "their note does not say what they are a part of")
         idle = restarts = 0
         while True:
             before = store.size
@@ -132,24 +142,39 @@ class Transfer:
     async def _begin(self, source: Source | None, reason: str) -> None:
         """From the first byte. ``reason``: why the bytes that are there, if any, are dropped."""
         if self.store.size:
+            self._log_restarted(self.store.size, reason)
+        await self.face.work(self.store.begin, source)
+
+    def _log_restarted(self, size: int, reason: str) -> None:
+        logger.info(
+            "a download begins anew without the %d bytes that were there: %s",
+            size,
+            reason,
+            extra=fields("transfer_restarted", _authority(self.asked)),
+        )
+
+    def _log_dropped(self, reason: str, error: BaseException) -> None:
+        """Not where the caller wants none of it kept."""
+        if self.store.keeps:
             logger.info(
-                "a download begins anew without the %d bytes that were there: %s",
+                "a download failed, and the %d bytes that came are not kept: %s",
                 self.store.size,
                 reason,
-                extra=fields("transfer_restarted", _authority(self.asked)),
+                extra=fields("transfer_dropped", _authority(self.asked), error=error),
             )
-        await self.face.work(self.store.begin, source)
 
     async def _finish(self) -> None:
         if self.sha256 is not None:
             got = await self.face.work(self.store.digest)
             if got != self.sha256:
-                await self.face.work(self.store.discard)
-                raise DigestMismatch(
+                mismatch = DigestMismatch(
                     f"expected a file with the SHA-256 digest {self.sha256}, got one with {got}",
                     expected=self.sha256,
                     actual=got,
                 )
+                self._log_dropped("their digest is another one than was expected", mismatch)
+                await self.face.work(self.store.discard)
+                raise mismatch
         await self.face.work(self.store.commit)
 
     def _give_up(self) -> NoReturn:

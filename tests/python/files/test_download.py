@@ -274,13 +274,57 @@ def test_a_server_that_ignores_ranges(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("etag", [None, b'W/"one"', b"one"])
-def test_without_a_strong_validator_no_part_is_kept(etag: bytes | None, tmp_path: Path) -> None:
+def test_without_a_strong_validator_no_part_is_kept(
+    etag: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
     shelf = Shelf(etag=etag)
     shelf.cuts = [100_000]
     with client_of(shelf) as client, pytest.raises(enclavia.IncompleteResponse):
         client.download("/x", tmp_path / "file")
     assert len(shelf.asked) == 1
     assert left(tmp_path) == []
+    (record,) = logged(caplog, "transfer_dropped")
+    assert "100000 bytes" in record.getMessage()
+    assert "nothing tells" in record.getMessage()
+    assert record.error_class == "IncompleteResponse"  # type: ignore[attr-defined]
+
+
+def test_what_nobody_wants_kept_is_not_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
+    shelf = Shelf(etag=None)
+    shelf.cuts = [100_000]
+    with client_of(shelf) as client, pytest.raises(enclavia.IncompleteResponse):
+        client.download("/x", tmp_path / "file", resume=False)
+    assert logged(caplog, "transfer_dropped") == []
+
+
+def test_another_digest_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
+    with client_of(Shelf()) as client, pytest.raises(enclavia.DigestMismatch):
+        client.download("/x", tmp_path / "file", sha256="0" * 64)
+    (record,) = logged(caplog, "transfer_dropped")
+    assert f"{len(BODY)} bytes" in record.getMessage()
+    assert record.error_class == "DigestMismatch"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("note", ["", "{}", '{"version": 2, "size": 10}'])
+def test_a_part_whose_note_says_nothing_is_told_of(
+    note: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "enclavia")
+    shelf = Shelf()
+    dest = tmp_path / "file"
+    with client_of(shelf) as client:
+        half(client, shelf, dest)
+        (tmp_path / "file.part.json").write_text(note)
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY
+    (record,) = restarted(caplog)
+    assert "100000 bytes" in record.getMessage()
+    assert "note" in record.getMessage()
 
 
 def test_a_coded_body_is_refused(tmp_path: Path) -> None:
@@ -402,9 +446,13 @@ def test_no_rest_ends_somewhere(tmp_path: Path) -> None:
 # -- who sent it
 
 
-def restarted(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecord]:
     records = [each for each in caplog.records if each.name == "enclavia"]
-    return [each for each in records if each.event == "transfer_restarted"]  # type: ignore[attr-defined]
+    return [each for each in records if each.event == event]  # type: ignore[attr-defined]
+
+
+def restarted(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return logged(caplog, "transfer_restarted")
 
 
 def test_a_part_of_another_image_is_not_gone_on_with(
