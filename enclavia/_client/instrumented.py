@@ -32,7 +32,7 @@ def instrumented(theirs: type, name: str, transport: object, handle: H) -> H:
     found: Any = vars(theirs).get(name)
     wrappers = []
     while _is_wrapper(found):
-        wrappers.append(found._self_wrapper)
+        wrappers.append(found)
         found = found.__wrapped__
     for wrapper in reversed(wrappers):
         handle = functools.partial(_call, wrapper, handle, transport)  # type: ignore[assignment]
@@ -46,10 +46,18 @@ def _is_wrapper(found: Any) -> bool:  # noqa: ANN401 - whatever somebody has put
 
 
 def _call(
-    wrapper: Callable[..., Any],
+    wrapper: Any,  # noqa: ANN401 - a FunctionWrapper of wrapt
     handle: Callable[..., Any],
     transport: object,
     *args: object,
     **options: object,
 ) -> Any:  # noqa: ANN401 - what the transport returns
-    return wrapper(handle, transport, args, options)
+    if not _is_enabled(wrapper):
+        return handle(*args, **options)
+    return wrapper._self_wrapper(handle, transport, args, options)
+
+
+def _is_enabled(wrapper: Any) -> bool:  # noqa: ANN401 - a FunctionWrapper of wrapt
+    """As wrapt itself asks at each call: ``enabled`` is None, a value, or a function."""
+    enabled = wrapper._self_enabled
+    return enabled is None or bool(enabled() if callable(enabled) else enabled)

@@ -20,6 +20,7 @@ import anyio
 import httpx
 import httpx2
 import pytest
+import wrapt
 from exported import Exported
 from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
@@ -417,6 +418,46 @@ def test_one_client_that_is_instrumented(kind: str, plain_exported: Exported) ->
 
         with_client(kind, enclave, case)
     assert [span.name for span in plain_exported.spans] == ["GET"]
+
+
+def test_a_wrapper_that_is_switched_off_is_not_called(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wrapt does it, for each request anew, and in the order of the wrappers."""
+    called: list[str] = []
+    on = {"outer": True, "inner": True}
+
+    def named(name: str) -> Any:
+        def wrapper(handle: Any, transport: Any, args: Any, options: Any) -> Any:
+            called.append(name)
+            on["inner"] = False  # an outer one may switch an inner one off
+            return handle(*args, **options)
+
+        return wrapper
+
+    for cls, name in (
+        (httpx2.HTTPTransport, "handle_request"),
+        (httpx2.AsyncHTTPTransport, "handle_async_request"),
+    ):
+        made = vars(cls)[name]
+        for layer, enabled in (
+            ("never", False),
+            ("inner", lambda: on["inner"]),
+            ("outer", lambda: on["outer"]),
+            ("always", None),
+        ):
+            made = wrapt.FunctionWrapper(made, named(layer), enabled=enabled)
+        monkeypatch.setattr(cls, name, made)
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        async def case(face: Face) -> None:
+            on["inner"] = True
+            assert (await face.get("/")).text == "ok"
+            on["outer"] = False
+            assert (await face.get("/")).text == "ok"
+
+        with_client(kind, enclave, case)
+    assert called == ["always", "outer", "always"]
 
 
 def test_a_mock_of_the_transport_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
