@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import pickle
 from typing import TYPE_CHECKING, Unpack
 
 import httpx2
@@ -77,17 +78,22 @@ class EnclavePlugin(Fleet, WorkerPlugin):
         """Dask calls this where a worker gets the plugin; connects and verifies. What it raises,
         ``register_plugin`` raises."""
         await asyncio.to_thread(self._member.retain)
+        self._tell(worker)
 
     async def teardown(self, worker: Worker) -> None:
         """Dask calls this where a worker, or the plugin, ends."""
-        await asyncio.to_thread(self._member.release)
+        try:
+            self._tell(worker)
+        finally:
+            await asyncio.to_thread(self._member.release)
 
     def check(self, cluster: distributed.Client, timeout: float | None = 30.0) -> FleetReport:
         """Has every worker of the cluster verify its channels again, and compares what they saw.
 
         ``timeout``: seconds for each document, None for no limit. Raises
         :class:`enclavia.FleetMismatch` where two saw different identities, or one was not verified
-        or not reached.
+        or not reached. Workers that have gone are in the report's ``gone``, with what they had seen
+        when they got the plugin, were checked last, and were closed.
         """
         if not isinstance(cluster, distributed.Client):
             raise TypeError(f"cluster: expected a distributed.Client, got {type(cluster).__name__}")
@@ -95,19 +101,34 @@ class EnclavePlugin(Fleet, WorkerPlugin):
             raise TypeError("cluster: expected a blocking distributed.Client, got an async one")
         seconds = checked_timeout("timeout", timeout)
         said = cluster.run(_worker_report, self, seconds, on_error="return")
-        return self._report_of(
+        told = cluster.get_events(self._topic)
+        reports = [
             dataclasses.replace(each, worker=name)  # by the name that Dask asked it by
             if isinstance(each, WorkerReport)
             else WorkerReport(name, "", 0, error=f"{type(each).__name__}: {each}")
             for name, each in said.items()
-        )
+        ]
+        failed = {each.worker for each in reports if each.error is not None}
+        earlier = [pickle.loads(report) for _, report in told]  # noqa: S301 - as cluster.run does
+        return self._report_of(reports, [each for each in earlier if each.worker not in failed])
+
+    @property
+    def _topic(self) -> str:
+        """Of the cluster's events, which the scheduler keeps also of workers that were killed: what
+        each worker reports when it may be the last time."""
+        return f"enclavia-fleet-{self._settings.name}"
+
+    def _tell(self, worker: Worker) -> None:
+        worker.log_event(self._topic, pickle.dumps(self._seen(worker.address)))
 
 
 async def _worker_report(
     plugin: EnclavePlugin, timeout: float | None, dask_worker: Worker
 ) -> WorkerReport:
     # In a thread: what waits here would hold up the worker's event loop.
-    return await asyncio.to_thread(plugin.report, dask_worker.address, timeout)
+    report = await asyncio.to_thread(plugin.report, dask_worker.address, timeout)
+    plugin._tell(dask_worker)
+    return report
 
 
 def client(name: str = _NAME) -> Client:

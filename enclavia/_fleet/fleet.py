@@ -87,14 +87,18 @@ class Fleet:
             via=self._member.via,
         )
 
-    def _report_of(self, reports: Iterable[WorkerReport]) -> FleetReport:
-        """Of the whole job. Raises FleetMismatch."""
+    def _report_of(
+        self, reports: Iterable[WorkerReport], gone: Iterable[WorkerReport] = ()
+    ) -> FleetReport:
+        """Of the whole job. ``gone``: what workers reported that may be gone. Raises
+        FleetMismatch."""
         return FleetReport._of(
             self.url,
             reports,
             self._settings.policy(),
             datetime.now(UTC),
             debug_mode=self._settings.debug_mode,
+            gone=gone,
         ).raise_for_mismatch()
 
     @staticmethod

@@ -36,6 +36,7 @@ from .._io.polling import poll_descriptor
 __all__ = ["NodeForwarder", "main"]
 
 _PROGRAM: Final = "from enclavia._fleet.node import main; main()"
+_PICKLERS: Final = ("cloudpickle", "pyspark.cloudpickle", "ray.cloudpickle")
 _START_SECONDS: Final = 60.0
 _WATCH_SECONDS: Final = 1.0
 _DRAIN_SECONDS: Final = 5.0
@@ -142,14 +143,14 @@ class NodeForwarder:
         """What the new process says of itself, having been told what to be."""
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both pipes
         try:
-            pickle.dump((str(self._url), self._options), process.stdin)
+            process.stdin.write(_pickled((str(self._url), self._options)))
             process.stdin.flush()
         except OSError as error:
             raise ConnectError(f"expected a forwarder that starts, got: {error}") from error
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ConnectError(
                 "expected settings that another process can be given (pins from a function that "
-                f"can be imported), got others: {error}",
+                f"can be imported, or one that cloudpickle takes), got others: {error}",
                 retryable=False,
             ) from error
         if not poll_descriptor(process.stdout.fileno(), _core.READABLE, _START_SECONDS):
@@ -186,6 +187,17 @@ class NodeForwarder:
             process.wait()
 
 
+def _pickled(what: object) -> bytes:
+    """Dask, Ray and Spark bring functions that have no name to their workers by one of these; what
+    came to a worker so goes on to the forwarder so."""
+    for name in _PICKLERS:
+        dumps = getattr(sys.modules.get(name), "dumps", None)
+        if dumps is not None:
+            data: bytes = dumps(what)
+            return data
+    return pickle.dumps(what)
+
+
 def _error_of(said: Mapping[str, Any]) -> Exception:
     cls: object = getattr(_errors, str(said.get("type")), None)
     message = f"the forwarder of this machine did not start: {said.get('message')}"
@@ -202,8 +214,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parent = os.getppid()
     answers = _answers()
-    url, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our parent
     try:
+        url, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our parent
         forwarder = Forwarder(url, **options)
         forwarder.start()
     except StateError:
@@ -213,7 +225,7 @@ def main() -> None:
         what = {"type": type(error).__name__, "message": error.message}
         _say(answers, **what, retryable=error.retryable)
         return
-    except (ImportError, OSError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, OSError, ValueError, TypeError) as error:
         kind = "ImportError" if isinstance(error, ImportError) else "ConnectError"
         _say(answers, type=kind, message=str(error), retryable=False)
         return

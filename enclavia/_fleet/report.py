@@ -117,6 +117,9 @@ class FleetReport:
     debug_mode: bool = False
     problems: tuple[str, ...] = ()
     """Why the job is not to be trusted, one sentence each; empty where all is well."""
+    gone: tuple[WorkerReport, ...] = ()
+    """Workers that were there and cannot be asked any more, each with what it reported last. What
+    they saw counts: another identity is a problem, and so is a document that does not verify."""
 
     @classmethod
     def _of(
@@ -128,12 +131,19 @@ class FleetReport:
         *,
         debug_mode: bool = False,
         more_problems: Sequence[str] = (),
+        gone: Iterable[WorkerReport] = (),
     ) -> FleetReport:
         """Compares them, and verifies each signed document again, by ``policy``, as of the moment
         at which its worker did. What a worker says of a document is so not taken on its word."""
         each = tuple(merged(workers))
-        problems = (*more_problems, *_problems(each, policy, debug_mode))
-        return cls(url, each, made_at, debug_mode, problems)
+        there = {(worker.worker, worker.node, worker.pid) for worker in each}
+        left = tuple(
+            worker
+            for worker in merged(gone)
+            if (worker.worker, worker.node, worker.pid) not in there
+        )
+        problems = (*more_problems, *_problems(each, left, policy, debug_mode))
+        return cls(url, each, made_at, debug_mode, problems, left)
 
     @property
     def consistent(self) -> bool:
@@ -142,8 +152,9 @@ class FleetReport:
 
     @property
     def identities(self) -> Mapping[str, tuple[str, ...]]:
-        """Which workers saw what: by the document's form and PCR0 to PCR2, joined by colons."""
-        return _identities(self.workers)
+        """Which workers saw what, those that have gone among them: by the document's form and PCR0
+        to PCR2, joined by colons."""
+        return _identities((*self.workers, *self.gone))
 
     @property
     def module_ids(self) -> tuple[str, ...]:
@@ -175,6 +186,7 @@ class FleetReport:
             "module_ids": list(self.module_ids),
             "identities": {key: list(value) for key, value in self.identities.items()},
             "workers": [each.as_dict() for each in self.workers],
+            "gone": [each.as_dict() for each in self.gone],
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -188,18 +200,21 @@ class FleetReport:
         if self.problems:
             return "NOT to be trusted: " + "; ".join(map(shown, self.problems))
         proof = "NOT PROVEN (debug mode)" if self.debug_mode else "verified"
-        return f"{len(self.workers)} workers {proof}, one identity, {self.channels} channels"
+        left = f", and {len(self.gone)} gone since" if self.gone else ""
+        return f"{len(self.workers)} workers {proof}{left}, one identity, {self.channels} channels"
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
-        for worker in self.workers:
+        there = len(self.workers)
+        for number, worker in enumerate((*self.workers, *self.gone)):
+            word = "yes" if worker.verified else f"no: {shown(worker.error or 'nothing seen')}"
             last = worker.attestations[-1] if worker.attestations else None
             rows.append(
                 (
                     shown(worker.worker),
                     shown(worker.node),
                     str(worker.pid),
-                    "yes" if worker.verified else f"no: {shown(worker.error or 'nothing seen')}",
+                    word if number < there else f"{word} (gone)",
                     "-" if last is None else last.pcrs.get(0, b"").hex()[:16],
                     "-" if last is None else shown(last.module_id) or "-",
                     "-" if last is None else last.timestamp.isoformat(timespec="seconds"),
@@ -244,7 +259,12 @@ def _identities(workers: Iterable[WorkerReport]) -> dict[str, tuple[str, ...]]:
     return {key: tuple(names) for key, names in found.items()}
 
 
-def _problems(workers: Sequence[WorkerReport], policy: _core.Policy, debug_mode: bool) -> list[str]:
+def _problems(
+    workers: Sequence[WorkerReport],
+    gone: Sequence[WorkerReport],
+    policy: _core.Policy,
+    debug_mode: bool,
+) -> list[str]:
     if not workers:
         return ["expected at least one worker that verified the enclave, got none that reported"]
     problems = [
@@ -253,9 +273,9 @@ def _problems(workers: Sequence[WorkerReport], policy: _core.Policy, debug_mode:
         for worker in workers
         if not worker.verified
     ]
-    for worker in workers:
+    for worker in (*workers, *gone):
         problems += _unproven(worker, policy, debug_mode)
-    identities = _identities(workers)
+    identities = _identities((*workers, *gone))
     if len(identities) > 1:
         seen = "; ".join(
             f"{_short(key)} (seen by {_some(names)})" for key, names in identities.items()

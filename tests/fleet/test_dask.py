@@ -81,8 +81,13 @@ def test_each_worker_has_one_channel(cluster: Any, enclave: LocalEnclave, regist
     cluster.register_plugin(plugin)
 
 
-def test_a_machine_has_one_channel(cluster: Any, enclave: LocalEnclave, registered: Any) -> None:
-    plugin = registered(enclave, per="node")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_machine_has_one_channel(
+    asked: bool, cluster: Any, enclave: LocalEnclave, registered: Any
+) -> None:
+    """Pins of a function, too, which travels to the forwarder as it does to the workers."""
+    pins = enclave.pcrs
+    plugin = registered(enclave, per="node", pcrs=(lambda: pins) if asked else pins)
     scores(cluster, plugin)
     report = plugin.check(cluster)
     assert enclave.stats()["connections_total"] == 1
@@ -124,6 +129,9 @@ def test_a_worker_that_is_lost_is_replaced_by_one_that_verifies(
     report = plugin.check(cluster)
     assert len(report.workers) == WORKERS
     assert enclave.stats()["connections_total"] == WORKERS + 1
+    (gone,) = report.gone
+    assert gone.pid in pids.values() and gone.worker in pids
+    assert gone.verified and gone.pid not in {each.pid for each in report.workers}
 
 
 def test_an_enclave_of_another_image_keeps_the_plugin_from_being_registered(

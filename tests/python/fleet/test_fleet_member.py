@@ -513,8 +513,11 @@ def test_two_threads_start_one_forwarder(enclave: LocalEnclave, shared: Fleet) -
     assert enclave.stats()["connections_total"] == 1
 
 
-def test_pins_of_a_function(enclave: LocalEnclave) -> None:
-    """The workers alone know where such pins are; a forwarder cannot be given a lambda."""
+def test_pins_of_a_function(enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers alone know where such pins are; without cloudpickle a forwarder cannot be given a
+    lambda."""
+    for name in node._PICKLERS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     asked = fleet_of(enclave, pcrs=lambda: enclave.pcrs)
     report = asked.report()
     assert report.verified and asked._report_of([report]).consistent
@@ -523,6 +526,30 @@ def test_pins_of_a_function(enclave: LocalEnclave) -> None:
     with pytest.raises(enclavia.ConnectError, match="another process can be given") as met:
         shared.client()
     assert met.value.retryable is False
+
+
+def test_pins_of_a_lambda_where_an_engine_has_brought_it(enclave: LocalEnclave) -> None:
+    pytest.importorskip("cloudpickle", reason="cloudpickle is missing: pip install --group fleet")
+    pcrs = enclave.pcrs
+    shared = fleet_of(enclave, pcrs=lambda: pcrs, per="node")
+    try:
+        assert score(shared, 1) == 1
+        assert shared.report().via is not None
+    finally:
+        shared._member.close()
+
+
+def test_a_function_that_the_forwarder_does_not_find(
+    enclave: LocalEnclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module was there when the job was described, and is not any more."""
+    (tmp_path / "lost_pins.py").write_text("def ask(): raise AssertionError")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ask = importlib.import_module("lost_pins").ask
+    (tmp_path / "lost_pins.py").unlink()
+    shared = fleet_of(enclave, pcrs=ask, per="node")
+    with pytest.raises(ImportError, match="lost_pins"):
+        shared.client()
 
 
 CHATTY = """

@@ -214,6 +214,36 @@ def test_a_mismatch_names_three_workers_at_most(world: World) -> None:
     assert "and 7 more" in problem
 
 
+def test_workers_that_have_gone_are_named_and_what_they_saw_counts(world: World) -> None:
+    there = worker("1", world.one)
+    last = worker("2", world.twin)
+    report = world.report(there, gone=[worker("1", world.again), last, worker("2", world.one)])
+    assert report.consistent and report.workers == (there,)
+    assert [(each.worker, len(each.attestations)) for each in report.gone] == [("2", 2)]
+    assert report.identities == {identity_of(world.one): ("1", "2")}
+    first, _, _, row = str(report).splitlines()
+    assert first.startswith(f"{URL}: 1 workers verified, and 1 gone since, one identity, ")
+    assert " yes (gone) " in row
+    assert [each["worker"] for each in report.as_dict()["gone"]] == ["2"]
+
+
+def test_another_image_that_a_worker_saw_before_it_went_is_a_mismatch(world: World) -> None:
+    report = world.report(worker("1", world.one), gone=[worker("2", world.other)])
+    (problem,) = report.problems
+    assert "expected one identity for all workers, got 2" in problem
+
+
+def test_a_document_of_a_worker_that_went_is_verified_again(world: World) -> None:
+    forged = dataclasses.replace(world.one, module_id="i-9-enc9")
+    report = world.report(worker("1", world.one), gone=[worker("2", forged)])
+    (problem,) = report.problems
+    assert "expected worker 2 to report what its document says" in problem
+
+
+def test_workers_that_have_all_gone_are_no_check(world: World) -> None:
+    assert "got none that reported" in world.report(gone=[worker("2", world.one)]).problems[0]
+
+
 def test_reports_survive_pickling(world: World) -> None:
     report = world.report(worker("1", world.one))
     assert pickle.loads(pickle.dumps(report)) == report
