@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EnclaviaFileSystem"]
 
+# For file systems with async methods of their own. zarr says these to every one, and wraps those
+# that have none.
+_OF_FSSPEC: Final = ("asynchronous", "loop")
 _SPOOLED: Final = 16 * 1024 * 1024
 _INDEX_MAX: Final = 64 * 1024 * 1024
 _MOVED: Final = (301, 302, 303, 307, 308)
@@ -91,6 +94,8 @@ class EnclaviaFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignor
         **options: Any,  # noqa: ANN401 - a client's
     ) -> None:
         super().__init__()
+        for name in _OF_FSSPEC:
+            options.pop(name, None)
         self.writable = flag("writable", writable)
         self._own_token = uuid.uuid4().hex
         if client is None:

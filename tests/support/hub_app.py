@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -31,7 +31,9 @@ class HubServer:
         self.app = Starlette(
             routes=[
                 Route("/team/model/resolve/{revision}/{path:path}", self.file),
+                Route("/api/models/team/model", self.about),
                 Route("/api/models/team/model/revision/{revision}", self.about),
+                Route("/api/models/team/model/paths-info/{revision}", self.paths, methods=["POST"]),
                 Route("/api/models/team/model/tree/{revision}", self.tree),
                 Route("/api/models/team/model/xet-read-token/{revision}", self.xet_token),
             ]
@@ -54,10 +56,11 @@ class HubServer:
             refresh = f"{request.base_url}api/models/{REPOSITORY}/xet-read-token/{COMMIT}"
             headers["x-xet-hash"] = XET_HASH
             headers["link"] = f'<{refresh}>; rel="xet-auth"'
-        first = request.headers.get("range", "").removeprefix("bytes=").removesuffix("-")
+        first, _, last = request.headers.get("range", "").removeprefix("bytes=").partition("-")
         if first:
-            headers["content-range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            content = content[int(first) :]
+            end = min(int(last or len(content)) + 1, len(content))
+            headers["content-range"] = f"bytes {first}-{end - 1}/{len(content)}"
+            content = content[int(first) : end]
         headers["content-length"] = str(len(content))
         body = self._pieces(content if request.method == "GET" else b"")
         return StreamingResponse(body, 206 if first else 200, headers)
@@ -86,8 +89,22 @@ class HubServer:
 
     async def tree(self, request: Request) -> Response:
         self._note(request)
-        entries: list[dict[str, Any]] = [
-            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-            for name, data in FILES.items()
-        ]
-        return JSONResponse(entries)
+        return JSONResponse(entries(FILES))
+
+    async def paths(self, request: Request) -> Response:
+        """What is known of the files that the request names."""
+        self._note(request)
+        named = (await request.json())["paths"]
+        return JSONResponse(entries([name for name in named if name in FILES]))
+
+
+def entries(names: Iterable[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "file",
+            "path": name,
+            "size": len(FILES[name]),
+            "oid": hashlib.sha1(FILES[name]).hexdigest(),
+        }
+        for name in names
+    ]

@@ -22,6 +22,7 @@ import pytest
 from hub_app import FILES, HubServer
 from model_app import ModelServer
 from repository import ROOT, SUPPORT
+from store_app import Store
 from support import HANG
 
 from enclavia.testing import LocalEnclave
@@ -375,8 +376,57 @@ def test_hugging_face_hub(run: Run) -> None:
     server.offers_xet = True
     ran = run("Hugging Face hub", server.app)
     reached_only_the_tunnel(ran)
-    assert ran.out == f"{len(FILES['weights.bin'])}\n"
+    weights = FILES["weights.bin"]
+    assert ran.out == f"{len(weights)}\n{len(weights) - 2} {weights[-2:]!r}\n"
     assert all("authorization" not in request for request in server.asked)
+
+
+def test_hugging_face_datasets(run: Run, tmp_path: Path) -> None:
+    ran = run("Hugging Face datasets", docs_app.app)
+    reached_only_the_tunnel(ran)
+    assert ran.out == "{'id': 0, 'text': '…'}\n{'id': 1, 'text': '…'}\n"
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_hugging_face_datasets_on_the_disk(run: Run) -> None:
+    """And by two processes, each of which verifies for itself."""
+    ran = run(
+        "Hugging Face datasets",
+        docs_app.app,
+        instead={"streaming=True,": 'cache_dir="cache", num_proc=2,', ".take(2)": ".select([0])"},
+    )
+    reached_only_the_tunnel(ran)
+    assert ran.out == "{'id': 0, 'text': '…'}\n"
+
+
+def test_zarr(run: Run) -> None:
+    store = Store()
+    ran = run("zarr", store)
+    reached_only_the_tunnel(ran)
+    assert ran.out == "[[1.0, 1.0], [0.0, 0.0]]\n"
+    chunks = [each for each in store.methods if "/c/" in each]
+    assert [each for each in chunks if each.startswith("GET")] == [
+        "GET /files/grid.zarr/c/0/0",
+        "GET /files/grid.zarr/c/1/0",
+    ]
+
+
+def test_zarr_takes_no_error_for_a_chunk_that_is_not_there(run: Run) -> None:
+    """Only 404 means that. Anything else taken for it would be wrong data."""
+    store = Store()
+
+    def answer(method: str, path: str, environ: Any) -> Any:
+        forbidden = method == "GET" and path.endswith("/c/0/0")
+        return (403, {}, b"") if forbidden else Store.answer(store, method, path, environ)
+
+    store.answer = answer  # type: ignore[method-assign]
+    ran = run(
+        "zarr",
+        store,
+        instead={"    print(grid[24:26, :2].tolist())": "    grid[24:26, :2]"},
+    )
+    assert ran.code == 1
+    assert "PermissionError" in ran.err
 
 
 # ---------------------------------------------------------------------------------------------
@@ -509,6 +559,17 @@ def test_hugging_face_hub_would_leave(run: Run) -> None:
     )
     assert tried(ran, there), ran
     assert not tried(ran, "socket."), ran
+
+
+def test_hugging_face_datasets_would_leave(run: Run) -> None:
+    """To have its downloads counted."""
+    ran = run(
+        "Hugging Face datasets",
+        docs_app.app,
+        instead={'os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"': ""},
+        tempting=WITHOUT_PROXY,
+    )
+    assert tried(ran, "socket.getaddrinfo 's3.amazonaws.com'"), ran
 
 
 # ---------------------------------------------------------------------------------------------
