@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import functools
 import importlib
 import importlib.util
@@ -43,18 +44,11 @@ PAGES = [ROOT / "README.md", SKILL, *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 URL_IN_DOCS = '"wss://<id>.enclaves.beta.enclavia.io"'
 
-# What a page takes as given: the imports of its reader's file.
-PRELUDE = """
-import asyncio
-import pytest
-import enclavia
-from enclavia import AsyncClient, Client, Pcrs
-from enclavia.testing import LocalEnclave
-rows = [{"id": n} for n in range(10)]
-"""
-
-# And of a file of tests.
+# What a page of tests takes as given: the imports at the head of its file. Every other page runs as
+# it stands.
 FOR_TESTS = """
+import enclavia
+import pytest
 from enclavia.testing import Fault
 """
 
@@ -73,7 +67,7 @@ WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 
 # What the examples need beyond pyproject.toml's group "test", and what came to that lately: left
 # out, with a warning, where it is missing. Anything else that is missing fails.
-NOT_IN_THE_TEST_GROUP = {"fsspec", "opentelemetry.sdk", "pandas", "pyarrow", "tqdm"}
+NOT_IN_THE_TEST_GROUP = {"fsspec", "opentelemetry.sdk", "pandas", "polars", "pyarrow", "tqdm"}
 
 # Whose code blocks are whole programs, which tests/fleet/test_recipes.py and
 # tests/python/integrations/test_programs.py run.
@@ -185,7 +179,7 @@ def run(code: str, where: str, namespace: dict[str, Any]) -> None:
 
 def run_as_tests(code: str, desk: Path) -> None:
     """A block with tests is a test file."""
-    (desk / "test_block.py").write_text(PRELUDE + FOR_TESTS + code)
+    (desk / "test_block.py").write_text(FOR_TESTS + code)
     path = os.pathsep.join([str(desk), str(ROOT)])
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_block.py"],
@@ -217,7 +211,6 @@ def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
     module = types.ModuleType(f"code_of_{page.stem.lower()}")
     sys.modules[module.__name__] = module  # so that its functions can be sent to workers
     namespace = module.__dict__
-    exec(PRELUDE, namespace)
     left_out = []
     try:
         with warnings.catch_warnings():
@@ -245,6 +238,40 @@ def test_code_of(page: Path, desk: Path, enclave: LocalEnclave) -> None:
             sys.modules["ray"].shutdown()
     if left_out:
         warnings.warn(f"not run: {', '.join(left_out)}", stacklevel=1)
+
+
+class _Names(ast.NodeVisitor):
+    """Of a block: what it reads, and what it makes anywhere."""
+
+    def __init__(self, code: str) -> None:
+        self.read: set[str] = set()
+        self.made: set[str] = set()
+        self.visit(compile(code, "", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+
+    def generic_visit(self, node: ast.AST) -> None:
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                self.read.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
+                self.made.add(name)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                self.made.add(node.name)
+            case ast.alias():
+                self.made.add((node.asname or node.name).partition(".")[0])
+        super().generic_visit(node)
+
+
+@pytest.mark.parametrize("page", with_code(), ids=name)
+def test_a_page_imports_what_it_uses(page: Path) -> None:
+    """Before it is used, in a block that is always run, or in one that needs something as well."""
+    always = set(dir(builtins)) | {"__name__"}
+    with_extras: set[str] = set()
+    for block in blocks(page):
+        names = _Names(block.code)
+        there = always | (with_extras if block.needs else set())
+        missing = names.read - names.made - there
+        assert not missing, f"{page.name}:{block.line} uses {', '.join(sorted(missing))}"
+        (with_extras if block.needs else always).update(names.made)
 
 
 def test_code_is_found() -> None:
