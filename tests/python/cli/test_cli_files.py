@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -357,8 +358,11 @@ def held_up(at: Desk, *more: str) -> subprocess.Popen[bytes]:
     process = started(*at.arguments(*more))
 
     def half() -> bool:
-        sizes = [path.stat().st_size for path in at.out.iterdir() if path.suffix != ".json"]
-        return len(BODY) // 2 in sizes
+        # Names of other files that are written meanwhile may be gone again.
+        with contextlib.suppress(FileNotFoundError):
+            sizes = [path.stat().st_size for path in at.out.iterdir() if path.suffix != ".json"]
+            return len(BODY) // 2 in sizes
+        return False
 
     eventually(half)
     return process
