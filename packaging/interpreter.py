@@ -37,9 +37,12 @@ def build_zlib(tools: libraries.Toolchain, source: Path) -> None:
 
 
 def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
-    """The interpreter runs while it is built, so this machine has to be able to load it."""
+    """The interpreter runs while it is built, so this machine has to be able to load it. One for
+    another architecture runs under qemu-user, which takes the loader from ``root``."""
     where = libraries.fresh(tools.work / "python")
+    emulated = ("env", f"QEMU_LD_PREFIX={root}")
     tools.run(
+        *emulated,
         os.path.relpath(source / "configure", where),
         f"CC=encl-cc{' -dynamic' if tools.target.is_musl else ''} -Wno-date-time",
         "CFLAGS=-O1",
@@ -54,8 +57,8 @@ def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
         cwd=where,
         log="configure",
     )
-    tools.run("make", f"-j{tools.jobs}", cwd=where, log="make")
-    tools.run("make", "install", f"DESTDIR={root}", cwd=where, log="install")
+    tools.run(*emulated, "make", f"-j{tools.jobs}", cwd=where, log="make")
+    tools.run(*emulated, "make", "install", f"DESTDIR={root}", cwd=where, log="install")
 
 
 def install(target: str, root: Path, build: Path) -> None:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,12 @@ TESTS = """
 channel tls trust_store attestation build_info enclave enclave_faults enclave_slow
 client bodies hosts many_at_once reconnecting timeouts
 """.split()
+# A test that hangs ends the run, and the log has what each thread was doing. It has ten minutes,
+# because an emulator is slow.
+PYTEST = (
+    "v/bin/python -m pytest -v -p no:cacheprovider -k 'not trio' "
+    "-o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true"
+)
 COPIED = ("tests", "packaging/sources.toml", "pyproject.toml", "docs/examples/demo.py")
 
 
@@ -71,17 +78,20 @@ ROOTS = {
     "trixie-amd64": Root("trixie", "amd64", "x86_64", "3.13", (2, 41)),
     "bookworm-arm64": Root("bookworm", "arm64", "aarch64", "3.11", (2, 36)),
     "musl-amd64": Root("musl", "amd64", "x86_64", "3.13", (1, 2), "musllinux-x86_64"),
+    "musl-arm64": Root("musl", "arm64", "aarch64", "3.13", (1, 2), "musllinux-aarch64"),
 }
 
 
 def run(*command: str, log: Path | None = None) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if log is not None:
-        log.write_text(done.stdout + done.stderr)
+    """``log`` grows while the command runs, so it tells how far one that hangs has come."""
+    with tempfile.NamedTemporaryFile() as unnamed:
+        told = Path(unnamed.name) if log is None else log
+        with told.open("w") as file:
+            done = subprocess.run(command, check=False, stdout=file, stderr=subprocess.STDOUT)
+        text = told.read_text(errors="replace")
     if done.returncode != 0:
-        text = done.stdout[-4000:] + done.stderr[-4000:]
-        raise SystemExit(f"{' '.join(command)} failed:\n{text}")
-    return done.stdout
+        raise SystemExit(f"{' '.join(command)} failed:\n{text[-8000:]}")
+    return text
 
 
 def debootstrap(where: Path, name: str, root: Root) -> None:
@@ -99,7 +109,7 @@ def make(name: str, root: Root) -> Path:
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         if root.is_musl:
-            musl.make(where, WHEELS / "packages")
+            musl.make(where, root.machine, root.debian, WHEELS / "packages")
         else:
             debootstrap(where, name, root)
         if root.builds_for is not None:
@@ -191,8 +201,7 @@ def try_wheel(name: str, wheel: Path) -> None:
         print(inside(where, demo, BUILD / f"{name}-demo.log"))
         told = inside(
             where,
-            "cd /opt/try && v/bin/python -m pytest -q -p no:cacheprovider -k 'not trio' "
-            + " ".join(chosen(work)),
+            f"cd /opt/try && {PYTEST} {' '.join(chosen(work))}",
             BUILD / f"{name}-tests.log",
         )
     print(f"{name}: {told.strip().splitlines()[-1]}", flush=True)

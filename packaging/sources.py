@@ -95,9 +95,11 @@ def archive_of_this_machine() -> str:
     raise SystemExit("expected apt to be set up for a Debian archive, got none")
 
 
-def apt_of(kind: str, suites: Iterable[str], cache: Path) -> list[str]:
+def apt_of(
+    kind: str, suites: Iterable[str], cache: Path, architecture: str | None = None
+) -> list[str]:
     """apt-get with the lists of other releases, which leaves this machine's alone. ``kind``:
-    "deb" or "deb-src"."""
+    "deb" or "deb-src"; ``architecture``: this machine's, where none is given."""
     lists = cache / "apt"
     for folder in ("lists/partial", "cache/archives/partial"):
         (lists / folder).mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,7 @@ def apt_of(kind: str, suites: Iterable[str], cache: Path) -> list[str]:
         f"Dir::State::Lists={lists}/lists",
         f"Dir::Cache={lists}/cache",
         "APT::Sandbox::User=root",
+        *([] if architecture is None else [f"APT::Architecture={architecture}"]),
     ):
         options += ["-o", option]
     run("apt-get", *options, "update", cwd=cache)
@@ -125,10 +128,14 @@ def fetch_by_apt(source: Source, cache: Path) -> Path:
     return cache / source.file
 
 
-def binary_package(name: str, suite: str, cache: Path) -> Path:
-    """A package of another release of Debian, for this machine's architecture. apt verifies it."""
-    run(*apt_of("deb", [suite], cache), "download", name, cwd=cache)
-    return next(cache.glob(f"{name}_*.deb"))
+def binary_package(name: str, suite: str, architecture: str, cache: Path) -> Path:
+    """A package of another release of Debian. apt verifies it."""
+    apt = apt_of("deb", [suite], cache, architecture)
+    folder = cache / f"{name}-{architecture}"
+    shutil.rmtree(folder, ignore_errors=True)  # an older version may be there
+    folder.mkdir()
+    run(*apt, "download", name, cwd=folder)
+    return next(folder.glob("*.deb"))
 
 
 def fetch_by_cargo(source: Source, cache: Path) -> Path:
