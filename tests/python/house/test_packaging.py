@@ -6,6 +6,8 @@ import importlib
 import io
 import re
 import runpy
+import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -158,3 +160,28 @@ def test_each_python_that_the_package_says_it_takes() -> None:
     limited = re.search(r"MINIMUM_PYTHON = 0x03(..)0000", (ROOT / "setup.py").read_text())
     assert limited is not None
     assert int(limited[1], 16) == minors[0]
+
+
+def test_the_log_of_a_root_tells_how_far_a_command_has_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    roots = tool(monkeypatch, "roots")
+    log = tmp_path / "log"
+    script = f"echo begun; grep -c begun {log}; exit $0"
+    assert roots.run("sh", "-c", script, "0", log=log) == "begun\n1\n" == log.read_text()
+    with pytest.raises(SystemExit, match=r"failed:\nbegun\n1"):
+        roots.run("sh", "-c", script, "3", log=log)
+
+
+def test_a_test_that_hangs_in_a_root_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = tool(monkeypatch, "roots").PYTEST
+    (tmp_path / "test_it.py").write_text("import time\n\ndef test_hangs():\n    time.sleep(60)\n")
+    here = command.replace("v/bin/python", sys.executable).replace("timeout=600", "timeout=1")
+    done = subprocess.run(
+        f"{here} -p no:enclavia test_it.py",
+        shell=True, cwd=tmp_path, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "in test_hangs" in done.stdout + done.stderr
