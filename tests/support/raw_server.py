@@ -25,6 +25,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from listening import end_listening, hang_up
+
 LIMIT = 20.0
 """Seconds after which nothing here waits any longer."""
 
@@ -266,14 +268,9 @@ class RawServer:
 
     def close(self) -> None:
         self._closing = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        if self._acceptor.ident is not None:
-            self._acceptor.join(LIMIT)
+        end_listening(self._listener, self._acceptor)
         for peer in self.peers:
-            with contextlib.suppress(OSError):
-                peer.socket.shutdown(socket.SHUT_RDWR)
+            hang_up(peer.socket)
         self.wait_done()
 
     def __enter__(self) -> Self:

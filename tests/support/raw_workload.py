@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from listening import end_listening, hang_up
+
 Handler = Callable[[socket.socket], None]
 
 
@@ -50,14 +52,9 @@ class RawWorkload:
             self._handler(connection)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._acceptor.join(5)
+        end_listening(self._listener, self._acceptor)
         for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+            hang_up(connection)
         for thread in self._threads:
             thread.join(5)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import httpx2
+from listening import end_listening, hang_up
 from resources import came_true
 
 import enclavia
@@ -137,11 +138,9 @@ class ByteServer:
 
     def __exit__(self, *_: object) -> None:
         self._stopping = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        end_listening(self._listener, self._thread)
         for connection in self.connections:
-            connection.sock.close()
+            hang_up(connection.sock)
         assert not self.errors, self.errors
 
 

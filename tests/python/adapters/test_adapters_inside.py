@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from listening import end_listening
 from support import Connection, byte_enclave, keywords, ok
 
 import enclavia
@@ -407,13 +408,12 @@ def watched(port: int) -> Iterator[tuple[int, bytearray]]:
                     threading.Thread(target=pump, args=ends, daemon=True).start()
 
     listener = socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=accept, daemon=True).start()
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
     try:
         yield listener.getsockname()[1], seen
     finally:
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+        end_listening(listener, acceptor)
 
 
 def redirecting_by_http(connection: Connection) -> None:

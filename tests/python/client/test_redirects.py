@@ -13,7 +13,8 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import KINDS, Connection, Face, byte_enclave, drive, keywords, ok, with_client
+from listening import end_listening, hang_up
+from support import HANG, KINDS, Connection, Face, byte_enclave, drive, keywords, ok, with_client
 
 import enclavia
 from enclavia.testing import LocalEnclave
@@ -68,7 +69,8 @@ def tapped(enclave: LocalEnclave) -> Iterator[tuple[int, bytearray]]:
     """A relay before the enclave, and all bytes that go through it: what the network sees."""
     seen = bytearray()
     listener = socket.create_server(("127.0.0.1", 0))
-    sockets = [listener]
+    sockets: list[socket.socket] = []
+    pumps: list[threading.Thread] = []
 
     def pump(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -84,15 +86,20 @@ def tapped(enclave: LocalEnclave) -> Iterator[tuple[int, bytearray]]:
                 outer = socket.create_connection(("127.0.0.1", enclave.port))
                 sockets.extend((inner, outer))
                 for ends in ((inner, outer), (outer, inner)):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
+                    pumps.append(threading.Thread(target=pump, args=ends, daemon=True))
+                    pumps[-1].start()
 
-    threading.Thread(target=accept, daemon=True).start()
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
     try:
         yield listener.getsockname()[1], seen
     finally:
+        end_listening(listener, acceptor)
         for each in sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+            hang_up(each)
+        for thread in pumps:
+            thread.join(HANG)
+        for each in sockets:
             each.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from listening import end_listening
 from raw_server import Peer, RawServer
 from support import (
     Connection,
@@ -142,11 +143,8 @@ class Gate:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._listener is not None:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-        if self._thread is not None:
-            self._thread.join()
+        if self._listener is not None and self._thread is not None:
+            end_listening(self._listener, self._thread)
 
 
 @kinds

@@ -24,6 +24,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from listening import end_listening
 from pinned import OTHER
 from support import HANG, ByteServer, Connection, eventually
 
@@ -450,8 +451,7 @@ class FalseForwarder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        end_listening(self._listener, self._thread)
 
 
 def told(body: bytes, status: bytes = b"200 OK") -> bytes:
