@@ -50,7 +50,7 @@ def build_python(tools: libraries.Toolchain, source: Path, root: Path) -> None:
         f"LDFLAGS=-L{tools.prefix}/lib",
         f"--prefix={PREFIX}",
         f"--with-openssl={tools.prefix}",
-        "--with-ensurepip=install",
+        "--without-ensurepip",  # each virtual environment brings its own pip
         "--disable-test-modules",
         "--without-readline",
         *(FOR_MUSL if tools.target.is_musl else ()),
