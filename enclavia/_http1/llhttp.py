@@ -1,12 +1,13 @@
 """The parser of httptools (llhttp): loads it with the first answer, and sorts its exceptions.
 
-Decides which exceptions the parser only wraps, such as a KeyboardInterrupt that came during a
-callback. Calls: nothing of the package. Locks: none.
+Decides where another one takes its place (plain.py), and which exceptions the parser only wraps,
+such as a KeyboardInterrupt that came during a callback. Calls: nothing of the package. Locks: none.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 from types import ModuleType
 
 __all__ = ["Stop", "load_httptools", "raise_foreign"]
@@ -18,7 +19,11 @@ class Stop(Exception):
 
 @functools.cache
 def load_httptools() -> ModuleType:
-    """Loaded with the first answer, not with the package."""
+    """Loaded with the first answer, not with the package. Pyodide has none."""
+    if sys.platform == "emscripten":
+        from . import plain
+
+        return plain
     import httptools
 
     return httptools
