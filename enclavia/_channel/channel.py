@@ -10,7 +10,7 @@ Locks: none.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, NoReturn, Self, Unpack, cast
 
 import httpx2
 
@@ -19,8 +19,8 @@ from .._arguments import check_buffer
 from .._arguments import timeout as checked_timeout
 from .._errors import StateError
 from .._identity.attestation import Attestation
+from .._io.blocking import blocking_io
 from .._io.face import READ_SIZE, run
-from .._io.threads import ThreadIo
 from .._public import public
 from . import operations
 from .config import ChannelConfig
@@ -33,7 +33,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Stream"]
 
-_IO = ThreadIo()
+_IO = blocking_io()
+
+
+def _waiting(core: _core.Stream) -> _core.Stream:
+    """In a browser, where a call of the core's cannot wait, one whose calls do."""
+    if not _core.WEB:
+        return core
+    from .._io.switching import SwitchStream
+
+    return cast(_core.Stream, SwitchStream(core))
 
 
 @public
@@ -112,7 +121,7 @@ class Stream(StreamBase, io.RawIOBase):
 
     def __init__(self, core: _core.Stream, timeout: float | None, channel: Channel) -> None:
         super().__init__()
-        self._core = core
+        self._core = _waiting(core)
         self._channel = channel  # which closes when nobody has it
         self._read_timeout = timeout
         self._write_timeout = timeout

@@ -147,6 +147,7 @@ class ChannelConfig(NamedTuple):
         )
         # Refuses an unusable root or pin here, not at the first request.
         _policy(pins, config.root, debug_mode or source is not None, config.clock_leeway)
+        config._expect_possible()
         return config
 
     @property
@@ -166,6 +167,10 @@ class ChannelConfig(NamedTuple):
         """For those that block: functions of the caller's must not have to be awaited."""
         refuse_async(self.on_attestation)
         expect_blocking(self.pins_source)
+        if _core.WEB:
+            from .._io.switching import expect_can_wait
+
+            expect_can_wait()
 
     def receipt(
         self, raw: _core.RawAttestation, handshake_hash: bytes, pins: PinTuples | None
@@ -200,12 +205,27 @@ class ChannelConfig(NamedTuple):
             )
         )
 
+    def _expect_possible(self) -> None:
+        if _core.WEB:
+            from .page import refuse_in_page
+
+            refuse_in_page(
+                {
+                    "upgrade_headers": bool(self.headers),
+                    "verify": not self.verify or self.ca_file is not None,
+                    "proxy": self.proxy is not None,
+                    "keepalive": bool(self.keepalive_ms),
+                    "via": self.via is not None,
+                }
+            )
+
     def _audit(self) -> None:
         """Tells Python's audit hooks, which see no connection that the extension makes."""
         sys.audit("enclavia.connect", self.url.host, self.url.port, self.debug_mode)
 
     def open(self) -> _core.Channel:
         """Starts connecting."""
+        self._expect_possible()  # it may have been pickled elsewhere
         self._audit()
         if self.debug_mode:
             logger.warning(
@@ -222,7 +242,7 @@ class ChannelConfig(NamedTuple):
         logger.info(
             "connecting to %s", self.url.authority, extra=fields("connecting", self.url.authority)
         )
-        return _core.Channel(
+        channel = _core.Channel(
             host=self.url.host,
             port=self.url.port,
             tls=self.url.tls,
@@ -236,9 +256,15 @@ class ChannelConfig(NamedTuple):
             proxy=self.proxy,
             keepalive_ms=self.keepalive_ms,
         )
+        if _core.WEB:
+            from .._io.web_socket import open_socket
+
+            open_socket(channel, f"{self.url.scheme}://{self.url.authority}{self.url.path}")
+        return channel
 
     def reach(self) -> AnyChannel:
         """Starts connecting, to the enclave or to the forwarder that has a channel to it."""
+        self._expect_possible()
         if self.via is None:
             return self.open()
         from .via import ViaChannel  # seldom, and slow to import
@@ -254,7 +280,7 @@ class ChannelConfig(NamedTuple):
 
     def _ca_file(self) -> str | None:
         """Looked for where the connection is made: a pickled client may be elsewhere by now."""
-        if self.ca_file is None and self.url.tls and self.verify:
+        if self.ca_file is None and self.url.tls and self.verify and not _core.WEB:
             return trust_store.ca_file()
         return self.ca_file
 

@@ -4,8 +4,8 @@ Whoever takes them declares ``**options: Unpack[ChannelOptions]``, which type ch
 :func:`takes` show them one by one to ``help()`` and :func:`inspect.signature`. Transports and
 clients add their own in :mod:`enclavia._client.options`. Knows no other module of the channel.
 
-Decides which keywords there are, not which values they may have. Calls: _identity, _trust. Locks:
-none.
+Decides which keywords there are, not which values they may have. Calls: _core, _identity, _trust.
+Locks: none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, ForwardRef, TypedDict, TypeVar
 
 import httpx2
 
+from .. import _core
 from .._identity.pins import CLOCK_LEEWAY, RootCertificate
 from .._trust.hook import OnAttestation
 from .._trust.sources import PinsOrSource
@@ -71,7 +72,7 @@ CHANNEL_DEFAULTS: Final[dict[str, Any]] = {
     "verify": True,
     "proxy": None,
     "max_in_flight": 64,
-    "keepalive": KEEPALIVE,
+    "keepalive": None if _core.WEB else KEEPALIVE,  # a browser sends no pings for a program
     "on_attestation": None,
 }
 """In the order in which signatures show them."""

@@ -1,7 +1,7 @@
 """All that a transport is made from: checked once, immutable, and what pickling keeps of it.
 
-Decides which settings of a transport are refused. Calls: _arguments, _channel, _exchange, _io,
-_pool. Locks: none.
+Decides which settings of a transport are refused. Calls: _arguments, _channel, _core, _exchange,
+_io, _pool. Locks: none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Unpack
 
 import httpx2
 
+from .. import _core
 from .._arguments import flag, seconds, timeout_members, whole
 from .._arguments import timeout as checked_timeout
 from .._channel.config import ChannelConfig
@@ -89,6 +90,10 @@ class Settings(NamedTuple):
 def _via(config: ChannelConfig, given: Mapping[str, Any]) -> Via | None:
     if given["via"] is None:
         return None
+    if _core.WEB:
+        from .._channel.page import refuse_in_page
+
+        refuse_in_page({"via": True})
     for name in ("upgrade_headers", "verify", "proxy"):
         if given[name] is not CHANNEL_DEFAULTS[name]:
             raise ValueError(

@@ -12,8 +12,8 @@ import httpx2
 
 from .._channel.options import takes
 from .._identity.attestation import Attestation
+from .._io.blocking import blocking_io
 from .._io.face import run
-from .._io.threads import ThreadIo
 from .._public import public
 from .options import TRANSPORT_DEFAULTS, TransportOptions
 from .response import Response, ResponseBody
@@ -33,7 +33,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
     the connection was lost. Usable from any number of threads.
     """
 
-    _make_io = ThreadIo
+    _make_io = staticmethod(blocking_io)
     _body = ResponseBody
 
     @takes(TransportOptions, TRANSPORT_DEFAULTS)

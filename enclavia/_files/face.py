@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import httpx2
 
-from .._io.threads import ThreadIo
+from .._io.blocking import blocking_io
 
 __all__ = ["Face", "ThreadFace"]
 
@@ -54,7 +54,7 @@ class ThreadFace:
 
     def __init__(self, client: httpx2.Client) -> None:
         self._client = client
-        self._io = ThreadIo()
+        self._io = blocking_io()
 
     async def send(self, request: httpx2.Request, how: dict[str, Any]) -> httpx2.Response:
         return self._client.send(request, stream=True, **how)

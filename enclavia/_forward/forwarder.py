@@ -1,7 +1,7 @@
 """``Forwarder`` and ``AsyncForwarder``: the forwarder's thread, and what is asked of it.
 
-Decides when the thread begins and ends. Calls: _arguments, _channel, _client, _errors, _exchange,
-_identity, _io, _public, _trust. Locks: none of threads; the path's file lock.
+Decides when the thread begins and ends. Calls: _arguments, _channel, _client, _core, _errors,
+_exchange, _identity, _io, _public, _trust. Locks: none of threads; the path's file lock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import httpx2
 
+from .. import _core
 from .._arguments import seconds
 from .._channel.options import inserted, takes
 from .._channel.socket_path import HTTP
@@ -245,6 +246,14 @@ class _ForwarderBase:
         return f"<{type(self).__name__} {url} at {self._settings.path} {state}>"
 
 
+def _expect_sockets() -> None:
+    if _core.WEB:
+        raise StateError(
+            "expected a system with sockets and threads, on which a forwarder listens, got a "
+            "browser (Pyodide), which has none: clients in a page have channels of their own"
+        )
+
+
 @public
 class Forwarder(_ForwarderBase):
     """Shares verified channels to one enclave among the processes of this machine and user.
@@ -265,6 +274,7 @@ class Forwarder(_ForwarderBase):
 
     @takes(ForwarderOptions, FORWARDER_DEFAULTS)
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ForwarderOptions]) -> None:
+        _expect_sockets()
         settings = forwarder_settings(url, "Forwarder.__init__", options)
         settings.settings.config.warn_debug(stacklevel=2)
         super().__init__(settings)
@@ -300,6 +310,7 @@ class AsyncForwarder(_ForwarderBase):
 
     @takes(ForwarderOptions, FORWARDER_DEFAULTS)
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ForwarderOptions]) -> None:
+        _expect_sockets()
         settings = forwarder_settings(url, "AsyncForwarder.__init__", options)
         settings.settings.config.warn_debug(stacklevel=2)
         super().__init__(settings)

@@ -164,6 +164,9 @@ class AsyncioHub(LoopHub):
         self._loop = weakref.ref(loop)
         self._wakes = _is_kernel()
         self._awake = False
+        self._listen(loop)
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.add_reader(self._notifier.fileno(), self._deliver)
 
     def post(self, waiter: Waiter) -> None:
@@ -202,6 +205,32 @@ class AsyncioHub(LoopHub):
             if timer is not None:
                 timer.cancel()
         return waiter.done
+
+
+class PageHub(AsyncioHub):
+    """For the event loop of a browser's page, which has no descriptors: the core calls a function
+    when something is there."""
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_due = False
+        self._notifier.on_wake(functools.partial(_plan, weakref.ref(self)))
+
+    def plan(self) -> None:
+        """Delivers soon. May be called from within a call of the core's."""
+        loop = self._loop()
+        if not self._is_due and loop is not None and not loop.is_closed():
+            self._is_due = True
+            loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_due = False
+        super()._deliver()
+
+
+def _plan(of: weakref.ref[PageHub]) -> None:
+    hub = of()
+    if hub is not None:
+        hub.plan()
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -281,6 +310,10 @@ _asyncio_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[
     weakref.WeakKeyDictionary()
 )
 _leader_hubs: anyio.lowlevel.RunVar[LeaderHub] = anyio.lowlevel.RunVar("enclavia hub")
+# Nothing of a page's loop keeps its hub. That loop lives as long as the page.
+_page_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, PageHub] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
@@ -295,6 +328,8 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
 
 def loop_hub() -> LoopHub:
     """The one of the running event loop."""
+    if _core.WEB:
+        return _page_hub()
     loop = _asyncio_loop()
     if loop is None:
         return _leader_hub()
@@ -303,6 +338,15 @@ def loop_hub() -> LoopHub:
     if hub is None:
         hub = AsyncioHub(loop)
         _asyncio_hubs[loop] = weakref.ref(hub)
+    return hub
+
+
+def _page_hub() -> PageHub:
+    """A page has one event loop, which is asyncio's; blocking code that waits in it is no task."""
+    loop = asyncio.get_running_loop()
+    hub = _page_hubs.get(loop)
+    if hub is None:
+        _page_hubs[loop] = hub = PageHub(loop)
     return hub
 
 
@@ -479,6 +523,8 @@ class LoopIo:
     async def call(
         self, function: Callable[..., T], *arguments: object, timeout: float | None
     ) -> T | None:
+        if _core.WEB:  # which has no threads: the page stands still meanwhile
+            return function(*arguments)
         with anyio.move_on_after(timeout):
             # A limiter of its own: a function that hangs must not take a thread that others need.
             return await anyio.to_thread.run_sync(
@@ -531,7 +577,10 @@ async def expect_wanted() -> None:
 async def run_blocking(call: Callable[..., T], *arguments: object) -> T:
     """Runs what blocks, in a thread; a cancellation waits for its end. A task that asyncio itself
     cancels (``Task.cancel``, ``asyncio.timeout``, Ctrl-C) is cancelled then, and what the call has
-    returned is lost: a call that opens something has to leave it where the caller finds it."""
+    returned is lost: a call that opens something has to leave it where the caller finds it. In a
+    browser, which has no threads, it runs here."""
+    if _core.WEB:
+        return call(*arguments)
     with anyio.CancelScope(shield=True):
         # A limiter of its own: the threads that all share may wait for this very task.
         work = anyio.to_thread.run_sync(call, *arguments, limiter=anyio.CapacityLimiter(1))

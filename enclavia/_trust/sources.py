@@ -367,6 +367,12 @@ class Answers:
         with self._lock:
             question.waiters.insert(0, waiter)
         context = contextvars.copy_context()
+        if _core.WEB:  # which has no threads: the page stands still until the function returns
+            context.run(self._call, question, at)
+            if question.awaited is not None:
+                coroutine = question.awaited
+                await self._await(question, lambda: coroutine, at, deadline)
+            return
         thread = threading.Thread(
             target=context.run, args=(self._call, question, at), name="enclavia-pins", daemon=True
         )

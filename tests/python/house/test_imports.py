@@ -32,7 +32,7 @@ EAGER = frozenset(
     _http1 _http1.chunks _http1.fields _http1.head _http1.limits _http1.llhttp _http1.request
     _http1.response
     _identity _identity.attestation _identity.pcrs _identity.pins
-    _io _io.face _io.late _io.polling _io.threads
+    _io _io.blocking _io.face _io.late _io.polling _io.threads
     _pool _pool.choose _pool.guard _pool.kinds _pool.members _pool.outage _pool.outbox _pool.pool
     _pool.queue _pool.ticket _pool.turns
     _trust _trust.hook _trust.receipts _trust.sources _trust.trust

@@ -368,6 +368,7 @@ def test_sans_io_modules_know_only_each_other() -> None:
 ANYIO = {"_io.loops"}
 AWAITED = {
     "_io.loops",
+    "_io.switching",
     "_channel.async_channel",
     "_client.async_transport",
     "_files.loop_face",
