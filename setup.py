@@ -19,7 +19,7 @@ LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 if WEB:
     LAYERS = "base platform sync cbor noise wire attest session web channel python".split()
     LIBRARIES = "libsodium libcbor libcrypto".split()
-OF_ENCLAVES = ("enclave_arguments.c", "enclave_type.c")  # of the binding
+NOT_WEB = ("enclave_arguments.c", "enclave_type.c", "pump.c", "pump_type.c")
 MINIMUM_PYTHON = 0x030B0000
 # One extension for all versions from the minimum on. Free-threaded builds of Python have no such
 # interface before 3.15: there it is made for one version.
@@ -65,7 +65,7 @@ def extension() -> Extension:
         str(path.relative_to(ROOT))
         for layer in LAYERS
         for path in sorted((ROOT / "csrc" / layer).glob("*.c"))
-        if not (WEB and path.name in OF_ENCLAVES)
+        if not (WEB and path.name in NOT_WEB)
     ]
     depends = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*/*.h"))]
     flags = "-std=gnu11 -O3 -g -Wall -Wextra -Wshadow -Wstrict-prototypes -fvisibility=hidden"

@@ -10,8 +10,8 @@ from typing_extensions import Buffer
 VERSION: Final[str]
 WEB: Final[bool]
 """Whether this is the build for browsers (ENCLAVIA_WEB in setup.py): there are :class:`Link`,
-:meth:`Channel.link` and :meth:`Notifier.on_wake`, and neither :meth:`Notifier.fileno` nor
-:class:`Enclave`. A call that would have to wait raises StateError there."""
+:meth:`Channel.link` and :meth:`Notifier.on_wake`, and neither :meth:`Notifier.fileno`,
+:class:`Pump` nor :class:`Enclave`. A call that would have to wait raises StateError there."""
 MAX_IN_FLIGHT: Final[int]
 READABLE: Final[int]
 WRITABLE: Final[int]
@@ -252,6 +252,34 @@ class Stream:
     def notify(self, what: int, notifier: Notifier, token: int) -> Watch:
         """Once: when reading (READABLE) or writing (WRITABLE) would not wait. ``what`` 0: take the
         request back."""
+    def pump(self, fd: int, notifier: Notifier, token: int) -> Pump:
+        """Bytes both ways between this and a connected, non-blocking stream socket, until one of
+        them ends or fails. Who has both does not read or write them meanwhile. The token is
+        announced once, when nothing is moved any more. Raises where there is no descriptor for
+        it; nothing was read then."""
+
+@final
+class Pump:
+    """Bytes both ways between a stream and a socket, moved by the core's thread. Stops when nobody
+    has this object; both are left as they are."""
+
+    @property
+    def state(self) -> str:
+        """ "moves"; "stopped" where one side has ended, the stream has failed, or :meth:`stop` was
+        called; "gone" where the socket was reset, or both its directions are shut; "lost" where
+        bytes were, for want of memory."""
+    def stop(self) -> None:
+        """Soon after this nothing is moved any more, which is announced."""
+    def rest(self) -> tuple[bytes, bytes]:
+        """What was read of the socket and not taken by the stream, and what was read of the stream
+        and not taken by the socket. Both are empty while it moves."""
+    def stats(self) -> dict[str, Any]:
+        """``bytes_in`` (that the stream has taken), ``bytes_out`` (that the socket has),
+        ``answered`` (whether the last that was read came from the stream), ``pending`` (whether
+        anything was read and not passed on); in seconds ago, or None: ``touched`` (something was
+        read or passed on), ``asked`` (the socket was read, and no record has come over the channel
+        since that was so the first time), with ``asked_records``, what the channel had received by
+        then."""
 
 @final
 class Enclave:

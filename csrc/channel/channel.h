@@ -28,9 +28,13 @@
 /* ---- announcements for event loops: a descriptor and a list of tokens ---- */
 typedef struct encl_notifier encl_notifier;
 encl_result encl_notifier_new(encl_notifier **out, encl_error *err);
+/* One without a descriptor: calls where that would become readable. call may take the locks of
+ * net's loops alone, as the channel's lock is held meanwhile. */
+encl_result encl_notifier_new_calling(void (*call)(void *arg), void *arg, encl_notifier **out,
+                                      encl_error *err);
 void encl_notifier_retain(encl_notifier *n);
 void encl_notifier_release(encl_notifier *n);
-int encl_notifier_fd(const encl_notifier *n);
+int encl_notifier_fd(const encl_notifier *n); /* -1 where there is none */
 /* For event loops that have no descriptors. Once for the process: call() is called whenever a
  * notifier's descriptor becomes readable, by any thread and with locks held, so it notes that and
  * calls nothing of this project. */

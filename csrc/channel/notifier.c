@@ -1,6 +1,7 @@
 /* Announcements for event loops: a list of tokens, and a descriptor that is readable while there
- * are any. Decides nothing. It has a lock of its own, which comes after every other: it calls
- * nothing of this folder, and waits for nothing but that lock. */
+ * are any, or a call where there are some at first. Decides nothing. It has a lock of its own,
+ * which comes after every other and is not held during that call: it calls nothing of this folder,
+ * and waits for nothing but that lock. */
 #include "channel/channel.h"
 
 #include <errno.h>
@@ -15,8 +16,10 @@
 struct encl_notifier {
     atomic_uint refs;
     uint64_t generation;
-    encl_wakeup sign; /* set while there are tokens */
+    encl_wakeup sign; /* set while there are tokens; without a descriptor where call is not NULL */
     atomic_bool woken;
+    void (*call)(void *arg);
+    void *arg;
     encl_mutex lock; /* guards everything below */
     uint64_t *tokens;
     size_t count, reserved, cap; /* count + reserved <= cap */
@@ -24,19 +27,45 @@ struct encl_notifier {
 
 static void (*_Atomic on_wake)(void);
 
-encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
+static encl_notifier *notifier_new(void) {
     encl_notifier *n = calloc(1, sizeof *n);
+
+    if (n != NULL) {
+        atomic_init(&n->refs, 1);
+        n->generation = encl_fork_generation();
+        n->sign.fd = -1;
+        (void)encl_mutex_init(&n->lock);
+    }
+    return n;
+}
+
+static void notifier_free(encl_notifier *n) {
+    encl_mutex_destroy(&n->lock);
+    free(n->tokens);
+    free(n);
+}
+
+encl_result encl_notifier_new(encl_notifier **out, encl_error *err) {
+    encl_notifier *n = notifier_new();
 
     *out = NULL;
     ENCL_ENSURE(n != NULL, err, ENCL_E_NOMEM, "out of memory");
     if (!encl_wakeup_open(&n->sign)) {
-        free(n);
+        notifier_free(n);
         return encl_fail(err, ENCL_E_NOMEM, "no descriptor for a notifier: %s", strerror(errno));
     }
-    atomic_init(&n->refs, 1);
-    n->generation = encl_fork_generation();
-    (void)encl_mutex_init(&n->lock);
     *out = n;
+    return ENCL_OK;
+}
+
+encl_result encl_notifier_new_calling(void (*call)(void *arg), void *arg, encl_notifier **out,
+                                      encl_error *err) {
+    encl_notifier *n = notifier_new();
+
+    *out = n;
+    ENCL_ENSURE(n != NULL, err, ENCL_E_NOMEM, "out of memory");
+    n->call = call;
+    n->arg = arg;
     return ENCL_OK;
 }
 
@@ -48,10 +77,10 @@ void encl_notifier_release(encl_notifier *n) {
     if (n == NULL || atomic_fetch_sub_explicit(&n->refs, 1, memory_order_acq_rel) != 1) {
         return;
     }
-    encl_wakeup_close(&n->sign);
-    encl_mutex_destroy(&n->lock);
-    free(n->tokens);
-    free(n);
+    if (n->call == NULL) {
+        encl_wakeup_close(&n->sign);
+    }
+    notifier_free(n);
 }
 
 /* A forked child shares the descriptor's counter with its parent, whose announcements it must not
@@ -68,6 +97,10 @@ void encl_notifier_wake(encl_notifier *n) {
     void (*call)(void) = on_wake;
 
     if (is_forked(n)) {
+        return;
+    }
+    if (n->call != NULL) {
+        n->call(n->arg);
         return;
     }
     encl_wakeup_set(&n->sign);
@@ -145,7 +178,9 @@ size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
         return 0;
     }
     /* First the descriptor, then the list: what is posted in between leaves it readable. */
-    encl_wakeup_clear(&n->sign);
+    if (n->call == NULL) {
+        encl_wakeup_clear(&n->sign);
+    }
     encl_lock(&n->lock);
     taken = n->count < max ? n->count : max;
     if (taken != 0) {

@@ -10,7 +10,7 @@
  *   settle    the one file that acts on what the state has become: grants slots, sends the closes
  *             that are due, tells writers that they may go on, pauses and resumes the connection,
  *             and tells everybody when the channel has ended
- *   doors     slot, waits, stream, request, attestation, events, channel
+ *   doors     slot, waits, stream, pump, request, attestation, events, channel
  *             enter (take the lock), change, leave (settle, let the lock go)
  *
  * To announce something to whoever waits (a condition variable, a token on a notifier) is a change
@@ -69,8 +69,9 @@ typedef struct document_asked {
     watch answered;
 } document_asked;
 
-/* What an open id belongs to: a stream or a one-shot request. Two references at most: the user's
- * and, while the id is open, the channel's. What has no other remark is guarded by ch->lock. */
+/* What an open id belongs to: a stream or a one-shot request. Referenced by its user, by a
+ * pump and, while the id is open, by the channel. What has no other remark is guarded by ch->lock.
+ */
 typedef struct transfer {
     encl_channel *ch; /* a reference */
     atomic_uint refs;

@@ -36,6 +36,10 @@ static void destroy(transfer *t) {
     encl_channel_release(ch);
 }
 
+void transfer_hold(transfer *t) {
+    atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
+}
+
 void transfer_release(transfer *t) {
     if (atomic_fetch_sub_explicit(&t->refs, 1, memory_order_acq_rel) == 1) {
         destroy(t);

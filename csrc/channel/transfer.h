@@ -7,7 +7,9 @@
 
 /* Zeroed memory becomes a transfer with one reference, its user's. Without the lock. */
 void transfer_init(transfer *t, encl_channel *ch, bool is_stream);
-/* The user's reference; the last one frees. Without the lock. */
+/* A reference for another one who uses it. Without the lock. */
+void transfer_hold(transfer *t);
+/* A user's reference; the last one frees. Without the lock. */
 void transfer_release(transfer *t);
 
 /* Its id has been opened. The channel has a reference until transfer_forget. */

@@ -28,7 +28,11 @@ static bool enter_finished(encl_conn *conn) {
     first = conn->state != NET_FINISHED;
     if (first) {
         conn->state = NET_FINISHED;
-        net_socket_shut(&conn->socket, net_conn_has_failed(conn));
+        if (conn->borrowed) {
+            net_duplicate_close(conn);
+        } else {
+            net_socket_shut(&conn->socket, net_conn_has_failed(conn));
+        }
     }
     encl_unlock(&conn->io);
     return first;
@@ -134,14 +138,15 @@ static void explain_raw_close(encl_conn *conn, encl_error *why) {
 }
 
 /* Both directions are shut, or the peer reset the connection, and libwebsockets gives the
- * descriptor up. What was sent before that is kept for a reader that pauses. */
+ * descriptor up. What was sent before that is kept for a reader that pauses, but for the owner of
+ * a borrowed socket, who is told at once. */
 void net_conn_raw_closed(encl_conn *conn) {
     encl_error why;
 
     lws_set_opaque_user_data(conn->raw_wsi, NULL);
     conn->raw_wsi = NULL;
     net_disown(&conn->raw_owned);
-    if (conn->state == NET_OPEN && !conn->framed && !conn->receiver.eof) {
+    if (conn->state == NET_OPEN && !conn->framed && !conn->borrowed && !conn->receiver.eof) {
         net_receive_rest(conn);
         net_conn_ask(conn, NET_ASK_READ);
     } else {
@@ -311,6 +316,16 @@ void encl_conn_abort(encl_conn *conn, bool reset) {
         net_conn_ask(conn, NET_ASK_ABORT);
     }
     encl_unlock(&conn->io);
+}
+
+/* ---- borrowed sockets ---- */
+
+void encl_conn_give_back(encl_conn *conn, encl_buf *unsent) {
+    encl_lock(&conn->io);
+    *unsent = conn->sender.queue;
+    encl_buf_init(&conn->sender.queue, NET_TX_LIMIT);
+    encl_unlock(&conn->io);
+    finish_here(conn);
 }
 
 /* ---- timers ---- */

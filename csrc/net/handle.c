@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "net/internal.h"
 
@@ -17,7 +18,7 @@ encl_result net_conn_alloc(encl_loop *loop, bool framed, encl_ws_side side, encl
     conn->loop = loop;
     conn->framed = framed;
     conn->side = side;
-    conn->socket.fd = conn->raw_owned.fd = conn->ws_owned.fd = -1;
+    conn->socket.fd = conn->raw_owned.fd = conn->ws_owned.fd = conn->duplicate = -1;
     (void)encl_mutex_init(&conn->io);
     encl_buf_init(&conn->sender.queue, NET_TX_LIMIT);
     encl_buf_init(&conn->receiver.early, NET_EARLY_MAX);
@@ -35,6 +36,9 @@ void encl_conn_release(encl_conn *conn) {
     }
     net_disown(&conn->raw_owned);
     net_disown(&conn->ws_owned);
+    if (conn->duplicate >= 0) {
+        (void)close(conn->duplicate);
+    }
     encl_buf_free(&conn->sender.queue);
     encl_buf_free(&conn->receiver.early);
     net_target_free(conn->target);

@@ -132,6 +132,7 @@ struct encl_loop {
     encl_list listeners;
     encl_list owed; /* connections that a wsi may still lead to, or not; see try_address */
     uint8_t *rx;    /* one block that every connection reads into */
+    int hung_up;    /* what stands in for a borrowed socket that was given back; -1: not made yet */
 };
 
 encl_result net_loop_new(encl_loop **out, encl_error *err); /* NET_STARTING, without a thread */
@@ -250,7 +251,8 @@ typedef struct net_receiver {
 struct encl_conn {
     /* Set before anybody else has it. */
     encl_loop *loop;
-    bool framed; /* WebSocket frames; otherwise TCP */
+    bool framed;   /* WebSocket frames; otherwise TCP */
+    bool borrowed; /* the socket is somebody else's: it is never shut */
     encl_ws_side side;
 
     /* Any thread. */
@@ -281,6 +283,7 @@ struct encl_conn {
     /* while connecting */
     encl_job connect; /* posted once, before anything else */
     encl_result (*begin)(encl_conn *conn, encl_error *err);
+    int duplicate; /* of a borrowed socket, until the service thread takes it; -1: none */
     net_target *target;
     unsigned wsi_refs;   /* references held for wsi that libwebsockets has not destroyed */
     encl_link owed;      /* loop->owed */
@@ -331,6 +334,12 @@ void net_receive_rest(encl_conn *conn);
 /* ---- liveness.c: service thread ---- */
 void net_liveness_start(encl_conn *conn);
 net_outcome net_liveness_look(encl_conn *conn, encl_error *why);
+
+/* ---- duplicate.c: of sockets that are somebody else's; service thread ---- */
+/* Before the first one is watched. False: there is no descriptor for it. */
+bool net_duplicate_prepare(encl_loop *loop);
+/* Closes it. libwebsockets has its number, of something else from now on, and closes that later. */
+void net_duplicate_close(encl_conn *conn) ENCL_REQUIRES(conn->io);
 
 /* ---- conn.c: service thread ---- */
 encl_result net_conn_new(encl_loop *loop, bool framed, encl_ws_side side,

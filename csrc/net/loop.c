@@ -4,6 +4,7 @@
  *
  * loop->lock guards the queue and the phase; jobs run without it. */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "net/internal.h"
 
@@ -12,6 +13,7 @@ encl_result net_loop_new(encl_loop **out, encl_error *err) {
 
     *out = NULL;
     ENCL_ENSURE(loop != NULL, err, ENCL_E_NOMEM, "out of memory");
+    loop->hung_up = -1;
     loop->rx = malloc(NET_RX_BLOCK);
     if (loop->rx == NULL) {
         free(loop);
@@ -40,6 +42,9 @@ void net_loop_release(encl_loop *loop) {
     net_timers_destroy(&loop->timers);
     pthread_cond_destroy(&loop->changed);
     encl_mutex_destroy(&loop->lock);
+    if (loop->hung_up >= 0) {
+        (void)close(loop->hung_up);
+    }
     free(loop->rx);
     free(loop);
 }

@@ -100,6 +100,16 @@ encl_result encl_conn_connect_ws(encl_loop *loop, const encl_ws_target *target,
 encl_result encl_conn_connect_tcp(encl_loop *loop, const char *address, uint16_t port,
                                   const encl_conn_events *events, void *user, encl_conn **out,
                                   encl_error *err);
+/* A connected stream socket (TCP or Unix) that is and stays the caller's: a duplicate of fd is read
+ * and written, as for TCP, and only ever closed, never shut. Its end in both directions is told by
+ * closed at once, also while reading is paused; what was not read by then is dropped. closed before
+ * opened: there was no room, and nothing was read. *out is set before any callback. */
+encl_result encl_conn_borrow(encl_loop *loop, int fd, const encl_conn_events *events, void *user,
+                             encl_conn **out, encl_error *err);
+/* Service thread, of a borrowed socket: ends, so that its owner can go on with it. What is queued
+ * and was not written goes to unsent, which is initialised by this. closed has been called when
+ * this returns. */
+void encl_conn_give_back(encl_conn *conn, encl_buf *unsent);
 void encl_conn_retain(encl_conn *conn);
 void encl_conn_release(encl_conn *conn);
 

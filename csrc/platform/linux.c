@@ -5,6 +5,7 @@
 #include "platform/posix.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/tcp.h> /* <netinet/tcp.h> defines the same names with fewer fields */
 #include <netinet/in.h>
 #include <string.h>
@@ -99,6 +100,17 @@ void encl_alarm_clear(int fd) {
 
 int encl_socket_tcp(int family) {
     return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+/* A pipe without anybody who writes. */
+int encl_hung_up_open(void) {
+    int ends[2];
+
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
+        return -1;
+    }
+    (void)close(ends[1]);
+    return ends[0];
 }
 
 void encl_socket_prepare(int fd) {

@@ -118,6 +118,21 @@ int encl_socket_tcp(int family) {
     return fd;
 }
 
+/* A pipe without anybody who writes. */
+int encl_hung_up_open(void) {
+    int ends[2];
+
+    if (pipe(ends) != 0) {
+        return -1;
+    }
+    (void)close(ends[1]);
+    if (!set_quiet_flags(ends[0])) {
+        (void)close(ends[0]);
+        return -1;
+    }
+    return ends[0];
+}
+
 void encl_socket_prepare(int fd) {
     int on = 1;
 

@@ -56,6 +56,9 @@ void encl_alarm_clear(int fd);
 
 /* ---- sockets and files ---- */
 
+/* A descriptor that poll() says has hung up, and nothing else. Closed by exec. -1 with errno. */
+int encl_hung_up_open(void);
+
 /* A TCP socket that does not block and is closed by exec. -1 with errno. */
 int encl_socket_tcp(int family);
 /* To be called once for every socket that encl_socket_send is given. */

@@ -6,8 +6,9 @@
  *
  * The files, from the lowest to the highest; each calls those before it only:
  * arguments, callbacks, convert, wait, notifier_type, watch_type, policy_type, upgrades, slot_type,
- * stream_type, request_type, link_type, channel_type, enclave_arguments, enclave_type, library,
- * module. With ENCL_WEB there is no enclave, and without it no callbacks and no link. */
+ * pump_type, stream_type, request_type, link_type, channel_type, enclave_arguments, enclave_type,
+ * library, module. With ENCL_WEB there is no enclave and no pump, and without it no callbacks and
+ * no link. */
 #ifndef ENCL_PYTHON_BINDING_H
 #define ENCL_PYTHON_BINDING_H
 
@@ -84,6 +85,9 @@ int binding_read_policy(PyObject *value, void *policy); /* const encl_policy * *
 PyObject *binding_wrap_slot(encl_slot *slot);       /* takes the reference */
 int binding_read_slot(PyObject *value, void *slot); /* encl_slot * */
 
+/* Starts one; raises where it cannot be had. */
+PyObject *binding_pump(encl_stream *stream, int fd, encl_notifier *n, uint64_t token);
+
 PyObject *binding_wrap_stream(encl_stream *stream); /* takes the reference */
 /* All of data from *done on, which is counted up. */
 binding_outcome binding_write(encl_stream *stream, encl_slice data, int64_t until, size_t *done,
@@ -103,6 +107,7 @@ int binding_add_upgrades(PyObject *module);
 int binding_add_notifier(PyObject *module);
 int binding_add_watch(PyObject *module);
 int binding_add_slot(PyObject *module);
+int binding_add_pump(PyObject *module);
 int binding_add_stream(PyObject *module);
 int binding_add_request(PyObject *module);
 int binding_add_channel(PyObject *module);

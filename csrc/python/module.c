@@ -13,7 +13,7 @@ static int (*const parts[])(PyObject *module) = {
 #ifdef ENCL_WEB
     binding_add_link,
 #else
-    binding_add_enclave,
+    binding_add_pump,     binding_add_enclave,
 #endif
     binding_add_library,
 };

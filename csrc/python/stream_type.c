@@ -248,6 +248,20 @@ static PyObject *stream_notify(PyObject *self, PyObject *const *args, Py_ssize_t
     return binding_watch(self, stream_of(self), &readiness, (int)what.value, notifier, token);
 }
 
+#ifndef ENCL_WEB
+static PyObject *stream_pump(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    binding_whole fd = {"fd", 0, INT_MAX, 0};
+    encl_notifier *notifier;
+    uint64_t token;
+
+    if (!binding_counted("pump", count, 3) || !binding_read_whole(args[0], &fd) ||
+        !binding_read_token(args[2], &token) || !binding_read_notifier(args[1], &notifier)) {
+        return NULL;
+    }
+    return binding_pump(stream_of(self), (int)fd.value, notifier, token);
+}
+#endif
+
 static PyObject *get_id(PyObject *self, void *unused) {
     (void)unused;
     return PyLong_FromUnsignedLongLong(encl_stream_id(stream_of(self)));
@@ -276,6 +290,10 @@ static PyMethodDef stream_methods[] = {
     {"write_eof", stream_write_eof, METH_NOARGS, "Shuts down our direction."},
     {"close", stream_close, METH_NOARGS, "Ends the stream and frees its slot."},
     {"notify", BINDING_CALL(stream_notify), METH_FASTCALL, "Asks to be told once; gives a Watch."},
+#ifndef ENCL_WEB
+    {"pump", BINDING_CALL(stream_pump), METH_FASTCALL,
+     "Moves bytes between this and a socket; gives a Pump."},
+#endif
     {NULL, NULL, 0, NULL},
 };
 

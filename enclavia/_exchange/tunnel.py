@@ -115,6 +115,13 @@ class Tunnel:
             self._heard = heard
             self._heard_at = now()
 
+    def asked_before(self, heard: int, at: float) -> None:
+        """As :meth:`asked`, of a moment that is over, when so many records had come."""
+        if heard > self._heard:
+            self._heard, self._heard_at = heard, at
+        elif heard == self._heard:
+            self._heard_at = min(self._heard_at, at)
+
     def unanswered(self) -> None:
         """A deadline passed. A channel on which no record came for a while may lead nowhere any
         more, which nobody is told by TCP; bytes that make no record prove nothing."""

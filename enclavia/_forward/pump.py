@@ -1,8 +1,11 @@
-"""One accepted connection and its stream: bytes both ways, in the forwarder's event loop.
+"""One accepted connection and its stream: bytes both ways, and how each way ends.
 
-Callbacks of the loop, and no task, once the stream is there: a wait costs two calls instead of a
-future and a task's step. Nothing is read from one side before the other has taken what came before,
-so each side's pace is the other's.
+While both ways go on, the core moves the bytes (:class:`enclavia._core.Pump`), in its own thread
+and without Python. As soon as anything else happens it stops, and all that follows is done here, in
+the forwarder's event loop: by callbacks of the loop, and no task, so that a wait costs two calls
+instead of a future and a task's step. The same is done from the beginning where the core has no
+descriptor for it. Nothing is read from one side before the other has taken what came before, so
+each side's pace is the other's.
 
 Decides when each side is read, and how a connection ends. Calls: _channel, _core, _errors,
 _exchange, _io, _pool, _records. Locks: none.
@@ -104,6 +107,9 @@ class Pump:
         self._read_token = owner.tokens.add(self._stream_readable)
         self._write_token = owner.tokens.add(self._stream_writable)
         self._watches: dict[int, _core.Watch] = {}
+        self._core: _core.Pump | None = None
+        """While it moves the bytes; then this neither reads nor writes."""
+        self._core_token = owner.tokens.add(self._core_stopped)
         self._start: asyncio.Task[None] | None = self._loop.create_task(self._begin())
 
     # -- the beginning, which may wait --------------------------------------------------------
@@ -135,6 +141,8 @@ class Pump:
             return
         if not self._client_ended:
             owner.unwatch_end(self._sock)
+            if self._start_core():
+                return
             self._set_reader(True)
         else:
             self._end_upload()
@@ -184,6 +192,72 @@ class Pump:
             else:
                 owner.counters.bytes_to_enclave += len(first)
                 return
+
+    # -- while the core moves the bytes -------------------------------------------------------
+
+    def _start_core(self) -> bool:
+        stream = self._stream
+        if not isinstance(stream, _core.Stream):
+            return False  # ended meanwhile
+        try:
+            self._core = stream.pump(self._fd, self._owner.tokens.notifier, self._core_token)
+        except (EnclaviaError, MemoryError):
+            return False  # there is no descriptor for it
+        return True
+
+    def _core_stopped(self) -> None:
+        """It has: an end of either side, or a failure. Whoever tries to go on here finds which."""
+        core = self._core
+        if core is None or self._over:
+            return
+        self.note_asked()
+        self._take_back(core)
+        if core.state == "gone":
+            self.client_gone()
+            return
+        if core.state == "lost":
+            self._owner.counters.failed += 1
+            self._abort()
+            return
+        came, went = core.rest()
+        self._in, self._out = memoryview(came), memoryview(went)
+        if self._in:
+            self._to_stream()
+        else:
+            self._set_reader(True)
+        if self._over:
+            return
+        if self._out:
+            self._to_client()
+        else:
+            self._await_stream()
+
+    def _take_back(self, core: _core.Pump) -> None:
+        """What it knows is known here from now on."""
+        self._core = None
+        stats = core.stats()
+        counters = self._owner.counters
+        counters.bytes_to_enclave += stats["bytes_in"]
+        counters.bytes_to_clients += stats["bytes_out"]
+        if stats["touched"] is not None:
+            self._touched = now() - stats["touched"]
+            self._answered_last = stats["answered"]
+
+    def note_asked(self) -> None:
+        """The tunnel knows from when on something was expected to come over it."""
+        core, tunnel = self._core, self.tunnel
+        if core is not None and tunnel is not None:
+            stats = core.stats()
+            if stats["asked"] is not None:
+                tunnel.asked_before(stats["asked_records"], now() - stats["asked"])
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes to the enclave and to the client that are in no counter yet."""
+        if self._core is None:
+            return 0, 0
+        stats = self._core.stats()
+        return stats["bytes_in"], stats["bytes_out"]
 
     # -- from the client to the workload ------------------------------------------------------
 
@@ -347,6 +421,11 @@ class Pump:
     @property
     def idle_since(self) -> float | None:
         """Since when the last that went through was an answer; None while one is awaited."""
+        if self._core is not None:
+            stats = self._core.stats()
+            if stats["touched"] is not None:
+                idle = stats["answered"] and not stats["pending"]
+                return now() - stats["touched"] if idle else None
         if self._answered_last and not self._out and not self._in:
             return self._touched
         return None
@@ -373,16 +452,21 @@ class Pump:
         if self._over:
             return
         self._over = True
+        core = self._core
         self._end_stream()
         self._set_reader(False)
         self._set_writer(False)
         self._owner.unwatch_end(self._sock)
         self._owner.tokens.remove(self._read_token)
         self._owner.tokens.remove(self._write_token)
+        self._owner.tokens.remove(self._core_token)
         if self._unix:  # of TCP it might stand for an orderly end
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+        if core is not None:
+            core.stop()
+            self._take_back(core)
         self._owner.pump_ended(self)
 
     def _end_stream(self) -> None:

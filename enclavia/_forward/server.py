@@ -306,6 +306,9 @@ class Server:
         self.pool.release(lease, None, now())
 
     def unanswered(self, tunnel: Tunnel) -> None:
+        for pump in self._pumps:
+            if pump.tunnel is tunnel:
+                pump.note_asked()
         self.connections.unanswered(tunnel)
 
     async def connect(self, timeout: float | None) -> None:
@@ -475,6 +478,9 @@ class Server:
 
     def measures(self) -> list[tuple[str, str, bool, float]]:
         stats, counters = self.engine.stats(), self.counters
+        moved = [pump.moved for pump in self._pumps]
+        to_enclave = counters.bytes_to_enclave + sum(there for there, _ in moved)
+        to_clients = counters.bytes_to_clients + sum(back for _, back in moved)
         return [
             ("connections", "Connections taken", True, counters.accepted),
             ("connections_active", "Connections open now", False, counters.active),
@@ -482,8 +488,8 @@ class Server:
             ("connections_failed", "Lost, or never served", True, counters.failed),
             ("http_requests", "Requests of the HTTP way", True, counters.http_requests),
             ("http_refused", "Of these, refused here", True, counters.http_refused),
-            ("bytes_to_enclave", "Payload, stream way", True, counters.bytes_to_enclave),
-            ("bytes_to_clients", "Payload, stream way", True, counters.bytes_to_clients),
+            ("bytes_to_enclave", "Payload, stream way", True, to_enclave),
+            ("bytes_to_clients", "Payload, stream way", True, to_clients),
             ("out_of_descriptors", "Accepts put off", True, counters.out_of_descriptors),
             ("reloads", "Pins replaced", True, counters.reloads),
             ("channels", "Verified channels open now", False, stats.channels),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +77,7 @@ def use_channel(enclave: LocalEnclave, notifier: Recorded) -> None:
         waiting.clear()
         use_stream(core, notifier)
         use_request(core, notifier)
-        assert core.stats()["streams_total"] == 1
+        assert core.stats()["streams_total"] == 2
         assert core.records_in
         core.close(WAIT)
         assert core.state == "closed"
@@ -107,6 +108,25 @@ def use_stream(core: Recorded, notifier: Recorded) -> None:
     watch.end()
     notifier.drain()
     stream.close()
+    use_pump(core, notifier)
+
+
+def use_pump(core: Recorded, notifier: Recorded) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        slot = core.reserve(None, 0)
+        slot.wait(WAIT)
+        stream = core.open_stream(slot, b"")
+        pump = stream.pump(ours.fileno(), notifier, 7)
+        theirs.sendall(b"hello")
+        assert theirs.recv(5, socket.MSG_WAITALL) == b"hello"
+        pump.stats()
+        pump.stop()
+        eventually(lambda: pump.state == "stopped")
+        assert pump.rest() == (b"", b"")
+        stream.pump(ours.fileno(), notifier, 8)  # ends with its object
+        stream.close()
 
 
 def use_request(core: Recorded, notifier: Recorded) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -247,6 +248,7 @@ TABLE: dict[str, dict[str, list[Row]]] = {
     "Stream.readinto": {"buffer": WRITABLE, "timeout": SECONDS},
     "Stream.write": {"data": BUFFER, "timeout": SECONDS},
     "Stream.notify": {"what": whole(0, 3), "notifier": NOTIFIER, "token": TOKEN},
+    "Stream.pump": {"fd": whole(0, 2**31 - 1), "notifier": NOTIFIER, "token": TOKEN},
     "Enclave": {
         "mode": MODE,
         "workload": WORKLOAD,
@@ -344,7 +346,7 @@ def calls_of_classes() -> dict[str, Call]:
     }
 
 
-def calls_on(channel: _core.Channel, document: bytes) -> dict[str, Call]:
+def calls_on(channel: _core.Channel, document: bytes, fd: int) -> dict[str, Call]:
     notifier = _core.Notifier()
     slot = channel.reserve(None, 0)
     stream = channel.open_stream(channel.reserve(None, 0), b"echo")
@@ -399,14 +401,19 @@ def calls_on(channel: _core.Channel, document: bytes) -> dict[str, Call]:
         "Stream.readinto": Call(stream.readinto, {"buffer": bytearray(1), "timeout": HANG}),
         "Stream.write": Call(stream.write, {"data": b"x", "timeout": HANG}),
         "Stream.notify": Call(stream.notify, {"what": 1, **told}),
+        "Stream.pump": Call(stream.pump, {"fd": fd, **told}),
     }
 
 
 @pytest.fixture(scope="module")
 def calls() -> Iterator[dict[str, Call]]:
     enclave = _core.Enclave(**ENCLAVE_GIVEN)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
     try:
         with (
+            ours,
+            theirs,
             pytest.warns(enclavia.DebugModeWarning),
             ByteServer(echo) as server,
             LocalEnclave(server.address, mode="debug") as local,
@@ -416,7 +423,7 @@ def calls() -> Iterator[dict[str, Call]]:
         ):
             yield {
                 **calls_of_classes(),
-                **calls_on(channel._core, channel.attestation.document),
+                **calls_on(channel._core, channel.attestation.document, ours.fileno()),
                 "Enclave.set_faults": Call(enclave.set_faults, FAULTS_GIVEN, by_name=True),
                 "Enclave.set_document": Call(enclave.set_document, DOCUMENT_GIVEN, by_name=True),
                 "Enclave.drop_connections": Call(
