@@ -27,6 +27,8 @@ from enclavia.testing import LocalEnclave
 from enclavia.testing._history import ControlKey, encode
 
 STUB = Path(enclavia.__file__).parent / "_core.pyi"
+# Only the build for browsers has these: tests/python/web.
+OF_BROWSERS = re.compile(r"Link\b|Notifier\.on_wake$")
 ABSURD = 10**5000  # which Python refuses to write in decimal
 NAN = float("nan")
 SURROGATE = "\ud800"
@@ -509,7 +511,11 @@ def functions() -> dict[str, list[str]]:
                     made = each.name == "__init__"
                     name = node.name if made else f"{node.name}.{each.name}"
                     found[name] = names_of(each)[1:]
-    return {name: parameters for name, parameters in found.items() if parameters}
+    return {
+        name: parameters
+        for name, parameters in found.items()
+        if parameters and not OF_BROWSERS.match(name)
+    }
 
 
 def names_of(node: ast.FunctionDef) -> list[str]:
