@@ -1,9 +1,10 @@
 /* Change, then settle: the one file of this folder that acts on what the state has become. It
  * grants slots, sends the closes that are due, tells writers that they may go on, pauses and
- * resumes the connection, sets the timers, and tells everybody when the channel has ended. Nothing
- * else in channel/ does any of these. It is called wherever the lock is let go, before a wait as
- * well as before the unlock, so no state that asks for an action is ever left to itself; and nobody
- * acts in the middle of a change, so nothing is freed or sent under the feet of whoever changes.
+ * resumes the connection, sets the timers, tells everybody when the channel has ended, and wakes
+ * the readers that were told of something. Nothing else in channel/ does any of these. It is called
+ * wherever the lock is let go, before a wait as well as before the unlock, so no state that asks
+ * for an action is ever left to itself; and nobody acts in the middle of a change, so nothing is
+ * freed or sent under the feet of whoever changes.
  *
  * Calls queue, sending, transfer, unread, documents and watch, which never call back. The channel's
  * lock is held. */
@@ -164,9 +165,22 @@ bool ch_enter(encl_channel *ch) {
     return true;
 }
 
+/* What the caller holds itself keeps the channel: the references given back here are not its
+ * last. */
+static void wake_all(const told_readers *told) {
+    for (size_t i = 0; i < told->count; i++) {
+        transfer_wake(told->of[i]);
+    }
+}
+
 void ch_leave(encl_channel *ch) {
+    told_readers told;
+
     (void)settle(ch);
+    told = ch->to_wake;
+    ch->to_wake.count = 0;
     encl_unlock(&ch->lock);
+    wake_all(&told);
 }
 
 bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
@@ -176,6 +190,8 @@ bool ch_wait(encl_channel *ch, pthread_cond_t *cond, int64_t until) {
     if (settle(ch)) {
         return true; /* a signal that was given just now would not end a wait that begins now */
     }
+    wake_all(&ch->to_wake);
+    ch->to_wake.count = 0;
     if (until == ENCL_FOREVER) {
         encl_cond_wait(cond, &ch->lock);
     } else {

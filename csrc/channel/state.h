@@ -32,6 +32,8 @@
 #include "sync/lock.h"
 
 #define DOCUMENTS_ASKED_MAX 16
+/* Of so many transfers the readers are woken after the lock was let go; of further ones, before. */
+#define WOKEN_LATER_MAX 8
 
 /* A number that is changed with the channel's lock held and read without it, by those who must not
  * wait for it. Nothing else is concluded from it, so no order with other memory is asked for. */
@@ -69,9 +71,9 @@ typedef struct document_asked {
     watch answered;
 } document_asked;
 
-/* What an open id belongs to: a stream or a one-shot request. Referenced by its user, by a
- * pump and, while the id is open, by the channel. What has no other remark is guarded by ch->lock.
- */
+/* What an open id belongs to: a stream or a one-shot request. Referenced by its user; by a pump; by
+ * the channel while the id is open, and while its readers are to be woken. What has no other remark
+ * is guarded by ch->lock. */
 typedef struct transfer {
     encl_channel *ch; /* a reference */
     atomic_uint refs;
@@ -97,6 +99,13 @@ typedef struct transfer {
     bool ask_threads; /* they have not been told that there is room since they looked last */
     uint64_t turn;    /* when it began to wait to send, in order; 0 where it does not wait */
 } transfer;
+
+/* Transfers whose readers have been told of something, and are woken when the lock has been let go.
+ * With a reference to each. */
+typedef struct told_readers {
+    transfer *of[WOKEN_LATER_MAX];
+    size_t count;
+} told_readers;
 
 /* The first member, so that whoever drops the last reference frees the whole by it. */
 struct encl_stream {
@@ -135,6 +144,7 @@ struct encl_channel {
     /* ---- what there is for settle.c to do ---- */
     bool look;     /* something has changed that may let a slot, a close or a writer go on */
     bool end_told; /* everybody has been told that the channel has ended */
+    told_readers to_wake;
 
     /* ---- slots: queue.c ---- */
     encl_list queue; /* of slots; `waiting` counts them */

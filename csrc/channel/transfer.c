@@ -46,6 +46,11 @@ void transfer_release(transfer *t) {
     }
 }
 
+void transfer_wake(transfer *t) {
+    pthread_cond_broadcast(&t->readable);
+    transfer_release(t);
+}
+
 /* ---- the table ---- */
 
 void transfer_add(encl_channel *ch, transfer *t) {
@@ -117,14 +122,38 @@ void transfer_forget(encl_channel *ch, transfer *t) {
 
 /* ---- what was received ---- */
 
-static void tell_reader(transfer *t) {
-    pthread_cond_broadcast(&t->readable);
+static bool is_to_be_woken(const encl_channel *ch, const transfer *t) {
+    for (size_t i = 0; i < ch->to_wake.count; i++) {
+        if (ch->to_wake.of[i] == t) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A thread that is woken needs the lock first of all. Woken now, it would find the lock taken, go
+ * back to sleep, and be woken a second time: so that is left to settle.c, which does it when the
+ * lock has been let go. The reference keeps the condition until then. */
+static void wake_reader(encl_channel *ch, transfer *t) ENCL_REQUIRES(ch->lock) {
+    if (t->readers == 0 || is_to_be_woken(ch, t)) {
+        return;
+    }
+    if (ch->to_wake.count == WOKEN_LATER_MAX) {
+        pthread_cond_broadcast(&t->readable);
+        return;
+    }
+    transfer_hold(t);
+    ch->to_wake.of[ch->to_wake.count++] = t;
+}
+
+static void tell_reader(encl_channel *ch, transfer *t) ENCL_REQUIRES(ch->lock) {
+    wake_reader(ch, t);
     watches_fire(&t->on_readable);
 }
 
 /* Everybody who waits for anything of it: it has ended, or failed. */
 static void tell_everybody(encl_channel *ch, transfer *t) ENCL_REQUIRES(ch->lock) {
-    tell_reader(t);
+    tell_reader(ch, t);
     watches_fire(&t->on_writable);
     if (t->writers != 0) {
         pthread_cond_broadcast(&ch->changed);
@@ -150,7 +179,7 @@ void transfer_received(encl_channel *ch, transfer *t, encl_slice bytes) {
         return;
     }
     unread_grew(ch, t);
-    tell_reader(t);
+    tell_reader(ch, t);
 }
 
 void transfer_answered(encl_channel *ch, transfer *t, encl_slice bytes) {
@@ -161,7 +190,7 @@ void transfer_answered(encl_channel *ch, transfer *t, encl_slice bytes) {
     } else {
         transfer_fail(ch, t, &err);
     }
-    tell_reader(t);
+    tell_reader(ch, t);
     transfer_forget(ch, t);
 }
 

@@ -11,6 +11,9 @@ void transfer_init(transfer *t, encl_channel *ch, bool is_stream);
 void transfer_hold(transfer *t);
 /* A user's reference; the last one frees. Without the lock. */
 void transfer_release(transfer *t);
+/* Wakes the threads that wait for data, and gives back the reference of ch->to_wake. With the lock
+ * or without. */
+void transfer_wake(transfer *t);
 
 /* Its id has been opened. The channel has a reference until transfer_forget. */
 void transfer_add(encl_channel *ch, transfer *t) ENCL_REQUIRES(ch->lock);

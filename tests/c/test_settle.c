@@ -7,6 +7,9 @@
 
 #include <cmocka.h>
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "channel/queue.h"
@@ -226,8 +229,126 @@ static void a_writer_whose_record_is_unread_does_not_keep_the_next_one_back(void
     end_two_writers(&w);
 }
 
+/* ---- readers ---- */
+
+typedef struct reader {
+    pthread_t thread;
+    encl_stream *st;
+    char read[8];
+    size_t got;
+    atomic_bool done;
+} reader;
+
+static void *read_some(void *arg) {
+    reader *r = arg;
+    encl_error err;
+
+    assert_int_equal(
+        encl_stream_read(r->st, (uint8_t *)r->read, sizeof r->read, ENCL_FOREVER, &r->got, &err),
+        ENCL_OK);
+    atomic_store(&r->done, true);
+    return NULL;
+}
+
+static bool is_waiting(encl_channel *ch, const reader *r) {
+    bool waiting;
+
+    enter(ch);
+    waiting = r->st->t.readers == 1;
+    ch_leave(ch);
+    return waiting;
+}
+
+/* A thread that waits for bytes of a stream of its own. */
+static void begin_reading(encl_channel *ch, reader *r) {
+    uint8_t echo[1];
+    encl_error err;
+
+    *r = (reader){.st = open_stream(ch)};
+    assert_int_equal(encl_stream_read(r->st, echo, 1, ENCL_POLL, &r->got, &err), ENCL_OK);
+    assert_int_equal(pthread_create(&r->thread, NULL, read_some, r), 0);
+    while (!is_waiting(ch, r)) {
+        usleep(1000);
+    }
+}
+
+static void end_reading(reader *r, const char *expected) {
+    assert_int_equal(pthread_join(r->thread, NULL), 0);
+    assert_int_equal(r->got, strlen(expected));
+    assert_memory_equal(r->read, expected, r->got);
+    encl_stream_release(r->st);
+}
+
+static void a_reader_is_woken_once_and_after_the_lock_is_let_go(void **state) {
+    encl_channel *ch = open_channel(1);
+    reader r;
+
+    (void)state;
+    begin_reading(ch, &r);
+    enter(ch);
+    assert_int_equal(atomic_load(&r.st->t.refs), 2);
+    transfer_received(ch, &r.st->t, ENCL_SLICE("ab", 2));
+    transfer_received(ch, &r.st->t, ENCL_SLICE("c", 1));
+    assert_int_equal(ch->to_wake.count, 1); /* noted, and nobody woken so far */
+    assert_ptr_equal(ch->to_wake.of[0], &r.st->t);
+    assert_int_equal(atomic_load(&r.st->t.refs), 3);
+    ch_leave(ch);
+    while (!atomic_load(&r.done)) {
+        usleep(1000);
+    }
+    enter(ch);
+    assert_int_equal(ch->to_wake.count, 0);
+    assert_int_equal(atomic_load(&r.st->t.refs), 2);
+    /* Nobody waits: nothing is noted for the next one who lets the lock go. */
+    transfer_received(ch, &r.st->t, ENCL_SLICE("d", 1));
+    assert_int_equal(ch->to_wake.count, 0);
+    ch_leave(ch);
+    end_reading(&r, "abc");
+    done_with(ch);
+}
+
+static void a_reader_is_woken_before_the_thread_that_told_it_waits_itself(void **state) {
+    encl_channel *ch = open_channel(1);
+    reader r;
+
+    (void)state;
+    begin_reading(ch, &r);
+    enter(ch);
+    transfer_received(ch, &r.st->t, ENCL_SLICE("ab", 2));
+    while (!atomic_load(&r.done)) {
+        (void)ch_wait(ch, &ch->changed, encl_now_ns() + SECOND / 100);
+    }
+    ch_leave(ch);
+    end_reading(&r, "ab");
+    done_with(ch);
+}
+
+static void more_readers_than_are_noted_are_woken_too(void **state) {
+    reader readers[WOKEN_LATER_MAX + 2];
+    size_t n = sizeof readers / sizeof readers[0];
+    encl_channel *ch = open_channel(n);
+
+    (void)state;
+    for (size_t i = 0; i < n; i++) {
+        begin_reading(ch, &readers[i]);
+    }
+    enter(ch);
+    for (size_t i = 0; i < n; i++) {
+        transfer_received(ch, &readers[i].st->t, ENCL_SLICE("ab", 2));
+    }
+    assert_int_equal(ch->to_wake.count, WOKEN_LATER_MAX);
+    ch_leave(ch);
+    for (size_t i = 0; i < n; i++) {
+        end_reading(&readers[i], "ab");
+    }
+    done_with(ch);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_reader_is_woken_once_and_after_the_lock_is_let_go),
+        cmocka_unit_test(a_reader_is_woken_before_the_thread_that_told_it_waits_itself),
+        cmocka_unit_test(more_readers_than_are_noted_are_woken_too),
         cmocka_unit_test(a_wait_does_not_begin_where_settling_has_told_the_waiter),
         cmocka_unit_test(a_wait_does_not_begin_where_settling_has_told_the_end),
         cmocka_unit_test(a_close_is_sent_and_its_place_given_on_when_the_lock_is_let_go),
