@@ -73,7 +73,9 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: object
     ) -> httpx2.Request:
-        return self._request_cache.build(self, super().build_request, method, url, options)
+        return self._request_cache.build(
+            self, self._has_cookies, super().build_request, method, url, options
+        )
 
     async def send(
         self,

@@ -94,7 +94,9 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: object
     ) -> httpx2.Request:
-        return self._request_cache.build(self, super().build_request, method, url, options)
+        return self._request_cache.build(
+            self, self._has_cookies, super().build_request, method, url, options
+        )
 
     def send(
         self,

@@ -26,7 +26,6 @@ import httpx2
 
 from .._errors import ProtocolError, StateError
 from .._exchange.engine import Stats
-from .._identity.attestation import Attestation
 from .._text import table_of
 from .options import timeout_of
 from .request_cache import RequestCache
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from httpx2._types import AuthTypes, CookieTypes, TimeoutTypes
 
     from .._channel.url import EnclaveURL
+    from .._identity.attestation import Attestation
     from .._trust.receipts import Receipt
 
     Auth = AuthTypes | UseClientDefault | None
@@ -205,6 +205,12 @@ class OwnClient(BaseClient):
     @cookies.setter
     def cookies(self, cookies: CookieTypes) -> None:
         self._cookies = httpx2.Cookies(cookies)
+
+    @property
+    def _has_cookies(self) -> bool:
+        for _ in self._cookies.jar:
+            return True
+        return False
 
     def _redirect_url(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.URL:
         """Where a redirect leads. The workload behind the tunnel knows its authority, from the

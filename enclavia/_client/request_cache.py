@@ -19,28 +19,38 @@ __all__ = ["RequestCache"]
 class _CachedRequest:
     """What a method and a URL came to, the last time."""
 
-    __slots__ = ("defaults", "headers", "url")
+    __slots__ = ("defaults", "fields", "headers", "url")
 
-    def __init__(
-        self,
-        url: httpx2.URL,
-        defaults: list[tuple[bytes, bytes]] | None,
-        headers: httpx2.Headers | None,
-    ) -> None:
-        """``defaults``: the client's headers then; ``headers``: what they came to. Both None where
-        the request had more to it."""
-        self.url = url
+    def __init__(self, request: httpx2.Request, defaults: list[tuple[bytes, bytes]] | None) -> None:
+        """``defaults``: the client's headers then. None where the request had more to it, so that
+        only its URL can be used again."""
+        self.url = request.url
         self.defaults = defaults
-        self.headers = headers
+        self.headers = httpx2.Headers(request.headers)
+        # Of a request without a body all others are values that do not change: method, URL, and a
+        # body that is empty and was read.
+        self.fields = {
+            name: value
+            for name, value in vars(request).items()
+            if name not in ("headers", "extensions")
+        }
+
+    def again(self, extensions: dict[str, Any]) -> httpx2.Request:
+        """The same request once more. Its constructor would parse, copy and read what it came to
+        before; so it is not called."""
+        request = httpx2.Request.__new__(httpx2.Request)
+        vars(request).update(self.fields)
+        request.headers = httpx2.Headers(self.headers)
+        request.extensions = extensions
+        return request
 
 
-_NO_BODY = httpx2.ByteStream(b"")
 # Options that change neither URL nor headers nor body.
 _IRRELEVANT_OPTIONS: Final = frozenset(("timeout", "extensions"))
-# Options that change nothing where they are None. Of any other name httpx2 says what is wrong.
-_MAY_BE_NONE: Final = frozenset(
-    ("content", "data", "files", "json", "params", "headers", "cookies")
-)
+# With options that change nothing where they are None. Of any other name httpx2 says what is wrong.
+_OPTIONS: Final = _IRRELEVANT_OPTIONS | {
+    "content", "data", "files", "json", "params", "headers", "cookies"
+}  # fmt: skip
 
 
 class RequestCache:
@@ -57,6 +67,7 @@ class RequestCache:
     def build(
         self,
         client: httpx2.Client | httpx2.AsyncClient,
+        has_cookies: bool,
         build: Callable[..., httpx2.Request],
         method: str,
         url: httpx2.URL | str,
@@ -71,9 +82,9 @@ class RequestCache:
         if base is not client.base_url:  # it was set
             all_known = {}
             self._of = (client.base_url, all_known)
-        plain = not client.params and not client.cookies
+        plain = options.keys() <= _OPTIONS and not client.params and not has_cookies
         for name, value in options.items():
-            if name not in _IRRELEVANT_OPTIONS and (value is not None or name not in _MAY_BE_NONE):
+            if value is not None and name not in _IRRELEVANT_OPTIONS:
                 plain = False
         known = all_known.get((method, url))
         if known is None or (plain and known.defaults != client.headers.raw):
@@ -82,9 +93,8 @@ class RequestCache:
             if not client.params and options.get("params") is None:
                 if len(all_known) >= self._MOST:
                     all_known.clear()
-                headers = request.headers.copy() if plain else None
                 defaults = client.headers.raw if plain else None
-                all_known[method, url] = _CachedRequest(request.url, defaults, headers)
+                all_known[method, url] = _CachedRequest(request, defaults)
             return request
         if not plain:
             return build(method, known.url, **options)
@@ -93,9 +103,7 @@ class RequestCache:
             timeout = options.get("timeout", httpx2.USE_CLIENT_DEFAULT)
             if timeout is httpx2.USE_CLIENT_DEFAULT:
                 timeout = client.timeout
-            extensions["timeout"] = httpx2.Timeout(timeout).as_dict()
-        request = httpx2.Request(
-            method, known.url, headers=known.headers, stream=_NO_BODY, extensions=extensions
-        )
-        request.read()
-        return request
+            if not isinstance(timeout, httpx2.Timeout):
+                timeout = httpx2.Timeout(timeout)
+            extensions["timeout"] = timeout.as_dict()
+        return known.again(extensions)

@@ -35,14 +35,21 @@ class _Body:
     way of sending."""
 
     begun: float | None = None
-    elapsed: datetime.timedelta | None = None
+    _end: float | None = None
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
+    @property
+    def elapsed(self) -> datetime.timedelta | None:
+        """What :attr:`httpx2.Response.elapsed` asks for."""
+        if self.begun is None or self._end is None:
+            return None
+        return datetime.timedelta(seconds=self._end - self.begun)
+
     def ended(self) -> None:
-        if self.begun is not None and self.elapsed is None:
-            self.elapsed = datetime.timedelta(seconds=time.perf_counter() - self.begun)
+        if self.begun is not None and self._end is None:
+            self._end = time.perf_counter()
 
 
 class ResponseBody(_Body, httpx2.SyncByteStream):

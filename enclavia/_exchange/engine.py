@@ -21,7 +21,6 @@ import httpx2
 from .._channel.config import ChannelConfig
 from .._errors import ForeignURL, ReconnectDisabled, StateError
 from .._http1.head import remembering
-from .._identity.attestation import Attestation
 from .._io.face import now
 from .._pool.pool import Pool
 from .._records import fields
@@ -36,6 +35,7 @@ from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
 
 if TYPE_CHECKING:
+    from .._identity.attestation import Attestation
     from .shared import SharedConnections
     from .tracing import Trace
 
@@ -99,6 +99,9 @@ class Engine:
         self._retries = 0
         # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
         # module: heads carry cookies and credentials and must die with the client.
+        # The URL that was found to lead to this enclave last. URLs do not change, and requests that
+        # repeat have the same one: it is not looked at again.
+        self._own_url: httpx2.URL | None = None
         self._head_of = functools.lru_cache(maxsize=16)(RequestHead.of)
         self._read_head = remembering()
 
@@ -131,9 +134,8 @@ class Engine:
 
     async def handle(self, request: httpx2.Request) -> Exchange:
         """Sends the request and reads the answer's head."""
-        refusal = self.config.url.refusal(request.url)
-        if refusal is not None:
-            raise ForeignURL(refusal, request=request)
+        if request.url is not self._own_url:
+            self._expect_own(request)
         timeouts = Timeouts.of(request, self.timeouts)
         message = Message(request, self._head_of)
         with self._lock:
@@ -194,6 +196,13 @@ class Engine:
             else:
                 return exchange
 
+    def _expect_own(self, request: httpx2.Request) -> None:
+        url = request.url
+        refusal = self.config.url.refusal(url)
+        if refusal is not None:
+            raise ForeignURL(refusal, request=request)
+        self._own_url = url
+
     def _traced(
         self,
         use: Use,
@@ -228,6 +237,8 @@ class Engine:
                 "not connected yet, so nothing was verified: make a request, enter the client "
                 "with `with`, or use Client.connect"
             )
+        from .._identity.attestation import Attestation  # no request needs it
+
         return Attestation._from_raw(raw, self.config.names)
 
     def receipts(self) -> tuple[Receipt, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .. import _core
 from .._channel.operations import start_stream
@@ -83,7 +83,7 @@ class Exchange:
 
     @property
     def head(self) -> Head:
-        return cast(Head, self._answer)
+        return self._answer  # type: ignore[return-value]  # a cast is a call, for each request
 
     @property
     def upgraded(self) -> bool:
@@ -100,9 +100,8 @@ class Exchange:
         return self._stream
 
     def _is_upgrade(self) -> bool:
-        return self.head.status == 101 or (
-            self._message.request.method == "CONNECT" and 200 <= self.head.status < 300
-        )
+        status = self.head.status
+        return status == 101 or (200 <= status < 300 and self._message.request.method == "CONNECT")
 
     # -- there -------------------------------------------------------------------------------
 
@@ -218,16 +217,19 @@ class Exchange:
             self._answered_at = now()
         events = self._parser.feed(data) if data else self._parser.feed_eof()
         for event in events:
-            if isinstance(event, Failed) and self._answer is None:
-                raise event.error
-            if isinstance(event, Head) and event.informational:
-                self._continue = self._continue or event.status == 100
+            if isinstance(event, Data):
+                self._events.append(event)
                 continue
             if isinstance(event, Head):
+                if event.informational:
+                    self._continue = self._continue or event.status == 100
+                    continue
                 self._answer = event
                 if event.status >= 300 or event.status == 101:
                     await self._stop_upload()
                 continue
+            if isinstance(event, Failed) and self._answer is None:
+                raise event.error
             if isinstance(event, End):
                 self.trailers.extend(event.trailers)
             self._events.append(event)

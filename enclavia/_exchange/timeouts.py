@@ -6,6 +6,7 @@ _io. Locks: none.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -37,12 +38,15 @@ class Timeouts(NamedTuple):
             )
         get = given.get
         members = (get("connect"), get("read"), get("write"), get("pool"))
+        # Nearly always they are the client's own, the very same numbers: those were looked at.
+        if all(map(operator.is_, members, default)):
+            return default
         return cls(*map(_allowed, cls._fields, members))
 
 
 def _allowed(name: str, seconds: float | None) -> float | None:
     if seconds is None or (type(seconds) in _NUMBERS and SHORTEST < seconds <= TIMEOUT_MAX):
-        return seconds  # nearly always
+        return seconds
     return positive(timeout(f"timeout ({name})", seconds))
 
 

@@ -59,7 +59,7 @@ class Turns(Generic[C, L]):
         ):
             return False
         _, link = member.idle.pop()
-        self._grant(ticket, member, link)
+        self._lend(ticket, member, link)
         return True
 
     def serve_all(self, now: float) -> None:
@@ -99,12 +99,16 @@ class Turns(Generic[C, L]):
             self._queue.make_connector(ticket, members.add(spare=do is Do.CONNECT_SPARE))
         return True
 
-    def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
+    def _lend(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
         lease = Lease(ticket.owner, member, link)
         member.in_use += 1
         lease.released = False
         ticket.lease = lease
         ticket.state = State.GRANTED
+
+    def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
+        """To one that is in the queue."""
+        self._lend(ticket, member, link)
         self._outbox.wake(ticket)
         self._queue.drop(ticket.order)
 

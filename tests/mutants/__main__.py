@@ -91,7 +91,10 @@ PYTHON_FUNCTIONS = {
     "enclavia/_identity/pins.py": ("checked_pins", "matching_set", "pin_tuples"),
     "enclavia/_identity/pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
     "enclavia/_channel/config.py": ("_tls",),
-    "enclavia/_exchange/engine.py": ("Engine.handle: refusal is not None",),
+    "enclavia/_exchange/engine.py": (
+        "Engine.handle: request.url is not self._own_url",
+        "Engine._expect_own: refusal is not None",
+    ),
     "enclavia/_exchange/pinning.py": (
         "Pinning.renew: trust.pinned is not before",
         "Pinning.holds: matching_set(pins, measured, self.config.debug_mode) is None",

@@ -46,6 +46,29 @@ def test_other_hosts_are_refused(kind: str, url: str) -> None:
         assert enclave.stats()["connections_total"] == 0
 
 
+def test_another_host_is_refused_each_time_also_after_the_own_one(kind: str) -> None:
+    """A URL that led to the enclave is not looked at again; one that was refused is."""
+    foreign = httpx2.URL("https://other.example/")
+    own = "/own"
+    with byte_enclave(answering(ok())) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            for _ in range(2):
+                for _ in range(2):
+                    assert (await client.get(own)).status_code == 200
+                for _ in range(2):
+                    with pytest.raises(enclavia.ForeignURL):
+                        await client.call(client.client.get(foreign))
+                request = client.client.build_request("GET", own)
+                request.url = foreign
+                for _ in range(2):
+                    with pytest.raises(enclavia.ForeignURL):
+                        await client.call(client.client.send(request))
+            assert client.client.stats.requests == 4
+
+        with_client(kind, enclave, case)
+
+
 def test_redirects(kind: str) -> None:
     locations = [b"/next", b"https://{own}/absolute", b"https://other.example/", b"http://{own}/"]
 
