@@ -23,7 +23,6 @@ except ImportError as error:
 
     raise explained(error) from error
 
-from ._build_info import build_info
 from ._channel.trust_store import ca_store
 from ._client.client import Client
 from ._client.transport import EnclaveTransport
@@ -67,12 +66,12 @@ from ._errors import (
     UpgradeRejected,
     WriteTimeout,
 )
-from ._identity.attestation import Attestation, MatchedPins, verify_attestation
 from ._identity.pcrs import Pcrs
 from ._trust.receipts import Receipt
 from ._trust.sources import PinSource
 
 if TYPE_CHECKING:
+    from ._build_info import build_info
     from ._channel.async_channel import AsyncChannel, AsyncStream
     from ._channel.channel import Channel, Stream
     from ._client.async_client import AsyncClient
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
     from ._files.opened import AsyncRemoteFile, RemoteFile
     from ._fleet.report import FleetReport, WorkerReport
     from ._forward.forwarder import AsyncForwarder, Forwarder
+    from ._identity.attestation import Attestation, MatchedPins, verify_attestation
     from ._trust.chain import UpgradeChain, UpgradeLink, verify_upgrade_chain
     from ._trust.policy import Policy, PolicyUpgrades, PolicyVersion
     from ._trust.receipt_file import Receipts
@@ -174,9 +174,11 @@ _LAZY = {
     "AsyncForwarder": "._forward.forwarder",
     "AsyncRemoteFile": "._files.opened",
     "AsyncStream": "._channel.async_channel",
+    "Attestation": "._identity.attestation",
     "Channel": "._channel.channel",
     "FleetReport": "._fleet.report",
     "Forwarder": "._forward.forwarder",
+    "MatchedPins": "._identity.attestation",
     "RemoteFile": "._files.opened",
     "Receipts": "._trust.receipt_file",
     "Policy": "._trust.policy",
@@ -188,6 +190,8 @@ _LAZY = {
     "UpgradeChain": "._trust.chain",
     "UpgradeLink": "._trust.chain",
     "WorkerReport": "._fleet.report",
+    "build_info": "._build_info",
+    "verify_attestation": "._identity.attestation",
     "verify_upgrade_chain": "._trust.chain",
 }
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import _core
 from .._arguments import byte_view
 from .._errors import PcrMismatch, ReadTimeout
-from .._identity.attestation import Attestation
 from .._io.face import Io, deadline_of, time_left
 from .._records import fields
 from .._text import shown
@@ -29,6 +28,7 @@ from .payload import first_piece
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .._identity.attestation import Attestation
     from .._io.local import AnyChannel, AnyStream
 
 __all__ = ["attest", "connect", "log_verified", "open_stream", "request", "start_stream"]
@@ -170,4 +170,6 @@ async def attest(
             channel.close(0)
             raise
     receipts.append(receipt)
+    from .._identity.attestation import Attestation  # connecting needs none
+
     return Attestation._from_raw(raw, config.names)

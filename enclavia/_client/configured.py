@@ -28,7 +28,7 @@ _DEBUG: Final = "ENCLAVIA_DEBUG_MODE"
 _BACKEND: Final = "ENCLAVIA_BACKEND_URL"
 _ENCLAVE: Final = "ENCLAVIA_ENCLAVE_ID"
 _TOKEN: Final = "ENCLAVIA_TOKEN"  # noqa: S105 - the name of one
-_PCR: Final = re.compile(r"ENCLAVIA_PCR[0-9]+")
+_PCR: Final = r"ENCLAVIA_PCR[0-9]+"
 """With any number: which of them can be pinned is for :class:`Pcrs` to say; none is passed over."""
 _PINNED: Final = ("ENCLAVIA_PCR0", "ENCLAVIA_PCR1", "ENCLAVIA_PCR2")
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
@@ -105,7 +105,7 @@ def of_environment(
     values = {
         name: value
         for name, value in environ.items()
-        if name in (_POLICY, _URL, _DEBUG, _BACKEND, _ENCLAVE, _TOKEN) or _PCR.fullmatch(name)
+        if name in (_POLICY, _URL, _DEBUG, _BACKEND, _ENCLAVE, _TOKEN) or re.fullmatch(_PCR, name)
     }
     for name, value in values.items():
         if not value.strip():
@@ -119,7 +119,7 @@ def of_environment(
         from .._trust.policy import Policy
 
         policy = Policy.load(values[_POLICY])
-        for name in sorted(name for name in values if _PCR.fullmatch(name)):
+        for name in sorted(name for name in values if re.fullmatch(_PCR, name)):
             raise ValueError(f"expected {_POLICY} or {name}, got both: which is meant is not known")
         if debug_mode is not None and debug_mode != (policy.mode == "debug"):
             raise ValueError(f"expected {_DEBUG} as the policy says (mode), got {values[_DEBUG]!r}")
@@ -144,7 +144,7 @@ def _flag(text: str) -> bool:
 
 
 def _pcrs(values: Mapping[str, str]) -> Pcrs | None:
-    given = {name: values[name] for name in sorted(values) if _PCR.fullmatch(name)}
+    given = {name: values[name] for name in sorted(values) if re.fullmatch(_PCR, name)}
     if not given:
         return None
     missing = [name for name in _PINNED if name not in given]

@@ -6,12 +6,11 @@ _public. Locks: none.
 
 from __future__ import annotations
 
-from typing import Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
 import httpx2
 
 from .._channel.options import takes
-from .._identity.attestation import Attestation
 from .._io.blocking import blocking_io
 from .._io.face import run
 from .._public import public
@@ -19,6 +18,9 @@ from .options import TRANSPORT_DEFAULTS, TransportOptions
 from .response import Response, ResponseBody
 from .settings import Settings
 from .transport_base import TransportBase
+
+if TYPE_CHECKING:
+    from .._identity.attestation import Attestation
 
 __all__ = ["EnclaveTransport"]
 

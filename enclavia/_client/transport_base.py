@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import httpx2
@@ -21,7 +21,6 @@ from .._exchange.connections import Connections
 from .._exchange.engine import Engine, Stats
 from .._exchange.exchange import Exchange
 from .._exchange.retry import RetryPolicy
-from .._identity.attestation import Attestation
 from .._io.face import positive
 from .._text import age_of, table_of
 from .response import AsyncResponseBody, Response, ResponseBody, fields_of, response_of
@@ -29,6 +28,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from .._exchange.shared import SharedConnections
+    from .._identity.attestation import Attestation
     from .._io.face import Io
     from .._trust.receipts import Receipt
 
@@ -146,7 +146,7 @@ class TransportBase:
         """The first document of each identity that a channel in this process has led to."""
         connections = self._engine.known()
         raws = [] if connections is None else list(connections.verified.identities.values())
-        return [Attestation._from_raw(raw, self._settings.config.names) for raw in raws]
+        return [self._attested(raw) for raw in raws]
 
     async def _fresh(self, timeout: float | None) -> list[Attestation]:
         """A fresh document of each open channel, verified. Connects where none is open."""
@@ -157,7 +157,12 @@ class TransportBase:
             raws = await use.connections.verify_again(timeouts)
         finally:
             del use  # or an error that somebody keeps would hold it, by its traceback
-        return [Attestation._from_raw(raw, self._settings.config.names) for raw in raws]
+        return [self._attested(raw) for raw in raws]
+
+    def _attested(self, raw: Mapping[str, Any]) -> Attestation:
+        from .._identity.attestation import Attestation  # no request needs it
+
+        return Attestation._from_raw(raw, self._settings.config.names)
 
     def _response(self, request: httpx2.Request, exchange: Exchange) -> Response:
         response = response_of(exchange, self._body(exchange), self._fields_of)
@@ -205,8 +210,7 @@ class TransportBase:
         connections = self._engine.known()
         raw = None if connections is None else connections.verified.newest
         if raw is not None:
-            attestation = Attestation._from_raw(raw, self._settings.config.names)
-            rows += attestation._rows()
+            rows += self._attested(raw)._rows()
         return rows
 
     def _repr_html_(self) -> str:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict, Unpack, cast
 
 from .._arguments import byte_view, path_text
 from .._public import public
 from .._text import shown
 
-__all__ = ["FURTHER", "FurtherPcrs", "PcrValue", "Pcrs", "PinSet"]
+__all__ = ["FURTHER", "PcrValue", "Pcrs", "PinSet"]
 
 PcrValue = str | bytes | bytearray | memoryview
 PinSet = tuple[bytes | tuple[int, bytes], ...]
@@ -31,7 +31,7 @@ instance, signing certificate) and those that an enclave extends itself."""
 _LENGTHS: Final = (32, 48, 64)
 _NAMES: Final = ("pcr0", "pcr1", "pcr2")
 _FURTHER_NAMES: Final = tuple(f"pcr{index}" for index in FURTHER)
-_ANY_NAME: Final = re.compile(r"(?i)pcr[0-9]+")
+_ANY_NAME: Final = r"(?i)pcr[0-9]+"
 # No line end before the name: from every line on, all empty lines below it would be walked again.
 _TEXT_LINE: Final = r"""(?im)^(?:[^\S\n]|["'*|>-])*(pcr[0-9]+)[\s"']*[:=][\s"']*([0-9a-z]*)"""
 _MAX_TEXT: Final = 1024 * 1024
@@ -81,28 +81,30 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "…")
 
 
-class FurtherPcrs(TypedDict, total=False):
-    """The keywords of further PCRs. None: not pinned."""
+if TYPE_CHECKING:  # one class with so many names takes as long as a module
 
-    pcr3: PcrValue | None
-    pcr4: PcrValue | None
-    pcr8: PcrValue | None
-    pcr16: PcrValue | None
-    pcr17: PcrValue | None
-    pcr18: PcrValue | None
-    pcr19: PcrValue | None
-    pcr20: PcrValue | None
-    pcr21: PcrValue | None
-    pcr22: PcrValue | None
-    pcr23: PcrValue | None
-    pcr24: PcrValue | None
-    pcr25: PcrValue | None
-    pcr26: PcrValue | None
-    pcr27: PcrValue | None
-    pcr28: PcrValue | None
-    pcr29: PcrValue | None
-    pcr30: PcrValue | None
-    pcr31: PcrValue | None
+    class FurtherPcrs(TypedDict, total=False):
+        """The keywords of further PCRs. None: not pinned."""
+
+        pcr3: PcrValue | None
+        pcr4: PcrValue | None
+        pcr8: PcrValue | None
+        pcr16: PcrValue | None
+        pcr17: PcrValue | None
+        pcr18: PcrValue | None
+        pcr19: PcrValue | None
+        pcr20: PcrValue | None
+        pcr21: PcrValue | None
+        pcr22: PcrValue | None
+        pcr23: PcrValue | None
+        pcr24: PcrValue | None
+        pcr25: PcrValue | None
+        pcr26: PcrValue | None
+        pcr27: PcrValue | None
+        pcr28: PcrValue | None
+        pcr29: PcrValue | None
+        pcr30: PcrValue | None
+        pcr31: PcrValue | None
 
 
 @public
@@ -279,7 +281,7 @@ class Pcrs:
 
 
 def _restore(pcr0: bytes, pcr1: bytes, pcr2: bytes, *further: tuple[int, bytes]) -> Pcrs:
-    more = cast(FurtherPcrs, {f"pcr{index}": value for index, value in further})
+    more = cast("FurtherPcrs", {f"pcr{index}": value for index, value in further})
     return Pcrs(pcr0=pcr0, pcr1=pcr1, pcr2=pcr2, **more)
 
 
@@ -314,7 +316,7 @@ def _further_of(block: dict[str, object], indices: tuple[int, ...] | None) -> Fu
         missing = [name.upper() for name in names if name not in has]
         if missing:
             raise ValueError(f"expected {' and '.join(missing)} in the text too, got none")
-    return cast(FurtherPcrs, {name: _hex_text(name, has[name]) for name in names})
+    return cast("FurtherPcrs", {name: _hex_text(name, has[name]) for name in names})
 
 
 class _Object:
@@ -369,7 +371,7 @@ def _blocks_of(value: object) -> list[dict[str, object]]:
             doubled += [key for key in keys if keys.count(key) > 1] if _repeats(keys) else []
             block = {key: member for key, (_, member) in zip(keys, item.pairs, strict=True)}
             pcrs: dict[str, object] = {
-                name: member for name, member in block.items() if _ANY_NAME.fullmatch(name)
+                name: member for name, member in block.items() if re.fullmatch(_ANY_NAME, name)
             }
             if pcrs:
                 found.append(pcrs)
@@ -382,7 +384,7 @@ def _blocks_of(value: object) -> list[dict[str, object]]:
 
 
 def _key(key: str) -> str:
-    return key.lower() if _ANY_NAME.fullmatch(key) else key
+    return key.lower() if re.fullmatch(_ANY_NAME, key) else key
 
 
 def _repeats(keys: list[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 from .._arguments import path_text
 from .._errors import SigstoreError
-from .._identity.pcrs import FURTHER, FurtherPcrs, Pcrs
+from .._identity.pcrs import FURTHER, Pcrs
 from .._identity.pins import read_root
 from .._public import public
 from .._text import shown
@@ -30,6 +30,8 @@ from .versions import AllowedVersion, AllowedVersions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .._identity.pcrs import FurtherPcrs
 
 __all__ = ["Policy", "PolicyUpgrades", "PolicyVersion"]
 
@@ -322,7 +324,7 @@ def _pcrs(table: _Table) -> Pcrs:
     for name in ("pcr0", "pcr1", "pcr2"):
         if name not in values:
             table.refuse(name.upper(), "PCR0, PCR1 and PCR2", "none")
-    further = cast(FurtherPcrs, {key: values[key] for key in values if key[3:] not in "012"})
+    further = cast("FurtherPcrs", {key: values[key] for key in values if key[3:] not in "012"})
     try:
         return Pcrs(pcr0=values["pcr0"], pcr1=values["pcr1"], pcr2=values["pcr2"], **further)
     except ValueError as error:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self
 from .. import _core
 from .._arguments import value_shown
 from .._errors import ReceiptError, StateError
-from .._identity.attestation import Attestation
 from .._identity.pins import PinNames, RootCertificate, indexed, pin_tuples, read_root
 from .._public import public
 from .versions import AllowedVersions, pins_of
 
 if TYPE_CHECKING:
+    from .._identity.attestation import Attestation
     from .._identity.pcrs import Pcrs, PinSet
 
 __all__ = ["RECEIPTS_KEPT", "RECEIPT_MAX", "SCHEMA", "Facts", "Receipt"]
@@ -188,7 +188,7 @@ class Receipt:
                 "expected a receipt of this process's own channel, got one that was read: "
                 "verify() checks it and returns its attestation"
             )
-        return Attestation._from_raw(self._facts.raw, self._facts.names)
+        return _attested(self._facts.raw, self._facts.names)
 
     def as_dict(self) -> dict[str, Any]:
         """What its JSON says, for programs."""
@@ -250,7 +250,7 @@ class Receipt:
             return self._verified_by(pcrs, trusted)
         if pcrs is not None:
             raw = self._verified(pin_tuples(pcrs), trusted)
-        return Attestation._from_raw(raw)
+        return _attested(raw)
 
     def _verified(self, pins: Sequence[PinSet] | None, root: bytes | None) -> _core.RawAttestation:
         """Its document, by these pins, at its own time."""
@@ -267,7 +267,7 @@ class Receipt:
                 "expected a receipt of a time at which the policy allowed a version, got one of "
                 f"{self.verified_at.isoformat()}"
             )
-        attestation = Attestation._from_raw(self._verified(pins_of(allowed), root), policy.names)
+        attestation = _attested(self._verified(pins_of(allowed), root), policy.names)
         name = None if attestation.matched is None else attestation.matched.name
         if self.version not in (None, name):
             raise ReceiptError(
@@ -312,13 +312,19 @@ class Receipt:
         )
 
 
+def _attested(raw: _core.RawAttestation, names: PinNames = ()) -> Attestation:
+    from .._identity.attestation import Attestation  # neither connecting nor a request needs it
+
+    return Attestation._from_raw(raw, names)
+
+
 # -- from a channel to text -------------------------------------------------------------------
 
 
 def _fields_of(facts: Facts) -> dict[str, Any]:
     """All but the id, in the order in which it is written."""
     raw = facts.raw
-    attested = Attestation._from_raw(raw, facts.names)
+    attested = _attested(raw, facts.names)
     matched = attested.matched
     return {
         "schema": SCHEMA,
@@ -467,8 +473,8 @@ def _or_none(fits: Fits) -> Fits:
 
 
 def _matches(pattern: str) -> Fits:
-    compiled = re.compile(pattern, re.ASCII)
-    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
+    # Compiled when a receipt is read for the first time, which few programs do.
+    return lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value, re.ASCII))
 
 
 def _one_of(*choices: str) -> Fits:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavia import IncompleteResponse, InvalidRequest, ProtocolError
+from enclavia._http1 import request
 from enclavia._http1.head import Head
 from enclavia._http1.limits import Limits
 from enclavia._http1.request import BodyEncoder, body_encoder, encode_head, expects_continue
@@ -102,6 +103,20 @@ MESSAGES = {
         False,
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [(request._TOKEN, request._TOKEN_BYTES), (request._VALUE, request._VALUE_BYTES)],
+    ids=["name", "value"],
+)
+def test_headers_are_checked_at_once_as_they_are_one_by_one(
+    pattern: re.Pattern[bytes], allowed: bytes
+) -> None:
+    each = [bytes([number]) for number in range(256)]
+    assert {byte for byte in each if pattern.fullmatch(byte)} == {
+        byte for byte in each if byte in allowed
+    }
 
 
 def test_sized() -> None:
