@@ -79,6 +79,7 @@ class ProxyApp:
         self._engine = engine
         self._counters = counters
         self._token = token
+        self._url: httpx2.URL | None = None  # that of the settings, parsed
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self._counters.http_requests += 1
@@ -147,16 +148,18 @@ class ProxyApp:
         elif length is None:
             kept.append((b"transfer-encoding", b"chunked"))
         url = self._engine.config.url
-        request = httpx2.Request(
+        return httpx2.Request(
             scope["method"],
-            url.base_url,
+            self._base_url(),
             headers=[(b"host", url.authority.encode("ascii")), *kept],
             extensions={"target": target},
+            stream=httpx2.ByteStream(content) if isinstance(content, bytes) else _Streamed(content),
         )
-        request.stream = (
-            httpx2.ByteStream(content) if isinstance(content, bytes) else _Streamed(content)
-        )
-        return request
+
+    def _base_url(self) -> httpx2.URL:
+        if self._url is None:
+            self._url = httpx2.URL(self._engine.config.url.base_url)
+        return self._url
 
     def _check_target(self, method: str, target: bytes) -> None:
         if target.startswith(b"/") and not re.search(rb"[\x00-\x20\x7f-\xff#]", target):
@@ -190,23 +193,17 @@ class ProxyApp:
         own = asyncio.current_task()
         gone = False
 
-        async def watch() -> None:
-            """Once the body was read, all that can come is the client's end."""
+        def left() -> None:
             nonlocal gone
-            body = request.stream
-            if isinstance(body, _Streamed):
-                await body.taken.wait()
-            while (await receive())["type"] != "http.disconnect":
-                pass
             gone = True
             if own is not None:
                 own.cancel()
 
-        watcher = asyncio.create_task(watch())
+        leaving = _Leaving(scope, request.stream, receive, left)
         exchange: Exchange | None = None
         try:
             exchange = await self._engine.handle(request)
-            await self._respond(scope, exchange, watcher, send)
+            await self._respond(scope, exchange, leaving, send)
         except asyncio.CancelledError:
             if not gone:
                 raise
@@ -224,19 +221,19 @@ class ProxyApp:
                 )
                 await _break_off(scope)
         finally:
-            watcher.cancel()
+            leaving.ignore()
             if exchange is not None:
                 await exchange.abandon()
 
     async def _respond(
-        self, scope: dict[str, Any], exchange: Exchange, watcher: asyncio.Task[None], send: Send
+        self, scope: dict[str, Any], exchange: Exchange, leaving: _Leaving, send: Send
     ) -> None:
         head = exchange.head
         if not 200 <= head.status <= 599:
             error = ProtocolError(
                 f"expected a status from 200 to 599 from the workload, got {head.status}"
             )
-            watcher.cancel()
+            leaving.ignore()
             await answer(send, 502, json.dumps({"error": error_fields(error)}).encode())
             return
         headers = _without_hop_by_hop([(name.lower(), value) for name, value in head.headers])
@@ -244,12 +241,51 @@ class ProxyApp:
             # Such an answer has no body, whatever length it tells (RFC 9110, section 8.6), and the
             # server would wait for one.
             headers = [(name, value) for name, value in headers if name != b"content-length"]
-        await send({"type": "http.response.start", "status": head.status, "headers": headers})
+        start = {"type": "http.response.start", "status": head.status, "headers": headers}
+        if exchange.settled:
+            with scope["state"]["connection"].together():
+                await send(start)
+                leaving.ignore()
+                await send({"type": "http.response.body", "body": b"".join(exchange.pieces())})
+            return
+        await send(start)
         while (piece := await exchange.next_data()) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         # From here on the server may say "disconnect" of a connection that is still there.
-        watcher.cancel()
+        leaving.ignore()
         await send({"type": "http.response.body", "body": b""})
+
+
+class _Leaving:
+    """Calls ``left`` once the client has gone, until that is ignored."""
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        body: object,
+        receive: Receive,
+        left: Callable[[], None],
+    ) -> None:
+        self._connection = scope["state"]["connection"]
+        self._watcher: asyncio.Task[None] | None = None
+        if isinstance(body, _Streamed):
+            self._watcher = asyncio.create_task(self._watch(body, receive, left))
+        else:
+            self._connection.left = left
+
+    async def _watch(self, body: _Streamed, receive: Receive, left: Callable[[], None]) -> None:
+        """Once the body was read, all that can come is the client's end. The server reads on only
+        where that is waited for."""
+        await body.taken.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left()
+
+    def ignore(self) -> None:
+        """May be called again."""
+        self._connection.left = None
+        if self._watcher is not None:
+            self._watcher.cancel()
 
 
 class _Streamed(httpx2.AsyncByteStream):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import importlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 
 from .._io.local import LocalSocket
@@ -51,6 +51,35 @@ def _uvicorn() -> Any:  # noqa: ANN401
         ) from None
 
 
+class _Held:
+    """A transport that can hold back what is written to it, for a moment."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._pieces: list[bytes] | None = None
+
+    def hold(self) -> None:
+        self._pieces = []
+
+    def let_go(self) -> None:
+        pieces, self._pieces = self._pieces, None
+        if pieces:
+            self._transport.write(b"".join(pieces))
+
+    def write(self, data: bytes) -> None:
+        if self._pieces is None:
+            self._transport.write(data)
+        else:
+            self._pieces.append(data)
+
+    def close(self) -> None:
+        self.let_go()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the transport's own
+        return getattr(self._transport, name)
+
+
 def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyncio.Protocol]:
     """uvicorn's, which tells the application which connection it answers on and what the request
     line said, and bounds a request's head (its size, and how long it may take: ``patient_seconds``,
@@ -72,12 +101,15 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
 
     class Connection(base):  # type: ignore[misc]
         identity: str | None = None
+        left: Callable[[], None] | None = None
+        """Called when the client has gone, whose whole request was read."""
         over: Callable[[], None]
         sock: LocalSocket
         url: bytes
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+            self._held = _Held(transport)
+            super().connection_made(self._held)
             self.flow = Flow(transport, self)
             self._unread = b""
             self._head: int | None = 0
@@ -89,10 +121,21 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
             connections.discard(self)
             self._head_came()
             super().connection_lost(exc)
+            if self.left is not None:
+                self.left()
             with contextlib.suppress(OSError):
                 # Also where a process that was forked just now has a copy of the descriptor.
                 self.sock.shutdown(socket.SHUT_RDWR)
             self.over()
+
+        @contextlib.contextmanager
+        def together(self) -> Iterator[None]:
+            """What is written within goes out as one: a short answer wakes its reader once."""
+            self._held.hold()
+            try:
+                yield
+            finally:
+                self._held.let_go()
 
         def _expect_head(self) -> None:
             if self._late is None and patient_seconds is not None:

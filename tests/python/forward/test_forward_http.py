@@ -22,6 +22,7 @@ from support import HANG, ByteServer, Connection, eventually
 from test_forward import Seen, enclave, folder, forward, raw, read_all, seen, unix_client
 
 from enclavia import Forwarder
+from enclavia._io.local import LocalSocket
 from enclavia.testing import LocalEnclave
 
 __all__ = ["enclave", "folder", "seen"]  # fixtures
@@ -530,3 +531,21 @@ def test_the_name_of_another_site_does_not_lead_to_the_port(
             )
     assert answer.status_code == 421
     assert seen.bodies == []
+
+
+def test_a_short_answer_is_one_write(proxy: Forwarder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader is woken once."""
+    sent: list[bytes] = []
+    send = LocalSocket.send
+
+    def counting(sock: LocalSocket, data: Any, *flags: int) -> int:
+        sent.append(bytes(data))
+        return send(sock, data, *flags)
+
+    monkeypatch.setattr(LocalSocket, "send", counting)
+    assert proxy.http_path is not None
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=proxy.http_path)) as client:
+        for _ in range(3):
+            assert client.post("http://localhost/", content=b"question").status_code == 200
+    assert len(sent) == 3
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in sent)
