@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import queue
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_server import RawServer
 from raw_workload import RawWorkload
+from repository import ROOT
 from support import HANG, ByteServer, Connection, eventually
 
 LATE = 0.2
@@ -95,3 +98,22 @@ def test_a_connection_is_closed_by_the_thread_that_reads_it(make: Callable[[Read
         assert reading.wait(HANG)
     with client:
         assert own.get(timeout=HANG)
+
+
+def calls(path: Path) -> set[str]:
+    """The names of methods and functions that are called, awaited ones left out."""
+    tree = ast.parse(path.read_text())
+    awaited = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Await)}
+    named = [
+        node.func
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and id(node) not in awaited
+    ]
+    return {n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "") for n in named}
+
+
+def test_whoever_accepts_in_a_thread_ends_it_by_the_helper() -> None:
+    found = {path: calls(path) for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)}
+    accepting = {path for path, called in found.items() if {"accept", "Thread"} <= called}
+    assert len(accepting) >= 6
+    assert [path for path in accepting if "end_listening" not in found[path]] == []
