@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 import sys
@@ -161,12 +160,12 @@ def packages(made: list[Path]) -> None:
         tool("check_wheel_contents", *wheels)
         for wheel in wheels:
             tool("abi3audit", "--strict", wheel)
-            if "manylinux" in wheel and wheel.endswith(f"_{platform.machine()}.whl"):
+            if "manylinux" in wheel:
                 agrees(wheel)
 
 
 def agrees(wheel: str) -> None:
-    """auditwheel, which reads wheels of this machine's architecture only, gives the same tag."""
+    """auditwheel gives the same tag. On a machine with glibc it reads no wheels for musl."""
     tag = wheel.rpartition("-")[2].removesuffix(".whl")
     said = tool("auditwheel", "show", wheel)
     if f'"{tag}"' not in " ".join(said.split()):
