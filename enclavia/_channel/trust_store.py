@@ -108,7 +108,7 @@ def _of_certifi() -> str | None:
 
 
 def _none_found(where: str, looked: list[str]) -> ConnectError:
-    places = ", ".join(looked) or "nothing: they are empty"
+    places = ", ".join(dict.fromkeys(looked)) or "nothing: they are empty"
     return ConnectError(
         f"expected certificate authorities to check TLS connections with, got none from {where}. "
         "Install the system's ca-certificates, set SSL_CERT_FILE, or give verify= the path of a CA "

@@ -73,6 +73,15 @@ def test_none_at_all_says_where_was_looked(bare: Path, monkeypatch: pytest.Monke
     assert "SSL_CERT_FILE" in str(caught.value)
 
 
+def test_a_place_is_named_once(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL's own may be one of those where a system keeps them, as on Alpine."""
+    bundle = trust_store.BUNDLES[0]
+    monkeypatch.setattr(_core, "default_ca_paths", lambda: (bundle, str(bare)))
+    with pytest.raises(ConnectError) as caught:
+        ca_file({})
+    assert str(caught.value).count(bundle) == 1
+
+
 def test_the_environment_comes_before_everything(bare: Path) -> None:
     put(bare, BUNDLES[0])
     mine = put(bare, "mine.pem")
