@@ -28,7 +28,8 @@ def unpacked(package: str, debian: str, cache: Path) -> Path:
 
 def certificates(root: Path, debian: str, cache: Path) -> None:
     """As Alpine has them: one bundle, and a link where OpenSSL looks by itself."""
-    authorities = sorted(unpacked("ca-certificates", debian, cache).rglob("*.crt"))
+    installed = unpacked("ca-certificates", debian, cache) / "usr" / "share" / "ca-certificates"
+    authorities = sorted(installed.rglob("*.crt"))
     bundle = root / "etc" / "ssl" / "certs" / "ca-certificates.crt"
     bundle.parent.mkdir(parents=True)
     bundle.write_text("".join(path.read_text() for path in authorities))
