@@ -12,6 +12,7 @@
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
 #                      ROOTS="NAME…")
+# make test-browser    the wheel for Pyodide, and its tests under node (as root, on Debian; docs/development.md)
 # make reproduce-wheels  builds a wheel twice from nothing: the same bytes? (WHEELS="NAME…")
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
@@ -25,7 +26,7 @@ C_THREADS := test_net test_loop test_enclave test_workload test_channel test_cha
     test_slow_readers test_threads test_fork
 export PYTHON
 
-.PHONY: site wheels test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
+.PHONY: site wheels test-browser test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -147,6 +148,12 @@ wheels: build/installed-wheels
 test-wheels: wheels
 	.ci/system-packages roots
 	$(BIN)/python packaging/roots.py $(ROOTS)
+
+# Not part of `make test`: the toolchain is that of Debian's development release, which moves on.
+test-browser: build/installed-wheels build/installed-test
+	.ci/system-packages browser
+	$(BIN)/python packaging/browser.py
+	$(BIN)/python -m pytest tests/browser
 
 reproduce-wheels: build/installed-wheels
 	$(BIN)/python packaging/reproduce.py $(WHEELS)

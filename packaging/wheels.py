@@ -120,10 +120,12 @@ def build_raw_wheel(tools: libraries.Toolchain, tree: Path, epoch: str) -> Path:
     return next(out.glob("*.whl"))
 
 
-def add_licences(info: Path, unpacked: dict[str, Path]) -> None:
+def add_licences(
+    info: Path, unpacked: dict[str, Path], carried: list[sources.Source] | None = None
+) -> None:
     """The licence of each library beside the project's own, and named in the metadata (PEP 639)."""
     named = []
-    for source in sources.pinned():
+    for source in sources.pinned() if carried is None else carried:
         name = f"{source.name}-{source.version}-{source.licence}"
         shutil.copy(unpacked[source.name] / source.licence, info / "licenses" / name)
         named.append(f"License-File: {name}\n")

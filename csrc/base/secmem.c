@@ -6,6 +6,9 @@
 #include <sodium.h>
 #include <stdatomic.h>
 #include <string.h>
+#ifdef __EMSCRIPTEN__
+#include <unistd.h>
+#endif
 
 /* Written only in a forked child, by its only thread, before fork() returns there. */
 static _Atomic uint64_t fork_generation = 1;
@@ -18,8 +21,41 @@ static void after_fork_in_child(void) {
     atomic_fetch_add_explicit(&fork_generation, 1, memory_order_relaxed);
 }
 
+#ifdef __EMSCRIPTEN__
+/* The browser's crypto.getRandomValues, as libsodium asks it there too; but where that fails,
+ * libsodium ends the program and says nothing. */
+static bool fill(uint8_t *out, size_t n) {
+    while (n != 0) {
+        size_t part = n < 256 ? n : 256; /* the most that getentropy gives */
+
+        if (getentropy(out, part) != 0) {
+            return false;
+        }
+        out += part;
+        n -= part;
+    }
+    return true;
+}
+#else
+static bool fill(uint8_t *out, size_t n) {
+    randombytes_buf(out, n); /* ends the program where the system has none */
+    return true;
+}
+#endif
+
+static bool sodium_is_ready(void) {
+#ifdef __EMSCRIPTEN__
+    uint8_t byte;
+
+    if (!fill(&byte, 1)) {
+        return false;
+    }
+#endif
+    return sodium_init() >= 0;
+}
+
 static void init(void) {
-    if (sodium_init() < 0) {
+    if (!sodium_is_ready()) {
         return;
     }
     init_rc = pthread_atfork(NULL, NULL, after_fork_in_child);
@@ -40,7 +76,8 @@ void *encl_secret_alloc(size_t size) {
     return secret;
 }
 
-void encl_secret_free(void *secret) {
+void encl_secret_free(void *secret, size_t size) {
+    encl_wipe(secret, size); /* sodium_free does not where there are no pages to guard it (wasm) */
     sodium_free(secret);
 }
 
@@ -56,7 +93,8 @@ bool encl_equal_ct(encl_slice a, encl_slice b) {
 
 encl_result encl_random(uint8_t *out, size_t n, encl_error *err) {
     ENCL_TRY(encl_base_init(err));
-    randombytes_buf(out, n);
+    ENCL_ENSURE(fill(out, n), err, ENCL_E_INTERNAL,
+                "expected %zu random bytes from the system, got none", n);
     return ENCL_OK;
 }
 

@@ -8,9 +8,10 @@
 /* Must succeed once before anything else here is used; later calls cost a load. */
 encl_result encl_base_init(encl_error *err);
 
-/* Zeroed, guarded memory; NULL when there is none. encl_secret_free wipes. */
+/* Zeroed, guarded memory; NULL when there is none. encl_secret_free wipes all of its size.
+ */
 void *encl_secret_alloc(size_t size);
-void encl_secret_free(void *secret);
+void encl_secret_free(void *secret, size_t size);
 
 void encl_wipe(void *memory, size_t size);
 

@@ -128,7 +128,7 @@ fail:
 }
 
 void encl_noise_handshake_free(encl_noise_handshake *hs) {
-    encl_secret_free(hs);
+    encl_secret_free(hs, sizeof *hs);
 }
 
 bool encl_noise_handshake_complete(const encl_noise_handshake *hs) {
@@ -277,7 +277,7 @@ void encl_noise_transport_free(encl_noise_transport *t) {
     if (t != NULL) {
         encl_aead_free(t->send.aead);
         encl_aead_free(t->receive.aead);
-        encl_secret_free(t);
+        encl_secret_free(t, sizeof *t);
     }
 }
 
