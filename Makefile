@@ -12,7 +12,7 @@
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
 #                      ROOTS="NAME…")
-# make test-browser    the wheel for Pyodide, and its tests under node (as root, on Debian; docs/development.md)
+# make test-browser    the wheel for Pyodide, and its tests under node (as root, on Debian)
 # make reproduce-wheels  builds a wheel twice from nothing: the same bytes? (WHEELS="NAME…")
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
