@@ -22,19 +22,26 @@ PURE = "base cbor noise wire attest session ws".split()
 HOST = """
 import fs from "node:fs";
 const task = JSON.parse(fs.readFileSync(process.argv[2]));
-const { pyodide, wheel, mounts, before, program, argv } = task;
+const { pyodide, wheels, mounts, before, program, argv } = task;
 const { loadPyodide } = await import(pyodide + "/pyodide.mjs");
-if (before) new Function(before)();
-const python = await loadPyodide({ env: { HOME: "/home/pyodide" } });
-for (const [inside, outside] of Object.entries(mounts)) {
-    python.FS.mkdirTree(inside);
-    python.mountNodeFS(inside, outside);
+
+async function main() {
+    if (before) new Function(before)();
+    const python = await loadPyodide({ env: { HOME: "/home/pyodide" } });
+    for (const [inside, outside] of Object.entries(mounts)) {
+        python.FS.mkdirTree(inside);
+        python.mountNodeFS(inside, outside);
+    }
+    for (const wheel of wheels)
+        python.unpackArchive(new Uint8Array(fs.readFileSync(wheel)), "wheel");
+    python.globals.set("argv", python.toPy(argv));
+    return (await python.runPythonAsync(program)) ?? 0;
 }
-if (wheel) python.unpackArchive(fs.readFileSync(wheel), "wheel");
-python.globals.set("argv", python.toPy(argv));
+
+// Not left to node, which shows the line where something was thrown: all of Pyodide is one line.
+process.on("uncaughtException", (error) => { console.log(String(error)); process.exit(1); });
 let code = 1;
-try { code = (await python.runPythonAsync(program)) ?? 0; }
-catch (error) { console.log(String(error)); }
+try { code = await main(); } catch (error) { console.log(String(error)); }
 process.exit(code);
 """
 
@@ -53,6 +60,18 @@ def wheel() -> Path:
     return found[-1]
 
 
+@functools.cache
+def of_emscripten_alone() -> Path:
+    """What httpx2 needs there, and this environment has not."""
+    folder = browser.BUILD / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not list(folder.glob("httpx2_jsfetch-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version=3.14", "--platform=any"]
+        subprocess.run([*command, "--dest", str(folder), "httpx2-jsfetch"], check=True)
+    return max(folder.glob("httpx2_jsfetch-*.whl"))
+
+
 def run(
     release: str, program: str, into: Path, *argv: str, before: str = "", packages: bool = True
 ) -> tuple[int, str]:
@@ -66,7 +85,7 @@ def run(
         mounts["/host/site"] = sysconfig.get_path("purelib")
     task = {
         "pyodide": str(browser.pyodide(release)),
-        "wheel": str(wheel()),
+        "wheels": [str(wheel()), str(of_emscripten_alone())],
         "mounts": mounts,
         "before": before,
         "program": START + program,
