@@ -183,8 +183,8 @@ CONFIGURE = {
         "--disable-shared --enable-static --with-pic --disable-ssp --disable-asm --without-pthreads"
         " && make -j{jobs} -C src && make -C src install"
     ),
-    # Not by its own build, whose question whether a linker can optimise compiles all of Emscripten's
-    # libraries once more. It has these two headers for builds without it.
+    # Not by its own build, which asks whether the linker can optimise, and has all of Emscripten's
+    # libraries compiled once more for the answer. It has two headers for builds without it.
     "libcbor": (
         "mkdir -p ../prefix/lib ../prefix/include && cp -r ../libcbor/src/. ../prefix/include"
         " && cp -r ../libcbor/examples/bazel/third_party/libcbor/cbor/. ../prefix/include/cbor"

@@ -23,7 +23,7 @@ NEWEST = RELEASES[0]
 
 # What these files compare with another library is passed over: the other library is not there.
 FILES = """
-tests/python/core/test_noise.py tests/python/core/test_wire.py tests/python/core/test_buffers.py
+tests/python/core/test_noise.py tests/python/core/test_buffers.py
 tests/python/identity/test_attest_vectors.py
 """
 
@@ -37,9 +37,9 @@ class Absent(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        def absent(*args, **kwargs):
-            pytest.skip(f"{self.__name__} has no wheel for wasm32")
-        return absent
+        def absent(cls, *args, **kwargs):
+            pytest.skip(f"{self.__name__} has no wheel for wasm32", allow_module_level=True)
+        return type(name, (), {"__new__": absent, "__module__": self.__name__})
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):

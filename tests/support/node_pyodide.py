@@ -48,6 +48,7 @@ process.exit(code);
 START = """
 import sys
 sys.dont_write_bytecode = True
+sys.path[:0] = ["/home/pyodide"]
 sys.path += ["/host/repository/tests/support", "/host/site"]
 """
 
