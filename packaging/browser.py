@@ -280,6 +280,7 @@ def build_wheel(out: Path) -> Path:
     """From the source distribution, so that one that lacks a file is noticed."""
     epoch = wheels.commit_time()
     sdist = wheels.build_sdist(wheels.export_tree(BUILD / "sdist"), BUILD / "made", epoch)
+    shutil.rmtree(DEBIAN / WORK / "tree", ignore_errors=True)
     tree = wheels.unpack_sdist(sdist, DEBIAN / WORK / "unpacked").rename(DEBIAN / WORK / "tree")
     python_headers(DEBIAN / WORK / "python")
     raw = BUILD / "raw"
