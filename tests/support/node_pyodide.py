@@ -30,7 +30,7 @@ async function main() {
     const python = await loadPyodide({ env: { HOME: "/home/pyodide" } });
     for (const [inside, outside] of Object.entries(mounts)) {
         python.FS.mkdirTree(inside);
-        python.mountNodeFS(inside, outside);
+        python.mountNodeFS(inside, fs.realpathSync(outside));
     }
     for (const wheel of wheels)
         python.unpackArchive(new Uint8Array(fs.readFileSync(wheel)), "wheel");
