@@ -43,7 +43,7 @@ EAGER = frozenset(
 ALSO = frozenset(("_contextvars", "contextvars"))
 # How often Python compiles a text at most: once for each field of a typed tuple or dictionary whose
 # type is written as text, and once for each such tuple; half a dozen times for a dataclass.
-COMPILED = 170
+COMPILED = 165
 
 REPORT = """
 import json, sys
