@@ -20,7 +20,10 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _STATUS_LINE: Final = re.compile(
     rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n"
 )
-_FIELD: Final = re.compile(rb"(" + _TOKEN + rb"):[\t ]*([\t\x20-\x7e\x80-\xff]*?)[\t ]*\r\n")
+# With what is around the value, which is stripped: a pattern that left it out would try each way to
+# share a long run of spaces out.
+_FIELD: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+_SPACE: Final = b"\t "
 _LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _QUOTED: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _CHUNK: Final = re.compile(
@@ -75,7 +78,7 @@ class HttpResponseParser:
         self._status = int(line[1])
         fields, at = [], line.end()
         while field := _FIELD.match(data, at):
-            fields.append((field[1], field[2]))
+            fields.append((field[1], field[2].strip(_SPACE)))
             at = field.end()
         if data[at:] != _END:
             raise HttpParserError("Invalid header line")
@@ -141,7 +144,7 @@ class HttpResponseParser:
             field = _FIELD.fullmatch(line)
             if field is None or field[1].lower() in _NEVER_TRAILERS:
                 raise HttpParserError("Invalid trailer")
-            self._protocol.on_header(field[1], field[2])
+            self._protocol.on_header(field[1], field[2].strip(_SPACE))
         return bool(line)
 
     def _after_end(self) -> bool:

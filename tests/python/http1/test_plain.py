@@ -98,3 +98,16 @@ def test_a_trailer_that_would_frame_the_message_is_refused(in_python: None, name
     start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     outcome = Outcome([start + b"0\r\n" + name + b": 5\r\n\r\n"])
     assert outcome.error.startswith("ProtocolError: expected a chunked body")
+
+
+@pytest.mark.parametrize("around", [b"a:%b", b"a: x%b", b"a: x%by"])
+@pytest.mark.parametrize("last", [b"", b"\0"])
+def test_a_long_run_of_spaces_is_read_once(in_python: None, around: bytes, last: bytes) -> None:
+    """With a pattern that may share it out in many ways, each of these took hours or minutes, in
+    which a page stands still."""
+    field = around % (b" \t" * 30_000) + last
+    outcome = Outcome([b"HTTP/1.1 200 OK\r\n" + field + b"\r\nContent-Length: 0\r\n\r\n"])
+    assert outcome.error.startswith("ProtocolError" if last else "")
+    assert len(outcome.heads) == (0 if last else 1)
+    trailer = Outcome([CHUNKED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n0\r\n" + field + b"\r\n\r\n"])
+    assert bool(trailer.error) == bool(last)
