@@ -74,7 +74,7 @@ class EnclaveFleet(Fleet):
 
     def partitions(
         self, function: Callable[[Client, Iterator[T]], Iterable[R]]
-    ) -> Callable[[Iterator[T]], Iterator[R]]:
+    ) -> Callable[[Iterable[T]], Iterator[R]]:
         """``function(client, rows)`` for each partition, for ``RDD.mapPartitions`` (and
         ``DataFrame.mapInPandas`` and ``mapInArrow``, whose rows are whole batches).
 
@@ -84,10 +84,10 @@ class EnclaveFleet(Fleet):
         """
         self._expect_callable(function)
 
-        def partition(rows: Iterator[T]) -> Iterator[R]:
+        def partition(rows: Iterable[T]) -> Iterator[R]:
             client = self.client()
             try:
-                yield from function(client, rows)
+                yield from function(client, iter(rows))
             finally:
                 self._seen_by.add([self._seen()])
 

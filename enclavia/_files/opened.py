@@ -24,10 +24,20 @@ from .face import Face, ThreadFace
 from .reader import RangeReader
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     import httpx2
     from typing_extensions import Buffer
 
     from .downloading import Build
+
+    # What type checkers take the files of io for, so that libraries take this one for a file, too.
+    class _File(io.BufferedIOBase, BinaryIO):
+        def __enter__(self) -> Self: ...
+        def write(self, buffer: Buffer, /) -> int: ...
+
+else:
+    _File = io.BufferedIOBase
 
 __all__ = ["AsyncRemoteFile", "RemoteFile", "opened", "opening"]
 
@@ -133,7 +143,7 @@ class _Position:
 
 
 @public
-class RemoteFile(io.BufferedIOBase):
+class RemoteFile(_File):
     """A file of the workload, read by ranges: made by :meth:`Client.open`. For whatever takes a
     binary file that can be sought in. Its position is one; each call that needs bytes that are not
     there asks for them, and raises what a request raises, :class:`FileChanged` where the file is

@@ -104,6 +104,14 @@ def test_files_and_directories(fs: Any, store: Store) -> None:
             call("/a/x")
 
 
+def test_what_zarr_says_to_every_file_system_is_taken(fs: Any, store: Store) -> None:
+    """It has nothing to do with a client: whoever says it wraps a file system that blocks."""
+    store.files = {"/a/b.txt": b"12345"}
+    opened = fsspec.open("enclavia://a/b.txt", client=fs.client, asynchronous=True, loop=None)
+    with opened as file:
+        assert file.read() == b"12345"
+
+
 def test_without_an_index(fs: Any, store: Store) -> None:
     store.files = {"/a/b.txt": b"12345"}
     store.index = False
