@@ -8,6 +8,7 @@
 # make test-fleet  long jobs on Dask, Ray and Spark, with the number of channels counted
 # make test-llamaindex  what docs/integrations.md says of LlamaIndex, in an environment of its own
 # make site   the documentation as a site with search, in build/site
+# make screenshots  the site and the executed notebook in Chromium at three widths; pictures in build/screenshots
 # make soak   mixed traffic through every fault: docs/reliability.md (MINUTES=10 SEED=1)
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
@@ -26,7 +27,7 @@ C_THREADS := test_net test_loop test_enclave test_workload test_channel test_cha
     test_slow_readers test_threads test_fork
 export PYTHON
 
-.PHONY: site wheels test-browser test-wheels reproduce-wheels demo test bench soak instructions emulated lint test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
+.PHONY: site screenshots wheels test-browser test-wheels reproduce-wheels demo test bench soak instructions emulated lint pyright test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean
 demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
@@ -69,6 +70,13 @@ lint: build/installed-test
 	$(BIN)/ruff check enclavia pytest_enclavia tests docs packaging setup.py
 	$(BIN)/mypy
 	MYPYPATH=docs/site $(BIN)/mypy docs/examples/*.py docs/site/*.py
+	$(MAKE) pyright
+
+# The second type checker that editors have, over what users copy: the examples, and each code block
+# of the documentation, in lines of its page.
+pyright: build/installed-test
+	$(BIN)/python tests/support/typed_blocks.py build/typed
+	$(BIN)/basedpyright --project docs/site/pyrightconfig.json
 
 # The C tests: plain, under AddressSanitizer and UndefinedBehaviorSanitizer, and those that have
 # threads under ThreadSanitizer.
@@ -112,6 +120,15 @@ site: build/installed-site
 	ENCLAVIA_SITE_URL=$(SITE_URL) $(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going \
 	    --builder html --conf-dir docs/site --doctree-dir build/site-doctrees . build/site
 	@echo build/site/index.html
+
+build/installed-screenshots: build/installed-site pyproject.toml
+	.ci/system-packages screenshots
+	$(BIN)/pip install --quiet --group screenshots
+	@touch $@
+
+# Fails on an error in the browser's console, and on what is beyond the edge of a window. Not a part of CI, which has no browser.
+screenshots: build/installed-screenshots site
+	$(BIN)/python -m tests.screenshots
 
 # Every check of the verification path removed and turned around; fails where no test notices one.
 mutants: build/installed-test

@@ -24,10 +24,11 @@ import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import pytest
+from doc_blocks import OF_PROGRAMS, PAGES, blocks
 from doc_numbers import CLAIMS, NO_QUANTITY, WHOLLY_CLAIMED, Claim, evaluate, quantity
 from docs_app import app
 from repository import ROOT
@@ -39,8 +40,6 @@ from enclavia._exchange.engine import Stats
 from enclavia._exchange.retry import IDEMPOTENT
 from enclavia.testing import BackendFault, Fault, LocalEnclave
 
-SKILL = ROOT / "skills" / "enclavia" / "SKILL.md"
-PAGES = [ROOT / "README.md", SKILL, *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 URL_IN_DOCS = '"wss://<id>.enclaves.beta.enclavia.io"'
 
@@ -69,34 +68,13 @@ WITH_ENGINES = bool(os.environ.get("WITH_ENGINES"))
 # out, with a warning, where it is missing. Anything else that is missing fails.
 NOT_IN_THE_TEST_GROUP = {"fsspec", "opentelemetry.sdk", "pandas", "polars", "pyarrow", "tqdm"}
 
-# Whose code blocks are whole programs, which tests/fleet/test_recipes.py and
-# tests/python/integrations/test_programs.py run.
-OF_PROGRAMS = {"fleet.md", "integrations.md"}
-
 # What a module of enclavia needs, where that has another name.
 NEEDED_BY = {"dask": "distributed", "opentelemetry": "opentelemetry.sdk", "spark": "pyspark"}
 
-_BLOCK = re.compile(
-    r"(?:^<!-- run only with: (?P<needs>[\w.]+) -->\n)?^```python\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-
-
-class Block(NamedTuple):
-    line: int
-    code: str
-    needs: str | None
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [
-        Block(text.count("\n", 0, match.start("code")), match["code"], match["needs"])
-        for match in _BLOCK.finditer(text)
-    ]
-
 
 def with_code() -> list[Path]:
+    """Those of programs are run by tests/fleet/test_recipes.py and
+    tests/python/integrations/test_programs.py."""
     return [page for page in PAGES if blocks(page) and page.name not in OF_PROGRAMS]
 
 
