@@ -1,0 +1,1 @@
+"""What the documentation looks like in a browser: ``python -m tests.screenshots``."""
