@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Any, Protocol
 
 from .._arguments import is_async, value_shown
@@ -99,9 +100,11 @@ def told_of(progress: object, label: str) -> Teller:
 
 
 def _tqdm() -> Any:  # noqa: ANN401 - it has no types
-    """The one that fits: widgets in a notebook that has them, text elsewhere."""
+    """The one that fits: widgets in a notebook that has them, text elsewhere. ``tqdm.auto`` warns
+    in a notebook that has none, as if something had to be done about it."""
+    name = "tqdm" if PathFinder.find_spec("ipywidgets") is None else "tqdm.auto"
     try:
-        module = importlib.import_module("tqdm.auto")  # which may be without types, or not be there
+        module = importlib.import_module(name)  # which may be without types, or not be there
     except ImportError as error:
         raise ImportError(
             "progress=True draws a bar with tqdm, which is not installed: pip install "

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -1124,7 +1125,8 @@ def test_a_bar_of_the_callers(tmp_path: Path) -> None:
 
 
 def test_tqdm_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
     shelf = Shelf()
     with client_of(shelf) as client, pytest.raises(ImportError, match=r"enclavia\[progress\]"):
         client.download("/x", tmp_path / "file", progress=True)

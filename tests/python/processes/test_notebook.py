@@ -293,6 +293,7 @@ def test_the_example_notebook(notebook: Notebook, tmp_path: Path) -> None:
     shown = [notebook.run("".join(cell["source"])) for cell in codes]
     assert "<table" in shown[1]["text/html"]
     assert shown[2]["text/plain"] == "'hello from the enclave'"
+    assert "Warning" not in str(shown[3]), "the bar is drawn without a word about widgets"
     assert (tmp_path / "model.bin").stat().st_size == 20_480_000
     assert shown[4]["stdout"].startswith("PCR0: expected 0101")
     assert shown[5]["stdout"] == "hello from the enclave\n"
