@@ -50,7 +50,10 @@ import json, sys
 import httpx2
 before = set(sys.modules)
 compiled = []
-sys.addaudithook(lambda event, _: compiled.append(event) if event == "compile" else None)
+def note(event, arguments):  # not modules, which are compiled where no bytecode is kept
+    if event == "compile" and not str(arguments[1]).endswith(".py"):
+        compiled.append(event)
+sys.addaudithook(note)
 {statement}
 print(json.dumps([sorted(set(sys.modules) - before), len(compiled)]))
 """
