@@ -77,7 +77,7 @@ void *encl_secret_alloc(size_t size) {
 }
 
 void encl_secret_free(void *secret, size_t size) {
-    encl_wipe(secret, size); /* sodium_free does not where there are no pages to guard it (wasm) */
+    encl_wipe(secret, size); /* sodium_free does not where its platform has no aligned memory */
     sodium_free(secret);
 }
 
