@@ -532,12 +532,14 @@ static void without_a_descriptor_there_is_none(void **state) {
     struct rlimit before, none;
     fixture f;
     encl_error err;
+    uint8_t byte;
 
     (void)state;
     memset(&f, 0, sizeof f);
     unix_pair(&f);
     f.ch = open_channel(64);
-    f.st = open_stream(f.ch, "");
+    f.st = open_stream(f.ch, "x");
+    read_exactly(f.st, &byte, 1); /* the workload has its descriptor */
     assert_int_equal(encl_notifier_new(&f.told, &err), ENCL_OK);
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     none = before;
@@ -549,6 +551,87 @@ static void without_a_descriptor_there_is_none(void **state) {
     say(f.theirs, "untouched");
     expect(f.ours, "untouched");
     end(&f);
+}
+
+/* ---- libwebsockets' table of descriptors is full ---- */
+
+#define WATCHED 60
+#define CROWD   40
+
+/* How many descriptors the loop of all channels watches is decided when it is made, by the limit at
+ * that moment. */
+static int set_up_with_little_room(void **state) {
+    struct rlimit before, little;
+    int rc = set_up(state);
+
+    if (rc != 0 || getrlimit(RLIMIT_NOFILE, &before) != 0) {
+        return -1;
+    }
+    little = before;
+    little.rlim_cur = WATCHED;
+    if (setrlimit(RLIMIT_NOFILE, &little) != 0) {
+        return -1;
+    }
+    done_with(open_channel(1));
+    return setrlimit(RLIMIT_NOFILE, &before);
+}
+
+static bool eventually_moves_or_stops(fixture *f) {
+    for (int i = 0; i < 3000; i++) {
+        if (encl_pump_get_state(f->pump) != ENCL_PUMP_MOVES || stats_of(f).bytes_in != 0) {
+            break;
+        }
+        usleep(1000);
+    }
+    return encl_pump_get_state(f->pump) == ENCL_PUMP_MOVES;
+}
+
+/* Its owner has the socket as it was. */
+static void where_there_is_no_room_it_stops_before_it_begins(void **state) {
+    static fixture crowd[2 * CROWD];
+    int turned_away = 0;
+
+    (void)state;
+    for (int i = 0; i < 2 * CROWD; i++) {
+        fixture *f = &crowd[i];
+        encl_error err;
+
+        memset(f, 0, sizeof *f);
+        unix_pair(f);
+        f->ch = i % CROWD == 0 ? open_channel(CROWD) : crowd[i - 1].ch;
+        f->st = open_stream(f->ch, "");
+        assert_int_equal(encl_notifier_new(&f->told, &err), ENCL_OK);
+        say(f->theirs, "hello");
+        assert_int_equal(encl_pump_start(f->st, f->ours, f->told, TOKEN, &f->pump, &err), ENCL_OK);
+    }
+    for (int i = 0; i < 2 * CROWD; i++) {
+        fixture *f = &crowd[i];
+
+        if (eventually_moves_or_stops(f)) {
+            expect(f->theirs, "hello");
+        } else {
+            assert_int_equal(wait_stopped(f), ENCL_PUMP_STOPPED);
+            assert_int_equal(encl_pump_rest_in(f->pump).len, 0);
+            expect(f->ours, "hello");
+            say(f->ours, "by hand");
+            expect(f->theirs, "by hand");
+            turned_away++;
+        }
+    }
+    assert_in_range(turned_away, 2 * CROWD - WATCHED, 2 * CROWD - 1);
+    for (int i = 0; i < 2 * CROWD; i++) {
+        fixture *f = &crowd[i];
+
+        encl_pump_release(f->pump);
+        encl_stream_release(f->st);
+        encl_notifier_release(f->told);
+        close(f->ours);
+        close(f->theirs);
+        if (i % CROWD == CROWD - 1) {
+            assert_all_slots_come_free(f->ch);
+            done_with(f->ch);
+        }
+    }
 }
 
 int main(void) {
@@ -568,7 +651,8 @@ int main(void) {
         cmocka_unit_test(what_it_had_taken_is_its_owners),
         cmocka_unit_test(it_may_be_let_go_at_any_moment),
         cmocka_unit_test(without_a_descriptor_there_is_none),
+        cmocka_unit_test(where_there_is_no_room_it_stops_before_it_begins),
     };
 
-    return cmocka_run_group_tests_name("pump", tests, set_up, tear_down);
+    return cmocka_run_group_tests_name("pump", tests, set_up_with_little_room, tear_down);
 }
