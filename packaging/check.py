@@ -173,9 +173,9 @@ def agrees(wheel: str) -> None:
 
 
 def tool(module: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], check=False, capture_output=True, text=True
-    )
+    """In the repository's folder, whose pyproject.toml has the settings of some tools."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{module} {' '.join(arguments)}:\n{done.stdout}{done.stderr}")
     return done.stdout
