@@ -13,7 +13,7 @@
 # make wheels          sdist and wheels that carry their libraries, in dist/ (OPTIONS="--only NAME")
 # make test-wheels     installs them in Debian releases of their own and tests them there (as root;
 #                      ROOTS="NAME…")
-# make test-browser    the wheel for Pyodide, and its tests under node (as root, on Debian)
+# make test-browser    the wheel for Pyodide, and its tests under node and in Chromium (as root, on Debian)
 # make reproduce-wheels  builds a wheel twice from nothing: the same bytes? (WHEELS="NAME…")
 #
 # All install what is missing: Debian packages (.ci/system-packages) and a virtualenv in .venv.
@@ -169,6 +169,7 @@ test-wheels: wheels
 # Not part of `make test`: the toolchain is that of Debian's development release, which moves on.
 test-browser: build/installed-wheels build/installed-test
 	.ci/system-packages browser
+	$(BIN)/pip install --quiet --group browser
 	$(BIN)/python packaging/browser.py
 	$(BIN)/python -m pytest tests/browser
 

@@ -5,7 +5,7 @@ bytes are a part of.
 Only bytes that were on the disk when the note was written are gone on with: after a power cut a
 file may be as long as before and have zeros at its end.
 
-Decides whether bytes of an earlier run can be used. Calls: nothing of the package. Locks: none.
+Decides whether bytes of an earlier run can be used. Calls: _core. Locks: none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 import stat
 from typing import Any, BinaryIO, Final, Protocol
 
+from .. import _core
 from .newfile import NewFile, sync_folder, write_all
 from .source import Identity, Source
 from .target import mode_kept
@@ -32,6 +33,18 @@ _NOTE_VERSION: Final = 2
 _VALIDATOR: Final = re.compile(r"[\x20-\x7e]+")
 _SYNC_STEP: Final = 32 * 1024 * 1024
 _READ: Final = 1024 * 1024
+
+
+def _user() -> int:
+    """Whose files are ours. Pyodide has one user, and no effective one."""
+    return os.geteuid() if hasattr(os, "geteuid") else os.getuid()
+
+
+def _flock(descriptor: int, *how: str) -> None:
+    """Nothing in a browser: a tab is one process, and its files are nobody else's. JupyterLite has
+    a module fcntl that is empty."""
+    if not _core.WEB:
+        fcntl.flock(descriptor, sum(getattr(fcntl, name) for name in how))
 
 
 class Store(Protocol):
@@ -142,7 +155,7 @@ class PartialStore:
 
     def _expect_own(self, descriptor: int) -> None:
         found = os.fstat(descriptor)
-        own = found.st_uid == os.geteuid() and found.st_nlink == 1
+        own = found.st_uid == _user() and found.st_nlink == 1
         if not (stat.S_ISREG(found.st_mode) and own):
             raise OSError(
                 errno.EEXIST,
@@ -154,7 +167,7 @@ class PartialStore:
         """Another call may have renamed the file to its final name after it was opened here and
         before it was locked. So the name is looked at again under the lock."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor, "LOCK_EX", "LOCK_NB")
         except OSError:
             alone = False
         else:
@@ -173,7 +186,7 @@ class PartialStore:
             return
         with contextlib.suppress(OSError):
             note = os.stat(self._note, follow_symlinks=False)
-            if stat.S_ISREG(note.st_mode) and note.st_uid == os.geteuid():
+            if stat.S_ISREG(note.st_mode) and note.st_uid == _user():
                 return
         raise FileExistsError(
             errno.EEXIST,
@@ -210,7 +223,7 @@ class PartialStore:
                 self._note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             )
             with open(descriptor, "rb") as file:
-                owned = os.fstat(descriptor).st_uid == os.geteuid()
+                owned = os.fstat(descriptor).st_uid == _user()
                 content = json.loads(file.read(_NOTE_MAX))
             noted = _read_note(content)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -311,7 +324,7 @@ class PartialStore:
                     self._checkpoint()
         with contextlib.suppress(OSError, ValueError):
             # A process that was forked meanwhile has the descriptor, too, and would keep the lock.
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+            _flock(self._file.fileno(), "LOCK_UN")
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -7,7 +7,6 @@ such as a KeyboardInterrupt that came during a callback. Calls: nothing of the p
 from __future__ import annotations
 
 import functools
-import sys
 from types import ModuleType
 
 __all__ = ["Stop", "load_httptools", "raise_foreign"]
@@ -20,11 +19,12 @@ class Stop(Exception):
 @functools.cache
 def load_httptools() -> ModuleType:
     """Loaded with the first answer, not with the package. Pyodide has none."""
-    if sys.platform == "emscripten":
+    try:
+        import httptools
+    except ImportError:
         from . import plain
 
         return plain
-    import httptools
 
     return httptools
 

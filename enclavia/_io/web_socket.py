@@ -82,6 +82,7 @@ class _Carrier:
             ("onopen", self._opened),
             ("onmessage", self._received),
             ("onclose", self._closed),
+            ("onerror", self._failed),
         ):
             proxy = create_proxy(function)
             self._proxies.append(proxy)
@@ -104,6 +105,12 @@ class _Carrier:
 
     def _closed(self, event: Any) -> None:  # noqa: ANN401
         self._end(int(event.code), str(event.reason))
+
+    def _failed(self, _event: Any) -> None:  # noqa: ANN401
+        # Where a page's Content-Security-Policy forbids the address, Chromium tells of an error and
+        # never of an end. Of an open WebSocket the end follows, with its code.
+        if not self._is_open:
+            self._end(_ABNORMAL, "")
 
     # -- what there is to do ----------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class _Carrier:
         if socket is None:
             return
         self._set_timer(None)
-        socket.onopen = socket.onmessage = socket.onclose = None
+        socket.onopen = socket.onmessage = socket.onclose = socket.onerror = None
         proxies, self._proxies = self._proxies, []
         self._give()
         self._waiting.clear()

@@ -1,8 +1,8 @@
 """What a change of a file needs that other processes change too: its lock, for as long as one of
 them changes it, and afterwards its name on the disk.
 
-Decides how long the lock is waited for, and that it ends with the change. Calls: nothing of the
-package. Locks: flock(2) on the file.
+Decides how long the lock is waited for, and that it ends with the change. Calls: _core.
+Locks: flock(2) on the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from .. import _core
 
 __all__ = ["LOCK_WAIT", "lock_deadline", "locked", "sync_folder"]
 
@@ -39,11 +41,15 @@ def locked(descriptor: int, deadline: float, path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        if not _core.WEB:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int, deadline: float, path: str) -> None:
-    """Asked for again and again, because a wait inside of flock(2) would have no end."""
+    """Asked for again and again, because a wait inside of flock(2) would have no end. Not in a
+    browser: a tab is one process, and its files are nobody else's."""
+    if _core.WEB:
+        return
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

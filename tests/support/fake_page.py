@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -74,6 +77,7 @@ class WebSocket:
         self.onopen: Any = None
         self.onmessage: Any = None
         self.onclose: Any = None
+        self.onerror: Any = None
         self._connection: ClientConnection | None = None
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._closing = (1005, "")
@@ -81,6 +85,9 @@ class WebSocket:
         self._task = asyncio.ensure_future(self._run(url))
 
     async def _run(self, url: str) -> None:
+        if url.startswith("ws://forbidden"):  # as Chromium does by a page's policy: and no more
+            self._tell(self.onerror, SimpleNamespace(type="error"))
+            return
         code, reason = 1006, ""
         try:
             async with connect(
@@ -99,7 +106,7 @@ class WebSocket:
                     sender.cancel()
                 code, reason = connection.close_code or 1006, connection.close_reason or ""
         except (OSError, InvalidHandshake):
-            pass
+            self._tell(self.onerror, SimpleNamespace(type="error"))
         self._closed = True
         self._tell(self.onclose, SimpleNamespace(type="close", code=code, reason=reason))
 
@@ -172,8 +179,29 @@ class Switching:
         return await answer
 
 
+def take_away() -> None:
+    """What Pyodide does not have, or has and refuses."""
+    gettime = time.clock_gettime
+
+    def without_boottime(clock: int) -> float:
+        if clock == getattr(time, "CLOCK_BOOTTIME", None):
+            raise OSError(28, "Invalid argument")
+        return gettime(clock)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    time.clock_gettime = without_boottime
+    threading.Thread.start = start  # type: ignore[method-assign]
+    del os.geteuid
+    sys.modules["fcntl"] = ModuleType("fcntl")  # JupyterLite's kernel has an empty one
+    for name in ("httptools", "resource", "pwd", "grp"):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 def install(core: Path) -> None:
     """From here on ``import enclavia`` finds this page, and the core that was built for one."""
+    take_away()
     js = ModuleType("js")
     js.WebSocket = WebSocket  # type: ignore[attr-defined]
     pyodide, ffi = ModuleType("pyodide"), ModuleType("pyodide.ffi")

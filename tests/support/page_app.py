@@ -83,7 +83,7 @@ class PageApp:
 
 def facts_of(enclave: LocalEnclave, **more: Any) -> dict[str, Any]:
     """What a page is told."""
-    root = enclave.root.read_text() if hasattr(enclave.root, "read_text") else enclave.root.decode()
+    root = enclave.root.decode()
     return {
         "url": enclave.url,
         "pcrs": [each.hex() for each in enclave.pcrs.as_tuple()],

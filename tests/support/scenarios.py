@@ -28,8 +28,7 @@ def pcrs_of(enclave: Enclave) -> Pcrs:
 
 def client_of(enclave: Enclave, **options: Any) -> AsyncClient:
     given = {"pcrs": pcrs_of(enclave), "root": enclave["root"].encode(), **options}
-    if "timeout" in enclave:
-        given["timeout"] = enclave["timeout"]
+    given |= {name: enclave[name] for name in ("timeout", "patience") if name in enclave}
     return AsyncClient(enclave["url"], **given)
 
 

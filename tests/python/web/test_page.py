@@ -145,6 +145,12 @@ def test_a_browser_that_opens_no_socket_says_what_to_look_at(page: Page) -> None
     assert retryable
 
 
+def test_a_policy_that_forbids_the_address_is_an_error_at_once(page: Page) -> None:
+    report = page.run("verified", url="ws://forbidden.example", patience=0)
+    assert report["error"][0] == "ConnectError"
+    assert report["sockets"] == 1
+
+
 def test_a_browser_that_refuses_an_address_is_asked_once(page: Page) -> None:
     report = page.run("verified", url="ws://insecure.example")
     assert report["error"][0] == "ConnectError"
