@@ -23,9 +23,14 @@ class _CachedRequest:
 
     def __init__(self, request: httpx2.Request, defaults: list[tuple[bytes, bytes]] | None) -> None:
         """``defaults``: the client's headers then. None where the request had more to it, so that
-        only its URL can be used again."""
+        only its URL can be used again; then nothing else of it is kept, neither its body nor its
+        headers, which may be large or secret."""
         self.url = request.url
         self.defaults = defaults
+        self.headers = httpx2.Headers()
+        self.fields: dict[str, object] = {}
+        if defaults is None:
+            return
         self.headers = httpx2.Headers(request.headers)
         # Of a request without a body all others are values that do not change: method, URL, and a
         # body that is empty and was read.
@@ -87,13 +92,17 @@ class RequestCache:
             if value is not None and name not in _IRRELEVANT_OPTIONS:
                 plain = False
         known = all_known.get((method, url))
-        if known is None or (plain and known.defaults != client.headers.raw):
+        defaults = client.headers.raw if plain else None
+        if known is None or (plain and known.defaults != defaults):
             request = build(method, url if known is None else known.url, **options)
             # An empty ``params`` is given, too: it takes the query of the URL away.
             if not client.params and options.get("params") is None:
                 if len(all_known) >= self._MOST:
                     all_known.clear()
-                defaults = client.headers.raw if plain else None
+                # Another thread may have changed the client meanwhile. Then it is not known which
+                # headers the request was made with, and whether the jar was empty still.
+                if defaults != client.headers.raw or "cookie" in request.headers:
+                    defaults = None
                 all_known[method, url] = _CachedRequest(request, defaults)
             return request
         if not plain:

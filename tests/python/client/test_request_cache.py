@@ -1,0 +1,92 @@
+"""What a client keeps of the requests that it built, so that it need not build them again."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import httpx2
+import pytest
+
+from enclavia import Client, Pcrs
+
+PINS = Pcrs(pcr0="11" * 48, pcr1="22" * 48, pcr2="33" * 48)
+URL = "wss://enclave.example"
+
+
+def built_by(client: Client, build: Any, path: str = "/") -> httpx2.Request:
+    """As the client builds one; ``build`` is called in place of what httpx2 does."""
+    request = client._request_cache.build(client, client._has_cookies, build, "GET", path, {})
+    assert isinstance(request, httpx2.Request)
+    return request
+
+
+@pytest.mark.parametrize("how", ["content", "data", "files", "json"])
+def test_no_body_is_kept(how: str) -> None:
+    body: Any = {"content": b"x" * 1000, "json": {"a": 1}}.get(how, {"a": b"x" * 1000})
+    client = Client(URL, pcrs=PINS)
+    request = client.build_request("POST", "/", **{how: body})
+    stream = weakref.ref(request.stream)
+    del request
+    gc.collect()
+    assert stream() is None
+
+
+@pytest.mark.parametrize("options", [{"content": b"x"}, {}])
+def test_no_header_of_one_request_is_kept(options: dict[str, Any]) -> None:
+    client = Client(URL, pcrs=PINS)
+    client.build_request("POST", "/", headers={"Authorization": "secret"}, **options)
+    client.build_request("POST", "/", cookies={"session": "secret"}, **options)
+    (known,) = client._request_cache._of[1].values()
+    assert "secret" not in str(known.headers.raw)
+    assert not known.fields
+    plain = client.build_request("POST", "/").headers
+    assert "authorization" not in plain
+    assert "cookie" not in plain
+
+
+def test_headers_that_change_while_a_request_is_built() -> None:
+    """By another thread. What is built afterwards has the newer ones."""
+    client = Client(URL, pcrs=PINS, headers={"Authorization": "old"})
+
+    def build(method: str, url: Any, **options: Any) -> httpx2.Request:
+        request = httpx2.Client.build_request(client, method, url, **options)
+        client.headers["Authorization"] = "new"
+        return request
+
+    assert built_by(client, build).headers["authorization"] == "old"
+    for _ in range(2):
+        assert client.build_request("GET", "/").headers["authorization"] == "new"
+
+
+def test_a_cookie_that_arrives_while_a_request_is_built() -> None:
+    """By another thread's answer. Once it is taken away, nothing carries it."""
+    client = Client(URL, pcrs=PINS)
+
+    def build(method: str, url: Any, **options: Any) -> httpx2.Request:
+        client.cookies.set("session", "secret")
+        return httpx2.Client.build_request(client, method, url, **options)
+
+    assert built_by(client, build).headers["cookie"] == "session=secret"
+    client.cookies.clear()
+    for _ in range(2):
+        assert "cookie" not in client.build_request("GET", "/").headers
+
+
+def test_what_is_changed_of_one_request_is_not_in_the_next() -> None:
+    client = Client(URL, pcrs=PINS)
+    for _ in range(3):
+        request = client.build_request("GET", "/a")
+        assert request.method == "GET"
+        assert request.url.path == "/a"
+        assert request.content == b""
+        assert "x" not in request.headers
+        assert request.extensions == {"timeout": client.timeout.as_dict()}
+        request.headers["x"] = "y"
+        request.method = "PUT"
+        request.url = httpx2.URL("https://other.example/b")
+        request.extensions["timeout"]["read"] = 1
+        request.extensions["x"] = "y"
+        request.stream = httpx2.ByteStream(b"x")
+        request._content = b"x"
