@@ -97,11 +97,11 @@ class Engine:
         self._lock = threading.RLock()  # a destructor may come by in between
         self._requests = 0
         self._retries = 0
-        # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
-        # module: heads carry cookies and credentials and must die with the client.
         # The URL that was found to lead to this enclave last. URLs do not change, and requests that
         # repeat have the same one: it is not looked at again.
         self._own_url: httpx2.URL | None = None
+        # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
+        # module: heads carry cookies and credentials and must die with the client.
         self._head_of = functools.lru_cache(maxsize=16)(RequestHead.of)
         self._read_head = remembering()
 
