@@ -200,6 +200,9 @@ class Link:
     @property
     def wants_reading(self) -> bool: ...
     @property
+    def closing(self) -> bool:
+        """Nothing is sent after what :meth:`take` still gives: hand all of it over now."""
+    @property
     def finished(self) -> bool:
         """Everything was taken and nothing more will come: the WebSocket is to be closed."""
     @property

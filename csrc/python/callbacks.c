@@ -57,12 +57,16 @@ void callbacks_ask(void) {
 
 PyObject *callback_set(callback *c, PyObject *self, bool (*has_happened)(PyObject *self),
                        PyObject *function) {
+    PyObject *before;
+
     if (function != Py_None && !PyCallable_Check(function)) {
         PyErr_Format(PyExc_TypeError, "callback: expected something callable or None, got %R",
                      Py_TYPE(function));
         return NULL;
     }
-    callback_clear(c);
+    before = c->function;
+    encl_link_remove(&c->link);
+    c->function = NULL;
     if (function != Py_None) {
         c->self = self;
         c->function = Py_NewRef(function);
@@ -70,6 +74,7 @@ PyObject *callback_set(callback *c, PyObject *self, bool (*has_happened)(PyObjec
         encl_list_append(&listed, &c->link);
         callbacks_ask();
     }
+    Py_XDECREF(before); /* last: its end may run anything, and set another one */
     Py_RETURN_NONE;
 }
 

@@ -120,6 +120,7 @@ static PyObject *link_take(PyObject *self, PyObject *unused) {
     size_t len = encl_web_next(conn);
     PyObject *message = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
     uint8_t *out;
+    bool taken;
 
     (void)unused;
     if (message == NULL || len == 0) {
@@ -127,8 +128,12 @@ static PyObject *link_take(PyObject *self, PyObject *unused) {
     }
     out = (uint8_t *)PyBytes_AsString(message);
     Py_BEGIN_ALLOW_THREADS
-        encl_web_take(conn, out, len);
+        taken = encl_web_take(conn, out, len);
     Py_END_ALLOW_THREADS
+    if (!taken) { /* what is in the block is nobody's */
+        Py_DECREF(message);
+        return PyBytes_FromStringAndSize(NULL, 0);
+    }
     return message;
 }
 
@@ -149,6 +154,11 @@ static PyObject *link_tick(PyObject *self, PyObject *unused) {
 static PyObject *get_wants_reading(PyObject *self, void *unused) {
     (void)unused;
     return PyBool_FromLong(encl_web_wants_reading(conn_of(self)));
+}
+
+static PyObject *get_closing(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(encl_web_is_closing(conn_of(self)));
 }
 
 static PyObject *get_finished(PyObject *self, void *unused) {
@@ -191,6 +201,7 @@ static PyMethodDef link_methods[] = {
 
 static PyGetSetDef link_properties[] = {
     {"wants_reading", get_wants_reading, NULL, "Whether received() takes anything.", NULL},
+    {"closing", get_closing, NULL, "Nothing is sent after what take() still gives.", NULL},
     {"finished", get_finished, NULL, "The WebSocket is to be closed.", NULL},
     {"code", get_code, NULL, "With which code.", NULL},
     {"reason", get_reason, NULL, "With which reason.", NULL},

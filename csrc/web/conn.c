@@ -213,6 +213,10 @@ bool encl_web_is_finished(encl_conn *conn, uint16_t *code, const char **reason) 
     return finished;
 }
 
+bool encl_web_is_closing(encl_conn *conn) {
+    return state_of(conn) >= WEB_CLOSING;
+}
+
 /* ---- open, and received ---- */
 
 void encl_web_opened(encl_conn *conn) {

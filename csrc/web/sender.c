@@ -87,13 +87,13 @@ static bool has_drained(encl_conn *conn) ENCL_REQUIRES(conn->io) {
     return drained && conn->state == WEB_OPEN;
 }
 
-void encl_web_take(encl_conn *conn, uint8_t *out, size_t len) {
+bool encl_web_take(encl_conn *conn, uint8_t *out, size_t len) {
     bool drained;
 
     encl_lock(&conn->io);
     if (len == 0 || next_len(conn) != len) {
-        encl_unlock(&conn->io); /* another thread has taken it, or ended the connection */
-        return;
+        encl_unlock(&conn->io);
+        return false;
     }
     memcpy(out, conn->queue.data + conn->queue.r + sizeof(head), len);
     conn->queue.r += sizeof(head) + len;
@@ -106,4 +106,5 @@ void encl_web_take(encl_conn *conn, uint8_t *out, size_t len) {
     if (drained) {
         conn->events.drained(conn->user, conn);
     }
+    return true;
 }

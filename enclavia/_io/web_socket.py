@@ -31,11 +31,18 @@ logger = logging.getLogger("enclavia")
 
 MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of messages that wait because their readers do not read."""
+_EACH: Final = 256
+"""What a message that waits takes beside its bytes: a peer may send any number of short ones."""
+_MOST_MESSAGE: Final = 16 * 1024 * 1024
+"""As the core bounds them (csrc/web): a longer one is not even copied."""
 _AHEAD: Final = 512 * 1024
 """Bytes that the browser may have taken and not sent yet (``bufferedAmount``). A browser does not
 tell when these become fewer, so it is asked."""
 _ASK_SECONDS: Final = 0.004
+_LONGEST_TIMER: Final = 3600.0
+"""Seconds; JavaScript's timers fire at once where they are given more than 24 days."""
 _ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1
+_CODES: Final = range(1000, 5000)
 _NORMAL: Final = 1000
 _MOST_REASON: Final = 123
 
@@ -68,6 +75,7 @@ class _Carrier:
         self._is_open = False
         self._is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self._proxies: list[Any] = []
         self._socket: Any = _new_socket(url)
         self._listen()
@@ -99,12 +107,22 @@ class _Carrier:
         data = event.data
         if isinstance(data, str):
             self._link.text()
+        elif data.byteLength > _MOST_MESSAGE:
+            self._close(
+                f"expected messages of at most {_MOST_MESSAGE} bytes, got {data.byteLength}"
+            )
+        elif data.byteLength == 0:
+            # Never behind those that wait: the channel counts them, and ends where they are many.
+            self._link.received(b"")
         else:
             self._take_in(data.to_bytes())
         self._go_on()
 
     def _closed(self, event: Any) -> None:  # noqa: ANN401
-        self._end(int(event.code), str(event.reason))
+        code, reason = int(event.code), str(event.reason)
+        if code not in _CODES or code == _ABNORMAL:  # no close frame has these
+            code, reason = _ABNORMAL, ""
+        self._end(code, reason)
 
     def _failed(self, _event: Any) -> None:  # noqa: ANN401
         # Where a page's Content-Security-Policy forbids the address, Chromium tells of an error and
@@ -135,7 +153,7 @@ class _Carrier:
 
     def _take_in(self, data: bytes) -> None:
         self._waiting.append(memoryview(data))
-        self._waiting_bytes += len(data)
+        self._waiting_bytes += len(data) + _EACH
         self._give()
         if self._waiting_bytes > MOST_WAITING:
             self._close(
@@ -152,22 +170,33 @@ class _Carrier:
                 self._waiting[0] = self._waiting[0][taken:]
                 return
             self._waiting.popleft()
+            self._waiting_bytes -= _EACH
 
     def _send(self) -> None:
         from pyodide.ffi import to_js
 
         socket = self._socket
-        while socket.bufferedAmount < _AHEAD:
+        # At the end all is handed over: a peer that takes nothing must not hold the end up.
+        while self._link.closing or socket.bufferedAmount < _AHEAD:
             message = self._link.take()
             if not message:
                 return
             socket.send(to_js(message))
-        self._loop.call_later(_ASK_SECONDS, self.plan)
+        if self._asking is None:
+            self._asking = self._loop.call_later(_ASK_SECONDS, self._ask)
+
+    def _ask(self) -> None:
+        self._asking = None
+        self._plan()
 
     def _set_timer(self, seconds: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self._loop.call_later(seconds, self.plan)
+        self._timer = (
+            None
+            if seconds is None
+            else self._loop.call_later(min(seconds, _LONGEST_TIMER), self.plan)
+        )
 
     # -- its end ----------------------------------------------------------------------------
 
@@ -187,6 +216,8 @@ class _Carrier:
         if socket is None:
             return
         self._set_timer(None)
+        if self._asking is not None:
+            self._asking.cancel()
         socket.onopen = socket.onmessage = socket.onclose = socket.onerror = None
         proxies, self._proxies = self._proxies, []
         self._give()

@@ -112,7 +112,7 @@ static size_t take(encl_conn *conn) {
     uint8_t *message = malloc(len + 1);
 
     if (len != 0) {
-        encl_web_take(conn, message, len);
+        assert_true(encl_web_take(conn, message, len));
         assert_int_equal(message[0], 'a');
     }
     free(message);
@@ -172,13 +172,32 @@ static void a_block_of_its_length_alone_is_written(void **state) {
 
     (void)state;
     send_bytes(conn, 4);
-    encl_web_take(conn, block, 3);
+    assert_false(encl_web_take(conn, block, 3));
     assert_int_equal(block[0], 0);
     assert_int_equal(encl_web_next(conn), 4);
-    encl_web_take(conn, block, 4);
+    assert_true(encl_web_take(conn, block, 4));
     assert_int_equal(block[0], 'a');
-    encl_web_take(conn, block, 4); /* there is none */
+    assert_false(encl_web_take(conn, block, 4)); /* there is none */
     encl_web_closed(conn, 1000, ENCL_SLICE_NONE);
+    encl_conn_release(conn);
+}
+
+static void what_was_sent_before_the_end_is_the_last_to_take(void **state) {
+    user u;
+    encl_conn *conn = open_to(&u);
+    const char *reason;
+    uint16_t code;
+
+    (void)state;
+    send_bytes(conn, 4);
+    assert_false(encl_web_is_closing(conn));
+    encl_conn_close(conn, 1000, NULL);
+    assert_true(encl_web_is_closing(conn));
+    assert_false(encl_web_is_finished(conn, &code, &reason));
+    assert_int_equal(take(conn), 4);
+    assert_true(encl_web_is_finished(conn, &code, &reason));
+    encl_web_closed(conn, 1000, ENCL_SLICE_NONE);
+    assert_true(encl_web_is_closing(conn));
     encl_conn_release(conn);
 }
 
@@ -329,6 +348,7 @@ int main(void) {
         cmocka_unit_test(each_message_is_taken_as_it_was_sent),
         cmocka_unit_test(senders_are_told_that_there_is_room),
         cmocka_unit_test(a_block_of_its_length_alone_is_written),
+        cmocka_unit_test(what_was_sent_before_the_end_is_the_last_to_take),
         cmocka_unit_test(a_pause_within_a_message_leaves_the_rest),
         cmocka_unit_test(what_was_sent_is_taken_before_the_end),
         cmocka_unit_test(the_user_may_let_go_in_a_callback),

@@ -52,6 +52,7 @@ class Uint8Array:
 class ArrayBuffer:
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self.byteLength = len(data)
 
     def to_bytes(self) -> bytes:
         return self._data

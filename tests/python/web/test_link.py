@@ -291,6 +291,29 @@ def test_callbacks_come_once_for_what_has_happened_since() -> None:
         notifier.on_wake(5)
 
 
+def test_a_callback_whose_end_sets_another_one() -> None:
+    notifier = web_core().Notifier()
+    called: list[str] = []
+
+    class Called:
+        def __call__(self) -> None: ...
+
+        def __del__(self) -> None:
+            notifier.on_wake(lambda: called.append("at the end"))
+
+    other = web_core().Notifier()
+    other.on_wake(lambda: called.append("the other"))
+    notifier.on_wake(Called())
+    notifier.on_wake(lambda: called.append("after it"))
+    notifier.wake()
+    other.wake()
+    assert sorted(called) == ["at the end", "the other"]
+    notifier.close()
+    other.wake()
+    assert sorted(called) == ["at the end", "the other", "the other"]
+    other.close()
+
+
 def test_a_callback_is_let_go_with_its_object() -> None:
     class Called:
         def __call__(self) -> None: ...
