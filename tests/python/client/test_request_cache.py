@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import random
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
-from enclavia import Client, Pcrs
+from enclavia import AsyncClient, Client, Pcrs
 
 PINS = Pcrs(pcr0="11" * 48, pcr1="22" * 48, pcr2="33" * 48)
 URL = "wss://enclave.example"
@@ -90,3 +92,72 @@ def test_what_is_changed_of_one_request_is_not_in_the_next() -> None:
         request.extensions["x"] = "y"
         request.stream = httpx2.ByteStream(b"x")
         request._content = b"x"
+
+
+# -- whatever was built before, a request is what httpx2 makes of it ---------------------------
+
+PATHS = ("/a", "a", "/a?x=1", "/a#f", "", "/a?", "https://enclave.example/a", "//enclave.example/a",
+         "/%20 ü", "https://u:p@enclave.example/")  # fmt: skip
+METHODS = ("GET", "get", "POST", "DELETE", "HEAD")
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "headers": (None, {"X-B": "1"}),
+    "cookies": (None, {"c": "d"}),
+    "params": (None, {}, {"p": "1"}),
+    "content": (None, b"", b"x"),
+    "json": (None, {}, 0),
+    "data": (None, {}, {"a": "b"}),
+    "timeout": (None, 5, httpx2.USE_CLIENT_DEFAULT, httpx2.Timeout(9)),
+    "extensions": (None, {}, {"x": 1}, {"timeout": {"read": 1}}, {"target": b"/q"}),
+    "unknown": (1,),
+}
+CHANGES: tuple[Callable[[Any], object], ...] = (
+    lambda client: client.headers.update({"X-A": "1"}),
+    lambda client: client.headers.update({"X-A": "2"}),
+    lambda client: client.headers.pop("X-A", None),
+    lambda client: setattr(client, "headers", {"accept-Encoding": "x"}),
+    lambda client: client.cookies.set("a", "b"),
+    lambda client: client.cookies.clear(),
+    lambda client: setattr(client, "params", {"q": "1"}),
+    lambda client: setattr(client, "params", {}),
+    lambda client: setattr(client, "timeout", 1),
+    lambda client: setattr(client, "timeout", httpx2.Timeout(3, connect=1)),
+    lambda client: setattr(client, "base_url", "https://enclave.example/v1"),
+    lambda client: setattr(client, "base_url", "https://enclave.example"),
+)
+
+
+def outcome(client: Any, method: str, url: str, options: dict[str, Any]) -> tuple[object, ...]:
+    """All that a request says, which is changed then, as its owner may."""
+    try:
+        request = client.build_request(method, url, **options)
+    except TypeError:
+        return ("TypeError",)
+    said = (request.method, str(request.url), request.headers.raw, request.read(),
+            dict(request.extensions), type(request))  # fmt: skip
+    request.headers["x-changed"] = "1"
+    request.extensions["changed"] = 1
+    request.url = httpx2.URL("https://changed.example/")
+    return said
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_is_built_is_what_httpx2_builds(kind: type[Client] | type[AsyncClient]) -> None:
+    plain = httpx2.Client if kind is Client else httpx2.AsyncClient
+    for seed in range(25):
+        chance = random.Random(seed)
+        ours = kind(URL, pcrs=PINS)
+        theirs = plain(base_url=ours.base_url, headers=ours.headers, timeout=ours.timeout)
+        theirs.headers = ours.headers.copy()
+        for _ in range(50):
+            if chance.random() < 0.3:
+                change = chance.choice(CHANGES)
+                change(ours)
+                change(theirs)
+            names = chance.sample(sorted(OPTIONS), chance.choice((0, 0, 1, 1, 2)))
+            asked = (
+                chance.choice(METHODS),
+                chance.choice(PATHS),
+                {name: chance.choice(OPTIONS[name]) for name in names},
+            )
+            for _ in range(3):
+                assert outcome(ours, *asked) == outcome(theirs, *asked), (seed, asked)
