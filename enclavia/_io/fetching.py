@@ -4,7 +4,7 @@ A thread that fetches has it done by an event loop in another thread: so a deadl
 peer that sends one byte at a time end the waiting at once, also where the thread itself runs an
 event loop (a notebook).
 
-Decides how much is read. Calls: nothing of the package. Locks: none.
+Decides how much is read, and that a browser follows no redirect. Calls: _core. Locks: none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
+
+from .. import _core
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +51,8 @@ class Answer(NamedTuple):
 
 async def fetch(wanted: Fetch) -> Answer:
     """Raises what httpx2 raises."""
+    if _core.WEB:
+        return await _fetch_in_page(wanted)
     client = httpx2.AsyncClient(
         timeout=wanted.timeout, follow_redirects=False, trust_env=wanted.environment
     )
@@ -65,6 +69,57 @@ async def fetch(wanted: Fetch) -> Answer:
             response.headers.get("location"),
             response.headers.get("content-encoding"),
         )
+
+
+async def _fetch_in_page(wanted: Fetch) -> Answer:
+    """By the browser's own ``fetch``. What httpx2 uses there follows redirects, to wherever they
+    lead, before anyone is asked; here one is an error. No cookies go along, and nothing is cached.
+    A browser takes compression off by itself, so what it gives is what counts against ``most``."""
+    import asyncio
+
+    import js
+    from pyodide.ffi import JsException, to_js
+
+    controller = js.AbortController.new()
+    options = {
+        "method": "GET",
+        "signal": controller.signal,
+        # A browser decides this one itself.
+        "headers": {k: v for k, v in wanted.headers if k.lower() != "accept-encoding"},
+        "redirect": "error",
+        "credentials": "omit",
+        "cache": "no-store",
+        "referrerPolicy": "no-referrer",
+    }
+    try:
+        async with asyncio.timeout(wanted.timeout):
+            response = await js.fetch(
+                wanted.url, to_js(options, dict_converter=js.Object.fromEntries)
+            )
+            body = await _body_in_page(response, wanted.most)
+    except TimeoutError:
+        raise httpx2.ReadTimeout(f"no whole answer within {wanted.timeout} s") from None
+    except JsException as error:
+        raise httpx2.ConnectError(
+            f"the browser's fetch failed ({error}); it does not say why: the address, CORS, the "
+            "page's Content-Security-Policy, or a redirect, of which none is followed"
+        ) from None
+    finally:
+        controller.abort()  # what is left of it, if anything
+    return Answer(int(response.status), body, None, None)
+
+
+async def _body_in_page(response: Any, most: int) -> bytes:  # noqa: ANN401 - of JavaScript's
+    body = bytearray()
+    if response.body is None:
+        return b""
+    reader = response.body.getReader()
+    while response.status == 200 and len(body) <= most:
+        piece = await reader.read()
+        if piece.done:
+            return bytes(body)
+        body += piece.value.to_bytes()
+    return bytes(body)
 
 
 def fetch_in_thread(wanted: Fetch, waiter: threading.Event, timeout: float | None) -> Answer | None:
