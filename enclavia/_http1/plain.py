@@ -2,7 +2,7 @@
 
 Pyodide has no httptools, which is compiled. h11, which is not, passes chunk extensions that llhttp
 refuses, so this reads by the grammars of RFC 9112, sections 4, 5 and 7.1, as strictly as llhttp:
-tests/python/http1/test_plain.py compares the two.
+tests/python/http1/test_plain_reader.py compares the two.
 
 Decides what is a header field, and what a chunk, where llhttp does not. Calls: nothing of the
 package. Locks: none.
