@@ -11,6 +11,7 @@ from typing import Any
 
 import node_pyodide
 import pytest
+import repository
 from channels import echo
 from documents import AT, NONCE, PCRS, good, good_pki, other_pki
 from support import byte_enclave
@@ -107,7 +108,13 @@ with open("/host/data/cases.json") as file:
     cases = json.load(file)
 h = bytes.fromhex
 print(json.dumps([
-    outcome(h(c["document"]), [tuple(map(h, c["pins"]))], h(c["root"]), h(c["nonce"]), c["at"])
+    outcome(
+        h(c["document"]),
+        [tuple(map(h, c["pins"]))],
+        h(c["root"]),
+        h(c["nonce"] or "") or None,
+        c["at"],
+    )
     for c in cases
 ]))
 0
@@ -151,9 +158,41 @@ def cases() -> list[dict[str, Any]]:
         case | {"at": AT + 10**9},
         case | {"at": 0},
     ]
+    found += real_cases()
     found += [case | {"document": whole[:n].hex()} for n in range(0, len(whole), 97)]
     found += [case | {"document": spoiled(whole, rng).hex()} for _ in range(400)]
     return found
+
+
+OTHER_REAL = ("debug-zero-pcrs-2022-10-12.cose", "bad-signature-2024-07-23.cose")
+REAL = repository.ROOT.parent / "shared" / "vectors" / "nitro"
+MADE_AT = 1665651482  # Unix seconds, as the document itself says
+
+
+def real_cases() -> list[dict[str, Any]]:
+    """Documents of AWS's hardware, where they are beside the repository: of a production enclave
+    (at its own time, a year later, with another PCR0), of a debug enclave, and a spoiled one."""
+    if not REAL.exists():
+        return []
+    document = (REAL / "production-2022-10-13.cose").read_bytes()
+    unpinned = _core.Policy(None, _core.AWS_ROOT_G1, False, False)
+    pcrs = _core.verify(document, unpinned, None, MADE_AT)["pcrs"]
+    assert isinstance(pcrs, dict)
+    pins = [pcrs[i].hex() for i in range(3)]
+    case = {
+        "document": document.hex(),
+        "pins": pins,
+        "root": _core.AWS_ROOT_G1.hex(),
+        "nonce": None,
+        "at": MADE_AT,
+    }
+    others = [(REAL / name).read_bytes().hex() for name in OTHER_REAL]
+    return [
+        case,
+        case | {"at": MADE_AT + 365 * 86400},
+        case | {"pins": ["11" * 48, *pins[1:]]},
+        *(case | {"document": other} for other in others),
+    ]
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -161,10 +200,19 @@ def test_documents_are_judged_as_on_this_machine(release: str, tmp_path: Path) -
     all_cases = cases()
     h = bytes.fromhex
     expected = [
-        outcome(h(c["document"]), [tuple(map(h, c["pins"]))], h(c["root"]), h(c["nonce"]), c["at"])
+        outcome(
+            h(c["document"]),
+            [tuple(map(h, c["pins"]))],
+            h(c["root"]),
+            h(c["nonce"] or "") or None,
+            c["at"],
+        )
         for c in all_cases
     ]
     assert len({text.partition(":")[0] for text in expected}) > 4
+    assert (
+        len([text for text in expected if text.startswith("verified nitro")]) >= 1 + REAL.exists()
+    )
     (tmp_path / "cases.json").write_text(json.dumps(all_cases))
     code, said = node_pyodide.run(release, JUDGE, tmp_path)
     assert code == 0, said
