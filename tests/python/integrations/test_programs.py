@@ -405,7 +405,8 @@ def test_zarr(run: Run) -> None:
     reached_only_the_tunnel(ran)
     assert ran.out == "[[1. 1.]\n [0. 0.]]\n"
     chunks = [each for each in store.methods if "/c/" in each]
-    assert [each for each in chunks if each.startswith("GET")] == [
+    # zarr asks for them at once: which comes first is chance.
+    assert sorted(each for each in chunks if each.startswith("GET")) == [
         "GET /files/grid.zarr/c/0/0",
         "GET /files/grid.zarr/c/1/0",
     ]
