@@ -1355,8 +1355,8 @@ def test_at_the_limit_of_descriptors_connections_wait(
         assert len(seen.bodies) == (0 if which == ".control" else 40)
         _, told = process.communicate("")
         assert process.returncode == 0
-        assert told.count("\n") == 1, told  # once, not for each connection
-        assert "cannot take more connections" in told
+        # Once, not for each connection. It may also say that it cut the last that were closing.
+        assert told.count("cannot take more connections") == 1, told
 
 
 SILENT = """
