@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .. import _core
 from .._errors import StateError
-from .face import Ended, Io, deadline_of, run, time_left
-from .late import nothing_read, nothing_sent
-from .loops import LoopIo, Waiter, loop_hub
-from .threads import ThreadIo
+from .face import run
+from .late import nothing_sent
+from .loops import LoopIo, loop_hub
+from .threads import StepIo, ThreadIo
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -94,12 +94,7 @@ class SwitchIo(ThreadIo):
 
     async def read(self, stream: AnyStream, n: int, timeout: float | None) -> bytes:
         data = stream.read(n, 0)
-        deadline = deadline_of(timeout)
-        while data is None:
-            if not await self.wait_stream(stream, _core.READABLE, time_left(deadline)):
-                raise nothing_read(timeout)
-            data = stream.read(n, 0)
-        return data
+        return switch(_LOOP.read(stream, n, timeout)) if data is None else data
 
     async def write(self, stream: AnyStream, data: Buffer, timeout: float | None) -> int:
         sent = stream.write(data, 0)
@@ -115,15 +110,8 @@ class SwitchIo(ThreadIo):
     async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
         return switch(_LOOP.fetch(wanted, timeout))
 
-    async def unless(
-        self,
-        ended: Callable[[], bool],
-        watch: Callable[[Any], None],
-        step: Callable[[Io[Any]], Coroutine[Any, Any, T]],
-    ) -> T:
-        waits = _StepIo(ended)
-        watch(waits)
-        return await step(waits)
+    def _step_io(self, ended: Callable[[], bool]) -> StepIo:
+        return _SwitchStepIo(ended)
 
 
 class SwitchStream:
@@ -151,38 +139,8 @@ class SwitchStream:
         )
 
 
-class _StepIo(SwitchIo):
-    """The waits of one step, which :meth:`set` ends. The event loop calls it while one waits."""
-
-    def __init__(self, ended: Callable[[], bool]) -> None:
-        self._ended = ended
-        self._waiters: list[Waiter] = []
-
-    def set(self) -> None:
-        if self._ended():
-            for waiter in self._waiters.copy():
-                waiter.set()
-
-    def waiter(self) -> Any:  # noqa: ANN401
-        waiter = super().waiter()
-        self._waiters.append(waiter)
-        return waiter
-
-    async def wait(self, waiter: Any, timeout: float | None) -> bool:  # noqa: ANN401
-        self._expect_wanted()
-        in_time = await super().wait(waiter, timeout)
-        self._expect_wanted()
-        return in_time
-
-    async def fetch(self, wanted: Fetch, timeout: float | None) -> Answer | None:
-        self._expect_wanted()
-        answer = await super().fetch(wanted, timeout)
-        self._expect_wanted()
-        return answer
-
-    def _expect_wanted(self) -> None:
-        if self._ended():
-            raise Ended
+class _SwitchStepIo(StepIo, SwitchIo):
+    """What :class:`StepIo` adds, on top of this module's waits."""
 
 
 _IO = SwitchIo()

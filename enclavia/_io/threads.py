@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .fetching import Answer, Fetch
     from .local import AnyChannel, AnySlot, AnyStream
 
-__all__ = ["ThreadHub", "ThreadIo", "thread_hub"]
+__all__ = ["StepIo", "ThreadHub", "ThreadIo", "thread_hub"]
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ class ThreadIo:
         watch: Callable[[Any], None],
         step: Callable[[Io[Any]], Coroutine[Any, Any, T]],
     ) -> T:
-        waits = _StepIo(ended)
+        waits = self._step_io(ended)
         try:
             watch(waits)
             return await step(waits)
@@ -220,13 +220,17 @@ class ThreadIo:
             # Whoever was given it keeps it, and would be kept in turn by what ``ended`` looks at.
             waits.ended = _never
 
+    def _step_io(self, ended: Callable[[], bool]) -> StepIo:
+        return StepIo(ended)
+
 
 def _never() -> bool:
     return False
 
 
-class _StepIo(ThreadIo):
-    """The waits of one step, which :meth:`set`, called by another thread, ends."""
+class StepIo(ThreadIo):
+    """The waits of one step. :meth:`set` ends them: another thread calls it, or in a browser the
+    event loop."""
 
     def __init__(self, ended: Callable[[], bool]) -> None:
         self.ended = ended
@@ -238,7 +242,7 @@ class _StepIo(ThreadIo):
                 waiter.set()
 
     def waiter(self) -> threading.Event:
-        waiter = threading.Event()
+        waiter = super().waiter()
         self._waiters.append(waiter)
         return waiter
 

@@ -80,7 +80,7 @@ class _Carrier:
         self._socket: Any = _new_socket(url)
         self._listen()
         link.on_work(functools.partial(_work, weakref.ref(self)))
-        self._plan()
+        self.plan()
 
     def _listen(self) -> None:
         from pyodide.ffi import create_proxy
@@ -138,8 +138,6 @@ class _Carrier:
             self._is_due = True
             self._loop.call_soon(self._go_on)
 
-    _plan = plan
-
     def _go_on(self) -> None:
         self._is_due = False
         if self._socket is None:
@@ -187,7 +185,7 @@ class _Carrier:
 
     def _ask(self) -> None:
         self._asking = None
-        self._plan()
+        self.plan()
 
     def _set_timer(self, seconds: float | None) -> None:
         if self._timer is not None:
