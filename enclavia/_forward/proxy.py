@@ -210,6 +210,8 @@ class ProxyApp:
         except _ClientGone:
             pass
         except EnclaviaError as error:
+            # The connection may be ended here: that must not cancel this task.
+            leaving.ignore()
             if exchange is None:
                 body = json.dumps({"error": error_fields(error)}).encode()
                 await answer(send, _status_of(error), body)
