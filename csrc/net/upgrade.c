@@ -2,9 +2,11 @@
  * upgrade, its certificate with the whole name, and what a failure means in words. Says what was
  * wrong; ws_connect.c acts on it. Calls libwebsockets and OpenSSL. Service thread only; no lock. */
 #include <arpa/inet.h>
+#include <limits.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "net/internal.h"
@@ -126,24 +128,52 @@ static void copy_reason(char out[REASON_MAX], encl_slice text) {
                    text.data == NULL ? "" : (const char *)text.data);
 }
 
+#define UNREACHED     "no server listens there, or none can be reached"
+#define EXPLAINED_MAX 256
+
+/* libwebsockets 4.3 gives what errno was as a number, where 4.1 gives none. */
+static bool explain_number(char out[EXPLAINED_MAX], const char *reason) {
+    static const char *const words[][2] = {
+        {"conn fail: skt creation: errno ", "no socket could be made"},
+        {"conn fail: skt options: errno ", "no socket could be made"},
+        {"conn fail: errno ", UNREACHED},
+        {"conn fail: ", UNREACHED},
+    };
+
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        size_t len = strlen(words[i][0]);
+        long code = strncmp(reason, words[i][0], len) == 0 ? strtol(reason + len, NULL, 10) : 0;
+
+        if (code > 0 && code <= INT_MAX) {
+            (void)snprintf(out, EXPLAINED_MAX, "%s: %s", words[i][1], strerror((int)code));
+            return true;
+        }
+    }
+    return false;
+}
+
 /* libwebsockets' reasons are short, and written for its own developers. */
-static const char *explain(const char *reason) {
+static void explain(char out[EXPLAINED_MAX], const char *reason) {
     static const char *const words[][2] = {
         {"read failed",
          "expected a whole HTTP answer to the WebSocket upgrade, got the end of the connection"},
         {"Peer hung up",
          "expected a whole HTTP answer to the WebSocket upgrade, got the end of the connection"},
-        {"Unable to connect", "no server listens there, or none can be reached"},
+        {"Unable to connect", UNREACHED},
         {"proxy conn dead", "expected an answer of the proxy to CONNECT, it hung up"},
         {"proxy read err", "expected an answer of the proxy to CONNECT, it hung up"},
     };
 
+    if (explain_number(out, reason)) {
+        return;
+    }
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
         if (strcmp(reason, words[i][0]) == 0) {
-            return words[i][1];
+            reason = words[i][1];
+            break;
         }
     }
-    return reason;
+    (void)snprintf(out, EXPLAINED_MAX, "%s", reason);
 }
 
 /* Failures that another address of the same name would not mend. */
@@ -182,14 +212,15 @@ bool net_upgrade_explain(const net_target *t, SSL *ssl, encl_slice text, encl_er
 }
 
 void net_upgrade_note_failure(net_target *t, encl_slice text) {
-    char reason[REASON_MAX];
+    char reason[REASON_MAX], explained[EXPLAINED_MAX];
     bool in_tls;
 
     copy_reason(reason, text);
+    explain(explained, reason);
     in_tls = strncmp(reason, "connect SSL err", strlen("connect SSL err")) == 0;
     (void)snprintf(t->last_failure, sizeof t->last_failure, "%s%s",
                    in_tls ? "the TLS handshake failed; expected a server with TLS, as wss:// says "
                             "(a local enclave without tls=True is ws://): "
                           : "",
-                   explain(reason));
+                   explained);
 }

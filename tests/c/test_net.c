@@ -8,6 +8,7 @@
 
 #include <arpa/inet.h>
 #include <dirent.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <openssl/ssl.h>
 #include <poll.h>
@@ -18,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "net/internal.h"
 #include "net_sides.h"
 
 static void echoes_many_bytes(void **state) {
@@ -147,6 +149,7 @@ static void refused_connections_say_so(void **state) {
     WAIT_FOR(&p, p.closed);
     print_message("%s\n", p.why.message);
     assert_int_equal(p.why.code, ENCL_E_CONNECT);
+    assert_non_null(strstr(p.why.message, "no server listens there"));
     encl_conn_release(conn);
 
     peer_init(&p);
@@ -165,6 +168,43 @@ static void refused_connections_say_so(void **state) {
     assert_int_equal(p.why.code, ENCL_E_CONNECT);
     encl_conn_release(conn);
     encl_loop_free(loop);
+}
+
+static void expect_explained(const char *reason, const char *meaning, int code) {
+    static net_target tried;
+    char expected[200];
+
+    (void)snprintf(expected, sizeof expected, "%s%s%s", meaning, code == 0 ? "" : ": ",
+                   code == 0 ? "" : strerror(code));
+    net_upgrade_note_failure(&tried, ENCL_SLICE(reason, strlen(reason)));
+    assert_string_equal(tried.last_failure, expected);
+}
+
+/* Each version of libwebsockets gives others of these. */
+static void the_number_of_an_error_is_said_in_words(void **state) {
+    static const char unreached[] = "no server listens there, or none can be reached";
+    static const char *const numberless[] = {"conn fail: sock accept", "conn fail: 0",
+                                             "conn fail: ", "conn fail: 99999999999999999999", ""};
+    static const struct {
+        const char *before, *after, *meaning;
+    } numbered[] = {
+        {"conn fail: ", "", unreached},
+        {"conn fail: errno ", ": 127.0.0.1:1", unreached},
+        {"conn fail: skt creation: errno ", "", "no socket could be made"},
+        {"conn fail: skt options: errno ", "", "no socket could be made"},
+    };
+    char reason[100];
+
+    (void)state;
+    expect_explained("Unable to connect", unreached, 0);
+    for (size_t i = 0; i < sizeof numbered / sizeof numbered[0]; i++) {
+        (void)snprintf(reason, sizeof reason, "%s%d%s", numbered[i].before, ECONNREFUSED,
+                       numbered[i].after);
+        expect_explained(reason, numbered[i].meaning, ECONNREFUSED);
+    }
+    for (size_t i = 0; i < sizeof numberless / sizeof numberless[0]; i++) {
+        expect_explained(numberless[i], numberless[i], 0);
+    }
 }
 
 static void bad_targets_are_refused_at_once(void **state) {
@@ -463,6 +503,7 @@ int main(void) {
         cmocka_unit_test(every_length_of_head_is_written),
         cmocka_unit_test(a_paused_reader_stops_the_sender),
         cmocka_unit_test(refused_connections_say_so),
+        cmocka_unit_test(the_number_of_an_error_is_said_in_words),
         cmocka_unit_test(bad_targets_are_refused_at_once),
         cmocka_unit_test(nothing_is_left_behind),
         cmocka_unit_test(a_child_keeps_no_connecting_socket),
