@@ -12,13 +12,25 @@ bool net_duplicate_prepare(encl_loop *loop) {
     return loop->hung_up >= 0;
 }
 
+static void close_unwatched(encl_conn *conn) {
+    net_disown(&conn->raw_owned);
+    (void)close(conn->duplicate);
+    conn->duplicate = -1;
+}
+
 /* libwebsockets would shut the socket before it closes the descriptor, and may do both some time
  * later. So the number is made to mean something else at once, of which poll() says that it has
  * hung up, and which can be shut without consequences. */
+static void close_watched(encl_conn *conn) ENCL_REQUIRES(conn->io) {
+    net_disown(&conn->raw_owned);
+    encl_descriptor_replace(conn->socket.fd, conn->loop->hung_up);
+    conn->socket.fd = -1;
+}
+
 void net_duplicate_close(encl_conn *conn) {
-    if (conn->socket.fd >= 0) {
-        net_disown(&conn->raw_owned);
-        (void)dup2(conn->loop->hung_up, conn->socket.fd);
-        conn->socket.fd = -1;
+    if (conn->duplicate >= 0) {
+        close_unwatched(conn);
+    } else if (conn->socket.fd >= 0) {
+        close_watched(conn);
     }
 }

@@ -338,7 +338,8 @@ net_outcome net_liveness_look(encl_conn *conn, encl_error *why);
 /* ---- duplicate.c: of sockets that are somebody else's; service thread ---- */
 /* Before the first one is watched. False: there is no descriptor for it. */
 bool net_duplicate_prepare(encl_loop *loop);
-/* Closes it. libwebsockets has its number, of something else from now on, and closes that later. */
+/* Closes it. Where libwebsockets watches it, that has its number, of something else from now on,
+ * and closes that later. */
 void net_duplicate_close(encl_conn *conn) ENCL_REQUIRES(conn->io);
 
 /* ---- conn.c: service thread ---- */

@@ -58,6 +58,8 @@ void encl_alarm_clear(int fd);
 
 /* A descriptor that poll() says has hung up, and nothing else. Closed by exec. -1 with errno. */
 int encl_hung_up_open(void);
+/* From now on fd means what by means: what it meant before is closed. Closed by exec, like by. */
+void encl_descriptor_replace(int fd, int by);
 
 /* A TCP socket that does not block and is closed by exec. -1 with errno. */
 int encl_socket_tcp(int family);

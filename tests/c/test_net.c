@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <openssl/ssl.h>
 #include <poll.h>
@@ -19,7 +20,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "net/internal.h"
 #include "net_sides.h"
 
 static void echoes_many_bytes(void **state) {
@@ -497,6 +497,75 @@ static void signals_are_as_they_were(void **state) {
     encl_loop_free(loop);
 }
 
+/* ---- borrowed sockets ---- */
+
+/* A connection that nothing but net_duplicate_close sees, and a pair of sockets, one of them its.
+ */
+typedef struct borrower {
+    encl_loop loop;
+    encl_conn conn;
+    int ends[2];
+} borrower;
+
+static void borrow(borrower *b) {
+    encl_error err;
+
+    memset(b, 0, sizeof *b);
+    assert_int_equal(encl_net_init(&err), ENCL_OK);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, b->ends), 0);
+    b->loop.hung_up = -1;
+    b->conn.loop = &b->loop;
+    b->conn.socket.fd = b->conn.duplicate = -1;
+    (void)encl_mutex_init(&b->conn.io);
+    net_own(&b->conn.raw_owned, b->ends[0]);
+}
+
+static void give_back(borrower *b) {
+    encl_lock(&b->conn.io);
+    net_duplicate_close(&b->conn);
+    encl_unlock(&b->conn.io);
+    encl_mutex_destroy(&b->conn.io);
+    assert_int_equal(b->conn.raw_owned.inode, 0);
+}
+
+static void expect_no_copy(const borrower *b) {
+    char byte;
+
+    assert_int_equal(recv(b->ends[1], &byte, 1, MSG_DONTWAIT), 0);
+    close(b->ends[1]);
+}
+
+static void what_stands_in_for_a_borrowed_socket_is_closed_by_exec(void **state) {
+    static borrower b;
+    struct pollfd number;
+
+    (void)state;
+    borrow(&b);
+    assert_true(net_duplicate_prepare(&b.loop));
+    b.conn.socket.fd = b.ends[0];
+    give_back(&b);
+    expect_no_copy(&b);
+    assert_int_equal(b.conn.socket.fd, -1);
+    number = (struct pollfd){.fd = b.ends[0], .events = POLLIN};
+    assert_int_equal(poll(&number, 1, 0), 1);
+    assert_int_equal(number.revents, POLLHUP);
+    assert_int_equal(fcntl(b.ends[0], F_GETFD), FD_CLOEXEC);
+    close(b.ends[0]);
+    close(b.loop.hung_up);
+}
+
+static void a_borrowed_socket_that_was_never_watched_is_closed_at_the_end(void **state) {
+    static borrower b;
+
+    (void)state;
+    borrow(&b);
+    b.conn.duplicate = b.ends[0];
+    give_back(&b);
+    expect_no_copy(&b);
+    assert_int_equal(b.conn.duplicate, -1);
+    assert_int_equal(fcntl(b.ends[0], F_GETFD), -1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(echoes_many_bytes),
@@ -513,6 +582,8 @@ int main(void) {
         cmocka_unit_test(a_loop_ends_while_names_are_looked_up),
         cmocka_unit_test(writing_tls_to_a_gone_peer_raises_no_signal),
         cmocka_unit_test(signals_are_as_they_were),
+        cmocka_unit_test(what_stands_in_for_a_borrowed_socket_is_closed_by_exec),
+        cmocka_unit_test(a_borrowed_socket_that_was_never_watched_is_closed_at_the_end),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
