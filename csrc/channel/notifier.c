@@ -173,6 +173,7 @@ void encl_notifier_post(encl_notifier *n, uint64_t token) {
 
 size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
     size_t taken;
+    bool more;
 
     if (is_forked(n)) {
         return 0;
@@ -188,9 +189,10 @@ size_t encl_notifier_drain(encl_notifier *n, uint64_t *tokens, size_t max) {
         memmove(n->tokens, n->tokens + taken, (n->count - taken) * sizeof *tokens);
         n->count -= taken;
     }
-    if (n->count != 0) {
+    more = n->count != 0;
+    encl_unlock(&n->lock);
+    if (more) {
         encl_notifier_wake(n);
     }
-    encl_unlock(&n->lock);
     return taken;
 }

@@ -162,6 +162,42 @@ static void tokens_are_announced(void **state) {
     done_with(ch);
 }
 
+typedef struct called {
+    encl_notifier *n;
+    int times;
+} called;
+
+static void note_call(void *arg) {
+    called *c = arg;
+    encl_error err;
+
+    c->times++;
+    assert_int_equal(encl_notifier_reserve(c->n, &err), ENCL_OK); /* takes the notifier's lock */
+    encl_notifier_unreserve(c->n);
+}
+
+static void a_notifier_calls_without_its_lock_while_tokens_are_left(void **state) {
+    called c = {0};
+    uint64_t token;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_notifier_new_calling(note_call, &c, &c.n, &err), ENCL_OK);
+    for (uint64_t i = 0; i < 3; i++) {
+        assert_int_equal(encl_notifier_reserve(c.n, &err), ENCL_OK);
+        encl_notifier_post(c.n, i);
+    }
+    assert_int_equal(c.times, 1);
+    alarm(30); /* instead of a deadlock for ever */
+    for (uint64_t i = 0; i < 3; i++) {
+        assert_int_equal(encl_notifier_drain(c.n, &token, 1), 1);
+        assert_int_equal(token, i);
+        assert_int_equal(c.times, i < 2 ? 2 + i : 3);
+    }
+    alarm(0);
+    encl_notifier_release(c.n);
+}
+
 /* What of a stream's registrations the core still counts as waiting. */
 typedef struct waits {
     bool reads, wants;
@@ -502,6 +538,7 @@ int main(void) {
         cmocka_unit_test(abandoning_wakes_whoever_waits_for_the_answer),
         cmocka_unit_test(closing_wakes_whoever_waits),
         cmocka_unit_test(tokens_are_announced),
+        cmocka_unit_test(a_notifier_calls_without_its_lock_while_tokens_are_left),
         cmocka_unit_test(stages_are_reached_in_order),
         cmocka_unit_test(who_stops_waiting_leaves_nothing_behind),
         cmocka_unit_test(everybody_who_waits_is_told),
