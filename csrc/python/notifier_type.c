@@ -46,8 +46,8 @@ static PyObject *notifier_close(PyObject *self, PyObject *unused) {
     encl_notifier *notifier = n->notifier;
 
     (void)unused;
+    n->notifier = NULL; /* first: the end of a callback may run anything, and set another one */
     forget_callback(n);
-    n->notifier = NULL;
     encl_notifier_release(notifier);
     Py_RETURN_NONE;
 }

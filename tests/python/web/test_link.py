@@ -314,6 +314,28 @@ def test_a_callback_whose_end_sets_another_one() -> None:
     other.close()
 
 
+def test_a_callback_whose_end_sets_another_one_on_a_closed_notifier() -> None:
+    notifier = web_core().Notifier()
+    refused: list[str] = []
+
+    class Called:
+        def __call__(self) -> None: ...
+
+        def __del__(self) -> None:
+            try:
+                notifier.on_wake(print)
+            except ValueError as error:
+                refused.append(str(error))
+
+    notifier.on_wake(Called())
+    notifier.close()
+    other = web_core().Notifier()
+    other.on_wake(print)  # looks for whoever was woken, among all that are listed
+    other.close()
+    assert len(refused) == 1
+    assert "closed" in refused[0]
+
+
 def test_a_callback_is_let_go_with_its_object() -> None:
     class Called:
         def __call__(self) -> None: ...
