@@ -8,8 +8,8 @@
 /* Must succeed once before anything else here is used; later calls cost a load. */
 encl_result encl_base_init(encl_error *err);
 
-/* Zeroed, guarded memory; NULL when there is none. encl_secret_free wipes all of its size.
- */
+/* Zeroed, guarded memory; NULL when there is none. encl_secret_free wipes size bytes, all that was
+ * allocated. */
 void *encl_secret_alloc(size_t size);
 void encl_secret_free(void *secret, size_t size);
 

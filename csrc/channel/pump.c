@@ -1,10 +1,10 @@
 /* A pump between a stream and a socket. Decides how much is moved at a time, when each side is
- * read, and that it stops. The socket is a borrowed connection of net's; of the stream it is told
- * like an event loop, by a notifier that posts a job in place of a descriptor.
+ * read, and that it stops. The socket is a borrowed connection of net's. For the stream it waits as
+ * an event loop does, but with a notifier that posts a job and has no descriptor.
  *
- * Everything here runs in the service thread, but for what pump.h has. No lock of its own: what
- * other threads read are atomics, and what they read once it moves no longer was written before the
- * state that says so. Calls stream, transfer, waits and settle. */
+ * Everything here runs in the service thread, except for the functions of pump.h. It has no lock of
+ * its own: other threads read atomics while it moves bytes, and the rest only after the state says
+ * that it has stopped, which is written last. Calls stream, transfer, waits and settle. */
 #include "channel/pump.h"
 
 #include <stdlib.h>
@@ -36,9 +36,9 @@ struct encl_pump {
     atomic_int_fast64_t touched_at, asked_at;
     atomic_bool answered, rest_waits;
 
-    /* ---- service thread; the owner's once it moves no longer ---- */
-    bool opened;   /* the connection is, or was */
-    bool stopping; /* by us: it is not the socket that ends this */
+    /* ---- service thread; the owner's once it has stopped ---- */
+    bool opened;   /* the connection is open, or was */
+    bool stopping; /* this side ends it, and not the socket */
     encl_buf rest; /* read from the socket, not taken by the stream */
     encl_buf out;  /* what the socket had not taken at the end */
     watch over;
@@ -132,9 +132,8 @@ static bool put(encl_pump *p, encl_slice bytes, size_t *taken, encl_code *rc) {
     return *rc == ENCL_OK;
 }
 
-/* What the stream does not take now it may take later; what it does not take at all, its owner
- * sees.
- */
+/* Waits for room where the stream is full. Any other failure is for the owner to find, who tries to
+ * write the rest. */
 static void wait_to_put(encl_pump *p, encl_code rc) {
     encl_error err;
 

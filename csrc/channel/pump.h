@@ -17,15 +17,15 @@ typedef enum encl_pump_state {
 } encl_pump_state;
 
 /* fd stays the caller's, who neither reads nor writes it, nor the stream, while the pump moves. The
- * token is announced once, when it does no longer. Gives one reference. Any thread. */
+ * token is announced once, when the pump has stopped. Gives one reference. Any thread. */
 encl_result encl_pump_start(encl_stream *st, int fd, encl_notifier *n, uint64_t token,
                             encl_pump **out, encl_error *err);
-/* Moves nothing any more, soon; nobody waits for that. */
+/* It stops soon after this has returned. */
 void encl_pump_stop(encl_pump *p);
 void encl_pump_release(encl_pump *p); /* stops */
 encl_pump_state encl_pump_get_state(encl_pump *p);
 
-/* What was taken and is not passed on: for the owner, once it moves no longer. */
+/* What was taken from one side and not given to the other: for the owner, once it has stopped. */
 encl_slice encl_pump_rest_in(encl_pump *p);  /* of the socket's, for the stream */
 encl_slice encl_pump_rest_out(encl_pump *p); /* of the stream's, for the socket */
 

@@ -97,7 +97,7 @@ PyObject *binding_wrap_request(encl_request *request); /* takes the reference */
 
 #ifdef ENCL_WEB
 PyObject *binding_wrap_link(encl_conn *conn); /* borrows the reference */
-/* The WebSocket that nobody has made any more is closed. */
+/* Ends a connection of which no Link was made: its WebSocket never was, either. */
 void binding_drop_link(encl_conn *conn);
 #endif
 

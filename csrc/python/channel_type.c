@@ -164,7 +164,7 @@ static PyObject *channel_link(PyObject *self, PyObject *unused) {
     return link;
 }
 
-/* Nobody else can say that its WebSocket, which there never was, has closed. */
+/* Where nobody took the Link there is no WebSocket, and nobody who would say that it has closed. */
 static void drop_unlinked(PyObject *self, encl_channel *channel) {
     if (!((channel_object *)self)->linked) {
         binding_drop_link(encl_channel_connection(channel));

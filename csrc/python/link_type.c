@@ -190,7 +190,7 @@ static PyObject *get_reason(PyObject *self, void *unused) {
 static PyMethodDef link_methods[] = {
     {"opened", link_opened, METH_NOARGS, "The WebSocket is open."},
     {"received", link_received, METH_O, "Bytes of a binary message; how many were taken."},
-    {"text", link_text, METH_NOARGS, "A text message has come."},
+    {"text", link_text, METH_NOARGS, "A text message was received."},
     {"closed", BINDING_CALL(link_closed), METH_VARARGS | METH_KEYWORDS,
      "The WebSocket has closed, or could not be opened."},
     {"on_work", link_on_work, METH_O, "What to call when there is something to do."},

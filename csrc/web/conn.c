@@ -233,7 +233,7 @@ void encl_web_opened(encl_conn *conn) {
     }
 }
 
-/* A few are passed over: they are of no protocol that this knows, and cost time all the same. */
+/* A few are passed over. They mean nothing in the protocol, but each of them costs time. */
 static void charge_idle(encl_conn *conn) {
     encl_error why;
 
@@ -263,9 +263,8 @@ bool encl_web_wants_reading(encl_conn *conn) {
     return wants;
 }
 
-/* In blocks, so that the user can pause in between. The user decrypts in place, so a block is
- * wiped.
- */
+/* In blocks, so that the user can pause in between. The user decrypts in place, so that each block
+ * is wiped afterwards. */
 static size_t deliver(encl_conn *conn, encl_slice bytes, uint8_t *block) {
     size_t done = 0;
 

@@ -40,8 +40,8 @@ bool encl_web_had_work(encl_conn *conn);
 
 /* The next message to send is len bytes; 0 where there is none. */
 size_t encl_web_next(encl_conn *conn);
-/* Moves that message into a block of its length (encl_web_next, with no other call in between). */
-/* False where it is not there any more: another thread has taken it, or ended the connection. */
+/* Moves that message into a block of its length (encl_web_next, with no other call in between).
+ * False where it is not there any more: another thread has taken it, or ended the connection. */
 ENCL_MUST_USE bool encl_web_take(encl_conn *conn, uint8_t *out, size_t len);
 /* Whether encl_web_received takes anything. */
 bool encl_web_wants_reading(encl_conn *conn);

@@ -200,6 +200,7 @@ static void what_is_there_already_is_moved(void **state) {
 typedef struct flood {
     int fd;
     size_t total;
+    pthread_t thread;
 } flood;
 
 static void *send_all(void *arg) {
@@ -220,6 +221,16 @@ static void *send_all(void *arg) {
     return NULL;
 }
 
+/* From the client, in a thread of its own, until all is taken or the socket has ended. */
+static void begin_flood(flood *all, const fixture *f, size_t total) {
+    *all = (flood){.fd = f->theirs, .total = total};
+    assert_int_equal(pthread_create(&all->thread, NULL, send_all, all), 0);
+}
+
+static void end_flood(const flood *all) {
+    assert_int_equal(pthread_join(all->thread, NULL), 0);
+}
+
 static void read_all(int fd, size_t from, size_t total) {
     uint8_t block[65536];
 
@@ -234,15 +245,13 @@ static void read_all(int fd, size_t from, size_t total) {
 
 static void much_goes_both_ways_in_order(void **state) {
     fixture f;
-    flood all = {.total = MUCH};
-    pthread_t thread;
+    flood all;
 
     (void)state;
     start(&f, unix_pair);
-    all.fd = f.theirs;
-    assert_int_equal(pthread_create(&thread, NULL, send_all, &all), 0);
+    begin_flood(&all, &f, MUCH);
     read_all(f.theirs, 0, MUCH);
-    pthread_join(thread, NULL);
+    end_flood(&all);
     assert_int_equal(stats_of(&f).bytes_in, MUCH);
     end(&f);
 }
@@ -268,35 +277,31 @@ static void fill_up(fixture *f) {
 
 static void a_client_that_does_not_read_is_waited_for(void **state) {
     fixture f;
-    flood all = {.total = 4 * MUCH};
-    pthread_t thread;
+    flood all;
 
     (void)state;
     start(&f, unix_pair);
-    all.fd = f.theirs;
-    assert_int_equal(pthread_create(&thread, NULL, send_all, &all), 0);
+    begin_flood(&all, &f, 4 * MUCH);
     fill_up(&f);
     assert_true(stats_of(&f).pending);
     assert_in_range(encl_stream_buffered(f.st), 0, ENCL_STREAM_HIGH_WATER + 512 * 1024);
     assert_int_equal(encl_pump_get_state(f.pump), ENCL_PUMP_MOVES);
     read_all(f.theirs, 0, all.total);
-    pthread_join(thread, NULL);
+    end_flood(&all);
     end(&f);
 }
 
 /* It is told although nothing is read of its socket for now. */
 static void a_client_that_leaves_meanwhile_is_gone(void **state) {
     fixture f;
-    flood all = {.total = 4 * MUCH};
-    pthread_t thread;
+    flood all;
 
     (void)state;
     start(&f, unix_pair);
-    all.fd = f.theirs;
-    assert_int_equal(pthread_create(&thread, NULL, send_all, &all), 0);
+    begin_flood(&all, &f, 4 * MUCH);
     fill_up(&f);
     shutdown(f.theirs, SHUT_RDWR);
-    pthread_join(thread, NULL);
+    end_flood(&all);
     assert_int_equal(wait_stopped(&f), ENCL_PUMP_GONE);
     end(&f);
 }
@@ -482,13 +487,12 @@ static void *go_on_to_stream(void *arg) {
 static void what_it_had_taken_is_its_owners(void **state) {
     fixture f;
     owner o = {&f, MUCH};
-    flood all = {.total = MUCH};
-    pthread_t sends, there, back;
+    flood all;
+    pthread_t there, back;
 
     (void)state;
     start(&f, unix_pair);
-    all.fd = f.theirs;
-    assert_int_equal(pthread_create(&sends, NULL, send_all, &all), 0);
+    begin_flood(&all, &f, MUCH);
     fill_up(&f);
     encl_pump_stop(f.pump);
     assert_int_equal(wait_stopped(&f), ENCL_PUMP_STOPPED);
@@ -497,7 +501,7 @@ static void what_it_had_taken_is_its_owners(void **state) {
     assert_int_equal(pthread_create(&there, NULL, go_on_to_stream, &o), 0);
     assert_int_equal(pthread_create(&back, NULL, go_on_to_client, &o), 0);
     read_all(f.theirs, 0, MUCH);
-    pthread_join(sends, NULL);
+    end_flood(&all);
     pthread_join(there, NULL);
     pthread_join(back, NULL);
     end(&f);
@@ -508,12 +512,10 @@ static void it_may_be_let_go_at_any_moment(void **state) {
 
     (void)state;
     for (int i = 0; i < 60; i++) {
-        flood all = {.total = MUCH};
-        pthread_t thread;
+        flood all;
 
         start(&f, unix_pair);
-        all.fd = f.theirs;
-        assert_int_equal(pthread_create(&thread, NULL, send_all, &all), 0);
+        begin_flood(&all, &f, MUCH);
         usleep((useconds_t)(i * 37 % 900));
         if (i % 3 == 0) {
             encl_channel_close(f.ch, NULL);
@@ -523,7 +525,7 @@ static void it_may_be_let_go_at_any_moment(void **state) {
         encl_pump_release(f.pump);
         f.pump = NULL;
         shutdown(f.theirs, SHUT_RDWR);
-        pthread_join(thread, NULL);
+        end_flood(&all);
         end(&f);
     }
 }
