@@ -56,6 +56,17 @@ def half(client: enclavia.Client, shelf: Shelf, dest: Path, size: int = 100_000)
     shelf.statuses.clear()
 
 
+def download_with_note(note: str, dest: Path) -> Shelf:
+    """Goes on with a part beside which this note stands. Returns who was asked for it."""
+    shelf = Shelf()
+    with client_of(shelf) as client:
+        half(client, shelf, dest)
+        (dest.parent / f"{dest.name}.part.json").write_text(note)
+        client.download("/x", dest)
+    assert dest.read_bytes() == BODY
+    return shelf
+
+
 # -- the whole way, for each kind of client
 
 
@@ -316,13 +327,7 @@ def test_a_part_whose_note_says_nothing_is_told_of(
     note: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "enclavia")
-    shelf = Shelf()
-    dest = tmp_path / "file"
-    with client_of(shelf) as client:
-        half(client, shelf, dest)
-        (tmp_path / "file.part.json").write_text(note)
-        client.download("/x", dest)
-    assert dest.read_bytes() == BODY
+    download_with_note(note, tmp_path / "file")
     (record,) = restarted(caplog)
     assert "100000 bytes" in record.getMessage()
     assert "note" in record.getMessage()
@@ -844,13 +849,7 @@ def test_options_of_the_request(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("note", ["null", "5", '"text"', "[]", "{}", "", "\0" * 100])
 def test_a_note_that_is_none(note: str, tmp_path: Path) -> None:
-    shelf = Shelf()
-    dest = tmp_path / "file"
-    with client_of(shelf) as client:
-        half(client, shelf, dest)
-        (tmp_path / "file.part.json").write_text(note)
-        client.download("/x", dest)
-    assert dest.read_bytes() == BODY
+    shelf = download_with_note(note, tmp_path / "file")
     assert shelf.statuses == [200]
     assert left(tmp_path) == ["file"]
 
