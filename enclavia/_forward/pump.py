@@ -45,9 +45,8 @@ _FIRST_WAIT: Final = 0.02
 """Seconds that a connection's first bytes are waited for, to open the stream with them. Then it is
 opened without any: in some protocols the server speaks first."""
 _LINGER: Final = 5.0
-"""Seconds for which the stream is kept for a client that goes on sending after the workload has
-ended its answer, or for which what it sends is dropped where the workload takes nothing more: time
-to read that answer before the connection ends."""
+"""Seconds after the workload's end for which what the client sends is dropped, so that the client
+can read the answer. Bytes that arrive later end the connection with a reset."""
 _TRIES: Final = 8
 
 
