@@ -194,7 +194,8 @@ class FleetReport:
         return json.dumps(self.as_dict(), indent=indent)
 
     def _attestations(self) -> Iterable[Attestation]:
-        return (each for worker in self.workers for each in worker.attestations)
+        seen_by = (*self.workers, *self.gone)
+        return (each for worker in seen_by for each in worker.attestations)
 
     def _verdict(self) -> str:
         if self.problems:

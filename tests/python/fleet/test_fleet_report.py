@@ -221,6 +221,8 @@ def test_workers_that_have_gone_are_named_and_what_they_saw_counts(world: World)
     assert report.consistent and report.workers == (there,)
     assert [(each.worker, len(each.attestations)) for each in report.gone] == [("2", 2)]
     assert report.identities == {identity_of(world.one): ("1", "2")}
+    assert report.module_ids == ("i-1-enc1", "i-2-enc2")
+    assert report.channels == 2
     first, _, _, row = str(report).splitlines()
     assert first.startswith(f"{URL}: 1 workers verified, and 1 gone since, one identity, ")
     assert " yes (gone) " in row
