@@ -191,7 +191,13 @@ def build_wheel(name: str, sdist: Path, unpacked: dict[str, Path], out: Path, ep
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=list(libraries.TARGETS), metavar="NAME")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(libraries.TARGETS),
+        metavar="NAME",
+        help=f"build these wheels instead of all: {', '.join(libraries.TARGETS)}",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     return parser.parse_args()
 

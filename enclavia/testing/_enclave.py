@@ -409,7 +409,8 @@ class LocalEnclave:
     def client(self, **options: Unpack[ClientOptions]) -> Client:
         """A client that trusts this enclave as it is now: its URL, PCRs and root, its TLS
         certificate, and ``debug_mode`` where it is no production enclave. ``options``: the keywords
-        of :class:`enclavia.Client`, which come before these. It connects when it is used."""
+        of :class:`enclavia.Client`, which come before these. It connects when it is entered with
+        ``with``, or else with its first request."""
         from .._client.client import Client
 
         return self._made(Client(self.url, **self._trusting(options)))
