@@ -114,6 +114,18 @@ class Connections:
                 return lease
             present = now()
 
+    def obtain_kept(self, job: Job) -> Lease[Tunnel, IdleStream] | None:
+        """As :meth:`obtain`, for who does not wait: a connection that was kept, on a channel whose
+        document is fresh. None otherwise: there :meth:`obtain` decides."""
+        if self.pinning.trust is not None:
+            return None
+        present = now()
+        lease = self.pool.lend_kept(job, present)
+        if lease is None or present < lease.tunnel.validity.renew_at:
+            return lease
+        self.pool.release(lease, lease.link, present)
+        return None
+
     async def _obtain_in_force(
         self, job: Job, timeouts: Timeouts, told: Told | None
     ) -> Lease[Tunnel, IdleStream]:

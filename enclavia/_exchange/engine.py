@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx2
@@ -137,7 +138,7 @@ class Engine:
         if request.url is not self._own_url:
             self._expect_own(request)
         timeouts = Timeouts.of(request, self.timeouts)
-        message = Message(request, self._head_of)
+        message = Message.of(request, self._head_of)
         with self._lock:
             self._requests += 1
         trace: Trace | None = None
@@ -145,11 +146,54 @@ class Engine:
             from .tracing import trace_of  # for few programs, and slow to import
 
             trace = trace_of(request, self.connections)
+        return await self._send(message, timeouts, trace)
+
+    def begin(
+        self,
+        method: str,
+        target: bytes,
+        headers: tuple[tuple[bytes, bytes], ...],
+        content: bytes,
+        request: Callable[[], httpx2.Request],
+    ) -> Exchange | None:
+        """As :meth:`handle`, for who has no task: sends a request to the enclave where that takes
+        no waiting, because a connection was kept. None, and nothing was sent, where it does, or
+        where somebody watches. ``request``: makes the same as an object, for who decides about
+        sending it again."""
+        use = self._own
+        if use is None or watching.watcher is not None:
+            return None
+        message = Message(method, target, headers, content, self._head_of, request)
+        if message.expects_continue or message.upgrade:
+            return None
+        lease = use.connections.obtain_kept(message.job)
+        if lease is None or lease.link is None:
+            return None
+        with self._lock:
+            self._requests += 1
+        exchange = Exchange(use, message, self.timeouts, self._read_head)
+        exchange.begin(lease, lease.link)
+        return exchange
+
+    async def finish(self, begun: Exchange) -> Exchange:
+        """Waits for the answer's head of what :meth:`begin` sent, and sends it again where that is
+        safe."""
+        return await self._send(begun.message, self.timeouts, None, begun)
+
+    async def _send(
+        self,
+        message: Message,
+        timeouts: Timeouts,
+        trace: Trace | None,
+        begun: Exchange | None = None,
+    ) -> Exchange:
         resent = unsent = 0
         lost: Exception | None = None
         while True:
             use = self._own or self.use()
-            if trace is None:
+            if begun is not None:
+                exchange, begun = begun, None
+            elif trace is None:
                 exchange = Exchange(use, message, timeouts, self._read_head)
             else:
                 exchange = self._traced(use, message, timeouts, trace, (resent + unsent, resent))
@@ -164,7 +208,7 @@ class Engine:
                 if self._closed:
                     raise StateError("the client was closed") from error
                 attempt = Attempt(
-                    request=request,
+                    request=message.request,
                     error=error,
                     sent=exchange.sent,
                     answered=exchange.answered,
@@ -180,7 +224,7 @@ class Engine:
                     self._retries += 1
                 logger.info(
                     "sending a %s request again (%s): %s",
-                    request.method,
+                    message.verb,
                     "no answer yet" if attempt.sent else "nothing was sent",
                     error,
                     extra=fields(

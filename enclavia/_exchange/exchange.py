@@ -30,7 +30,7 @@ from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
 from .._http1.response import Data, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
-from .._io.late import nothing_sent
+from .._io.late import nothing_read, nothing_sent
 from .._pool.ticket import Lease, Ticket
 from .connections import Use
 from .message import Body, Message, WholeBody
@@ -53,7 +53,7 @@ class Exchange:
         self._use: Use | None = use
         self._connections = use.connections
         self.io = use.connections.io
-        self._message = message
+        self.message = message
         self._timeouts = timeouts
         self._encoder = BodyEncoder(message.length)
         self._parser = ResponseParser(message.method, read=read_head)
@@ -70,6 +70,7 @@ class Exchange:
         self._answered_at = 0.0
         self._continue = False
         self._ended: Exception | None = None
+        self._failure: Exception | None = None
         self.leased = False
         self.receipt: Receipt | None = None
         """Of the channel that it goes over, as of when it began."""
@@ -101,28 +102,31 @@ class Exchange:
 
     def _is_upgrade(self) -> bool:
         status = self.head.status
-        return status == 101 or (200 <= status < 300 and self._message.request.method == "CONNECT")
+        return status == 101 or (200 <= status < 300 and self.message.verb == "CONNECT")
 
     # -- there -------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Up to the final head of the answer."""
+        """Up to the final head of the answer. Goes on with one that was begun by :meth:`begin`."""
         __tracebackhide__ = True
-        self._lease = lease = await self._connections.obtain(
-            self._message.job, self._timeouts, self._wait_with
-        )
-        self._ticket = None
+        if not self.leased:
+            self._lease = lease = await self._connections.obtain(
+                self.message.job, self._timeouts, self._wait_with
+            )
+            self._ticket = None
+            if self._ended is not None:
+                raise self._ended
+            self.leased = True
+            await self._begin(lease)
+        if self._failure is not None:
+            raise self._failure
         if self._ended is not None:
             raise self._ended
-        self.leased = True
-        await self._begin(lease)
-        if self._ended is not None:
-            raise self._ended
-        if self._message.expects_continue:
+        if self.message.expects_continue:
             await self._wait_continue()
         while self._answer is None:
             await (self._step() if self._uploading else self._pull())
-        if self._answer.status == 101 and not self._message.upgrade:
+        if self._answer.status == 101 and not self.message.upgrade:
             raise ProtocolError("expected a response to a request without Upgrade, got status 101")
 
     def _wait_with(self, ticket: Ticket[Tunnel, IdleStream]) -> None:
@@ -131,27 +135,14 @@ class Exchange:
             raise self._ended
 
     async def _begin(self, lease: Lease[Tunnel, IdleStream]) -> None:
-        message = self._message
-        first = message.head
-        if message.content and not message.expects_continue:
-            if len(message.content) <= READ_SIZE:
-                first += self._encode_content(message.content)
-            else:
-                self._body = WholeBody(message.content)
-        elif message.content is None:
-            self._body = message.body(self.io) if not message.expects_continue else None
-        elif not message.content:
-            first += self._encoder.finish()
+        first = self._first()
+        if lease.link is not None:
+            self._begin_kept(lease, lease.link, first)
+            return
         self._uploading = True
         tunnel = lease.tunnel
         tunnel.asked()
         self.receipt = tunnel.receipt
-        if lease.link is not None:
-            self._stream = lease.link.stream
-            self._pending = memoryview(first)
-            self._write()
-            self._uploading = self._body is not None or bool(self._pending)
-            return
         piece, self._pending = first_piece(first)
         usable = functools.partial(self._connections.expect_usable, tunnel, now(), self._timeouts)
         try:
@@ -166,6 +157,31 @@ class Exchange:
             raise
         self.receipt = tunnel.receipt  # which may be a newer one by now
         self.sent = True
+        self._uploading = self._body is not None or bool(self._pending)
+
+    def _first(self) -> bytes:
+        """What goes out first. The rest of the body is left to be taken."""
+        message = self.message
+        first = message.head
+        if message.content and not message.expects_continue:
+            if len(message.content) <= READ_SIZE:
+                first += self._encode_content(message.content)
+            else:
+                self._body = WholeBody(message.content)
+        elif message.content is None:
+            self._body = message.body(self.io) if not message.expects_continue else None
+        elif not message.content:
+            first += self._encoder.finish()
+        return first
+
+    def _begin_kept(self, lease: Lease[Tunnel, IdleStream], link: IdleStream, first: bytes) -> None:
+        self._uploading = True
+        tunnel = lease.tunnel
+        tunnel.asked()
+        self.receipt = tunnel.receipt
+        self._stream = link.stream
+        self._pending = memoryview(first)
+        self._write()
         self._uploading = self._body is not None or bool(self._pending)
 
     def _encode_content(self, content: bytes) -> bytes:
@@ -197,7 +213,7 @@ class Exchange:
             await self._pull()
         if self._answer is not None:
             return
-        message = self._message
+        message = self.message
         self._uploading, self._cut = True, False
         content = message.content
         self._body = WholeBody(content) if content is not None else message.body(self.io)
@@ -213,6 +229,13 @@ class Exchange:
 
     async def _pull(self) -> None:
         data = await self.io.read(self.stream, READ_SIZE, self._timeouts.read)
+        if self._take(data):
+            await self._stop_upload()
+        self._settle_if_complete()
+
+    def _take(self, data: bytes) -> bool:
+        """Of the answer; nothing at its end. Returns whether no more of a body is to be sent."""
+        stop = False
         if not self._parser.started:
             self._answered_at = now()
         events = self._parser.feed(data) if data else self._parser.feed_eof()
@@ -225,16 +248,16 @@ class Exchange:
                     self._continue = self._continue or event.status == 100
                     continue
                 self._answer = event
-                if event.status >= 300 or event.status == 101:
-                    await self._stop_upload()
+                stop = event.status >= 300 or event.status == 101
                 continue
             if isinstance(event, Failed) and self._answer is None:
                 raise event.error
             if isinstance(event, End):
                 self.trailers.extend(event.trailers)
             self._events.append(event)
-        if not data or (events and isinstance(events[-1], Failed)):
-            await self._stop_upload()
+        return stop or not data or (bool(events) and isinstance(events[-1], Failed))
+
+    def _settle_if_complete(self) -> None:
         if self._parser.finished and not self._uploading and not self._is_upgrade():
             self._settle()
 
@@ -276,6 +299,44 @@ class Exchange:
             body, self._body = self._body, None
             if body is not None:
                 await body.close()
+
+    # -- without waiting ---------------------------------------------------------------------
+
+    # A caller that has no task sends by these three. What does not end at once, and every error, is
+    # left to :meth:`start`, which goes on from there.
+
+    def begin(self, lease: Lease[Tunnel, IdleStream], link: IdleStream) -> None:
+        """Sends over a connection that was kept what can be sent without waiting."""
+        self._lease = lease
+        self.leased = True
+        try:
+            self._begin_kept(lease, link, self._first())
+        except Exception as error:
+            self._failure = error
+
+    @property
+    def read_timeout(self) -> float | None:
+        return self._timeouts.read
+
+    @property
+    def awaits_answer(self) -> bool:
+        """All was sent, and nothing has gone wrong."""
+        return self._failure is None and not self._uploading
+
+    def look(self) -> bool:
+        """Reads what came, where :attr:`awaits_answer`. True where that is all of the answer."""
+        try:
+            data = self.stream.read(READ_SIZE, 0)
+            if data is not None:
+                self._take(data)
+                self._settle_if_complete()
+        except Exception as error:
+            self._failure = error
+        return self.settled
+
+    def unanswered(self) -> None:
+        """As long as a read may take, nothing came."""
+        self._failure = nothing_read(self._timeouts.read)
 
     # -- and back ----------------------------------------------------------------------------
 
@@ -329,7 +390,7 @@ class Exchange:
         keep = (
             self._parser.reusable
             and not self._cut
-            and not self._message.closes
+            and not self.message.closes
             and not stream.readable
         )
         if not keep:

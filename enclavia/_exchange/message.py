@@ -45,21 +45,47 @@ class RequestHead(NamedTuple):
         )
 
 
+HeadOf = Callable[[bytes, bytes, tuple[tuple[bytes, bytes], ...]], RequestHead]
+""":meth:`RequestHead.of`, or what remembers its results."""
+
+
 class Message:
     """A request as bytes: its head, and where its body comes from."""
 
-    def __init__(self, request: httpx2.Request, head_of: Callable[..., RequestHead]) -> None:
-        self.request = request
-        self.method = request.method.encode("ascii", "replace")
-        target: bytes = request.extensions.get("target", request.url.raw_path)
-        head = head_of(self.method, target, tuple(request.headers.raw))
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers: tuple[tuple[bytes, bytes], ...],
+        content: bytes | None,
+        head_of: HeadOf,
+        request: httpx2.Request | Callable[[], httpx2.Request],
+    ) -> None:
+        """``content``: all of the body; None where it comes in pieces. ``request``: what this says,
+        or a function that makes it where somebody asks for it."""
+        self.verb = method
+        self.method = method.encode("ascii", "replace")
+        head = head_of(self.method, target, headers)
         self.head, self.length, self.upgrade, self.closes, expects = head
+        self.content = content
+        self.expects_continue = expects and content != b""
         self._head_of = head_of
-        self.content: bytes | None = None
-        if isinstance(request.stream, httpx2.ByteStream):
-            self.content = b"".join(request.stream)
-        self.expects_continue = expects and self.content != b""
+        self._request = request
         self._body_used = False
+
+    @classmethod
+    def of(cls, request: httpx2.Request, head_of: HeadOf) -> Message:
+        target: bytes = request.extensions.get("target", request.url.raw_path)
+        content: bytes | None = None
+        if isinstance(request.stream, httpx2.ByteStream):
+            content = b"".join(request.stream)
+        return cls(request.method, target, tuple(request.headers.raw), content, head_of, request)
+
+    @property
+    def request(self) -> httpx2.Request:
+        if not isinstance(self._request, httpx2.Request):
+            self._request = self._request()
+        return self._request
 
     def encode_again(self) -> None:
         """With the headers that the request has by now. Raises ValueError where they say something
@@ -78,7 +104,7 @@ class Message:
     @property
     def job(self) -> Job:
         size = len(self.content) if self.content is not None else self.length
-        return Job(self.request.method in IDEMPOTENT, size)
+        return Job(self.verb in IDEMPOTENT, size)
 
     @property
     def replayable(self) -> bool:

@@ -50,7 +50,7 @@ class TracedExchange(Exchange):
         self._told_end = False
 
     def _info(self) -> dict[str, Any]:
-        return {"request": self._message.request}
+        return {"request": self.message.request}
 
     async def _started(self, name: str) -> None:
         self._under_way[name] = step = self._trace.step(name, self._info())
@@ -75,7 +75,7 @@ class TracedExchange(Exchange):
         info = {**self._info(), "attempt": attempts + 1, "resend_count": resends}
         async with self._trace.step("enclavia.attempt", info) as attempt:
             # Whoever traces may have added a header, such as traceparent.
-            self._message.encode_again()
+            self.message.encode_again()
             try:
                 await super().start()
                 attempt.return_value = await self._came()
@@ -96,7 +96,7 @@ class TracedExchange(Exchange):
         await super()._begin(lease)
         await self._complete(_SEND_HEAD)
         await self._started(_SEND_BODY)
-        if not self._message.expects_continue:
+        if not self.message.expects_continue:
             await self._look()
 
     async def _look(self) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx2
 
@@ -31,6 +33,7 @@ from .._errors import (
     WriteTimeout,
 )
 from .._records import fields
+from . import uvicorn_inside
 from .control import answer
 
 if TYPE_CHECKING:
@@ -69,6 +72,16 @@ class _ClientGone(Exception):
     pass
 
 
+class _Accepted(NamedTuple):
+    """A request's head, checked, as it goes to the workload."""
+
+    method: str
+    target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    length: int | None
+    """Of the body; None: it comes in chunks."""
+
+
 class ProxyApp:
     def __init__(
         self,
@@ -80,12 +93,17 @@ class ProxyApp:
         self._counters = counters
         self._token = token
         self._url: httpx2.URL | None = None  # that of the settings, parsed
+        # Answers tend to repeat. Of this forwarder alone: heads carry cookies.
+        self._write_head = functools.lru_cache(maxsize=16)(_written_head)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        begun: Exchange | None = scope["state"].get("begun")
+        if begun is not None:
+            await self._forward(scope, partial(self._engine.finish, begun), None, receive, send)
+            return
         self._counters.http_requests += 1
         try:
-            self._check_token(scope["headers"])
-            request = await self._request(scope, receive)
+            request = await self._request(self._accepted(scope), receive)
         except _Refusal as refusal:
             self._counters.http_refused += 1
             fields = {"error": {"type": "Refused", "message": str(refusal), "retryable": False}}
@@ -96,7 +114,45 @@ class ProxyApp:
             return
         except _ClientGone:
             return
-        await self._forward(scope, request, receive, send)
+        send_on = partial(self._engine.handle, request)
+        await self._forward(scope, send_on, request.stream, receive, send)
+
+    # -- the short way ------------------------------------------------------------------------
+
+    def begin(self, scope: dict[str, Any], content: bytes) -> Exchange | None:
+        """Sends a request, all of which is here, where that takes no waiting. None, and nothing was
+        sent, where it does, and where the request is refused: that is all :meth:`__call__`'s."""
+        try:
+            accepted = self._accepted(scope)
+            if accepted.length != len(content):
+                return None
+            method, target, headers, _ = accepted
+            remake = partial(self._remade, accepted, content)
+            exchange = self._engine.begin(method, target, headers, content, remake)
+        except (_Refusal, EnclaviaError):
+            return None
+        if exchange is not None:
+            self._counters.http_requests += 1
+        return exchange
+
+    def whole_answer(self, exchange: Exchange, method: str, keep_alive: bool) -> bytes | None:
+        """The answer of a settled exchange as uvicorn writes it. None where it is anything out of
+        the ordinary."""
+        head = exchange.head
+        written = self._write_head(head.status, head.headers, method == "HEAD", keep_alive)
+        if written is None:
+            return None
+        start, chunked = written
+        body = b"".join(exchange.pieces())
+        if method == "HEAD":
+            return start
+        if not chunked:
+            return start + body
+        return (
+            b"%b%x\r\n%b\r\n0\r\n\r\n" % (start, len(body), body)
+            if body
+            else (start + b"0\r\n\r\n")
+        )
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -113,9 +169,12 @@ class ProxyApp:
                 (b"proxy-authenticate", b'Bearer realm="enclavia forwarder"'),
             )
 
-    async def _request(self, scope: dict[str, Any], receive: Receive) -> httpx2.Request:
+    def _accepted(self, scope: dict[str, Any]) -> _Accepted:
+        """What goes on to the workload; raises what is answered instead."""
         state = scope["state"]
+        method: str = scope["method"]
         headers: Headers = scope["headers"]
+        self._check_token(headers)
         target: bytes = state["target"]
         if scope["http_version"] != "1.1":
             # An answer may have to go in chunks, which only HTTP/1.1 has (RFC 9112, section 7).
@@ -124,7 +183,7 @@ class ProxyApp:
                 f"expected HTTP/1.1, got HTTP/{scope['http_version']}: where that is nginx, it "
                 "needs 'proxy_http_version 1.1;'",
             )
-        self._check_target(scope["method"], target)
+        self._check_target(method, target)
         self._check_host(headers)
         if state["upgrade"]:
             upgrade = [value for name, value in headers if name == b"upgrade"]
@@ -134,6 +193,16 @@ class ProxyApp:
                 f"{b', '.join(upgrade).decode('latin-1')}: use the forwarder's stream socket",
             )
         length = _length_of(headers)
+        kept = [pair for pair in _without_hop_by_hop(headers) if pair[0] != b"content-length"]
+        if length is not None and (length or method in ("POST", "PUT", "PATCH")):
+            kept.append((b"content-length", str(length).encode()))
+        elif length is None:
+            kept.append((b"transfer-encoding", b"chunked"))
+        authority = self._engine.config.url.authority.encode("ascii")
+        return _Accepted(method, target, ((b"host", authority), *kept), length)
+
+    async def _request(self, accepted: _Accepted, receive: Receive) -> httpx2.Request:
+        length = accepted.length
         content: bytes | AsyncIterator[bytes]
         if length is not None and length <= _WHOLE:
             pieces = [piece async for piece in _body(receive)]
@@ -142,17 +211,14 @@ class ProxyApp:
                 raise _ClientGone
         else:
             content = _body(receive)
-        kept = [pair for pair in _without_hop_by_hop(headers) if pair[0] != b"content-length"]
-        if length is not None and (length or scope["method"] in ("POST", "PUT", "PATCH")):
-            kept.append((b"content-length", str(length).encode()))
-        elif length is None:
-            kept.append((b"transfer-encoding", b"chunked"))
-        url = self._engine.config.url
+        return self._remade(accepted, content)
+
+    def _remade(self, accepted: _Accepted, content: bytes | AsyncIterator[bytes]) -> httpx2.Request:
         return httpx2.Request(
-            scope["method"],
+            accepted.method,
             self._base_url(),
-            headers=[(b"host", url.authority.encode("ascii")), *kept],
-            extensions={"target": target},
+            headers=list(accepted.headers),
+            extensions={"target": accepted.target},
             stream=httpx2.ByteStream(content) if isinstance(content, bytes) else _Streamed(content),
         )
 
@@ -188,8 +254,14 @@ class ProxyApp:
     # -- there and back -----------------------------------------------------------------------
 
     async def _forward(
-        self, scope: dict[str, Any], request: httpx2.Request, receive: Receive, send: Send
+        self,
+        scope: dict[str, Any],
+        send_on: Callable[[], Awaitable[Exchange]],
+        body: object,
+        receive: Receive,
+        send: Send,
     ) -> None:
+        """``body``: the request's."""
         own = asyncio.current_task()
         gone = False
 
@@ -199,10 +271,10 @@ class ProxyApp:
             if own is not None:
                 own.cancel()
 
-        leaving = _Leaving(scope, request.stream, receive, left)
+        leaving = _Leaving(scope, body, receive, left)
         exchange: Exchange | None = None
         try:
-            exchange = await self._engine.handle(request)
+            exchange = await send_on()
             await self._respond(scope, exchange, leaving, send)
         except asyncio.CancelledError:
             if not gone:
@@ -213,8 +285,8 @@ class ProxyApp:
             # The connection may be ended here: that must not cancel this task.
             leaving.ignore()
             if exchange is None:
-                body = json.dumps({"error": error_fields(error)}).encode()
-                await answer(send, _status_of(error), body)
+                told = json.dumps({"error": error_fields(error)}).encode()
+                await answer(send, _status_of(error), told)
             else:
                 logger.info(
                     "an answer was broken off: %s",
@@ -238,11 +310,7 @@ class ProxyApp:
             leaving.ignore()
             await answer(send, 502, json.dumps({"error": error_fields(error)}).encode())
             return
-        headers = _without_hop_by_hop([(name.lower(), value) for name, value in head.headers])
-        if head.status in (204, 304):
-            # Such an answer has no body, whatever length it tells (RFC 9110, section 8.6), and the
-            # server would wait for one.
-            headers = [(name, value) for name, value in headers if name != b"content-length"]
+        headers = _answered(head.status, head.headers)
         start = {"type": "http.response.start", "status": head.status, "headers": headers}
         if exchange.settled:
             with scope["state"]["connection"].together():
@@ -341,6 +409,35 @@ def _without_hop_by_hop(headers: Headers) -> Headers:
     }
     dropped = _HOP_BY_HOP | named | {b"host"}
     return [(name, value) for name, value in headers if name not in dropped]
+
+
+def _answered(status: int, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """What the client is told of an answer's head."""
+    kept = _without_hop_by_hop([(name.lower(), value) for name, value in headers])
+    if status in (204, 304):
+        # Such an answer has no body, whatever length it tells (RFC 9110, section 8.6), and the
+        # server would wait for one.
+        return [(name, value) for name, value in kept if name != b"content-length"]
+    return kept
+
+
+def _written_head(
+    status: int, headers: tuple[tuple[bytes, bytes], ...], to_head: bool, keep_alive: bool
+) -> tuple[bytes, bool] | None:
+    """The head of an answer as uvicorn writes it, and whether the body goes in chunks. ``to_head``:
+    the request was HEAD."""
+    if not 200 <= status <= 599:
+        return None
+    kept = _answered(status, headers)
+    start = uvicorn_inside.head_bytes(status, kept)
+    if start is None:
+        return None
+    if not keep_alive:
+        start += b"connection: close\r\n"
+    framed = to_head or status in (204, 304) or any(name == b"content-length" for name, _ in kept)
+    if not framed:
+        start += b"transfer-encoding: chunked\r\n"
+    return start + b"\r\n", not framed
 
 
 def _authority(value: bytes) -> tuple[str | None, int | None]:

@@ -144,7 +144,8 @@ class Server:
     def _proxy(self, token: bytes | None) -> HttpServer:
         from .proxy import ProxyApp
 
-        return HttpServer(ProxyApp(self.engine, self.counters, token))
+        app = ProxyApp(self.engine, self.counters, token)
+        return HttpServer(app, short_app=app)
 
     async def _serve(self, sock: LocalSocket, server: HttpServer, most: int | None = None) -> None:
         self._http.append(server)

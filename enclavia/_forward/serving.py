@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 
 from .._io.local import LocalSocket
+from . import uvicorn_inside
+from .short_way import ShortApp, ShortWay
 
 __all__ = ["App", "HttpServer"]
 
@@ -39,16 +40,6 @@ class App(Protocol):
         receive: Callable[[], Awaitable[dict[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> Awaitable[None]: ...
-
-
-def _uvicorn() -> Any:  # noqa: ANN401
-    try:
-        return importlib.import_module("uvicorn")
-    except ImportError as error:
-        raise ImportError(
-            "a forwarder needs uvicorn, which is not installed: pip install 'enclavia[forward]'",
-            name=error.name,
-        ) from None
 
 
 class _Held:
@@ -80,12 +71,17 @@ class _Held:
         return getattr(self._transport, name)
 
 
-def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyncio.Protocol]:
+def _protocol(
+    connections: set[Any], patient_seconds: float | None, short_app: ShortApp | None
+) -> type[asyncio.Protocol]:
     """uvicorn's, which tells the application which connection it answers on and what the request
     line said, and bounds a request's head (its size, and how long it may take: ``patient_seconds``,
     None for no limit) and how many requests wait."""
-    base: Any = importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
-    flow_control: Any = importlib.import_module("uvicorn.protocols.http.flow_control").FlowControl
+    known = uvicorn_inside.parts()
+    base: Any = known.protocol
+    flow_control: Any = known.flow_control
+    if not known.short_way:
+        short_app = None
 
     class Flow(flow_control):  # type: ignore[misc]
         """uvicorn has a connection read again after each answer, and whenever an application waits
@@ -114,6 +110,8 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
             self._unread = b""
             self._head: int | None = 0
             self._late: asyncio.TimerHandle | None = None
+            self._due: Any = None
+            self._short = None if short_app is None else ShortWay(short_app, self)
             connections.add(self)
             self._expect_head()
 
@@ -123,6 +121,8 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
             super().connection_lost(exc)
             if self.left is not None:
                 self.left()
+            if self._short is not None:
+                self._short.drop()
             with contextlib.suppress(OSError):
                 # Also where a process that was forked just now has a copy of the descriptor.
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -177,9 +177,28 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            self._begin_due()
             self._look_into_unread()
             if not self.behind:
                 self.flow.resume_reading()
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401
+            """uvicorn says so as soon as it has the head: what came with that is looked at
+            first."""
+            self._due = cycle, app
+
+        def _begin_due(self) -> None:
+            due, self._due = self._due, None
+            if due is not None and (self._short is None or not self._short.take(due[0])):
+                super()._start_asgi_task(*due)
+
+        def begin_task(self, cycle: Any) -> None:  # noqa: ANN401
+            super()._start_asgi_task(cycle, self.app)
+
+        @property
+        def busy(self) -> bool:
+            """Whether an answer is under way that no task gives."""
+            return self._short is not None and self._short.busy
 
         def _look_into_unread(self) -> None:
             unread, self._unread = memoryview(self._unread), b""
@@ -193,6 +212,7 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
 
         def _look_into(self, data: bytes) -> None:
             super().data_received(data)
+            self._begin_due()
             if self._head is not None:
                 self._head += len(data)
                 if self._head > _HEAD_MAX:
@@ -202,14 +222,17 @@ def _protocol(connections: set[Any], patient_seconds: float | None) -> type[asyn
 
 
 class HttpServer:
-    def __init__(self, app: App, *, keep_alive: bool = False) -> None:
-        """``keep_alive``: connections stay open without a limit on their idle time."""
-        uvicorn = _uvicorn()
+    def __init__(
+        self, app: App, *, keep_alive: bool = False, short_app: ShortApp | None = None
+    ) -> None:
+        """``keep_alive``: connections stay open without a limit on their idle time. ``short_app``:
+        answers some requests without being awaited."""
+        uvicorn = uvicorn_inside.uvicorn()
         self._connections: set[Any] = set()
         self._beginning: set[asyncio.Task[None]] = set()
         self._config: Any = uvicorn.Config(
             app,
-            http=_protocol(self._connections, None if keep_alive else _HEAD_SECONDS),
+            http=_protocol(self._connections, None if keep_alive else _HEAD_SECONDS, short_app),
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -254,7 +277,9 @@ class HttpServer:
     @property
     def busy(self) -> bool:
         """Whether an answer is under way."""
-        return bool(self._server.server_state.tasks)
+        return bool(self._server.server_state.tasks) or any(
+            connection.busy for connection in self._connections
+        )
 
     def close_connections(self, identity: str | None = None) -> None:
         """Those that were shown this identity, or all."""

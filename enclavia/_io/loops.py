@@ -51,11 +51,13 @@ if TYPE_CHECKING:
 __all__ = [
     "LoopHub",
     "LoopIo",
+    "Telling",
     "Waiter",
     "bounded",
     "expect_wanted",
     "loop_hub",
     "run_blocking",
+    "tell_readable",
 ]
 
 T = TypeVar("T")
@@ -80,6 +82,22 @@ class Waiter:
         the task, and whoever gave it something has to take it back. Nothing else is raised, and
         after an error nothing is left to be done here."""
         self._hub.post(self)
+
+
+class Telling:
+    """That a function will be called. Ended by whoever has it, also after the call."""
+
+    __slots__ = ("_waiter", "_waiting", "_watch")
+
+    def __init__(self, waiter: Waiter, watch: _core.Watch, waiting: dict[int, Waiter]) -> None:
+        self._waiter = waiter
+        self._watch = watch
+        self._waiting = waiting
+
+    def end(self) -> None:
+        """It will not be called any more. May be called again."""
+        self._waiting.pop(self._waiter.token, None)
+        self._watch.end()
 
 
 class LoopHub(abc.ABC):
@@ -122,6 +140,14 @@ class LoopHub(abc.ABC):
             return await self.wait_for(waiter, timeout)
         finally:
             watch.end()
+
+    def tell(self, register: Register, told: Callable[[], None]) -> Telling:
+        """Calls a function in this loop, once, instead of waking a task. It must not raise."""
+        waiter = self.waiter()
+        telling = Telling(waiter, register(self._notifier, waiter.token), self._waiting)
+        waiter.wake = told
+        self._waiting[waiter.token] = waiter
+        return telling
 
     @abc.abstractmethod
     async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool: ...
@@ -331,8 +357,18 @@ def loop_hub() -> LoopHub:
     if _core.WEB:
         return _page_hub()
     loop = _asyncio_loop()
-    if loop is None:
-        return _leader_hub()
+    return _leader_hub() if loop is None else _asyncio_hub(loop)
+
+
+def tell_readable(stream: _core.Stream, told: Callable[[], None]) -> Telling:
+    """Calls a function once reading from the stream would not wait, in the running event loop,
+    which is asyncio's or uvloop's. It must not raise. For callbacks, which have no task to wait
+    in."""
+    hub = _asyncio_hub(asyncio.get_running_loop())
+    return hub.tell(functools.partial(stream.notify, _core.READABLE), told)
+
+
+def _asyncio_hub(loop: asyncio.AbstractEventLoop) -> AsyncioHub:
     known = _asyncio_hubs.get(loop)
     hub = None if known is None else known()
     if hub is None:

@@ -161,6 +161,20 @@ class Pool(Generic[C, L]):
         return ticket
 
     @carried_out(interrupting=refused)
+    def lend_kept(self, job: Job, now: float) -> Lease[C, L] | None:
+        """As :meth:`request`, for who does not wait: a connection that was kept, where one can be
+        taken at once; None otherwise."""
+        self._orders += 1
+        ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
+        if not self._lost and self._turns.serve_at_once(ticket, now):
+            return ticket.take()
+        self._decide(now)
+        if self._turns.serve_kept(ticket, now):
+            return ticket.take()
+        ticket.state = State.FAILED  # it has no place in the queue that could be lost
+        return None
+
+    @carried_out(interrupting=refused)
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:
         """The waiter is set when the ticket changed; look at the ticket after this, then wait."""
         ticket.waiter = waiter

@@ -62,6 +62,19 @@ class Turns(Generic[C, L]):
         self._lend(ticket, member, link)
         return True
 
+    def serve_kept(self, ticket: Ticket[C, L], now: float) -> bool:
+        """As :meth:`serve_at_once`, over whichever of several channels :meth:`_serve` would take.
+        Nothing where something else would have to be done first."""
+        if self._queue.places:
+            return False
+        choice = choose(ticket.job, self._members.all, self._limits, self._outage.outlook(now))
+        if choice.do is not Do.REUSE:
+            return False
+        member = cast("Member[C, L]", choice.member)
+        _, link = member.idle.pop()
+        self._lend(ticket, member, link)
+        return True
+
     def serve_all(self, now: float) -> None:
         """One after the other; whoever comes later waits behind."""
         while (ticket := self._queue.first_waiting()) is not None:

@@ -373,6 +373,8 @@ AWAITED = {
     "_client.async_transport",
     "_files.loop_face",
     "_forward.server",
+    "_forward.serving",
+    "_forward.short_way",
 }
 
 
@@ -409,6 +411,23 @@ def test_one_module_knows_what_is_inside_of_httpx2() -> None:
                 names[module_name(path)] = found
     assert set(names) == {"_client.httpx2_inside"}
     assert len(names["_client.httpx2_inside"]) > 6
+
+
+# Of uvicorn's protocol class and of the requests that it has read; likewise.
+_INSIDE_UVICORN = re.compile(
+    r"\buvicorn\.protocols\b|\bHttpToolsProtocol\b|\bRequestResponseCycle\b"
+    r"|\bSTATUS_LINE\b|\bHEADER(?:_VALUE)?_RE\b"
+)
+
+
+def test_one_module_knows_what_is_inside_of_uvicorn() -> None:
+    names = {
+        module_name(path): set(found)
+        for path in python_files()
+        if (found := _INSIDE_UVICORN.findall(path.read_text()))
+    }
+    assert set(names) == {"_forward.uvicorn_inside"}
+    assert len(names["_forward.uvicorn_inside"]) > 4
 
 
 def public_classes() -> list[type[Any]]:
