@@ -133,6 +133,29 @@ int net_server_confirm_upgrade(struct lws *wsi) {
     return lws_return_http_status(wsi, (unsigned)status, NULL) < 0 ? -1 : 1;
 }
 
+/* A request that asks for no WebSocket, by a browser, a health check or an HTTP client that was
+ * given the wrong URL. libwebsockets would leave it without an answer for a minute. RFC 9110,
+ * section 15.5.22: 426 names what to ask for. */
+int net_server_plain_request(struct lws *wsi) {
+    static const char text[] = "expected a WebSocket: HTTP reaches this enclave through a verified "
+                               "channel only, so use enclavia.Client\n";
+    unsigned char block[LWS_PRE + 512];
+    unsigned char *start = block + LWS_PRE, *at = start, *end = block + sizeof block - 1;
+    size_t length = sizeof text - 1;
+
+    if (lws_add_http_common_headers(wsi, 426, "text/plain", length, &at, end) != 0 ||
+        lws_add_http_header_by_token(wsi, WSI_TOKEN_UPGRADE, (const unsigned char *)"websocket", 9,
+                                     &at, end) != 0 ||
+        lws_add_http_header_by_token(wsi, WSI_TOKEN_CONNECTION,
+                                     (const unsigned char *)"upgrade, close", 14, &at, end) != 0 ||
+        lws_finalize_write_http_header(wsi, start, &at, end) != 0) {
+        return -1;
+    }
+    memcpy(start, text, length);
+    (void)lws_write(wsi, start, length, LWS_WRITE_HTTP_FINAL);
+    return -1; /* ends the connection, once this was sent */
+}
+
 static void offer(encl_listener *l, encl_conn *conn) {
     encl_error err;
 

@@ -90,6 +90,8 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
         return 0;
     case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
         return net_server_confirm_upgrade(wsi);
+    case LWS_CALLBACK_HTTP:
+        return net_server_plain_request(wsi);
     case LWS_CALLBACK_ESTABLISHED:
         return net_server_established(wsi);
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:

@@ -29,7 +29,7 @@ def test_in_a_process_with_engines(file: str, chosen: str, at_least: int) -> Non
     if missing:
         pytest.skip(f"{', '.join(missing)}: not installed (pip install --group fleet)")
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"tests/python/{file}", "-k", chosen],
+        [sys.executable, "-m", "pytest", "-q", "--color=no", f"tests/python/{file}", "-k", chosen],
         cwd=ROOT,
         env=os.environ | {"WITH_ENGINES": "1"},
         capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import itertools
 import json
 import os
@@ -599,3 +600,27 @@ def test_a_script_beside_a_file_named_like_the_standard_library(tmp_path: Path, 
         timeout=HANG,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("body", [b"", b"three"])
+def test_a_request_without_websocket_is_told_what_to_use(tls: bool, body: bytes) -> None:
+    with LocalEnclave(wsgi, tls=tls) as enclave:
+        plain: http.client.HTTPConnection
+        if tls:
+            trusting = ssl.create_default_context(cafile=enclave.tls_certificate)
+            plain = http.client.HTTPSConnection(
+                enclave.host, enclave.port, timeout=HANG, context=trusting
+            )
+        else:
+            plain = http.client.HTTPConnection(enclave.host, enclave.port, timeout=HANG)
+        plain.request("POST" if body else "GET", "/path", body or None)
+        answer = plain.getresponse()
+        assert answer.status == 426  # RFC 9110, section 15.5.22
+        assert answer.headers["upgrade"] == "websocket"
+        assert "upgrade" in answer.headers["connection"]
+        assert b"enclavia.Client" in answer.read()
+        assert answer.will_close
+        plain.close()
+        assert enclave.stats()["requests_total"] == enclave.stats()["streams_total"] == 0
+        assert get(enclave).startswith("wsgi")
