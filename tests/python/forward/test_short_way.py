@@ -130,13 +130,16 @@ class Workload:
                 connection.send(piece)
 
 
+Got = tuple[bytes, list[tuple[bytes, bytes]]]
+
+
 class Both(NamedTuple):
     workload: Workload
     forwarders: dict[str, Forwarder]
     taken: list[bool]
     """What the short way said to each request."""
 
-    def sent(self, *pieces: bytes) -> dict[str, tuple[bytes, list[tuple[bytes, bytes]]]]:
+    def sent(self, *pieces: bytes) -> dict[str, Got]:
         """What the client and the workload got, by the way it went."""
         got = {}
         for way, forwarder in self.forwarders.items():
@@ -198,7 +201,8 @@ def exchanged(forwarder: Forwarder, pieces: tuple[bytes, ...]) -> bytes:
             # What is sent to a connection that is being closed makes a reset of it, which what was
             # answered may be lost in.
             if more and b"\r\nconnection: close\r\n" not in more:
-                sock.sendall(asking("plain", b"GET /last", b"Connection: close\r\n"))
+                with contextlib.suppress(BrokenPipeError):  # the answer was broken off
+                    sock.sendall(asking("plain", b"GET /last", b"Connection: close\r\n"))
             got += read_all(sock)
     return got
 
@@ -217,7 +221,14 @@ def answered(sock: socket.socket, end: bytes) -> bytes:
 def test_every_kind_of_request(both: Both, request_: str, answer: str) -> None:
     line, headers, body = REQUESTS[request_]
     got = both.sent(asking(answer, line, headers, body))
-    assert got["short"] == got["long"]
+    assert in_one_chunk(got["short"]) == in_one_chunk(got["long"])
+
+
+def in_one_chunk(got: Got) -> Got:
+    """An answer that comes while a body is still being sent goes on in the chunks that it came in,
+    and in one where it came later. Which it is, is up to the machine."""
+    answer, seen = got
+    return answer.replace(b"1\r\no\r\n1\r\nk\r\n", b"2\r\nok\r\n"), seen
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
