@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import re
 import weakref
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavia import IncompleteResponse, InvalidRequest, ProtocolError
-from enclavia._http1 import request
 from enclavia._http1.head import Head
 from enclavia._http1.limits import Limits
 from enclavia._http1.request import BodyEncoder, body_encoder, encode_head, expects_continue
 from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
 
 HOST = (b"Host", b"enclave")
+TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+EACH_BYTE = [bytes([number]) for number in range(256)]
 
 
 class Outcome:
@@ -106,17 +109,25 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize(
-    ("pattern", "allowed"),
-    [(request._TOKEN, request._TOKEN_BYTES), (request._VALUE, request._VALUE_BYTES)],
-    ids=["name", "value"],
+    ("pattern", "request_with"),
+    [
+        (TCHAR, lambda byte: (byte, b"/", [HOST])),
+        (rb"[\x21-\x7e\x80-\xff]", lambda byte: (b"GET", b"/" + byte, [HOST])),
+        (TCHAR, lambda byte: (b"GET", b"/", [HOST, (byte, b"")])),
+        (rb"[\t\x20-\x7e\x80-\xff]", lambda byte: (b"GET", b"/", [HOST, (b"A", byte)])),
+    ],
+    ids=["method", "target", "name", "value"],
 )
-def test_headers_are_checked_at_once_as_they_are_one_by_one(
-    pattern: re.Pattern[bytes], allowed: bytes
+def test_each_byte_of_a_head_is_one_that_may_stand_there(
+    pattern: bytes, request_with: Callable[[bytes], tuple[bytes, bytes, list[tuple[bytes, bytes]]]]
 ) -> None:
-    each = [bytes([number]) for number in range(256)]
-    assert {byte for byte in each if pattern.fullmatch(byte)} == {
-        byte for byte in each if byte in allowed
-    }
+    """RFC 9110, sections 5.5 and 5.6.2; of a target, whatever is neither a space nor a control."""
+    taken = set()
+    for byte in EACH_BYTE:
+        with contextlib.suppress(InvalidRequest):
+            encode_head(*request_with(byte))
+            taken.add(byte)
+    assert taken == {byte for byte in EACH_BYTE if re.fullmatch(pattern, byte)}
 
 
 def test_sized() -> None:
