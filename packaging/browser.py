@@ -45,8 +45,7 @@ LIBRARIES = ("openssl", "libsodium", "libcbor")
 # Beyond what wheels leave out: the browser has the sockets, TLS and files.
 OPENSSL_WITHOUT = [
     *(name for name in libraries.OPENSSL_WITHOUT if name != "shared"),
-    *"shared asm threads sock dso afalgeng secure-memory async posix-io dh ml-kem ml-dsa".split(),
-    *"slh-dsa".split(),
+    *"shared asm threads sock dso afalgeng secure-memory async posix-io dh ml-kem".split(),
 ]
 OPTIONS = "-O3 -fPIC -g0 -fvisibility=hidden"
 # Narrowing is looked for where sizes have 32 bits.
