@@ -28,7 +28,7 @@ from .._errors import ProtocolError, StateError
 from .._exchange.engine import Stats
 from .._text import table_of
 from .options import timeout_of
-from .request_cache import RequestCache
+from .request_cache import HeaderFields, RequestCache
 
 if TYPE_CHECKING:
     from httpx2._client import BaseClient, ClientState, UseClientDefault
@@ -122,6 +122,19 @@ def take_body(response: httpx2.Response, pieces: Callable[[], list[bytes]]) -> b
 # -- clients ----------------------------------------------------------------------------------
 
 
+def _kept_fields(headers: httpx2.Headers) -> HeaderFields:
+    """What the headers consist of: the list that they keep, which changes with them."""
+    return headers._list
+
+
+def _raw_fields(headers: httpx2.Headers) -> HeaderFields:
+    """The same, of any httpx2: a list that is made for each call."""
+    return headers.raw
+
+
+_fields_of: Final = _kept_fields if hasattr(httpx2.Headers(), "_list") else _raw_fields
+
+
 class _CookiesOfASCII(http.cookiejar.DefaultCookiePolicy):
     """Keeps no cookie that no request could carry: httpx2 writes headers in ASCII, so one such
     cookie from the workload would make every later request fail."""
@@ -162,7 +175,7 @@ class OwnClient(BaseClient):
                 name="httpx2",
             )
         self._enclave = kept["_transport"]
-        self._request_cache = RequestCache()
+        self._request_cache = RequestCache(_fields_of)
         self._short_way = SHORT_WAY_WORKS and "_default_encoding" in kept
 
     @property
@@ -208,7 +221,10 @@ class OwnClient(BaseClient):
 
     @property
     def _has_cookies(self) -> bool:
-        for _ in self._cookies.jar:
+        jar = self._cookies.jar
+        if type(jar) is http.cookiejar.CookieJar and not getattr(jar, "_cookies", True):
+            return False  # without stepping through what holds nothing
+        for _ in jar:
             return True
         return False
 

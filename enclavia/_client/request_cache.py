@@ -6,7 +6,7 @@ Locks: none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import httpx2
@@ -15,13 +15,15 @@ from .options import timeout_of
 
 __all__ = ["RequestCache"]
 
+HeaderFields = Sequence[tuple[bytes, ...]]
+
 
 class _CachedRequest:
     """What a method and a URL came to, the last time."""
 
     __slots__ = ("defaults", "fields", "headers", "url")
 
-    def __init__(self, request: httpx2.Request, defaults: list[tuple[bytes, bytes]] | None) -> None:
+    def __init__(self, request: httpx2.Request, defaults: HeaderFields | None) -> None:
         """``defaults``: the client's headers then. None where the request had more to it, so that
         only its URL can be used again; then nothing else of it is kept, neither its body nor its
         headers, which may be large or secret."""
@@ -66,7 +68,9 @@ class RequestCache:
     _MOST: Final = 64
     _LONGEST: Final = 256
 
-    def __init__(self) -> None:
+    def __init__(self, fields_of: Callable[[httpx2.Headers], HeaderFields]) -> None:
+        """``fields_of``: what headers consist of. It may give a list that they change later."""
+        self._fields_of = fields_of
         self._of: tuple[httpx2.URL | None, dict[tuple[str, str], _CachedRequest]] = (None, {})
 
     def build(
@@ -92,8 +96,9 @@ class RequestCache:
             if value is not None and name not in _IRRELEVANT_OPTIONS:
                 plain = False
         known = all_known.get((method, url))
-        defaults = client.headers.raw if plain else None
-        if known is None or (plain and known.defaults != defaults):
+        fields = self._fields_of(client.headers) if plain else None
+        if known is None or (plain and known.defaults != fields):
+            defaults = None if fields is None else list(fields)
             request = build(method, url if known is None else known.url, **options)
             # An empty ``params`` is given, too: it takes the query of the URL away.
             if not client.params and options.get("params") is None:
@@ -101,7 +106,7 @@ class RequestCache:
                     all_known.clear()
                 # Another thread may have changed the client meanwhile. Then it is not known which
                 # headers the request was made with, and whether the jar was empty still.
-                if defaults != client.headers.raw or "cookie" in request.headers:
+                if defaults != self._fields_of(client.headers) or "cookie" in request.headers:
                     defaults = None
                 all_known[method, url] = _CachedRequest(request, defaults)
             return request

@@ -25,7 +25,7 @@ from .. import _core
 from .._channel.config import ChannelConfig
 from .._errors import ConnectionClosed, PcrMismatch
 from .._io.face import Io, deadline_of, now
-from .._pool.kinds import Job, PoolLimits, State
+from .._pool.kinds import GRANTED, Job, PoolLimits
 from .._pool.pool import Pool
 from .._pool.ticket import Lease, Ticket
 from .._records import fields
@@ -100,7 +100,7 @@ class Connections:
             try:
                 if told is not None:
                     told(ticket)
-                if ticket.state is not State.GRANTED:
+                if ticket.state is not GRANTED:
                     await self._waiting.until_granted(ticket, timeouts)
                     present = now()  # the document may have ended while the request waited
                 lease = ticket.take()

@@ -7,7 +7,7 @@ _io, _pool. Locks: none.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx2
 
@@ -17,6 +17,8 @@ from .._pool.kinds import Job
 from .retry import IDEMPOTENT
 
 __all__ = ["Body", "Message", "RequestHead", "WholeBody"]
+
+_WITHOUT_BODY: Final = Job(repeatable=True, body_size=0)
 
 
 class RequestHead(NamedTuple):
@@ -104,7 +106,8 @@ class Message:
     @property
     def job(self) -> Job:
         size = len(self.content) if self.content is not None else self.length
-        return Job(self.verb in IDEMPOTENT, size)
+        repeatable = self.verb in IDEMPOTENT
+        return _WITHOUT_BODY if repeatable and size == 0 else Job(repeatable, size)
 
     @property
     def replayable(self) -> bool:

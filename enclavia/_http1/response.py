@@ -35,6 +35,7 @@ class Failed(NamedTuple):
 
 
 Event = Head | Data | End | Failed
+_END: Final = End()
 
 
 class ResponseParser:
@@ -80,7 +81,7 @@ class ResponseParser:
             return []
         if self._state is ResponseParser._until_close:
             self._finish()
-            return [End()]
+            return [_END]
         raise IncompleteResponse(self._cut_short())
 
     def _cut_short(self) -> str:
@@ -202,7 +203,7 @@ class ResponseParser:
 
     def _end(self, rest: bytes, events: list[Event]) -> bytes:
         self._finish()
-        events.append(End())
+        events.append(_END)
         return rest
 
     def _finish(self) -> None:

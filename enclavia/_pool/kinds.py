@@ -8,7 +8,7 @@ Calls: nothing of the package. Locks: none.
 from __future__ import annotations
 
 import enum
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 __all__ = [
     "C",
@@ -90,6 +90,13 @@ class State(enum.Enum):
     CONNECT = enum.auto()
     GRANTED = enum.auto()
     FAILED = enum.auto()
+
+
+# For what each request asks several times: up to Python 3.11, to find a member of an enumeration by
+# its name takes longer than a function call.
+WAITING: Final = State.WAITING
+CONNECT: Final = State.CONNECT
+GRANTED: Final = State.GRANTED
 
 
 class Phase(enum.Enum):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, Protocol
 
-from .kinds import C, Job, L, Member, Phase, State, Wakeable
+from .kinds import CONNECT, WAITING, C, Job, L, Member, Phase, State, Wakeable
 
 __all__ = ["Lease", "Owner", "Ticket"]
 
@@ -59,7 +59,7 @@ class Ticket(Generic[C, L]):
         self.job = job
         self.order = order
         self.since = since
-        self.state = State.WAITING
+        self.state: State = WAITING
         self.waiter: Wakeable | None = None
         self.member: Member[C, L] | None = None
         self.lease: Lease[C, L] | None = None
@@ -68,12 +68,12 @@ class Ticket(Generic[C, L]):
 
     @property
     def phase(self) -> Phase:
-        return self.owner.phase if self.state is State.WAITING else Phase.CONNECT
+        return self.owner.phase if self.state is WAITING else Phase.CONNECT
 
     def take(self) -> Lease[C, L]:
         lease, self.lease = self.lease, None
         return lease  # type: ignore[return-value]  # as above
 
     def __del__(self) -> None:
-        if self.state in (State.WAITING, State.CONNECT):
+        if self.state is WAITING or self.state is CONNECT:
             self.owner.lost_ticket(self.order)

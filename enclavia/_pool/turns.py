@@ -20,7 +20,7 @@ from typing import Generic, cast
 
 from .._errors import ReconnectDisabled
 from .choose import Do, at_limit, choose, may_take_last
-from .kinds import C, L, Member, Phase, PoolLimits, State
+from .kinds import GRANTED, C, L, Member, Phase, PoolLimits, State
 from .members import Members
 from .outage import Outage
 from .outbox import Outbox
@@ -117,7 +117,7 @@ class Turns(Generic[C, L]):
         member.in_use += 1
         lease.released = False
         ticket.lease = lease
-        ticket.state = State.GRANTED
+        ticket.state = GRANTED
 
     def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
         """To one that is in the queue."""

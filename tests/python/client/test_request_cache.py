@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import http.cookiejar
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import pytest
 
 from enclavia import AsyncClient, Client, Pcrs
+from enclavia._client.httpx2_inside import _kept_fields, _raw_fields
+from enclavia._client.request_cache import HeaderFields, RequestCache
 
 PINS = Pcrs(pcr0="11" * 48, pcr1="22" * 48, pcr2="33" * 48)
 URL = "wss://enclave.example"
@@ -74,6 +77,29 @@ def test_a_cookie_that_arrives_while_a_request_is_built() -> None:
     client.cookies.clear()
     for _ in range(2):
         assert "cookie" not in client.build_request("GET", "/").headers
+
+
+class JarElsewhere(http.cookiejar.CookieJar):
+    """Has its cookies in a place of its own, and nothing where CookieJar has them."""
+
+    def __init__(self, cookies: list[http.cookiejar.Cookie]) -> None:
+        super().__init__()
+        self.elsewhere = cookies
+
+    def __iter__(self) -> Iterator[http.cookiejar.Cookie]:
+        return iter(self.elsewhere)
+
+
+def test_a_jar_of_another_kind_is_asked_for_its_cookies() -> None:
+    cookies = httpx2.Cookies({"session": "secret"})
+    client = Client(URL, pcrs=PINS)
+    assert not client._has_cookies
+    client.cookies = JarElsewhere(list(cookies.jar))
+    assert client._has_cookies
+    client.cookies = cookies
+    assert client._has_cookies
+    client.cookies.clear()
+    assert not client._has_cookies
 
 
 def test_what_is_changed_of_one_request_is_not_in_the_next() -> None:
@@ -140,12 +166,19 @@ def outcome(client: Any, method: str, url: str, options: dict[str, Any]) -> tupl
     return said
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_what_is_built_is_what_httpx2_builds(kind: type[Client] | type[AsyncClient]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "fields_of"),
+    [(Client, _kept_fields), (AsyncClient, _kept_fields), (Client, _raw_fields)],
+    ids=["sync", "async", "sync, an httpx2 whose headers keep their fields elsewhere"],
+)
+def test_what_is_built_is_what_httpx2_builds(
+    kind: type[Client] | type[AsyncClient], fields_of: Callable[[httpx2.Headers], HeaderFields]
+) -> None:
     plain = httpx2.Client if kind is Client else httpx2.AsyncClient
-    for seed in range(25):
+    for seed in range(25 if fields_of is _kept_fields else 6):
         chance = random.Random(seed)
         ours = kind(URL, pcrs=PINS)
+        ours._request_cache = RequestCache(fields_of)
         theirs = plain(base_url=ours.base_url, headers=ours.headers, timeout=ours.timeout)
         theirs.headers = ours.headers.copy()
         for _ in range(50):
