@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import _core
 from .._channel.operations import start_stream
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 # How long a body is held back for a server that does not know ``Expect: 100-continue``.
 CONTINUE_WAIT = 1.0
+_NOTHING: Final = memoryview(b"")
 
 
 class Exchange:
@@ -61,7 +62,7 @@ class Exchange:
         self._ticket: Ticket[Tunnel, IdleStream] | None = None
         self._lease: Lease[Tunnel, IdleStream] | None = None
         self._stream: AnyStream | None = None
-        self._pending = memoryview(b"")
+        self._pending = _NOTHING
         self._body: Body | None = None
         self._uploading = False
         self._cut = False
@@ -88,7 +89,7 @@ class Exchange:
 
     @property
     def upgraded(self) -> bool:
-        return self._answer is not None and self._parser.finished and self._is_upgrade()
+        return self._parser.upgraded
 
     @property
     def leftover(self) -> bytes:
@@ -99,10 +100,6 @@ class Exchange:
         if self._stream is None:
             raise StateError("the connection was closed")
         return self._stream
-
-    def _is_upgrade(self) -> bool:
-        status = self.head.status
-        return status == 101 or (200 <= status < 300 and self.message.verb == "CONNECT")
 
     # -- there -------------------------------------------------------------------------------
 
@@ -179,10 +176,12 @@ class Exchange:
         tunnel = lease.tunnel
         tunnel.asked()
         self.receipt = tunnel.receipt
-        self._stream = link.stream
-        self._pending = memoryview(first)
-        self._write()
-        self._uploading = self._body is not None or bool(self._pending)
+        self._stream = stream = link.stream
+        taken = stream.write(first, 0)
+        self.sent = taken > 0
+        if taken < len(first):
+            self._pending = memoryview(first)[taken:]
+        self._uploading = self._body is not None or taken < len(first)
 
     def _encode_content(self, content: bytes) -> bytes:
         return self._encoder.encode(content) + self._encoder.finish()
@@ -258,7 +257,7 @@ class Exchange:
         return stop or not data or (bool(events) and isinstance(events[-1], Failed))
 
     def _settle_if_complete(self) -> None:
-        if self._parser.finished and not self._uploading and not self._is_upgrade():
+        if self._parser.finished and not self._uploading and not self._parser.upgraded:
             self._settle()
 
     async def _push_pending(self) -> None:
@@ -295,7 +294,7 @@ class Exchange:
         if self._uploading:
             self._cut = self._cut or self._body is not None or bool(self._pending)
             self._uploading = False
-            self._pending = memoryview(b"")
+            self._pending = _NOTHING
             body, self._body = self._body, None
             if body is not None:
                 await body.close()

@@ -40,7 +40,8 @@ _END: Final = End()
 
 class ResponseParser:
     """The answer to one request. After :class:`End`, ``reusable`` says whether the connection can
-    carry another request, and ``leftover`` is what followed an upgrade."""
+    carry another request, ``upgraded`` whether what follows is not HTTP any more, and ``leftover``
+    is what followed an upgrade."""
 
     def __init__(
         self, method: bytes, limits: Limits | None = None, read: ReadHead | None = None
@@ -57,6 +58,7 @@ class ResponseParser:
         self._closing = False
         self.started = False
         self.finished = False
+        self.upgraded = False
         self.reusable = False
         self.leftover = b""
 
@@ -139,7 +141,7 @@ class ResponseParser:
     ) -> bytes:
         """RFC 9112, section 6.3, in its order."""
         if head.status == 101 or (self._method == b"CONNECT" and 200 <= head.status < 300):
-            self.finished = True
+            self.finished = self.upgraded = True
             events.append(End(upgraded=True))
             self._state = ResponseParser._after_upgrade
             return rest
