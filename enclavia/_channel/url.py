@@ -4,10 +4,8 @@ Decides which URLs can name an enclave, and which others lead to the same one. C
 Locks: none.
 """
 
-from __future__ import annotations
-
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import httpx2
 
@@ -31,7 +29,7 @@ class EnclaveURL(NamedTuple):
     path: str
 
     @classmethod
-    def parse(cls, url: str | httpx2.URL) -> EnclaveURL:
+    def parse(cls, url: str | httpx2.URL) -> Self:
         if not isinstance(url, str | httpx2.URL):
             raise TypeError(f"url: expected text or httpx2.URL, got {type(url).__name__}")
         text = str(url)

@@ -4,11 +4,9 @@ Decides which timeouts a request has, and which of two deadlines comes first. Ca
 _io. Locks: none.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import httpx2
 
@@ -27,7 +25,7 @@ class Timeouts(NamedTuple):
     pool: float | None = None
 
     @classmethod
-    def of(cls, request: httpx2.Request, default: Timeouts) -> Timeouts:
+    def of(cls, request: httpx2.Request, default: Self) -> Self:
         given: Mapping[str, float | None] | None = request.extensions.get("timeout")
         if given is None:
             return default

@@ -6,8 +6,6 @@ decided here, and everything that two parsers could see differently is refused.
 Calls: _errors. Locks: none.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

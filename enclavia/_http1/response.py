@@ -3,8 +3,6 @@
 Decides where an answer ends, and what became of one that was cut off. Calls: _errors. Locks: none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final, NamedTuple
 

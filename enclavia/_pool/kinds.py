@@ -5,8 +5,6 @@ A channel and a kept connection are whatever has the few properties that the pro
 Calls: nothing of the package. Locks: none.
 """
 
-from __future__ import annotations
-
 import enum
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 

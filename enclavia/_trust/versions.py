@@ -3,8 +3,6 @@
 Decides which of them are allowed at a moment. Calls: _identity. Locks: none.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .._identity.pcrs import PinSet

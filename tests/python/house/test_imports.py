@@ -42,8 +42,10 @@ EAGER = frozenset(
 # Of other packages and of Python, beyond what httpx2 has loaded.
 ALSO = frozenset(("_contextvars", "contextvars"))
 # How often Python compiles a text at most: once for each field of a typed tuple or dictionary whose
-# type is written as text, and once for each such tuple; half a dozen times for a dataclass.
-COMPILED = 165
+# type is written as text, and once for each such tuple; half a dozen times for a dataclass. Where
+# all types are there at import, a module of typed tuples does without
+# `from __future__ import annotations`, which makes texts of them.
+COMPILED = 120
 
 REPORT = """
 import json, sys
