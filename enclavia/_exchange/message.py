@@ -85,7 +85,7 @@ class Message:
 
     @property
     def request(self) -> httpx2.Request:
-        if not isinstance(self._request, httpx2.Request):
+        if callable(self._request):  # no request is, nor one of httpx's that came astray
             self._request = self._request()
         return self._request
 
