@@ -44,7 +44,9 @@ class Rewriter(ast.NodeTransformer):
                 ": ".join(each) if isinstance(each, tuple) else each for each in self._left
             )
             raise SystemExit(f"{self._file} has no {', '.join(left)}")
-        at = 1 + max(i for i, node in enumerate(tree.body) if _is_from_future(node))
+        # Behind the imports from __future__, or behind the docstring where there are none.
+        future = (i for i, node in enumerate(tree.body) if _is_from_future(node))
+        at = 1 + max(future, default=0)
         tree.body.insert(at, ast.parse(_ASKS).body[0])
         return ast.unparse(ast.fix_missing_locations(tree))
 

@@ -96,6 +96,8 @@ def test_python_is_mutated_where_asked() -> None:
         ("never", "a is None"),
         ("inverted", "a is None"),
     }
+    without_future = '"""A module."""\n' + source.partition("\n")[2]
+    assert py_mutants.Rewriter("a.py", ("one",), 5).rewrite(without_future).startswith('"""A mo')
     with pytest.raises(SystemExit, match="has no four"):
         py_mutants.Rewriter("a.py", ("four",), 1).rewrite(source)
     with pytest.raises(SystemExit, match="has no two: b is None"):
