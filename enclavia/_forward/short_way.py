@@ -6,7 +6,7 @@ to wait in, and not one object that is there for waiting. Whatever turns out oth
 uvicorn's way, in a task: before anything was sent from its beginning, and after that from where it
 is (the scope's state has it as ``begun``).
 
-Decides which requests go that way. Calls: _core, _exchange, _io. Locks: none.
+Decides which requests go that way. Calls: _core, _exchange, _io, _records. Locks: none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _core
 from .._io.loops import Telling, tell_readable
+from .._records import fields
 
 if TYPE_CHECKING:
     from .._exchange.exchange import Exchange
@@ -91,9 +92,9 @@ class ShortWay:
     def _came(self) -> None:
         try:
             self._answer()
-        except Exception:
+        except Exception as error:
             # Whoever calls this has others to call.
-            logger.exception("a request failed")
+            logger.exception("a request failed", extra=fields("request_failed", error=error))
             self._connection.transport.abort()
 
     def _answer(self) -> None:
