@@ -99,6 +99,9 @@ class ProxyApp:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         begun: Exchange | None = scope["state"].get("begun")
         if begun is not None:
+            if scope["state"]["connection"].lost:
+                begun.drop()  # the client left before this task began, and nobody would say so
+                return
             await self._forward(scope, partial(self._engine.finish, begun), None, receive, send)
             return
         self._counters.http_requests += 1

@@ -99,6 +99,8 @@ def _protocol(
         identity: str | None = None
         left: Callable[[], None] | None = None
         """Called when the client has gone, whose whole request was read."""
+        lost = False
+        """The client has gone, and whoever begins now is not told by ``left`` any more."""
         over: Callable[[], None]
         sock: LocalSocket
         url: bytes
@@ -111,14 +113,20 @@ def _protocol(
             self._head: int | None = 0
             self._late: asyncio.TimerHandle | None = None
             self._due: Any = None
+            self._answering: Any = None
             self._short = None if short_app is None else ShortWay(short_app, self)
             connections.add(self)
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             connections.discard(self)
+            self.lost = True
             self._head_came()
             super().connection_lost(exc)
+            if self._answering is not None and not self._answering.response_complete:
+                # uvicorn says so to the newest request only, which may wait behind this one.
+                self._answering.disconnected = True
+                self._answering.message_event.set()
             if self.left is not None:
                 self.left()
             if self._short is not None:
@@ -165,6 +173,8 @@ def _protocol(
                 # uvicorn takes the path of an absolute URL; the application refuses it.
                 self.url = b"/"
             super().on_headers_complete()
+            # Trailers come by the same callback. They are no headers (RFC 9110, section 6.5.1).
+            self.headers: list[tuple[bytes, bytes]] = []
 
         @property
         def behind(self) -> bool:
@@ -186,6 +196,7 @@ def _protocol(
             """uvicorn says so as soon as it has the head: what came with that is looked at
             first."""
             self._due = cycle, app
+            self._answering = cycle
 
         def _begin_due(self) -> None:
             due, self._due = self._due, None

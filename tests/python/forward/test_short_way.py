@@ -461,3 +461,105 @@ def test_where_uvicorn_has_changed_all_goes_its_way(
     monkeypatch.undo()
     monkeypatch.setattr(module.RequestResponseCycle, "__init__", lambda self: None)
     assert not uvicorn_inside.short_way_works(module)
+
+
+class Halfway:
+    """Answers a first request, and begins to answer a second one when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on, self.left = (threading.Event() for _ in range(3))
+
+    def __call__(self, connection: Connection) -> None:
+        connection.request()
+        connection.send(OK)
+        connection.request()
+        self.asked.set()
+        assert self.go_on.wait(HANG)
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+        connection.wait_closed(HANG)
+        self.left.set()
+
+
+@contextlib.contextmanager
+def standing_still(forwarder: Forwarder) -> Iterator[None]:
+    """The forwarder's event loop: what happens meanwhile, it finds all at once, in its order."""
+    stands, goes = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        stands.set()
+        goes.wait(HANG)
+
+    forwarder._running.loop.call_soon_threadsafe(stand)  # type: ignore[union-attr]
+    assert stands.wait(HANG)
+    try:
+        yield
+    finally:
+        goes.set()
+
+
+def test_a_client_that_leaves_as_its_answer_begins_ends_its_request(folder: Path) -> None:
+    """The answer goes on in a task, which begins after the connection's end was told. An answer
+    without an end would be read for nobody, for ever."""
+    workload = Halfway()
+    with (
+        ByteServer(workload) as server,
+        LocalEnclave(server.address) as enclave,
+        started("short", enclave, folder / "f") as forwarder,
+    ):
+        assert forwarder.http_path is not None
+        with raw(forwarder.http_path) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answered(sock, b"ok")
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert workload.asked.wait(HANG)
+            (connection,) = connections_of(forwarder)
+            eventually(lambda: connection.busy)
+            exchange, _ = connection._short._under_way
+            with standing_still(forwarder):
+                sock.close()
+                workload.go_on.set()
+                eventually(lambda: exchange.stream.readable)
+        assert workload.left.wait(5)
+        stats = forwarder._running.server.engine.stats  # type: ignore[union-attr]
+        eventually(lambda: stats().streams_active == 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_precedes_an_error_is_not_sent_for_a_client_that_is_gone(
+    folder: Path, way: str
+) -> None:
+    """Its connection is closed as soon as the error is read. uvicorn says so to the newest of its
+    requests, and the one that is begun is an older one."""
+    workload = Halfway()
+    with (
+        ByteServer(workload) as server,
+        LocalEnclave(server.address) as enclave,
+        started(way, enclave, folder / "f") as forwarder,
+    ):
+        assert forwarder.http_path is not None
+        with raw(forwarder.http_path) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answered(sock, b"ok")
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"\0\r\n\r\n")
+            assert read_all(sock).startswith(b"HTTP/1.1 400 ")
+        running = forwarder._running.server  # type: ignore[union-attr]
+        eventually(lambda: not running._http[1].busy)
+        assert running.engine.stats().streams_active == 0
+        assert not workload.asked.is_set()
+
+
+TRAILERS = b"0\r\nHost: localhost\r\nX-Role: admin\r\nConnection: X-Kept\r\n\r\n"
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_trailers_are_no_headers(both: Both, at: int) -> None:
+    """RFC 9110, section 6.5.1. Whoever went through the headers before us has not seen them."""
+    body = b"2\r\nhi\r\n"
+    headers = b"Transfer-Encoding: chunked\r\nX-Kept: 1\r\n"
+    whole = asking("plain", b"POST /", headers, body + TRAILERS)
+    for got, seen in both.sent(whole[: len(whole) - at], whole[len(whole) - at :]).values():
+        assert b"HTTP/1.1 400 " not in got
+        _, (head, sent), _ = seen
+        assert b"x-kept: 1" in head.lower()
+        assert b"x-role" not in head.lower()
+        assert sent == b"hi"
