@@ -173,6 +173,9 @@ static two_writers make_two_writers(void) {
     assert_int_equal(encl_notifier_new(&w.told, &err), ENCL_OK);
     enter(w.ch);
     send_unread(w.ch, encl_stream_id(w.first), ENCL_PACE_TURNS);
+    /* Answers for another stream keep coming. Without any, the first writer would be alone with the
+     * server on a machine that takes 100 ms to come here, and could write at once. */
+    (void)encl_pace_heard(&w.ch->pace, 4242, encl_now_ns() + FAR);
     ch_leave(w.ch);
     ask_to_write(w.first, w.told, 1);
     ask_to_write(w.second, w.told, 2);
