@@ -319,7 +319,7 @@ class Exchange:
 
     @property
     def awaits_answer(self) -> bool:
-        """All was sent, and nothing has gone wrong."""
+        """Nothing more is to be sent, and nothing has gone wrong."""
         return self._failure is None and not self._uploading
 
     def look(self) -> bool:

@@ -321,7 +321,9 @@ class ProxyApp:
                 leaving.ignore()
                 await send({"type": "http.response.body", "body": b"".join(exchange.pieces())})
             return
-        await send(start)
+        await send(start)  # before the server is asked for more, or it would say "100 Continue"
+        if exchange.awaits_answer:
+            leaving.body_ended()
         while (piece := await exchange.next_data()) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         # From here on the server may say "disconnect" of a connection that is still there.
@@ -340,6 +342,7 @@ class _Leaving:
         left: Callable[[], None],
     ) -> None:
         self._connection = scope["state"]["connection"]
+        self._body = body
         self._watcher: asyncio.Task[None] | None = None
         if isinstance(body, _Streamed):
             self._watcher = asyncio.create_task(self._watch(body, receive, left))
@@ -347,12 +350,17 @@ class _Leaving:
             self._connection.left = left
 
     async def _watch(self, body: _Streamed, receive: Receive, left: Callable[[], None]) -> None:
-        """Once the body was read, all that can come is the client's end. The server reads on only
-        where that is waited for."""
+        """Once no more of the body is taken, all that matters is the client's end. The server reads
+        on only where that is waited for."""
         await body.taken.wait()
         while (await receive())["type"] != "http.disconnect":
             pass
         left()
+
+    def body_ended(self) -> None:
+        """No more of it is taken, also where an early answer has cut it off."""
+        if isinstance(self._body, _Streamed):
+            self._body.taken.set()
 
     def ignore(self) -> None:
         """May be called again."""

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import os
+import select
 import socket
 import tempfile
 import threading
@@ -553,3 +554,38 @@ def test_a_short_answer_is_one_write(proxy: Forwarder, monkeypatch: pytest.Monke
             assert client.post("http://localhost/", content=b"question").status_code == 200
     assert len(sent) == 3
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in sent)
+
+
+def test_a_client_that_leaves_after_an_early_answer_ends_it(folder: Path) -> None:
+    """The rest of its body is not taken any more, and so nobody finds its end there."""
+    left = threading.Event()
+
+    def script(connection: Connection) -> None:
+        while b"\r\n\r\n" not in connection.sock.recv(65536):
+            pass
+        connection.send(b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while not left.wait(0.01):
+                connection.send(b"2\r\nok\r\n")
+        except OSError:
+            left.set()
+
+    with (
+        ByteServer(script) as server,
+        LocalEnclave(server.address) as enclave,
+        forward(enclave, folder / "f", http=True) as forwarder,
+    ):
+        assert forwarder.http_path is not None
+        try:
+            with raw(forwarder.http_path) as sock:
+                sock.sendall(
+                    b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+                )
+                # Whether there is an answer is looked at between two pieces of a body.
+                while not select.select([sock], [], [], 0.02)[0]:
+                    sock.sendall(b"2\r\nhi\r\n")
+                assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+            assert left.wait(HANG)
+        finally:
+            left.set()
+        eventually(lambda: forwarder.stats.streams_active == 0)
