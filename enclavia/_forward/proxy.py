@@ -37,6 +37,7 @@ from . import uvicorn_inside
 from .control import answer
 
 if TYPE_CHECKING:
+    from .._channel.url import EnclaveURL
     from .._exchange.engine import Engine
     from .._exchange.exchange import Exchange
     from .counters import Counters
@@ -93,7 +94,10 @@ class ProxyApp:
         self._counters = counters
         self._token = token
         self._url: httpx2.URL | None = None  # that of the settings, parsed
-        # Answers tend to repeat. Of this forwarder alone: heads carry cookies.
+        # Requests and answers tend to repeat, so what was found of a head is kept for the very same
+        # head. Of this forwarder alone, because heads carry cookies. The token is compared each
+        # time.
+        self._check = functools.lru_cache(maxsize=16)(partial(_check, engine.config.url))
         self._write_head = functools.lru_cache(maxsize=16)(_written_head)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -174,35 +178,16 @@ class ProxyApp:
 
     def _accepted(self, scope: dict[str, Any]) -> _Accepted:
         """What goes on to the workload; raises what is answered instead."""
-        state = scope["state"]
-        method: str = scope["method"]
         headers: Headers = scope["headers"]
         self._check_token(headers)
-        target: bytes = state["target"]
-        if scope["http_version"] != "1.1":
-            # An answer may have to go in chunks, which only HTTP/1.1 has (RFC 9112, section 7).
-            raise _Refusal(
-                505,
-                f"expected HTTP/1.1, got HTTP/{scope['http_version']}: where that is nginx, it "
-                "needs 'proxy_http_version 1.1;'",
-            )
-        self._check_target(method, target)
-        self._check_host(headers)
-        if state["upgrade"]:
-            upgrade = [value for name, value in headers if name == b"upgrade"]
-            raise _Refusal(
-                501,
-                "expected a request without Upgrade, got one to "
-                f"{b', '.join(upgrade).decode('latin-1')}: use the forwarder's stream socket",
-            )
-        length = _length_of(headers)
-        kept = [pair for pair in _without_hop_by_hop(headers) if pair[0] != b"content-length"]
-        if length is not None and (length or method in ("POST", "PUT", "PATCH")):
-            kept.append((b"content-length", str(length).encode()))
-        elif length is None:
-            kept.append((b"transfer-encoding", b"chunked"))
-        authority = self._engine.config.url.authority.encode("ascii")
-        return _Accepted(method, target, ((b"host", authority), *kept), length)
+        state = scope["state"]
+        return self._check(
+            scope["http_version"],
+            scope["method"],
+            state["target"],
+            tuple(headers),
+            state["upgrade"],
+        )
 
     async def _request(self, accepted: _Accepted, receive: Receive) -> httpx2.Request:
         length = accepted.length
@@ -229,30 +214,6 @@ class ProxyApp:
         if self._url is None:
             self._url = httpx2.URL(self._engine.config.url.base_url)
         return self._url
-
-    def _check_target(self, method: str, target: bytes) -> None:
-        if target.startswith(b"/") and not re.search(rb"[\x00-\x20\x7f-\xff#]", target):
-            return
-        if target == b"*" and method == "OPTIONS":
-            return
-        raise _Refusal(400, "expected a path as the request's target")
-
-    def _check_host(self, headers: Headers) -> None:
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1:
-            raise _Refusal(400, f"expected one Host header, got {len(hosts)}")
-        host, port = _authority(hosts[0])
-        if host is not None:
-            if host == "localhost" or host in ("127.0.0.1", "[::1]"):
-                return
-            enclave = self._engine.config.url
-            if names_enclave(enclave, "https", host, port):
-                return
-        raise _Refusal(
-            421,
-            f"expected the Host {self._engine.config.url.authority} or localhost, got another one: "
-            "this forwarder leads to one enclave",
-        )
 
     # -- there and back -----------------------------------------------------------------------
 
@@ -391,7 +352,67 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
             yield message["body"]
 
 
-def _length_of(headers: Headers) -> int | None:
+def _check(
+    enclave: EnclaveURL,
+    version: str,
+    method: str,
+    target: bytes,
+    headers: tuple[tuple[bytes, bytes], ...],
+    upgrade: bool,
+) -> _Accepted:
+    """Everything about a request's head but the token."""
+    if version != "1.1":
+        # An answer may have to go in chunks, which only HTTP/1.1 has (RFC 9112, section 7).
+        raise _Refusal(
+            505,
+            f"expected HTTP/1.1, got HTTP/{version}: where that is nginx, it needs "
+            "'proxy_http_version 1.1;'",
+        )
+    _check_target(method, target)
+    _check_host(enclave, headers)
+    if upgrade:
+        wanted = [value for name, value in headers if name == b"upgrade"]
+        raise _Refusal(
+            501,
+            "expected a request without Upgrade, got one to "
+            f"{b', '.join(wanted).decode('latin-1')}: use the forwarder's stream socket",
+        )
+    length = _length_of(headers)
+    kept = [pair for pair in _without_hop_by_hop(headers) if pair[0] != b"content-length"]
+    if length is not None and (length or method in ("POST", "PUT", "PATCH")):
+        kept.append((b"content-length", str(length).encode()))
+    elif length is None:
+        kept.append((b"transfer-encoding", b"chunked"))
+    authority = enclave.authority.encode("ascii")
+    return _Accepted(method, target, ((b"host", authority), *kept), length)
+
+
+def _check_target(method: str, target: bytes) -> None:
+    if target.startswith(b"/") and not re.search(rb"[\x00-\x20\x7f-\xff#]", target):
+        return
+    if target == b"*" and method == "OPTIONS":
+        return
+    raise _Refusal(400, "expected a path as the request's target")
+
+
+def _check_host(enclave: EnclaveURL, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1:
+        raise _Refusal(400, f"expected one Host header, got {len(hosts)}")
+    host, port = _authority(hosts[0])
+    if host is not None:
+        if host == "localhost" or host in ("127.0.0.1", "[::1]"):
+            return
+        if names_enclave(enclave, "https", host, port):
+            return
+    raise _Refusal(
+        421,
+        f"expected the Host {enclave.authority} or localhost, got another one: this forwarder "
+        "leads to one enclave",
+    )
+
+
+def _length_of(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     """None: it is not known before the end (chunked). The server has refused most of what is
     refused here; that it does is not relied on."""
     lengths = [value for name, value in headers if name == b"content-length"]
@@ -409,7 +430,7 @@ def _length_of(headers: Headers) -> int | None:
     return int(lengths[0])
 
 
-def _without_hop_by_hop(headers: Headers) -> Headers:
+def _without_hop_by_hop(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """RFC 9110, section 7.6.1: what concerns one connection ends with it, and so does what
     Connection names. Host and the length are set anew."""
     named = {

@@ -23,6 +23,7 @@ _HEAD_MAX: Final = 64 * 1024
 """Bytes of a request's head, which is read before a token is looked at. What arrives together with
 its end is counted with it."""
 _HEAD_SECONDS: Final = 10
+_IDLE_SECONDS: Final = 60
 _WAITING: Final = 16
 """Requests of one connection that may wait for those before them. Nothing more of it is read while
 any does, and what was read already is not looked into while this many do."""
@@ -115,6 +116,8 @@ def _protocol(
             self._due: Any = None
             self._answering: Any = None
             self._short = None if short_app is None else ShortWay(short_app, self)
+            self._idle_since: float | None = None
+            self._idle: asyncio.TimerHandle | None = None
             connections.add(self)
             self._expect_head()
 
@@ -122,6 +125,8 @@ def _protocol(
             connections.discard(self)
             self.lost = True
             self._head_came()
+            if self._idle is not None:
+                self._idle.cancel()
             super().connection_lost(exc)
             if self._answering is not None and not self._answering.response_complete:
                 # uvicorn says so to the newest request only, which may wait behind this one.
@@ -159,7 +164,6 @@ def _protocol(
         def on_message_begin(self) -> None:
             if self._head is None:
                 self._head = 0
-            self._expect_head()
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
@@ -182,6 +186,10 @@ def _protocol(
             return bool(self.pipeline or self._unread)
 
         def data_received(self, data: bytes) -> None:
+            self._idle_since = None
+            if not self.behind and len(data) <= _SLICE and not self.transport.is_closing():
+                self._look_into(data)
+                return
             self._unread += data
             self._look_into_unread()
 
@@ -191,6 +199,27 @@ def _protocol(
             self._look_into_unread()
             if not self.behind:
                 self.flow.resume_reading()
+
+        def on_short_answer_complete(self) -> None:
+            """As :meth:`on_response_complete`, without a timer for each answer where nothing waits
+            behind it: the one there is, is set anew only when it has come."""
+            if self.behind or self.flow.read_paused or self.transport.is_closing():
+                self.on_response_complete()
+                return
+            self.server_state.total_requests += 1
+            self._idle_since = self.loop.time()
+            if self._idle is None:
+                self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_at_idle)
+
+        def _look_at_idle(self) -> None:
+            self._idle = None
+            if self._idle_since is None:  # something came: after its answer it is looked at again
+                return
+            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left > 0:
+                self._idle = self.loop.call_later(left, self._look_at_idle)
+            else:
+                self.timeout_keep_alive_handler()
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401
             """uvicorn says so as soon as it has the head: what came with that is looked at
@@ -226,6 +255,7 @@ def _protocol(
             self._begin_due()
             if self._head is not None:
                 self._head += len(data)
+                self._expect_head()
                 if self._head > _HEAD_MAX:
                     self.transport.abort()
 
@@ -252,7 +282,7 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=_FOREVER if keep_alive else 60,
+            timeout_keep_alive=_FOREVER if keep_alive else _IDLE_SECONDS,
             timeout_graceful_shutdown=_GRACE,
         )
         self._server: Any = uvicorn.Server(self._config)

@@ -111,7 +111,7 @@ class ShortWay:
                 connection.transport.write(written)
                 if not cycle.keep_alive:
                     connection.transport.close()
-                connection.on_response_complete()
+                connection.on_short_answer_complete()
                 return
         self._go_on()
 

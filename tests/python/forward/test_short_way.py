@@ -311,14 +311,16 @@ def test_requests_are_counted_alike(both: Both) -> None:
 
 
 class Held:
-    """Answers a first request, and the later ones when it is told to."""
+    """Answers the first two requests, and the third when it is told to. The first finds no
+    connection that was kept, so it does not go the short way."""
 
     def __init__(self) -> None:
         self.asked, self.go_on, self.left = (threading.Event() for _ in range(3))
 
     def __call__(self, connection: Connection) -> None:
-        connection.request()
-        connection.send(OK)
+        for _ in range(2):
+            connection.request()
+            connection.send(OK)
         connection.request()
         self.asked.set()
         connection.sock.settimeout(0.01)
@@ -344,8 +346,9 @@ def held(way: str, folder: Path, **options: Any) -> Iterator[tuple[Held, Forward
     ):
         assert forwarder.http_path is not None
         with raw(forwarder.http_path) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answered(sock, b"ok")
+            for _ in range(2):
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answered(sock, b"ok")
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert workload.asked.wait(HANG)
             yield workload, forwarder, sock
@@ -373,6 +376,19 @@ def test_an_answer_that_does_not_come_has_its_time(folder: Path, way: str) -> No
         assert got.startswith(b"HTTP/1.1 504 ")
         assert b'"ReadTimeout"' in got
         assert workload.left.wait(HANG)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_idle_connection_ends_and_one_that_waits_does_not(
+    folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclavia._forward.serving._IDLE_SECONDS", 0.1)
+    with held(way, folder) as (workload, forwarder, sock):
+        (connection,) = connections_of(forwarder)
+        eventually(lambda: connection._idle is None)  # its timer came while the answer did not
+        workload.go_on.set()
+        assert answered(sock, b"ok").startswith(b"HTTP/1.1 200 OK\r\n")
+        assert read_all(sock) == b""
 
 
 @pytest.mark.parametrize("way", WAYS)
