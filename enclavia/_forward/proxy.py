@@ -56,6 +56,12 @@ _HOP_BY_HOP: Final = frozenset(
      b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
      b"upgrade", b"expect")
 )  # fmt: skip
+# What a head may say that is for this request alone. In lower case, as uvicorn has a request's.
+_CREDENTIALS: Final = frozenset(
+    (b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key")
+)
+_KEPT: Final = 16
+"""Heads of requests, and of answers, of which is kept what was found."""
 _WHOLE: Final = 64 * 1024
 """A body up to this size is collected first, so that it can be sent again where that is allowed."""
 
@@ -95,10 +101,11 @@ class ProxyApp:
         self._token = token
         self._url: httpx2.URL | None = None  # that of the settings, parsed
         # Requests and answers tend to repeat, so what was found of a head is kept for the very same
-        # head. Of this forwarder alone, because heads carry cookies. The token is compared each
-        # time.
-        self._check = functools.lru_cache(maxsize=16)(partial(_check, engine.config.url))
-        self._write_head = functools.lru_cache(maxsize=16)(_written_head)
+        # head, but for those with credentials, which are not to stay in memory after their
+        # request. The token is compared each time.
+        self._check = partial(_check, engine.config.url)
+        self._check_again = functools.lru_cache(maxsize=_KEPT)(self._check)
+        self._write_head_again = functools.lru_cache(maxsize=_KEPT)(_written_head)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         begun: Exchange | None = scope["state"].get("begun")
@@ -146,7 +153,8 @@ class ProxyApp:
         """The answer of a settled exchange as uvicorn writes it. None where it is anything out of
         the ordinary."""
         head = exchange.head
-        written = self._write_head(head.status, head.headers, method == "HEAD", keep_alive)
+        write = _written_head if _has_credentials(head.headers) else self._write_head_again
+        written = write(head.status, head.headers, method == "HEAD", keep_alive)
         if written is None:
             return None
         start, chunked = written
@@ -181,7 +189,8 @@ class ProxyApp:
         headers: Headers = scope["headers"]
         self._check_token(headers)
         state = scope["state"]
-        return self._check(
+        check = self._check if _has_credentials(headers) else self._check_again
+        return check(
             scope["http_version"],
             scope["method"],
             state["target"],
@@ -385,6 +394,10 @@ def _check(
         kept.append((b"transfer-encoding", b"chunked"))
     authority = enclave.authority.encode("ascii")
     return _Accepted(method, target, ((b"host", authority), *kept), length)
+
+
+def _has_credentials(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() in _CREDENTIALS for name, _ in headers)
 
 
 def _check_target(method: str, target: bytes) -> None:

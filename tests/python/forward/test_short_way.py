@@ -6,6 +6,7 @@ and compares what the client and the workload got, byte for byte.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import random
@@ -23,7 +24,7 @@ from support import HANG, ByteServer, Connection, eventually
 from test_forward import folder, forward, raw, read_all
 
 from enclavia import Forwarder
-from enclavia._forward import uvicorn_inside
+from enclavia._forward import proxy, uvicorn_inside
 from enclavia._forward.short_way import ShortWay
 from enclavia.testing import LocalEnclave
 
@@ -465,6 +466,49 @@ def test_the_token_is_asked_for_each_time(folder: Path) -> None:
                 assert len(workload.seen) == 3
                 assert not any(b"/wrong" in head or b"oken" in head for head, _ in workload.seen)
         assert got["short"] == got["long"]
+
+
+@pytest.mark.parametrize(
+    ("header", "answer", "looks"),
+    [
+        (b"X-A: 1", "plain", {"_check": 1, "_written_head": 1}),
+        (b"Authorization: Bearer a", "plain", {"_check": 3, "_written_head": 1}),
+        (b"cookie: a=1", "plain", {"_check": 3, "_written_head": 1}),
+        (b"X-A: 1", "created", {"_check": 1, "_written_head": 3}),  # with cookies
+    ],
+)
+def test_what_was_found_of_a_head_is_kept_but_for_credentials(
+    folder: Path, header: bytes, answer: str, looks: dict[str, int]
+) -> None:
+    counted: collections.Counter[str] = collections.Counter()
+
+    def counting(name: str) -> Any:
+        real = getattr(proxy, name)
+
+        def called(*args: Any) -> Any:
+            counted[name] += 1
+            return real(*args)
+
+        return called
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ByteServer(Workload()) as server,
+        LocalEnclave(server.address) as enclave,
+    ):
+        for name in looks:
+            patch.setattr(proxy, name, counting(name))
+        with started("short", enclave, folder / "s") as forwarder:
+            assert forwarder.http_path is not None
+            with raw(forwarder.http_path) as sock:
+                # The first one opens the connection that the others take the short way on.
+                sock.sendall(asking("chunked", b"GET /first"))
+                answered(sock, b"0\r\n\r\n")
+                counted.clear()
+                for _ in range(3):
+                    sock.sendall(asking(answer, headers=header + b"\r\n"))
+                    answered(sock, b"x" if answer == "created" else b"ok")
+        assert counted == looks
 
 
 def test_where_uvicorn_has_changed_all_goes_its_way(
