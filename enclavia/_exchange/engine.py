@@ -146,6 +146,7 @@ class Engine:
             from .tracing import trace_of  # for few programs, and slow to import
 
             trace = trace_of(request, self.connections)
+        __tracebackhide__ = True
         return await self._send(message, timeouts, trace)
 
     def begin(
@@ -178,6 +179,7 @@ class Engine:
     async def finish(self, begun: Exchange) -> Exchange:
         """Waits for the answer's head of what :meth:`begin` sent, and sends it again where that is
         safe."""
+        __tracebackhide__ = True
         return await self._send(begun.message, self.timeouts, None, begun)
 
     async def _send(
