@@ -133,26 +133,30 @@ int net_server_confirm_upgrade(struct lws *wsi) {
     return lws_return_http_status(wsi, (unsigned)status, NULL) < 0 ? -1 : 1;
 }
 
+/* Two arguments: the bytes, and how many. */
+#define TEXT_OF(literal) (const unsigned char *)(literal), (int)sizeof(literal) - 1
+
 /* A request that asks for no WebSocket, by a browser, a health check or an HTTP client that was
  * given the wrong URL. libwebsockets would leave it without an answer for a minute. RFC 9110,
- * section 15.5.22: 426 names what to ask for. */
+ * section 15.5.22: 426 names what to ask for. To HEAD there is no body (section 9.3.2). */
 int net_server_plain_request(struct lws *wsi) {
     static const char text[] = "expected a WebSocket: HTTP reaches this enclave through a verified "
                                "channel only, so use enclavia.Client\n";
     unsigned char block[LWS_PRE + 512];
     unsigned char *start = block + LWS_PRE, *at = start, *end = block + sizeof block - 1;
-    size_t length = sizeof text - 1;
 
-    if (lws_add_http_common_headers(wsi, 426, "text/plain", length, &at, end) != 0 ||
-        lws_add_http_header_by_token(wsi, WSI_TOKEN_UPGRADE, (const unsigned char *)"websocket", 9,
-                                     &at, end) != 0 ||
-        lws_add_http_header_by_token(wsi, WSI_TOKEN_CONNECTION,
-                                     (const unsigned char *)"upgrade, close", 14, &at, end) != 0 ||
+    _Static_assert(sizeof text <= sizeof block - LWS_PRE, "the text fits the block");
+    if (lws_add_http_common_headers(wsi, 426, "text/plain", sizeof text - 1, &at, end) != 0 ||
+        lws_add_http_header_by_token(wsi, WSI_TOKEN_UPGRADE, TEXT_OF("websocket"), &at, end) != 0 ||
+        lws_add_http_header_by_token(wsi, WSI_TOKEN_CONNECTION, TEXT_OF("upgrade, close"), &at,
+                                     end) != 0 ||
         lws_finalize_write_http_header(wsi, start, &at, end) != 0) {
         return -1;
     }
-    memcpy(start, text, length);
-    (void)lws_write(wsi, start, length, LWS_WRITE_HTTP_FINAL);
+    if (lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) == 0) {
+        memcpy(start, text, sizeof text - 1);
+        (void)lws_write(wsi, start, sizeof text - 1, LWS_WRITE_HTTP_FINAL);
+    }
     return -1; /* ends the connection, once this was sent */
 }
 

@@ -115,8 +115,9 @@ class Connections:
             present = now()
 
     def obtain_kept(self, job: Job) -> Lease[Tunnel, IdleStream] | None:
-        """As :meth:`obtain`, for who does not wait: a connection that was kept, on a channel whose
-        document is fresh. None otherwise: there :meth:`obtain` decides."""
+        """As :meth:`obtain`, for a caller that cannot wait: a connection that was kept, on a
+        channel whose document is fresh. None where there is none: what to do then is decided by
+        :meth:`obtain`."""
         if self.pinning.trust is not None:
             return None
         present = now()

@@ -9,7 +9,6 @@ its counters.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -30,7 +29,7 @@ from .._trust.receipts import Receipt
 from . import watching
 from .connections import Connections, Use
 from .exchange import Exchange
-from .message import Message, RequestHead
+from .message import Message, remembering_heads
 from .retry import Attempt, RetryPolicy
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
@@ -81,7 +80,11 @@ class Engine:
         policy: RetryPolicy,
         timeouts: Timeouts,
         connections: Connections | SharedConnections,
+        *,
+        one_user: bool = True,
     ) -> None:
+        """``one_user``: the requests are of one program, which has their credentials anyway. False:
+        they are of many users, and no credential stays here after its request."""
         self.pid = os.getpid()
         self.config = config
         self._shared: SharedConnections | None = None
@@ -103,8 +106,8 @@ class Engine:
         self._own_url: httpx2.URL | None = None
         # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
         # module: heads carry cookies and credentials and must die with the client.
-        self._head_of = functools.lru_cache(maxsize=16)(RequestHead.of)
-        self._read_head = remembering()
+        self._head_of = remembering_heads(credentials=one_user)
+        self._read_head = remembering(credentials=one_user)
 
     def use(self) -> Use:
         """The connections that a request takes now, to be held until its end."""
@@ -157,10 +160,10 @@ class Engine:
         content: bytes,
         request: Callable[[], httpx2.Request],
     ) -> Exchange | None:
-        """As :meth:`handle`, for who has no task: sends a request to the enclave where that takes
-        no waiting, because a connection was kept. None, and nothing was sent, where it does, or
-        where somebody watches. ``request``: makes the same as an object, for who decides about
-        sending it again."""
+        """As :meth:`handle`, for a caller that has no task: sends a request to the enclave over a
+        connection that was kept, which takes no waiting. Returns None, with nothing sent, where
+        there is no such connection, or where requests are traced. ``request``: makes an object of
+        the request, which the retry policy needs to decide about sending it again."""
         use = self._own
         if use is None or watching.watcher is not None:
             return None

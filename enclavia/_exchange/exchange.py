@@ -301,8 +301,8 @@ class Exchange:
 
     # -- without waiting ---------------------------------------------------------------------
 
-    # A caller that has no task sends by these three. What does not end at once, and every error, is
-    # left to :meth:`start`, which goes on from there.
+    # For a caller that has no task. What does not end at once, and every error, is left to
+    # :meth:`start`, which goes on from there.
 
     def begin(self, lease: Lease[Tunnel, IdleStream], link: IdleStream) -> None:
         """Sends over a connection that was kept what can be sent without waiting."""
@@ -334,7 +334,7 @@ class Exchange:
         return self.settled
 
     def unanswered(self) -> None:
-        """As long as a read may take, nothing came."""
+        """Nothing came within the time that a read may take."""
         self._failure = nothing_read(self._timeouts.read)
 
     # -- and back ----------------------------------------------------------------------------

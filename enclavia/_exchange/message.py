@@ -11,12 +11,13 @@ from typing import Any, Final, NamedTuple
 
 import httpx2
 
+from .._http1.fields import has_credentials, remembered
 from .._http1.request import asks_to_close, body_encoder, encode_head, expects_continue
 from .._io.face import READ_SIZE, Io
 from .._pool.kinds import Job
 from .retry import IDEMPOTENT
 
-__all__ = ["Body", "Message", "RequestHead", "WholeBody"]
+__all__ = ["Body", "Message", "RequestHead", "WholeBody", "remembering_heads"]
 
 _WITHOUT_BODY: Final = Job(repeatable=True, body_size=0)
 
@@ -49,6 +50,13 @@ class RequestHead(NamedTuple):
 
 HeadOf = Callable[[bytes, bytes, tuple[tuple[bytes, bytes], ...]], RequestHead]
 """:meth:`RequestHead.of`, or what remembers its results."""
+
+
+def remembering_heads(*, credentials: bool) -> HeadOf:
+    """Encodes the same head once. ``credentials``: also one that carries some."""
+    return remembered(
+        RequestHead.of, None if credentials else lambda _, __, headers: has_credentials(headers)
+    )
 
 
 class Message:
@@ -85,7 +93,8 @@ class Message:
 
     @property
     def request(self) -> httpx2.Request:
-        if callable(self._request):  # no request is, nor one of httpx's that came astray
+        # No request can be called, not even one of classic httpx that was passed by mistake.
+        if callable(self._request):
             self._request = self._request()
         return self._request
 

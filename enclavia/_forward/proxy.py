@@ -1,15 +1,14 @@
 """The http way: a reverse proxy to the workload. Requests are read by uvicorn, checked here, and
 sent over a verified channel by the same engine as a client's.
 
-Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange, _records.
-Locks: none.
+Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange, _http1,
+_records. Locks: none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import json
 import logging
@@ -32,6 +31,7 @@ from .._errors import (
     ReadTimeout,
     WriteTimeout,
 )
+from .._http1.fields import has_credentials, remembered
 from .._records import fields
 from . import uvicorn_inside
 from .control import answer
@@ -56,12 +56,6 @@ _HOP_BY_HOP: Final = frozenset(
      b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
      b"upgrade", b"expect")
 )  # fmt: skip
-# What a head may say that is for this request alone. In lower case, as uvicorn has a request's.
-_CREDENTIALS: Final = frozenset(
-    (b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key")
-)
-_KEPT: Final = 16
-"""Heads of requests, and of answers, of which is kept what was found."""
 _WHOLE: Final = 64 * 1024
 """A body up to this size is collected first, so that it can be sent again where that is allowed."""
 
@@ -100,12 +94,15 @@ class ProxyApp:
         self._counters = counters
         self._token = token
         self._url: httpx2.URL | None = None  # that of the settings, parsed
-        # Requests and answers tend to repeat, so what was found of a head is kept for the very same
-        # head, but for those with credentials, which are not to stay in memory after their
-        # request. The token is compared each time.
-        self._check = partial(_check, engine.config.url)
-        self._check_again = functools.lru_cache(maxsize=_KEPT)(self._check)
-        self._write_head_again = functools.lru_cache(maxsize=_KEPT)(_written_head)
+        # Requests and answers tend to repeat. The token is compared each time.
+        self._check = remembered(
+            partial(_check, engine.config.url),
+            unless=lambda _version, _method, _target, headers, _upgrade: has_credentials(headers),
+        )
+        self._write_head = remembered(
+            _written_head,
+            unless=lambda _status, headers, _to_head, _keep_alive: has_credentials(headers),
+        )
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         begun: Exchange | None = scope["state"].get("begun")
@@ -153,8 +150,7 @@ class ProxyApp:
         """The answer of a settled exchange as uvicorn writes it. None where it is anything out of
         the ordinary."""
         head = exchange.head
-        write = _written_head if _has_credentials(head.headers) else self._write_head_again
-        written = write(head.status, head.headers, method == "HEAD", keep_alive)
+        written = self._write_head(head.status, head.headers, method == "HEAD", keep_alive)
         if written is None:
             return None
         start, chunked = written
@@ -189,8 +185,7 @@ class ProxyApp:
         headers: Headers = scope["headers"]
         self._check_token(headers)
         state = scope["state"]
-        check = self._check if _has_credentials(headers) else self._check_again
-        return check(
+        return self._check(
             scope["http_version"],
             scope["method"],
             state["target"],
@@ -394,10 +389,6 @@ def _check(
         kept.append((b"transfer-encoding", b"chunked"))
     authority = enclave.authority.encode("ascii")
     return _Accepted(method, target, ((b"host", authority), *kept), length)
-
-
-def _has_credentials(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name.lower() in _CREDENTIALS for name, _ in headers)
 
 
 def _check_target(method: str, target: bytes) -> None:

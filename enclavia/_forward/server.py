@@ -106,7 +106,9 @@ class Server:
         self.pool = self.connections.pool
         self.pinning = self.connections.pinning
         self.made = self.connections.connecting.made
-        self.engine = Engine(own.config, RetryPolicy(own.retries), own.timeouts, self.connections)
+        self.engine = Engine(
+            own.config, RetryPolicy(own.retries), own.timeouts, self.connections, one_user=False
+        )
         self.tokens = Tokens()
         self._loop = asyncio.get_running_loop()
         self._pumps: dict[Pump, Acceptor] = {}

@@ -101,7 +101,7 @@ def _protocol(
         left: Callable[[], None] | None = None
         """Called when the client has gone, whose whole request was read."""
         lost = False
-        """The client has gone, and whoever begins now is not told by ``left`` any more."""
+        """The client has gone. ``left`` is not called again: a task that begins now asks this."""
         over: Callable[[], None]
         sock: LocalSocket
         url: bytes
@@ -129,7 +129,7 @@ def _protocol(
                 self._idle.cancel()
             super().connection_lost(exc)
             if self._answering is not None and not self._answering.response_complete:
-                # uvicorn says so to the newest request only, which may wait behind this one.
+                # uvicorn tells only the newest request, which may be one that waits behind this.
                 self._answering.disconnected = True
                 self._answering.message_event.set()
             if self.left is not None:
@@ -201,8 +201,8 @@ def _protocol(
                 self.flow.resume_reading()
 
         def on_short_answer_complete(self) -> None:
-            """As :meth:`on_response_complete`, without a timer for each answer where nothing waits
-            behind it: the one there is, is set anew only when it has come."""
+            """As :meth:`on_response_complete`, but sets no timer for each answer where no request
+            waits behind it: one timer of the connection looks at how long it has been idle."""
             if self.behind or self.flow.read_paused or self.transport.is_closing():
                 self.on_response_complete()
                 return
@@ -213,7 +213,7 @@ def _protocol(
 
         def _look_at_idle(self) -> None:
             self._idle = None
-            if self._idle_since is None:  # something came: after its answer it is looked at again
+            if self._idle_since is None:  # a request is under way: its answer sets the timer again
                 return
             left = self._idle_since + self.timeout_keep_alive - self.loop.time()
             if left > 0:
@@ -222,8 +222,8 @@ def _protocol(
                 self.timeout_keep_alive_handler()
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401
-            """uvicorn says so as soon as it has the head: what came with that is looked at
-            first."""
+            """uvicorn calls this as soon as it has read the head. The rest of what was read with
+            it is looked at first: it may be all of the body."""
             self._due = cycle, app
             self._answering = cycle
 
@@ -237,7 +237,7 @@ def _protocol(
 
         @property
         def busy(self) -> bool:
-            """Whether an answer is under way that no task gives."""
+            """Whether a request of the short way is under way. uvicorn knows of tasks only."""
             return self._short is not None and self._short.busy
 
         def _look_into_unread(self) -> None:

@@ -1,10 +1,9 @@
 """The short way of a request: sent and answered in callbacks of the event loop, without a task.
 
-Most requests of a forwarder are small: all of one is there as soon as anything of it is, it goes
-out over a connection that was kept, and its answer comes in one piece. Such a request needs nothing
-to wait in, and not one object that is there for waiting. Whatever turns out otherwise goes on in
-uvicorn's way, in a task: before anything was sent from its beginning, and after that from where it
-is (the scope's state has it as ``begun``).
+Most requests of a forwarder are small. One read of the socket brings all of it, it goes out over a
+connection that was kept, and its answer comes in one piece. Such a request never waits, so it needs
+no task. Any other request goes on in uvicorn's way, in a task: from its beginning where nothing was
+sent yet, else from where it is (the scope's state then has its exchange as ``begun``).
 
 Decides which requests go that way. Calls: _core, _exchange, _io, _records. Locks: none.
 """
@@ -93,7 +92,8 @@ class ShortWay:
         try:
             self._answer()
         except Exception as error:
-            # Whoever calls this has others to call.
+            # The event loop's hub calls this for the streams of all requests: an error of one must
+            # not keep the others from being called.
             logger.exception("a request failed", extra=fields("request_failed", error=error))
             self._connection.transport.abort()
 
@@ -116,7 +116,7 @@ class ShortWay:
         self._go_on()
 
     def _go_on(self) -> None:
-        """In a task, from where it is."""
+        """The request goes on in a task, from where it is."""
         under_way = self._take_back()
         if under_way is not None:
             exchange, cycle = under_way
@@ -124,7 +124,8 @@ class ShortWay:
             cycle.scope["state"]["begun"] = exchange
             self._connection.begin_task(cycle)
 
-    # One timer for all requests of a connection: it is set anew only when it has come.
+    # One timer for all requests of a connection. A later deadline does not move it: when the timer
+    # comes too early, it is set again.
 
     def _expect(self, seconds: float | None) -> None:
         if seconds is not None:

@@ -6,13 +6,12 @@ decided here, and everything that two parsers could see differently is refused.
 Calls: _errors. Locks: none.
 """
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from .._errors import ProtocolError
-from .fields import DIGITS, list_items, shown_bytes
+from .fields import DIGITS, list_items, remembered, says_credentials, shown_bytes
 from .limits import Limits
 from .llhttp import load_httptools, raise_foreign
 
@@ -73,10 +72,10 @@ def read_head(raw: bytes, limits: Limits) -> _ReadHead:
 ReadHead = Callable[[bytes, Limits], _ReadHead]
 
 
-def remembering() -> ReadHead:
+def remembering(*, credentials: bool) -> ReadHead:
     """Reads the same bytes once. A service answers alike: within a second, which is how often its
-    Date changes, they come again and again."""
-    return functools.lru_cache(maxsize=16)(read_head)
+    Date changes, they come again and again. ``credentials``: also heads with a cookie."""
+    return remembered(read_head, None if credentials else lambda raw, _: says_credentials(raw))
 
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:

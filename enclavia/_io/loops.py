@@ -85,7 +85,8 @@ class Waiter:
 
 
 class Telling:
-    """That a function will be called. Ended by whoever has it, also after the call."""
+    """A function that is to be called once. Whoever holds this has to end it, also after the
+    call."""
 
     __slots__ = ("_waiter", "_waiting", "_watch")
 
@@ -95,7 +96,7 @@ class Telling:
         self._waiting = waiting
 
     def end(self) -> None:
-        """It will not be called any more. May be called again."""
+        """The function is not called from now on. Ending twice does no harm."""
         self._waiting.pop(self._waiter.token, None)
         self._watch.end()
 

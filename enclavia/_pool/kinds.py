@@ -90,8 +90,8 @@ class State(enum.Enum):
     FAILED = enum.auto()
 
 
-# For what each request asks several times: up to Python 3.11, to find a member of an enumeration by
-# its name takes longer than a function call.
+# Each request compares these several times, and up to Python 3.11 to look up a member of an
+# enumeration takes longer than a function call.
 WAITING: Final = State.WAITING
 CONNECT: Final = State.CONNECT
 GRANTED: Final = State.GRANTED

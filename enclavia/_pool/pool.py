@@ -162,8 +162,8 @@ class Pool(Generic[C, L]):
 
     @carried_out(interrupting=refused)
     def lend_kept(self, job: Job, now: float) -> Lease[C, L] | None:
-        """As :meth:`request`, for who does not wait: a connection that was kept, where one can be
-        taken at once; None otherwise."""
+        """As :meth:`request`, for a caller that cannot wait: a connection that was kept, where one
+        can be taken at once; None otherwise."""
         self._orders += 1
         ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
         if not self._lost and self._turns.serve_at_once(ticket, now):

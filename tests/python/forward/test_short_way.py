@@ -24,8 +24,10 @@ from support import HANG, ByteServer, Connection, eventually
 from test_forward import folder, forward, raw, read_all
 
 from enclavia import Forwarder
+from enclavia._exchange import message
 from enclavia._forward import proxy, uvicorn_inside
 from enclavia._forward.short_way import ShortWay
+from enclavia._http1 import head
 from enclavia.testing import LocalEnclave
 
 __all__ = ["folder"]  # fixtures
@@ -471,33 +473,39 @@ def test_the_token_is_asked_for_each_time(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "answer", "looks"),
     [
-        (b"X-A: 1", "plain", {"_check": 1, "_written_head": 1}),
-        (b"Authorization: Bearer a", "plain", {"_check": 3, "_written_head": 1}),
-        (b"cookie: a=1", "plain", {"_check": 3, "_written_head": 1}),
-        (b"X-A: 1", "created", {"_check": 1, "_written_head": 3}),  # with cookies
+        (b"X-A: 1", "plain", (1, 1)),
+        (b"Authorization: Bearer a", "plain", (3, 1)),
+        (b"cookie: a=1", "plain", (3, 1)),
+        (b"X-A: 1", "created", (1, 3)),  # with cookies
     ],
 )
 def test_what_was_found_of_a_head_is_kept_but_for_credentials(
-    folder: Path, header: bytes, answer: str, looks: dict[str, int]
+    folder: Path, header: bytes, answer: str, looks: tuple[int, int]
 ) -> None:
+    """``looks``: at the heads of three requests, and of three answers, by whoever looks at them."""
     counted: collections.Counter[str] = collections.Counter()
 
-    def counting(name: str) -> Any:
-        real = getattr(proxy, name)
+    def count(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
 
         def called(*args: Any) -> Any:
             counted[name] += 1
             return real(*args)
 
-        return called
+        patch.setattr(owner, name, called)
 
     with (
         pytest.MonkeyPatch.context() as patch,
         ByteServer(Workload()) as server,
         LocalEnclave(server.address) as enclave,
     ):
-        for name in looks:
-            patch.setattr(proxy, name, counting(name))
+        for owner, name in (
+            (proxy, "_check"),
+            (message.RequestHead, "of"),
+            (head, "read_head"),
+            (proxy, "_written_head"),
+        ):
+            count(patch, owner, name)
         with started("short", enclave, folder / "s") as forwarder:
             assert forwarder.http_path is not None
             with raw(forwarder.http_path) as sock:
@@ -508,7 +516,13 @@ def test_what_was_found_of_a_head_is_kept_but_for_credentials(
                 for _ in range(3):
                     sock.sendall(asking(answer, headers=header + b"\r\n"))
                     answered(sock, b"x" if answer == "created" else b"ok")
-        assert counted == looks
+        of_requests, of_answers = looks
+        assert counted == {
+            "_check": of_requests,
+            "of": of_requests,
+            "read_head": of_answers,
+            "_written_head": of_answers,
+        }
 
 
 def test_where_uvicorn_has_changed_all_goes_its_way(

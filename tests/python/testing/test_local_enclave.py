@@ -607,8 +607,8 @@ def test_a_script_beside_a_file_named_like_the_standard_library(tmp_path: Path, 
 def test_a_request_without_websocket_is_told_what_to_use(tls: bool, body: bytes) -> None:
     with LocalEnclave(wsgi, tls=tls) as enclave:
         plain: http.client.HTTPConnection
+        trusting = ssl.create_default_context(cafile=enclave.tls_certificate)
         if tls:
-            trusting = ssl.create_default_context(cafile=enclave.tls_certificate)
             plain = http.client.HTTPSConnection(
                 enclave.host, enclave.port, timeout=HANG, context=trusting
             )
@@ -622,5 +622,11 @@ def test_a_request_without_websocket_is_told_what_to_use(tls: bool, body: bytes)
         assert b"enclavia.Client" in answer.read()
         assert answer.will_close
         plain.close()
+        with socket.create_connection((enclave.host, enclave.port), HANG) as sock:
+            raw = trusting.wrap_socket(sock, server_hostname=enclave.host) if tls else sock
+            raw.sendall(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = b"".join(iter(lambda: raw.recv(4096), b""))
+        assert head.startswith(b"HTTP/1.1 426 ")
+        assert head.endswith(b"\r\n\r\n")  # RFC 9110, section 9.3.2
         assert enclave.stats()["requests_total"] == enclave.stats()["streams_total"] == 0
         assert get(enclave).startswith("wsgi")
