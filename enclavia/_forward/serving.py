@@ -21,7 +21,8 @@ _FOREVER: Final = 10**9
 _GRACE: Final = 1
 _HEAD_MAX: Final = 64 * 1024
 """Bytes of a request's head, which is read before a token is looked at. What arrives together with
-its end is counted with it."""
+its end is counted with it. As many may come between two bytes of its body, or after the last: what
+frames chunks, and trailers."""
 _HEAD_SECONDS: Final = 10
 _IDLE_SECONDS: Final = 60
 _WAITING: Final = 16
@@ -112,6 +113,7 @@ def _protocol(
             self.flow = Flow(transport, self)
             self._unread = b""
             self._head: int | None = 0
+            self._after_body: int | None = None
             self._late: asyncio.TimerHandle | None = None
             self._due: Any = None
             self._answering: Any = None
@@ -179,6 +181,16 @@ def _protocol(
             super().on_headers_complete()
             # Trailers come by the same callback. They are no headers (RFC 9110, section 6.5.1).
             self.headers: list[tuple[bytes, bytes]] = []
+
+            self._after_body = 0
+
+        def on_body(self, body: bytes) -> None:
+            self._after_body = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._after_body = None
+            super().on_message_complete()
 
         @property
         def behind(self) -> bool:
@@ -257,6 +269,10 @@ def _protocol(
                 self._head += len(data)
                 self._expect_head()
                 if self._head > _HEAD_MAX:
+                    self.transport.abort()
+            elif self._after_body is not None:
+                self._after_body += len(data)
+                if self._after_body > _HEAD_MAX:
                     self.transport.abort()
 
     return Connection

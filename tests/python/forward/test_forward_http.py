@@ -510,6 +510,29 @@ def test_a_head_is_bounded_before_a_token_is_looked_at(enclave: LocalEnclave, fo
                 sock.sendall(b"X-A: 1\r\n" * 2**22)
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("trailers", [b"b" * 2**16, b"b\r\nX-A: " * 2**13])
+def test_trailers_are_bounded(enclave: LocalEnclave, folder: Path, trailers: bytes) -> None:
+    """One that does not end, and many."""
+    with forward(enclave, folder / "f", http=True) as forwarder:
+        assert forwarder.http_path is not None
+        with raw(forwarder.http_path) as sock:
+            sock.sendall(CHUNKED + b"1\r\na\r\n0\r\nX-A: ")
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                sock.sendall(trailers * 512)
+
+
+def test_many_small_chunks_are_no_trailers(enclave: LocalEnclave, folder: Path) -> None:
+    """What frames them comes to more than may stand between two bytes of a body."""
+    with forward(enclave, folder / "f", http=True) as forwarder:
+        assert forwarder.http_path is not None
+        with raw(forwarder.http_path) as sock:
+            sock.sendall(CHUNKED + b"1\r\na\r\n" * 2**15 + b"0\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_head_that_does_not_come_ends_the_connection(
     enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
