@@ -20,7 +20,6 @@ import httpx2
 
 from .._channel.config import ChannelConfig
 from .._errors import ForeignURL, ReconnectDisabled, StateError
-from .._http1.head import remembering
 from .._io.face import now
 from .._pool.pool import Pool
 from .._records import fields
@@ -29,7 +28,8 @@ from .._trust.receipts import Receipt
 from . import watching
 from .connections import Connections, Use
 from .exchange import Exchange
-from .message import Message, remembering_heads
+from .message import Message
+from .remembering import remembering_answers, remembering_requests
 from .retry import Attempt, RetryPolicy
 from .timeouts import Timeouts
 from .tunnel import IdleStream, Tunnel
@@ -104,10 +104,10 @@ class Engine:
         # The URL that was found to lead to this enclave last. URLs do not change, and requests that
         # repeat have the same one: it is not looked at again.
         self._own_url: httpx2.URL | None = None
-        # Requests of one client tend to repeat, so encoded heads are cached. Per engine, not per
-        # module: heads carry cookies and credentials and must die with the client.
-        self._head_of = remembering_heads(credentials=one_user)
-        self._read_head = remembering(credentials=one_user)
+        # Per engine, not per module: heads carry cookies and credentials and must die with the
+        # client.
+        self._head_of = remembering_requests(credentials=one_user)
+        self._read_head = remembering_answers(credentials=one_user)
 
     def use(self) -> Use:
         """The connections that a request takes now, to be held until its end."""

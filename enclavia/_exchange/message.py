@@ -11,13 +11,12 @@ from typing import Any, Final, NamedTuple
 
 import httpx2
 
-from .._http1.fields import has_credentials, remembered
 from .._http1.request import asks_to_close, body_encoder, encode_head, expects_continue
 from .._io.face import READ_SIZE, Io
 from .._pool.kinds import Job
 from .retry import IDEMPOTENT
 
-__all__ = ["Body", "Message", "RequestHead", "WholeBody", "remembering_heads"]
+__all__ = ["Body", "HeadOf", "Message", "RequestHead", "WholeBody"]
 
 _WITHOUT_BODY: Final = Job(repeatable=True, body_size=0)
 
@@ -50,13 +49,6 @@ class RequestHead(NamedTuple):
 
 HeadOf = Callable[[bytes, bytes, tuple[tuple[bytes, bytes], ...]], RequestHead]
 """:meth:`RequestHead.of`, or what remembers its results."""
-
-
-def remembering_heads(*, credentials: bool) -> HeadOf:
-    """Encodes the same head once. ``credentials``: also one that carries some."""
-    return remembered(
-        RequestHead.of, None if credentials else lambda _, __, headers: has_credentials(headers)
-    )
 
 
 class Message:

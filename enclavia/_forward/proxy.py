@@ -1,8 +1,8 @@
 """The http way: a reverse proxy to the workload. Requests are read by uvicorn, checked here, and
 sent over a verified channel by the same engine as a client's.
 
-Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange, _http1,
-_records. Locks: none.
+Decides what is refused, and which headers go on. Calls: _channel, _errors, _exchange, _records.
+Locks: none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .._errors import (
     ReadTimeout,
     WriteTimeout,
 )
-from .._http1.fields import has_credentials, remembered
+from .._exchange.remembering import has_credentials, remembered
 from .._records import fields
 from . import uvicorn_inside
 from .control import answer

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from .._errors import ProtocolError
-from .fields import DIGITS, list_items, remembered, says_credentials, shown_bytes
+from .fields import DIGITS, list_items, shown_bytes
 from .limits import Limits
 from .llhttp import load_httptools, raise_foreign
 
-__all__ = ["Head", "ReadHead", "check_start", "read_head", "remembering"]
+__all__ = ["Head", "ReadHead", "check_start", "read_head"]
 # RFC 9110, section 2.5: a later minor version is read as the latest one that is known.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 # What these say decides where a message ends, and a folded line is read differently by different
@@ -70,12 +70,6 @@ def read_head(raw: bytes, limits: Limits) -> _ReadHead:
 
 
 ReadHead = Callable[[bytes, Limits], _ReadHead]
-
-
-def remembering(*, credentials: bool) -> ReadHead:
-    """Reads the same bytes once. A service answers alike: within a second, which is how often its
-    Date changes, they come again and again. ``credentials``: also heads with a cookie."""
-    return remembered(read_head, None if credentials else lambda raw, _: says_credentials(raw))
 
 
 def _parse_head(raw: bytes, limits: Limits) -> Head:

@@ -24,10 +24,9 @@ from support import HANG, ByteServer, Connection, eventually
 from test_forward import folder, forward, raw, read_all
 
 from enclavia import Forwarder
-from enclavia._exchange import message
+from enclavia._exchange import message, remembering
 from enclavia._forward import proxy, uvicorn_inside
 from enclavia._forward.short_way import ShortWay
-from enclavia._http1 import head
 from enclavia.testing import LocalEnclave
 
 __all__ = ["folder"]  # fixtures
@@ -502,7 +501,7 @@ def test_what_was_found_of_a_head_is_kept_but_for_credentials(
         for owner, name in (
             (proxy, "_check"),
             (message.RequestHead, "of"),
-            (head, "read_head"),
+            (remembering, "read_head"),
             (proxy, "_written_head"),
         ):
             count(patch, owner, name)
