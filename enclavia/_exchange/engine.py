@@ -3,8 +3,8 @@ safe. The connections may be the transport's own, or shared with other transport
 carries cookies, credentials and counts is always its own.
 
 Decides which requests may go to the enclave; retry.py decides whether one is sent again. Calls:
-_channel, _errors, _http1, _identity, _io, _pool, _records, _text, _trust. Locks: ``_lock``, around
-its counters.
+_channel, _errors, _identity, _io, _pool, _records, _text, _trust. Locks: ``_lock``, around its
+counters.
 """
 
 from __future__ import annotations

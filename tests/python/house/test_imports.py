@@ -26,8 +26,8 @@ EAGER = frozenset(
     _client.options _client.request_cache _client.response _client.settings _client.transport
     _client.transport_base
     _exchange _exchange.connecting _exchange.connections _exchange.engine _exchange.exchange
-    _exchange.message _exchange.pinning _exchange.renewal _exchange.retry _exchange.timeouts
-    _exchange.tunnel _exchange.validity _exchange.verified _exchange.waiting
+    _exchange.message _exchange.pinning _exchange.remembering _exchange.renewal _exchange.retry
+    _exchange.timeouts _exchange.tunnel _exchange.validity _exchange.verified _exchange.waiting
     _exchange.watching
     _http1 _http1.chunks _http1.fields _http1.head _http1.limits _http1.llhttp _http1.request
     _http1.response
