@@ -24,7 +24,7 @@ __all__ = ["Fact", "Way", "code_of", "of_enclave", "of_installation", "plain", "
 
 _PACKAGES: Final = (
     "httpx2", "anyio", "httptools", "click", "requests", "httpx", "cryptography", "uvicorn",
-    "waitress", "certifi",
+    "uvloop", "waitress", "certifi",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
 from .._public import public
+from .loop import new_loop
 from .options import ForwarderOptions, ForwarderSettings, forwarder_settings
 from .sockets import PathLock
 
@@ -87,7 +88,7 @@ class _Running:
 
     def _run(self, settings: ForwarderSettings) -> None:
         try:
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
                 runner.run(self._serve(settings))
         except BaseException as error:
             if not self._started.done():

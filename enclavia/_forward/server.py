@@ -36,6 +36,7 @@ from .._records import fields
 from .accepting import Acceptor
 from .control import ControlApp
 from .counters import Counters
+from .loop import loop_name
 from .options import ForwarderSettings
 from .pump import Pump
 from .serving import HttpServer
@@ -474,7 +475,11 @@ class Server:
             status = "down"
         elif not stats.channels:
             status = "idle"
-        told: dict[str, object] = {"status": status, "channels": stats.channels}
+        told: dict[str, object] = {
+            "status": status,
+            "channels": stats.channels,
+            "event_loop": loop_name(self._loop),
+        }
         if error is not None:
             told["error"] = str(error)
         return status in ("ok", "idle"), told

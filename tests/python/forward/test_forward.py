@@ -1530,16 +1530,31 @@ def unix_client(path: str) -> Iterator[httpx2.Client]:
         yield client
 
 
-def ask_control(forwarder: Forwarder, path: str) -> httpx2.Response:
+def ask_control(forwarder: Forwarder | Program, path: str) -> httpx2.Response:
     with unix_client(forwarder.path + ".control") as client:
         return client.get("http://forwarder" + path)
 
 
-def test_health_and_metrics(enclave: LocalEnclave, forwarder: Forwarder) -> None:
-    assert ask_control(forwarder, "/healthz").json() == {"status": "idle", "channels": 0}
+def test_a_program_has_the_loop_that_is_installed(
+    enclave: LocalEnclave, folder: Path, own_loop: str
+) -> None:
+    with Program(enclave, folder / "f") as program:
+        assert ask_control(program, "/healthz").json()["event_loop"] == own_loop
+
+
+def test_health_and_metrics(enclave: LocalEnclave, forwarder: Forwarder, own_loop: str) -> None:
+    assert ask_control(forwarder, "/healthz").json() == {
+        "status": "idle",
+        "channels": 0,
+        "event_loop": own_loop,
+    }
     with client_of(enclave, forwarder) as client:
         client.get("/")
-        assert ask_control(forwarder, "/healthz").json() == {"status": "ok", "channels": 1}
+        assert ask_control(forwarder, "/healthz").json() == {
+            "status": "ok",
+            "channels": 1,
+            "event_loop": own_loop,
+        }
         metrics = ask_control(forwarder, "/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     assert "enclavia_forwarder_connections_total 1.0" in metrics.text

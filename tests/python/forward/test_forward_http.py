@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -23,7 +23,7 @@ from support import HANG, ByteServer, Connection, eventually
 from test_forward import Seen, enclave, folder, forward, raw, read_all, seen, unix_client
 
 from enclavia import Forwarder
-from enclavia._io.local import LocalSocket
+from enclavia._forward import serving
 from enclavia.testing import LocalEnclave
 
 __all__ = ["enclave", "folder", "seen"]  # fixtures
@@ -52,7 +52,7 @@ class Echo:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Forwarder, Echo]]:
+def running(own_loop: str) -> Iterator[tuple[Forwarder, Echo]]:
     echo = Echo()
     with (
         tempfile.TemporaryDirectory(prefix="enclavia-") as made,
@@ -422,22 +422,28 @@ def test_answers_that_are_out_of_the_ordinary(folder: Path, head: bytes, status:
                 assert answer.headers["X-Kept"] == "1"
 
 
-def test_where_the_program_has_uvloops_policy(folder: Path, enclave: LocalEnclave) -> None:
-    """Whose transports give another kind of socket."""
+@pytest.mark.parametrize("chosen", ["uvloop", "asyncio"])
+def test_its_loop_is_not_the_programs_to_choose_where_uvloop_is_there(
+    folder: Path, enclave: LocalEnclave, own_loop: str, chosen: str
+) -> None:
+    """And where it is not, the program's policy decides. uvloop gives another kind of socket."""
     uvloop = pytest.importorskip("uvloop")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         before = asyncio.get_event_loop_policy()
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        if chosen == "uvloop":
+            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         try:
             started = forward(enclave, folder / "f", http=True).start()
         finally:
             asyncio.set_event_loop_policy(before)
     with started as forwarder, unix_client(path_of(forwarder)) as client:
-        assert type(forwarder._running.loop).__module__.startswith("uvloop")  # type: ignore[union-attr]
-        acceptor = forwarder._running.server._listening[  # type: ignore[union-attr]
-            forwarder._running.listeners.http  # type: ignore[union-attr, index]
-        ]
+        assert forwarder._running is not None
+        of_uvloop = isinstance(forwarder._running.loop, uvloop.Loop)
+        assert of_uvloop == ("uvloop" in (own_loop, chosen))
+        listener = forwarder._running.listeners.http
+        assert listener is not None
+        acceptor = forwarder._running.server._listening[listener]
         assert client.get("http://localhost/").status_code == 200
         assert acceptor._open == 1
         client.close()
@@ -564,13 +570,26 @@ def test_the_name_of_another_site_does_not_lead_to_the_port(
 def test_a_short_answer_is_one_write(proxy: Forwarder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its reader is woken once."""
     sent: list[bytes] = []
-    send = LocalSocket.send
 
-    def counting(sock: LocalSocket, data: Any, *flags: int) -> int:
-        sent.append(bytes(data))
-        return send(sock, data, *flags)
+    class Counting(serving._Held):
+        """Both loops make one system call of what is written, where the socket has room for it."""
 
-    monkeypatch.setattr(LocalSocket, "send", counting)
+        def __init__(self, transport: asyncio.Transport) -> None:
+            super().__init__(transport)
+            self._transport = cast(asyncio.Transport, Writes(transport))
+
+    class Writes:
+        def __init__(self, transport: asyncio.Transport) -> None:
+            self._of = transport
+
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+            self._of.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._of, name)
+
+    monkeypatch.setattr(serving, "_Held", Counting)
     assert proxy.http_path is not None
     with httpx2.Client(transport=httpx2.HTTPTransport(uds=proxy.http_path)) as client:
         for _ in range(3):

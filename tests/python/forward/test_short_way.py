@@ -163,7 +163,7 @@ def started(way: str, enclave: LocalEnclave, path: Path, **options: Any) -> Forw
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Both]:
+def both(own_loop: str) -> Iterator[Both]:
     workload = Workload()
     taken: list[bool] = []
     take = ShortWay.take
