@@ -24,12 +24,13 @@ _CREDENTIALS: Final = frozenset(
 
 
 def has_credentials(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name.lower() in _CREDENTIALS for name, _ in headers)
+    return not _CREDENTIALS.isdisjoint([name.lower() for name, _ in headers])
 
 
 def _says_credentials(raw: bytes) -> bool:
     """The same of a head that was not read yet."""
-    return any(line.partition(b":")[0] in _CREDENTIALS for line in raw.lower().split(b"\n"))
+    names = [line.partition(b":")[0] for line in raw.lower().split(b"\n")]
+    return not _CREDENTIALS.isdisjoint(names)
 
 
 def remembered(

@@ -2,7 +2,7 @@
 
 The thread, and all that runs in it, is the forwarder's own, so no program finds another loop than
 the one that it has chosen. uvloop does the same in C (libuv) for which asyncio executes Python:
-about 50 000 instructions less for a small request of the http way.
+about 60 000 instructions less for a small request of the http way.
 
 Decides which loop. Calls: nothing of the package. Locks: none.
 """

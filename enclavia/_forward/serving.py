@@ -50,6 +50,7 @@ class _Held:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._pieces: list[bytes] | None = None
+        self.is_closing = transport.is_closing  # asked several times for each request
 
     def hold(self) -> None:
         self._pieces = []

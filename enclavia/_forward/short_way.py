@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _core
-from .._io.loops import Telling, tell_readable
+from .._io.loops import Telling, running_hub
 from .._records import fields
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class ShortWay:
         self._app = app
         self._connection = connection
         self._loop = asyncio.get_running_loop()
+        self._hub = running_hub()
         self._under_way: tuple[Exchange, Any] | None = None
         self._telling: Telling | None = None
         self._deadline = 0.0
@@ -66,7 +67,7 @@ class ShortWay:
         connection.left = self.drop
         stream = exchange.stream if exchange.awaits_answer else None
         if isinstance(stream, _core.Stream):
-            self._telling = tell_readable(stream, self._came)
+            self._telling = self._hub.tell_readable(stream, self._came)
             self._expect(exchange.read_timeout)
         else:
             self._go_on()

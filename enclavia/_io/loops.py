@@ -57,7 +57,7 @@ __all__ = [
     "expect_wanted",
     "loop_hub",
     "run_blocking",
-    "tell_readable",
+    "running_hub",
 ]
 
 T = TypeVar("T")
@@ -142,13 +142,14 @@ class LoopHub(abc.ABC):
         finally:
             watch.end()
 
-    def tell(self, register: Register, told: Callable[[], None]) -> Telling:
-        """Calls a function in this loop, once, instead of waking a task. It must not raise."""
+    def tell_readable(self, stream: _core.Stream, told: Callable[[], None]) -> Telling:
+        """Calls a function in this loop, once reading from the stream would not wait, instead of
+        waking a task. It must not raise."""
         waiter = self.waiter()
-        telling = Telling(waiter, register(self._notifier, waiter.token), self._waiting)
+        watch = stream.notify(_core.READABLE, self._notifier, waiter.token)
         waiter.wake = told
         self._waiting[waiter.token] = waiter
-        return telling
+        return Telling(waiter, watch, self._waiting)
 
     @abc.abstractmethod
     async def wait_for(self, waiter: Waiter, timeout: float | None) -> bool: ...
@@ -361,12 +362,10 @@ def loop_hub() -> LoopHub:
     return _leader_hub() if loop is None else _asyncio_hub(loop)
 
 
-def tell_readable(stream: _core.Stream, told: Callable[[], None]) -> Telling:
-    """Calls a function once reading from the stream would not wait, in the running event loop,
-    which is asyncio's or uvloop's. It must not raise. For callbacks, which have no task to wait
-    in."""
-    hub = _asyncio_hub(asyncio.get_running_loop())
-    return hub.tell(functools.partial(stream.notify, _core.READABLE), told)
+def running_hub() -> AsyncioHub:
+    """The one of the running event loop, which is asyncio's or uvloop's. For callbacks, which have
+    no task to wait in. Whoever keeps it must not outlive the loop."""
+    return _asyncio_hub(asyncio.get_running_loop())
 
 
 def _asyncio_hub(loop: asyncio.AbstractEventLoop) -> AsyncioHub:
