@@ -68,7 +68,6 @@ from ._errors import (
 )
 from ._identity.pcrs import Pcrs
 from ._trust.receipts import Receipt
-from ._trust.sources import PinSource
 
 if TYPE_CHECKING:
     from ._build_info import build_info
@@ -84,6 +83,7 @@ if TYPE_CHECKING:
     from ._trust.policy import Policy, PolicyUpgrades, PolicyVersion
     from ._trust.receipt_file import Receipts
     from ._trust.sigstore_pins import SigstorePins
+    from ._trust.sources import PinSource
     from ._trust.upgrades import TrustUpgrades
 
 __all__ = [
@@ -183,6 +183,7 @@ _LAZY = {
     "Receipts": "._trust.receipt_file",
     "Policy": "._trust.policy",
     "PolicyUpgrades": "._trust.policy",
+    "PinSource": "._trust.sources",
     "PolicyVersion": "._trust.policy",
     "SigstorePins": "._trust.sigstore_pins",
     "Stream": "._channel.channel",

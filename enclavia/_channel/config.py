@@ -23,6 +23,7 @@ import httpx2
 from .. import _core
 from .._arguments import expect_file, flag, path_text, seconds, value_shown, whole
 from .._errors import DebugModeWarning, InvalidURL
+from .._identity.pcrs import Pcrs
 from .._identity.pins import (
     PinNames,
     Pins,
@@ -32,22 +33,16 @@ from .._identity.pins import (
     read_root,
 )
 from .._records import fields
-from .._trust.hook import checked_hook, refuse_async
 from .._trust.receipts import Facts, Receipt
-from .._trust.sources import (
-    PinsOrSource,
-    Source,
-    expect_blocking,
-    source_of,
-)
-from .._trust.trust import Trust, TrustSettings
-from .._trust.versions import AllowedVersions
 from . import trust_store
 from .options import CHANNEL_DEFAULTS, ChannelOptions, UpgradeHeaders, completed
 from .url import EnclaveURL
 
 if TYPE_CHECKING:
     from .._io.local import AnyChannel
+    from .._trust.hook import OnAttestation
+    from .._trust.sources import PinsOrSource, Source
+    from .._trust.trust import Trust
     from .._trust.upgrades import Upgrades
     from .socket_path import Via
 
@@ -56,6 +51,8 @@ __all__ = ["ChannelConfig", "expect_connect", "logger"]
 logger = logging.getLogger("enclavia")
 
 _KEEPALIVE_MAX = 86_400
+_FIXED = (type(None), Pcrs, tuple, list)
+"""What is given as the pins themselves. A policy's are of a type of their own."""
 
 # What csrc/net takes.
 _HEADERS_MAX = 16 * 1024
@@ -143,7 +140,7 @@ class ChannelConfig(NamedTuple):
             keepalive_ms=_keepalive_ms(given["keepalive"]),
             pins_source=source,
             upgrades=_upgrades(given["trust_upgrades"], pins is not None or source is not None),
-            on_attestation=checked_hook(given["on_attestation"]),
+            on_attestation=_hook(given["on_attestation"]),
         )
         # Refuses an unusable root or pin here, not at the first request.
         _policy(pins, config.root, debug_mode or source is not None, config.clock_leeway)
@@ -153,6 +150,10 @@ class ChannelConfig(NamedTuple):
     @property
     def names(self) -> PinNames:
         """What the sets of pins are called that it may be verified against."""
+        if self.pins_source is None:
+            return ()
+        from .._trust.versions import AllowedVersions  # as all of where pins are not fixed
+
         return self.pins_source.names if isinstance(self.pins_source, AllowedVersions) else ()
 
     def with_pins(self, pcrs: PinsOrSource) -> ChannelConfig:
@@ -165,8 +166,14 @@ class ChannelConfig(NamedTuple):
 
     def expect_blocking(self) -> None:
         """For those that block: functions of the caller's must not have to be awaited."""
-        refuse_async(self.on_attestation)
-        expect_blocking(self.pins_source)
+        if self.on_attestation is not None:
+            from .._trust.hook import refuse_async
+
+            refuse_async(self.on_attestation)
+        if self.pins_source is not None:
+            from .._trust.sources import expect_blocking
+
+            expect_blocking(self.pins_source)
         if _core.WEB:
             from .._io.switching import expect_can_wait
 
@@ -193,7 +200,11 @@ class ChannelConfig(NamedTuple):
     def trust(self) -> Trust | None:
         """What to ask beside connecting; None where the pins say everything. One for all the
         connections of an engine: it remembers which pins are in force."""
-        return Trust.of(
+        if self.pins_source is None and self.upgrades is None and self.on_attestation is None:
+            return None  # then connecting has no steps to wait for
+        from .._trust.trust import Trust, TrustSettings  # seldom, and slow to import
+
+        return Trust(
             TrustSettings(
                 pins=self.pins,
                 root=self.root,
@@ -313,8 +324,13 @@ class ChannelConfig(NamedTuple):
 
 
 def _pins_or_source(pcrs: object, debug_mode: bool) -> tuple[PinTuples | None, Source | None]:
-    source = source_of(pcrs)
-    return (checked_pins(cast(Pins, pcrs), debug_mode), None) if source is None else (None, source)
+    if type(pcrs) not in _FIXED:
+        from .._trust.sources import source_of  # seldom, and slow to import
+
+        source = source_of(pcrs)
+        if source is not None:
+            return None, source
+    return checked_pins(cast(Pins, pcrs), debug_mode), None
 
 
 def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
@@ -324,6 +340,14 @@ def expect_connect(cls: type, arguments: tuple[object, ...], how: str) -> None:
             f"expected {how}{cls.__name__}.connect(url, pcrs=…), which connects and verifies, got "
             f"{cls.__name__}(…)"
         )
+
+
+def _hook(value: object) -> OnAttestation | None:
+    if value is None:
+        return None
+    from .._trust.hook import checked_hook  # seldom, and slow to import
+
+    return checked_hook(value)
 
 
 def _upgrades(value: object, pinned: bool) -> Upgrades | None:

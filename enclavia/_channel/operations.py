@@ -19,9 +19,6 @@ from .._errors import PcrMismatch, ReadTimeout
 from .._io.face import Io, deadline_of, time_left
 from .._records import fields
 from .._text import shown
-from .._trust.hook import tell
-from .._trust.receipts import Receipt
-from .._trust.trust import MOST_FOLLOWED, Trust
 from .config import ChannelConfig, logger
 from .payload import first_piece
 
@@ -30,6 +27,8 @@ if TYPE_CHECKING:
 
     from .._identity.attestation import Attestation
     from .._io.local import AnyChannel, AnyStream
+    from .._trust.receipts import Receipt
+    from .._trust.trust import Trust
 
 __all__ = ["attest", "connect", "log_verified", "open_stream", "request", "start_stream"]
 
@@ -69,7 +68,9 @@ async def _connect_trusted(
             await trust.verified(io, receipt, deadline)
         except PcrMismatch as error:
             channel.close(0)
-            if followed == MOST_FOLLOWED or not await trust.mismatch(io, error, pins, deadline):
+            if followed == trust.MOST_FOLLOWED or not await trust.mismatch(
+                io, error, pins, deadline
+            ):
                 raise
             followed += 1
         except BaseException:
@@ -164,6 +165,8 @@ async def attest(
         raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
     receipt = receipts[-1]._fresh(raw)
     if config.on_attestation is not None:
+        from .._trust.hook import tell  # seldom
+
         try:
             await tell(io, config.on_attestation, receipt, channel, deadline)
         except BaseException:  # also Ctrl-C or a cancellation: nobody agreed to the document

@@ -19,10 +19,10 @@ import httpx2
 
 from .. import _core
 from .._identity.pins import CLOCK_LEEWAY, RootCertificate
-from .._trust.hook import OnAttestation
-from .._trust.sources import PinsOrSource
 
 if TYPE_CHECKING:
+    from .._trust.hook import OnAttestation
+    from .._trust.sources import PinsOrSource
     from .._trust.upgrades import TrustUpgrades
 
 __all__ = [

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .. import _core
 from .._errors import ConnectionClosed, ConnectTimeout, EnclaviaError, PcrMismatch
@@ -22,10 +22,12 @@ from .._io.face import Ended, Io, expect_verified, now, time_left
 from .._pool.kinds import Member, State
 from .._pool.pool import Pool
 from .._pool.ticket import Ticket
-from .._trust.trust import MOST_FOLLOWED, Trust
 from .pinning import Pinning
 from .tunnel import IdleStream, Traffic, Tunnel
 from .verified import Verified
+
+if TYPE_CHECKING:
+    from .._trust.trust import Trust
 
 __all__ = ["Connecting"]
 
@@ -106,7 +108,11 @@ class Connecting:
                 if error is None:
                     await self._accept(trust, ticket, tunnel, deadline)
                     break
-                if trust is None or not isinstance(error, PcrMismatch) or followed == MOST_FOLLOWED:
+                if (
+                    trust is None
+                    or not isinstance(error, PcrMismatch)
+                    or followed == trust.MOST_FOLLOWED
+                ):
                     return True, error
                 mismatch = functools.partial(
                     trust.mismatch, error=error, pins=tunnel.pins, deadline=deadline

@@ -24,7 +24,6 @@ from .._io.face import now
 from .._pool.pool import Pool
 from .._records import fields
 from .._text import table_of
-from .._trust.receipts import Receipt
 from . import watching
 from .connections import Connections, Use
 from .exchange import Exchange
@@ -36,6 +35,7 @@ from .tunnel import IdleStream, Tunnel
 
 if TYPE_CHECKING:
     from .._identity.attestation import Attestation
+    from .._trust.receipts import Receipt
     from .shared import SharedConnections
     from .tracing import Trace
 

@@ -21,7 +21,6 @@ from .._errors import (
 from .._identity.pins import pcr_bytes
 from .._io.face import SHORTEST, Io, deadline_of, now
 from .._records import fields
-from .._trust.receipts import Receipt
 from .pinning import Pinning
 from .timeouts import Timeouts
 from .tunnel import Tunnel
@@ -29,6 +28,7 @@ from .verified import Verified
 
 if TYPE_CHECKING:
     from .._io.local import LocalChannel
+    from .._trust.receipts import Receipt
 
 __all__ = ["Renewal"]
 
@@ -118,7 +118,7 @@ class Renewal:
         raw, handshake_hash = await self._shown_again(tunnel, timeout)
         if pcr_bytes(raw) != pcr_bytes(tunnel.core.attestation()):
             return None
-        receipt = cast(Receipt, tunnel.receipt)._fresh(raw, handshake_hash)
+        receipt = cast("Receipt", tunnel.receipt)._fresh(raw, handshake_hash)
         await self._take(tunnel, receipt, raw, deadline)
         return raw
 

@@ -20,16 +20,13 @@ from .._errors import PcrMismatch, UpgradeChainError
 from .._identity.pins import PinTuples
 from .._io.face import Io
 from .hook import expect_not_within, tell
-from .receipts import Receipt
 from .sources import InForce, Source, begin
 
 if TYPE_CHECKING:
+    from .receipts import Receipt
     from .upgrades import Follower, Upgrades
 
-__all__ = ["MOST_FOLLOWED", "Trust", "TrustSettings"]
-
-MOST_FOLLOWED: Final = 3
-"""How often one attempt to connect goes on with other pins after a mismatch."""
+__all__ = ["Trust", "TrustSettings"]
 
 
 class TrustSettings(NamedTuple):
@@ -50,6 +47,9 @@ class TrustSettings(NamedTuple):
 class Trust:
     """Of one engine's connections, or of one single channel."""
 
+    MOST_FOLLOWED: Final = 3
+    """How often one attempt to connect goes on with other pins after a mismatch."""
+
     pinned: PinTuples | None = None
     """What the caller, or the source, says now, of which those in force may be a later version.
     Other ones are another object."""
@@ -66,12 +66,6 @@ class Trust:
         self.upgrades_followed = 0
         """How often other pins came into force because of an upgrade."""
         self._follower = _follower(settings)
-
-    @classmethod
-    def of(cls, settings: TrustSettings) -> Trust | None:
-        """None where the pins are all there is: then connecting has no steps to wait for."""
-        moving = (settings.pins_source, settings.upgrades, settings.on_attestation)
-        return None if all(each is None for each in moving) else cls(settings)
 
     async def pins(self, io: Io[Any], deadline: float | None) -> PinTuples | None:
         """Before a connection is started: the pins to verify it against. Raises ConnectTimeout

@@ -116,8 +116,8 @@ PYTHON_FUNCTIONS = {
     "enclavia/_trust/mark.py": ("Mark._of", "Mark.expect_extended_by", "_digest"),
     "enclavia/_trust/once.py": ("once",),
     "enclavia/_trust/policy.py": ("Policy.allowed",),
-    "enclavia/_trust/receipts.py": (
-        "Receipt._verified_by",
+    "enclavia/_trust/receipt_text.py": (
+        "_verified_by",
         "_check_together: fields['version'] is not None and (not matches)",
     ),
     "enclavia/_trust/served.py": (

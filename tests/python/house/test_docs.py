@@ -135,7 +135,7 @@ def desk(tmp_path: Path, enclave: LocalEnclave, monkeypatch: pytest.MonkeyPatch)
     for module in (
         "enclavia._channel.config",
         "enclavia._identity.attestation",
-        "enclavia._trust.receipts",
+        "enclavia._trust.receipt_text",
     ):
         read_root = importlib.import_module(module).read_root
         monkeypatch.setattr(

@@ -35,8 +35,7 @@ EAGER = frozenset(
     _io _io.blocking _io.face _io.late _io.polling _io.threads
     _pool _pool.choose _pool.guard _pool.kinds _pool.members _pool.outage _pool.outbox _pool.pool
     _pool.queue _pool.ticket _pool.turns
-    _trust _trust.hook _trust.receipts _trust.sources _trust.trust
-    _trust.versions
+    _trust _trust.receipts
     """.split()
 )
 # Of other packages and of Python, beyond what httpx2 has loaded.

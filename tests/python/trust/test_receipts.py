@@ -21,7 +21,7 @@ from receipts_made import HASH, OTHER, changed, made, with_id
 
 import enclavia
 from enclavia import MatchedPins, Policy, PolicyVersion, Receipt
-from enclavia._trust.receipts import _SHAPE, RECEIPT_MAX, SCHEMA
+from enclavia._trust.receipt_text import _SHAPE, RECEIPT_MAX, SCHEMA
 from enclavia._trust.versions import AllowedVersions
 from enclavia.testing._pki import mint
 

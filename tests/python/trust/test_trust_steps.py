@@ -14,7 +14,7 @@ from enclavia._channel.config import ChannelConfig
 from enclavia._identity.pins import PinTuples, pin_tuples
 from enclavia._io.face import Io, now
 from enclavia._trust.receipts import Receipt
-from enclavia._trust.trust import MOST_FOLLOWED, Trust
+from enclavia._trust.trust import Trust
 from enclavia.testing import LocalEnclave
 
 OTHER = enclavia.Pcrs(pcr0="1" * 96, pcr1="2" * 96, pcr2="3" * 96)
@@ -138,7 +138,7 @@ def test_an_enclave_that_never_matches_is_not_followed_for_ever(
         trust = Scripted(pin_tuples(OTHER), mismatch=others)
         with trusting(monkeypatch, trust), pytest.raises(enclavia.PcrMismatch):
             connects(kind, enclave)
-        assert trust.steps == [*["pins", "mismatch"] * MOST_FOLLOWED, "pins"]
+        assert trust.steps == [*["pins", "mismatch"] * Trust.MOST_FOLLOWED, "pins"]
         assert not server.connections
 
 
