@@ -14,7 +14,7 @@ from .._channel.options import takes
 from .._io.connecting import Connecting
 from .._public import public
 from .configured import Configured
-from .fast_path import send_simple
+from .fast_path import send_simple_awaited
 from .files import AsyncFiles
 from .httpx2_inside import OwnClient, is_simple
 from .options import (
@@ -89,7 +89,7 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
         if isinstance(request.stream, httpx2.AsyncByteStream) and is_simple(
             self, request, auth, follow_redirects
         ):
-            return await send_simple(self, request, stream)
+            return await send_simple_awaited(self, request, stream)
         self._expect_usable()
         return await super().send(
             request, stream=stream, auth=auth, follow_redirects=follow_redirects

@@ -55,12 +55,6 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
         __tracebackhide__ = True
         return self._response(request, await self._engine.handle(request))
 
-    async def _read(self, response: Response) -> None:
-        await response.aread()
-
-    async def _close(self, response: Response) -> None:
-        await response.aclose()
-
     async def aclose(self) -> None:
         """Closes all connections and channels; requests still running fail."""
         for tunnel in self._engine.close():

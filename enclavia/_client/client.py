@@ -1,7 +1,7 @@
 """``Client``: httpx2's, talking to one enclave.
 
-Decides which requests are sent by fast_path.py; httpx2 sends the others. Calls: _channel, _io,
-_public. Locks: none.
+Decides which requests are sent by fast_path.py; httpx2 sends the others. Calls: _channel, _public.
+Locks: none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self, Unpack
 import httpx2
 
 from .._channel.options import takes
-from .._io.face import run
 from .._public import public
 from .configured import Configured
 from .fast_path import send_simple
@@ -110,7 +109,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         if isinstance(request.stream, httpx2.SyncByteStream) and is_simple(
             self, request, auth, follow_redirects
         ):
-            return run(send_simple(self, request, stream))
+            return send_simple(self, request, stream)
         self._expect_usable()
         return super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 

@@ -17,16 +17,14 @@ import httpx2
 from .httpx2_inside import OwnClient, complete_response
 from .response import Response
 
-__all__ = ["send_simple"]
+__all__ = ["send_simple", "send_simple_awaited"]
 
 
-async def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
+def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
     """``stream``: the body is left to the caller, who closes the response."""
     begun = time.perf_counter()
-    transport = client._enclave
     try:
-        exchange = await transport._engine.handle(request)
-        response: Response = transport._response(request, exchange)
+        response: Response = client._enclave._handle(request)
     except httpx2.RequestError as error:
         __tracebackhide__ = True
         error.request = request
@@ -35,9 +33,31 @@ async def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) 
     try:
         complete_response(client, request, response, response.sets_cookies)
         if not stream and not response.read_at_once():
-            await transport._read(response)
+            response.read()
     except BaseException:
         __tracebackhide__ = True
-        await transport._close(response)
+        response.close()
+        raise
+    return response
+
+
+async def send_simple_awaited(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
+    """As :func:`send_simple`, step by step. A coroutine for both would cost the one that blocks as
+    much as the steps."""
+    begun = time.perf_counter()
+    try:
+        response: Response = await client._enclave._handle(request)
+    except httpx2.RequestError as error:
+        __tracebackhide__ = True
+        error.request = request
+        raise
+    response.stream.begun = begun
+    try:
+        complete_response(client, request, response, response.sets_cookies)
+        if not stream and not response.read_at_once():
+            await response.aread()
+    except BaseException:
+        __tracebackhide__ = True
+        await response.aclose()
         raise
     return response

@@ -62,13 +62,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
 
     def _handle(self, request: httpx2.Request) -> Response:
         __tracebackhide__ = True
-        return self._response(request, run(self._engine.handle(request)))
-
-    async def _read(self, response: Response) -> None:
-        response.read()
-
-    async def _close(self, response: Response) -> None:
-        response.close()
+        return self._response(request, self._engine.handle_blocking(request))
 
     def close(self) -> None:
         """Closes all connections and channels; requests still running fail."""

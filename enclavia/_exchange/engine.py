@@ -13,14 +13,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpx2
 
 from .._channel.config import ChannelConfig
 from .._errors import ForeignURL, ReconnectDisabled, StateError
-from .._io.face import now
+from .._io.face import now, run
 from .._pool.pool import Pool
 from .._records import fields
 from .._text import table_of
@@ -136,8 +136,29 @@ class Engine:
         finally:
             del use  # or an error that somebody keeps would hold it, by its traceback
 
-    async def handle(self, request: httpx2.Request) -> Exchange:
-        """Sends the request and reads the answer's head."""
+    def handle(self, request: httpx2.Request) -> Coroutine[Any, Any, Exchange]:
+        """Sends the request and reads the answer's head, awaited."""
+        return self._send(*self._accepted(request))
+
+    def handle_blocking(self, request: httpx2.Request) -> Exchange:
+        """As :meth:`handle`, in a thread that blocks. A request over a connection that was kept,
+        whose answer comes in one piece, needs no coroutine; any other goes on in one."""
+        __tracebackhide__ = True
+        message, timeouts, trace = self._accepted(request)
+        use = self._own
+        if use is None or trace is not None or not use.connections.io.reads_by_blocking:
+            return run(self._send(message, timeouts, trace))
+        exchange = Exchange(use, message, timeouts, self._read_head)
+        try:
+            if exchange.begin() and exchange.awaits_answer and exchange.wait():
+                return exchange
+        except BaseException:
+            exchange.drop()
+            raise
+        return run(self._send(message, timeouts, None, exchange))
+
+    def _accepted(self, request: httpx2.Request) -> tuple[Message, Timeouts, Trace | None]:
+        """What is sent, where the request may go to the enclave."""
         if request.url is not self._own_url:
             self._expect_own(request)
         timeouts = Timeouts.of(request, self.timeouts)
@@ -149,8 +170,7 @@ class Engine:
             from .tracing import trace_of  # for few programs, and slow to import
 
             trace = trace_of(request, self.connections)
-        __tracebackhide__ = True
-        return await self._send(message, timeouts, trace)
+        return message, timeouts, trace
 
     def begin(
         self,
@@ -168,15 +188,11 @@ class Engine:
         if use is None or watching.watcher is not None:
             return None
         message = Message(method, target, headers, content, self._head_of, request)
-        if message.expects_continue or message.upgrade:
-            return None
-        lease = use.connections.obtain_kept(message.job)
-        if lease is None or lease.link is None:
+        exchange = Exchange(use, message, self.timeouts, self._read_head)
+        if not exchange.begin():
             return None
         with self._lock:
             self._requests += 1
-        exchange = Exchange(use, message, self.timeouts, self._read_head)
-        exchange.begin(lease, lease.link)
         return exchange
 
     async def finish(self, begun: Exchange) -> Exchange:

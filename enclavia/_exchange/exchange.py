@@ -28,7 +28,7 @@ from .._errors import (
 )
 from .._http1.head import Head, ReadHead
 from .._http1.request import BodyEncoder
-from .._http1.response import Data, End, Event, Failed, ResponseParser
+from .._http1.response import END, End, Event, Failed, ResponseParser
 from .._io.face import READ_SIZE, now
 from .._io.late import nothing_read, nothing_sent
 from .._pool.ticket import Lease, Ticket
@@ -50,33 +50,36 @@ _NOTHING: Final = memoryview(b"")
 class Exchange:
     """One sending of a request, and its answer."""
 
+    # What a sending changes, as it is before it began. Of the class, because most requests change
+    # few of them.
+    _ticket: Ticket[Tunnel, IdleStream] | None = None
+    _lease: Lease[Tunnel, IdleStream] | None = None
+    _stream: AnyStream | None = None
+    _encoder: BodyEncoder | None = None
+    _pending = _NOTHING
+    _body: Body | None = None
+    _uploading = False
+    _cut = False
+    _body_failed = False
+    _answer: Head | None = None
+    _answered_at = 0.0
+    _continue = False
+    _ended: Exception | None = None
+    _failure: Exception | None = None
+    leased = False
+    receipt: Receipt | None = None
+    """Of the channel that it goes over, as of when it began."""
+    sent = False
+    settled = False
+
     def __init__(self, use: Use, message: Message, timeouts: Timeouts, read_head: ReadHead) -> None:
         self._use: Use | None = use
-        self._connections = use.connections
-        self.io = use.connections.io
+        self._connections = connections = use.connections
+        self.io = connections.io
         self.message = message
         self._timeouts = timeouts
-        self._encoder = BodyEncoder(message.length)
         self._parser = ResponseParser(message.method, read=read_head)
         self._events: collections.deque[Event] = collections.deque()
-        self._ticket: Ticket[Tunnel, IdleStream] | None = None
-        self._lease: Lease[Tunnel, IdleStream] | None = None
-        self._stream: AnyStream | None = None
-        self._pending = _NOTHING
-        self._body: Body | None = None
-        self._uploading = False
-        self._cut = False
-        self._body_failed = False
-        self._answer: Head | None = None
-        self._answered_at = 0.0
-        self._continue = False
-        self._ended: Exception | None = None
-        self._failure: Exception | None = None
-        self.leased = False
-        self.receipt: Receipt | None = None
-        """Of the channel that it goes over, as of when it began."""
-        self.sent = False
-        self.settled = False
         self.trailers: list[tuple[bytes, bytes]] = []
 
     @property
@@ -167,9 +170,15 @@ class Exchange:
                 self._body = WholeBody(message.content)
         elif message.content is None:
             self._body = message.body(self.io) if not message.expects_continue else None
-        elif not message.content:
-            first += self._encoder.finish()
+        elif not message.content and message.length != 0:
+            first += self._framing().finish()
         return first
+
+    def _framing(self) -> BodyEncoder:
+        """Made for a request that has a body, or says that it has one."""
+        if self._encoder is None:
+            self._encoder = BodyEncoder(self.message.length)
+        return self._encoder
 
     def _begin_kept(self, lease: Lease[Tunnel, IdleStream], link: IdleStream, first: bytes) -> None:
         self._uploading = True
@@ -184,7 +193,8 @@ class Exchange:
         self._uploading = self._body is not None or taken < len(first)
 
     def _encode_content(self, content: bytes) -> bytes:
-        return self._encoder.encode(content) + self._encoder.finish()
+        encoder = self._framing()
+        return encoder.encode(content) + encoder.finish()
 
     def _write(self) -> None:
         taken = self.stream.write(self._pending, 0)
@@ -235,13 +245,16 @@ class Exchange:
     def _take(self, data: bytes) -> bool:
         """Of the answer; nothing at its end. Returns whether no more of a body is to be sent."""
         stop = False
-        if not self._parser.started:
+        parser = self._parser
+        if not parser.started:
             self._answered_at = now()
-        events = self._parser.feed(data) if data else self._parser.feed_eof()
+            whole = parser.whole(data)
+            if whole is not None:
+                self._answer, body = whole
+                self._events += (body, END) if body else (END,)
+                return self._answer.status >= 300
+        events = parser.feed(data) if data else parser.feed_eof()
         for event in events:
-            if isinstance(event, Data):
-                self._events.append(event)
-                continue
             if isinstance(event, Head):
                 if event.informational:
                     self._continue = self._continue or event.status == 100
@@ -281,11 +294,11 @@ class Exchange:
             self._body_failed = True
             raise
         if chunk is not None:
-            self._pending = memoryview(self._encoder.encode(chunk))
+            self._pending = memoryview(self._framing().encode(chunk))
             return
         if self._body is not None:
             body, self._body = self._body, None
-            self._pending = memoryview(self._encoder.finish())
+            self._pending = memoryview(self._framing().finish())
             await body.close()
         if not self._pending:
             self._uploading = False
@@ -301,17 +314,25 @@ class Exchange:
 
     # -- without waiting ---------------------------------------------------------------------
 
-    # For a caller that has no task. What does not end at once, and every error, is left to
-    # :meth:`start`, which goes on from there.
+    # What nearly every request comes to, for a caller that has no task, or that need not step
+    # through coroutines. What does not end at once, and every error, is left to :meth:`start`,
+    # which goes on from there.
 
-    def begin(self, lease: Lease[Tunnel, IdleStream], link: IdleStream) -> None:
-        """Sends over a connection that was kept what can be sent without waiting."""
-        self._lease = lease
+    def begin(self) -> bool:
+        """Sends over a connection that was kept what can be sent without waiting. False where there
+        is none, or where more than that has to be seen to: then nothing was sent."""
+        message = self.message
+        if message.upgrade or message.expects_continue:
+            return False
+        self._lease = lease = self._connections.obtain_kept(message.job)
+        if lease is None or lease.link is None:
+            return False
         self.leased = True
         try:
-            self._begin_kept(lease, link, self._first())
+            self._begin_kept(lease, lease.link, self._first())
         except Exception as error:
             self._failure = error
+        return True
 
     @property
     def read_timeout(self) -> float | None:
@@ -324,11 +345,20 @@ class Exchange:
 
     def look(self) -> bool:
         """Reads what came, where :attr:`awaits_answer`. True where that is all of the answer."""
+        return self._look_until(0)
+
+    def wait(self) -> bool:
+        """As :meth:`look`, for a thread: waits for the first of it as long as a read may take."""
+        return self._look_until(self._timeouts.read)
+
+    def _look_until(self, timeout: float | None) -> bool:
         try:
-            data = self.stream.read(READ_SIZE, 0)
+            data = self.stream.read(READ_SIZE, timeout)
             if data is not None:
                 self._take(data)
                 self._settle_if_complete()
+        except ReadTimeout:
+            self.unanswered()
         except Exception as error:
             self._failure = error
         return self.settled
@@ -354,14 +384,14 @@ class Exchange:
     def pieces(self) -> list[bytes]:
         """All of the answer's body that was not taken yet, once the exchange is settled."""
         events, self._events = self._events, collections.deque()
-        return [event.data for event in events if isinstance(event, Data)]
+        return [event for event in events if isinstance(event, bytes)]
 
     async def _next_piece(self) -> bytes | None:
         while not self._events:
             await self._step()
         event = self._events.popleft()
-        if isinstance(event, Data):
-            return event.data
+        if isinstance(event, bytes):
+            return event
         if isinstance(event, Failed):
             raise event.error
         await self._finish_upload()

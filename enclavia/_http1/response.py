@@ -11,12 +11,12 @@ from .chunks import ChunkReader
 from .head import Head, ReadHead, check_start, read_head
 from .limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["Data", "End", "Event", "Failed", "ResponseParser"]
+__all__ = ["END", "End", "Event", "Failed", "ResponseParser"]
 _KEPT_HEAD: Final = 1024
-
-
-class Data(NamedTuple):
-    data: bytes
+_HEAD_END: Final = b"\r\n\r\n"
+# Requests whose answers, and answers of statuses that, end otherwise than their length says.
+_BODILESS: Final = (b"HEAD", b"CONNECT")
+_SPECIAL: Final = (101, 204, 304)
 
 
 class End(NamedTuple):
@@ -32,14 +32,28 @@ class Failed(NamedTuple):
     error: ProtocolError
 
 
-Event = Head | Data | End | Failed
-_END: Final = End()
+Event = Head | bytes | End | Failed
+"""Bytes are a piece of the body."""
+END: Final = End()
 
 
 class ResponseParser:
     """The answer to one request. After :class:`End`, ``reusable`` says whether the connection can
     carry another request, ``upgraded`` whether what follows is not HTTP any more, and ``leftover``
     is what followed an upgrade."""
+
+    # What an answer changes, as it is before there is one. Of the class, because an answer that
+    # comes whole changes nothing but the last three.
+    _head: bytes | bytearray = b""
+    _informational = 0
+    _expected: int | None = None
+    _received = 0
+    _closing = False
+    upgraded = False
+    leftover = b""
+    started = False
+    finished = False
+    reusable = False
 
     def __init__(
         self, method: bytes, limits: Limits | None = None, read: ReadHead | None = None
@@ -49,16 +63,25 @@ class ResponseParser:
         self._read = read or read_head
         # Functions, not methods of this one: a cycle would wait for the garbage collector.
         self._state: Callable[[ResponseParser, bytes, list[Event]], bytes] = ResponseParser._in_head
-        self._head = bytearray()
-        self._informational = 0
-        self._expected: int | None = None
-        self._received = 0
-        self._closing = False
-        self.started = False
-        self.finished = False
-        self.upgraded = False
-        self.reusable = False
-        self.leftover = b""
+
+    def whole(self, data: bytes) -> tuple[Head, bytes] | None:
+        """The head and the body of the answer, where ``data``, the first bytes of it, is all of it
+        and nothing out of the ordinary, as most are. None, and nothing was taken, where
+        :meth:`feed` has to look. Raises what :meth:`feed` says by :class:`Failed`."""
+        end = data.find(_HEAD_END) + 4
+        if end < 4 or end > _KEPT_HEAD or end > self._limits.head_bytes:
+            return None
+        if self.started or self._method in _BODILESS:
+            return None
+        self.started = True
+        head, codings, length, closing = self._read(data[:end], self._limits)
+        # One that is informational has no length here.
+        if codings or length != len(data) - end or head.status in _SPECIAL:
+            return None
+        self.finished = True
+        self.reusable = not closing
+        self._state = ResponseParser._after_end
+        return head, data[end:]
 
     def feed(self, data: bytes) -> list[Event]:
         """What these bytes say. Where they break HTTP, what they said before that comes first, and
@@ -81,7 +104,7 @@ class ResponseParser:
             return []
         if self._state is ResponseParser._until_close:
             self._finish()
-            return [_END]
+            return [END]
         raise IncompleteResponse(self._cut_short())
 
     def _cut_short(self) -> str:
@@ -100,10 +123,12 @@ class ResponseParser:
 
     def _in_head(self, data: bytes, events: list[Event]) -> bytes:
         held = len(self._head)
-        if not held and (end := data.find(b"\r\n\r\n") + 4) > 3:
-            return self._whole_head(data[:end], data[end:], events)
+        if not held:
+            if (end := data.find(_HEAD_END) + 4) > 3:
+                return self._whole_head(data[:end], data[end:], events)
+            self._head = bytearray()
         self._head += data
-        end = self._head.find(b"\r\n\r\n", max(0, held - 3))
+        end = self._head.find(_HEAD_END, max(0, held - 3))
         if end < 0:
             if len(self._head) > self._limits.head_bytes:
                 raise ProtocolError(
@@ -112,7 +137,7 @@ class ResponseParser:
             check_start(self._head)
             return b""
         raw = bytes(self._head[: end + 4])
-        self._head.clear()
+        self._head = b""
         return self._whole_head(raw, data[end + 4 - held :], events)
 
     def _whole_head(self, raw: bytes, rest: bytes, events: list[Event]) -> bytes:
@@ -165,14 +190,14 @@ class ResponseParser:
         missing = (self._expected or 0) - self._received
         piece, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
         self._received += len(piece)
-        events.append(Data(piece))
+        events.append(piece)
         return self._end(rest, events) if len(data) >= missing else b""
 
     def _in_chunks(self, data: bytes, events: list[Event]) -> bytes:
         body = self._chunks.feed(data)
         for piece in body:
             self._received += len(piece)
-            events.append(Data(piece))
+            events.append(piece)
         if self._chunks.failure is not None:
             failure = self._chunks.failure
             self._chunks.close()
@@ -186,7 +211,7 @@ class ResponseParser:
 
     def _until_close(self, data: bytes, events: list[Event]) -> bytes:
         self._received += len(data)
-        events.append(Data(data))
+        events.append(data)
         return b""
 
     def _after_upgrade(self, data: bytes, events: list[Event]) -> bytes:
@@ -203,7 +228,7 @@ class ResponseParser:
 
     def _end(self, rest: bytes, events: list[Event]) -> bytes:
         self._finish()
-        events.append(_END)
+        events.append(END)
         return rest
 
     def _finish(self) -> None:

@@ -129,6 +129,8 @@ class Io(Protocol[W]):
 
     awaits: ClassVar[bool]
     """Whether it suspends, so that functions of the caller's may be async."""
+    reads_by_blocking: ClassVar[bool]
+    """Whether a stream's own ``read`` may be called with a timeout, which blocks the thread."""
 
     def loop(self) -> object | None:
         """What lives as long as the event loop that runs here, and is one for each; None in a

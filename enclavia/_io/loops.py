@@ -400,6 +400,7 @@ class LoopIo:
     and only what would wait registers for being told."""
 
     awaits: ClassVar = True
+    reads_by_blocking: ClassVar = False
 
     def loop(self) -> LoopHub | None:
         try:

@@ -62,6 +62,7 @@ class SwitchIo(ThreadIo):
     """As :class:`ThreadIo`, of which it takes what does not wait."""
 
     awaits: ClassVar = False
+    reads_by_blocking: ClassVar = False
 
     def waiter(self) -> Any:  # noqa: ANN401 - another waiter than a thread's
         # Whoever is about to connect makes one first: so nothing is begun that could not be

@@ -88,6 +88,7 @@ class ThreadIo:
     """Waiting, as a thread does it: by blocking."""
 
     awaits: ClassVar = False
+    reads_by_blocking: ClassVar = True
 
     def loop(self) -> None:
         return None

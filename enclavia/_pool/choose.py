@@ -117,12 +117,13 @@ def has_expired(member: AnyMember, limits: PoolLimits, now: float) -> bool:
 def may_take_last(job: Job, member: AnyMember, limits: PoolLimits, now: float) -> bool:
     """Whether the connection that the only channel kept last can be taken at once: that is, case 2
     applies and nothing else has to be decided before."""
-    if member.spare or not member.idle or is_long(job, limits):
+    idle = member.idle
+    if not idle or member.spare or is_long(job, limits) or at_limit((member,), limits):
         return False
     expiry = limits.keepalive_expiry
-    used, link = member.idle[-1]
+    used, link = idle[-1]
     return (
-        (expiry is None or member.idle[0][0] + expiry >= now)
+        (expiry is None or idle[0][0] + expiry >= now)
         and (job.repeatable or used >= now - limits.careful_expiry)
         and member.alive
         and not has_expired(member, limits, now)

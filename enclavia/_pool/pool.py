@@ -153,26 +153,25 @@ class Pool(Generic[C, L]):
     def request(self, job: Job, now: float) -> Ticket[C, L]:
         self._orders += 1
         ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
-        if self._lost or not self._turns.serve_at_once(ticket, now):
-            self._queue.add(ticket)
-            self._decide(now)
-            if ticket.state is State.WAITING:
-                self._turns.probe_connectors()
+        lease = None if self._lost else self._turns.lend_at_once(self, job, now)
+        if lease is not None:
+            ticket.lease = lease
+            ticket.state = State.GRANTED
+            return ticket
+        self._queue.add(ticket)
+        self._decide(now)
+        if ticket.state is State.WAITING:
+            self._turns.probe_connectors()
         return ticket
 
     @carried_out(interrupting=refused)
     def lend_kept(self, job: Job, now: float) -> Lease[C, L] | None:
-        """As :meth:`request`, for a caller that cannot wait: a connection that was kept, where one
-        can be taken at once; None otherwise."""
-        self._orders += 1
-        ticket: Ticket[C, L] = Ticket(self, job, self._orders, now)
-        if not self._lost and self._turns.serve_at_once(ticket, now):
-            return ticket.take()
+        """A connection that was kept, where :meth:`request` would grant one at once; None
+        otherwise. Needs no ticket, because nothing is waited for."""
+        if not self._lost and (lease := self._turns.lend_at_once(self, job, now)) is not None:
+            return lease
         self._decide(now)
-        if self._turns.serve_kept(ticket, now):
-            return ticket.take()
-        ticket.state = State.FAILED  # it has no place in the queue that could be lost
-        return None
+        return self._turns.lend_kept(self, job, now)
 
     @carried_out(interrupting=refused)
     def watch(self, ticket: Ticket[C, L], waiter: Wakeable) -> None:

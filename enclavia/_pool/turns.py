@@ -19,13 +19,13 @@ from __future__ import annotations
 from typing import Generic, cast
 
 from .._errors import ReconnectDisabled
-from .choose import Do, at_limit, choose, may_take_last
-from .kinds import GRANTED, C, L, Member, Phase, PoolLimits, State
+from .choose import Do, choose, may_take_last
+from .kinds import GRANTED, C, Job, L, Member, Phase, PoolLimits, State
 from .members import Members
 from .outage import Outage
 from .outbox import Outbox
 from .queue import Queue
-from .ticket import Lease, Ticket
+from .ticket import Lease, Owner, Ticket
 
 __all__ = ["Turns"]
 
@@ -47,33 +47,29 @@ class Turns(Generic[C, L]):
 
     # -- serving ----------------------------------------------------------------------------
 
-    def serve_at_once(self, ticket: Ticket[C, L], now: float) -> bool:
-        """One request after another over one channel: what :meth:`serve` would come to, where
+    def lend_at_once(self, owner: Owner[C, L], job: Job, now: float) -> Lease[C, L] | None:
+        """One request after another over one channel: what :meth:`_serve` would come to, where
         there is nobody to wait behind and nothing else to decide."""
         members = self._members.all
         if len(members) != 1 or self._queue.places:
-            return False
+            return None
         member = members[0]
-        if at_limit(members, self._limits) or not may_take_last(
-            ticket.job, member, self._limits, now
-        ):
-            return False
+        if not may_take_last(job, member, self._limits, now):
+            return None
         _, link = member.idle.pop()
-        self._lend(ticket, member, link)
-        return True
+        return _lend(owner, member, link)
 
-    def serve_kept(self, ticket: Ticket[C, L], now: float) -> bool:
-        """As :meth:`serve_at_once`, over whichever of several channels :meth:`_serve` would take.
+    def lend_kept(self, owner: Owner[C, L], job: Job, now: float) -> Lease[C, L] | None:
+        """As :meth:`lend_at_once`, over whichever of several channels :meth:`_serve` would take.
         Nothing where something else would have to be done first."""
         if self._queue.places:
-            return False
-        choice = choose(ticket.job, self._members.all, self._limits, self._outage.outlook(now))
+            return None
+        choice = choose(job, self._members.all, self._limits, self._outage.outlook(now))
         if choice.do is not Do.REUSE:
-            return False
+            return None
         member = cast("Member[C, L]", choice.member)
         _, link = member.idle.pop()
-        self._lend(ticket, member, link)
-        return True
+        return _lend(owner, member, link)
 
     def serve_all(self, now: float) -> None:
         """One after the other; whoever comes later waits behind."""
@@ -112,16 +108,10 @@ class Turns(Generic[C, L]):
             self._queue.make_connector(ticket, members.add(spare=do is Do.CONNECT_SPARE))
         return True
 
-    def _lend(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
-        lease = Lease(ticket.owner, member, link)
-        member.in_use += 1
-        lease.released = False
-        ticket.lease = lease
-        ticket.state = GRANTED
-
     def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
         """To one that is in the queue."""
-        self._lend(ticket, member, link)
+        ticket.lease = _lend(ticket.owner, member, link)
+        ticket.state = GRANTED
         self._outbox.wake(ticket)
         self._queue.drop(ticket.order)
 
@@ -265,6 +255,13 @@ class Turns(Generic[C, L]):
                 self._members.retire(member)
             elif not member.open and not self._queue.has_connector(member):
                 self.hand_over(member)
+
+
+def _lend(owner: Owner[C, L], member: Member[C, L], link: L | None) -> Lease[C, L]:
+    lease = Lease(owner, member, link)
+    member.in_use += 1
+    lease.released = False
+    return lease
 
 
 def _lost_for_good() -> ReconnectDisabled:

@@ -24,7 +24,7 @@ with atheris.instrument_imports(["enclavia", "httpx2"]) if atheris else contextl
     from enclavia._channel.url import EnclaveURL
     from enclavia._http1.head import Head
     from enclavia._http1.limits import Limits
-    from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
+    from enclavia._http1.response import End, Event, Failed, ResponseParser
     from enclavia._trust.served import read_links, read_row
 
 METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
@@ -106,10 +106,10 @@ class _Told:
                 assert len(self.heads) <= LIMITS.informational + 1
             elif isinstance(event, Failed):
                 self.failed = True
-            elif isinstance(event, Data):
+            elif isinstance(event, bytes):
                 self._body_begun = True
-                assert event.data
-                self.body += event.data
+                assert event
+                self.body += event
             else:
                 self.end = event
 

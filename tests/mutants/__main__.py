@@ -92,7 +92,7 @@ PYTHON_FUNCTIONS = {
     "enclavia/_identity/pcrs.py": ("_value", "Pcrs.__init__", "Pcrs._only", "Pcrs.is_zero"),
     "enclavia/_channel/config.py": ("_tls",),
     "enclavia/_exchange/engine.py": (
-        "Engine.handle: request.url is not self._own_url",
+        "Engine._accepted: request.url is not self._own_url",
         "Engine._expect_own: refusal is not None",
     ),
     "enclavia/_exchange/pinning.py": (

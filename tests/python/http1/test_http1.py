@@ -17,7 +17,7 @@ from enclavia import IncompleteResponse, InvalidRequest, ProtocolError
 from enclavia._http1.head import Head
 from enclavia._http1.limits import Limits
 from enclavia._http1.request import BodyEncoder, body_encoder, encode_head, expects_continue
-from enclavia._http1.response import Data, End, Event, Failed, ResponseParser
+from enclavia._http1.response import End, Event, Failed, ResponseParser
 
 HOST = (b"Host", b"enclave")
 TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -52,9 +52,9 @@ class Outcome:
             elif isinstance(event, Head):
                 assert not self.body
                 self.heads.append(event)
-            elif isinstance(event, Data):
-                assert event.data
-                self.body += event.data
+            elif isinstance(event, bytes):
+                assert event
+                self.body += event
             else:
                 self.end = event
 
@@ -442,7 +442,7 @@ class TestLimits:
         ]
         assert isinstance(events[-1], Failed)
         assert "at most 65536 bytes of chunk extensions" in str(events[-1].error)
-        data = b"".join(event.data for event in events if isinstance(event, Data))
+        data = b"".join(event for event in events if isinstance(event, bytes))
         assert data == b"y" * 137  # of each, all but 129 bytes are counted
 
     @pytest.mark.parametrize("cut", [1, 1000, 1 << 30])
@@ -457,7 +457,7 @@ class TestLimits:
             pieces = [sent[at : at + cut] for at in range(0, len(sent), cut)]
             seen = [event for piece in pieces for event in parser.feed(piece)]
             assert type(seen[-1]) is last
-            data = b"".join(event.data for event in seen if isinstance(event, Data))
+            data = b"".join(event for event in seen if isinstance(event, bytes))
             assert data == b"y" * 4096 + b"z" * (last is End)
 
     def test_a_signature_in_each_chunk_is_no_overhead(self) -> None:
@@ -465,7 +465,7 @@ class TestLimits:
         parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(2000):
             sent = b"1;chunk-signature=" + b"0" * 64 + b"\r\ny\r\n"
-            assert parser.feed(sent) == [Data(b"y")]
+            assert parser.feed(sent) == [b"y"]
 
     @pytest.mark.parametrize("cut", [1, 1000, 1 << 30])
     def test_length_of_trailers(self, cut: int) -> None:
@@ -478,7 +478,7 @@ class TestLimits:
         parser = ResponseParser(b"GET", Limits(chunk_overhead=100))
         parser.feed(OK + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(1000):
-            assert parser.feed(b"1;x\r\ny\r\n") == [Data(b"y")]
+            assert parser.feed(b"1;x\r\ny\r\n") == [b"y"]
 
 
 class TestRequests:
@@ -661,3 +661,58 @@ def test_a_parser_leaves_nothing_to_the_garbage_collector(answer: bytes) -> None
         assert [ref() for ref in kept] == [None] * len(kept)
     finally:
         gc.enable()
+
+
+@given(
+    method=st.sampled_from([b"GET", b"get", b"HEAD", b"CONNECT", b"POST"]),
+    version=st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/1.7", b"HTTP/2.0"]),
+    status=st.sampled_from([b"100", b"101", b"103", b"200", b"204", b"304", b"404", b"2x0"]),
+    fields=st.lists(
+        st.sampled_from([
+            b"Content-Length: 2", b"Content-Length: 0", b"Content-Length: +2", b"content-length: 3",
+            b"Transfer-Encoding: chunked", b"Connection: close", b"Connection: keep-alive",
+            b"Upgrade: x", b"Set-Cookie: a=b", b"A: " + b"x" * 1100, b" folded", b"no field", b"",
+        ]),
+        max_size=4,
+    ),
+    end=st.sampled_from([b"\r\n\r\n", b"\r\n\r", b"\n\n"]),
+    body=st.sampled_from([b"", b"ok", b"okk", b"2\r\nok\r\n0\r\n\r\n", SIZED]),
+)  # fmt: skip
+def test_an_answer_that_is_taken_whole_is_what_it_is_step_by_step(
+    method: bytes, version: bytes, status: bytes, fields: list[bytes], end: bytes, body: bytes
+) -> None:
+    answer = b"\r\n".join([version + b" " + status + b" OK", *fields]) + end + body
+    stepwise = Outcome([answer], method)
+    parser = ResponseParser(method)
+    try:
+        whole = parser.whole(answer)
+    except ProtocolError as error:
+        assert stepwise.error == f"ProtocolError: {error}" and not stepwise.heads
+        assert not parser.finished and not parser.reusable
+        return
+    if whole is None:  # nothing was taken: the same parser reads it from the beginning
+        after = Outcome([], method)
+        after.parser = parser
+        after._take(parser.feed(answer))
+        assert after.summary() == stepwise.summary()
+        return
+    assert ([whole[0]], whole[1], End()) == (stepwise.heads, stepwise.body, stepwise.end)
+    assert parser.started and parser.finished and parser.reusable == stepwise.parser.reusable
+    assert parser.whole(answer) is None
+    assert parser.feed(b"more") == [] and not parser.reusable
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_which_answers_are_taken_whole(name: str) -> None:
+    answer, method, _ = MESSAGES[name]
+    taken = ResponseParser(method).whole(answer) is not None
+    assert taken == (name in {"sized", "old-kept", "no-reason", "h2c-offer"})
+
+
+def test_an_answer_is_taken_whole_within_the_limits_only() -> None:
+    head = SIZED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    for most in (len(head), len(head) - 1):
+        parser = ResponseParser(b"GET", Limits(head_bytes=most))
+        assert (parser.whole(SIZED) is None) == (most < len(head))
+    with pytest.raises(ProtocolError, match="at most 1 response headers"):
+        ResponseParser(b"GET", Limits(header_count=1)).whole(SIZED)
