@@ -4,7 +4,6 @@ Decides which timeouts a request has, and which of two deadlines comes first. Ca
 _io. Locks: none.
 """
 
-import operator
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
@@ -35,9 +34,15 @@ class Timeouts(NamedTuple):
                 f"{type(given).__name__}"
             )
         get = given.get
-        members = (get("connect"), get("read"), get("write"), get("pool"))
+        connect, read, write, pool = members = (
+            get("connect"),
+            get("read"),
+            get("write"),
+            get("pool"),
+        )
         # Nearly always they are the client's own, the very same numbers: those were looked at.
-        if all(map(operator.is_, members, default)):
+        own_connect, own_read, own_write, own_pool = default
+        if connect is own_connect and read is own_read and write is own_write and pool is own_pool:
             return default
         return cls(*map(_allowed, cls._fields, members))
 
