@@ -24,7 +24,7 @@ MINUTES ?= 10
 SEED ?= 1
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 C_THREADS := test_net test_loop test_enclave test_workload test_channel test_channel_slots \
-    test_slow_readers test_threads test_fork
+    test_slow_readers test_threads test_fork test_together test_attest
 export PYTHON
 
 .PHONY: site screenshots wheels test-browser test-wheels reproduce-wheels demo test bench soak instructions emulated lint pyright test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean

@@ -19,7 +19,7 @@ LIBRARIES = "libsodium libwebsockets libcbor openssl".split()
 if WEB:
     LAYERS = "base platform sync cbor noise wire attest session web channel python".split()
     LIBRARIES = "libsodium libcbor libcrypto".split()
-NOT_WEB = ("enclave_arguments.c", "enclave_type.c", "pump.c", "pump_type.c")
+NOT_WEB = ("enclave_arguments.c", "enclave_type.c", "pump.c", "pump_type.c", "together.c")
 MINIMUM_PYTHON = 0x030B0000
 # One extension for all versions from the minimum on. Free-threaded builds of Python have no such
 # interface before 3.15: there it is made for one version.

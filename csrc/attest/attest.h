@@ -21,6 +21,10 @@ typedef struct encl_pins {
     encl_pcr pcr[ENCL_PCR_SLOTS];
 } encl_pins;
 
+/* Calls one(arg, i) once for each i below count, in any order and in any threads, and returns when
+ * all the calls have. */
+typedef void encl_each(void (*one)(void *arg, size_t i), void *arg, size_t count);
+
 /* What a document must satisfy. Owned copies; freed with encl_policy_free. */
 typedef struct encl_policy {
     encl_pins *pins; /* any one of them; NULL where none are pinned */
@@ -32,6 +36,8 @@ typedef struct encl_policy {
     bool debug;           /* accept self-signed and stub documents; checks only nonce and PCRs */
     bool need_pins;       /* a channel's policy: without pins only debug may pass */
     int64_t clock_leeway; /* seconds that a leaf may be used before its notBefore */
+    encl_each *each;      /* how the signatures of a document are verified: they do not depend on
+                           * each other, so that threads may share them. NULL: one by one */
 } encl_policy;
 
 #define ENCL_CLOCK_LEEWAY_MAX 300 /* seconds */

@@ -1,7 +1,8 @@
 /* Decides whether a chain of X.509 certificates (RFC 5280) is valid, link by link from the pinned
- * root down to the leaf. Explicit rather than X509_verify_cert, so that a verified link can be
- * remembered and every refusal has a name. The pinned root is trusted by its bytes: its own
- * signature would prove nothing. Calls OpenSSL and cache.c. */
+ * root down to the leaf; signatures.c has the links' signatures verified in between. Explicit
+ * rather than X509_verify_cert, so that a verified link can be remembered and every refusal has a
+ * name. The pinned root is trusted by its bytes: its own signature would prove nothing. Calls
+ * OpenSSL and cache.c. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,24 +16,8 @@
 #include "base/slice.h"
 #include "base/utf8.h"
 
-#define CHAIN_MAX   (ENCL_CABUNDLE_MAX + 2)
-#define LABEL_BYTES 128
-#define NAME_BYTES  80
-#define TIME_BYTES  32
-
-typedef struct chain_cert {
-    encl_slice der;
-    X509 *cert; /* a reference of its own */
-    bool known; /* that the issuer signed it was verified before */
-    int64_t not_before, not_after;
-    char label[LABEL_BYTES];
-} chain_cert;
-
-typedef struct chain {
-    chain_cert links[CHAIN_MAX]; /* 0 is the pinned root, the last is the leaf */
-    size_t count;
-    int64_t until; /* the first end of a validity among those that were judged */
-} chain;
+#define NAME_BYTES 80
+#define TIME_BYTES 32
 
 /* A certificate's name is whatever its maker wrote. */
 static void common_name(const X509 *cert, char *out, size_t size) {
@@ -43,7 +28,7 @@ static void common_name(const X509 *cert, char *out, size_t size) {
     (void)encl_utf8_show_in(n < 0 ? ENCL_SLICE("?", 1) : ENCL_SLICE(name, strlen(name)), out, size);
 }
 
-static void set_label(chain_cert *l, size_t number, size_t count) {
+static void set_label(encl_chain_cert *l, size_t number, size_t count) {
     char name[NAME_BYTES] = "?";
 
     if (l->cert != NULL) {
@@ -53,7 +38,7 @@ static void set_label(chain_cert *l, size_t number, size_t count) {
                    name);
 }
 
-static encl_result parse(chain_cert *l, encl_error *err) {
+static encl_result parse(encl_chain_cert *l, encl_error *err) {
     const uint8_t *at = l->der.data;
 
     ENCL_ENSURE(l->der.len <= ENCL_CERT_MAX_BYTES, err, ENCL_E_CERTIFICATE,
@@ -68,7 +53,7 @@ static encl_result parse(chain_cert *l, encl_error *err) {
     return ENCL_OK;
 }
 
-static encl_result check_form(const chain_cert *l, encl_error *err) {
+static encl_result check_form(const encl_chain_cert *l, encl_error *err) {
     uint32_t flags = X509_get_extension_flags(l->cert);
 
     ENCL_ENSURE(X509_get_version(l->cert) == X509_VERSION_3, err, ENCL_E_CERTIFICATE,
@@ -82,7 +67,7 @@ static encl_result check_form(const chain_cert *l, encl_error *err) {
 }
 
 /* Only these two are judged here, and OpenSSL's own list holds more, such as name constraints. */
-static encl_result check_extensions(const chain_cert *l, encl_error *err) {
+static encl_result check_extensions(const encl_chain_cert *l, encl_error *err) {
     for (int i = 0; i < X509_get_ext_count(l->cert); i++) {
         X509_EXTENSION *extension = X509_get_ext(l->cert, i);
         int nid = OBJ_obj2nid(X509_EXTENSION_get_object(extension));
@@ -96,7 +81,7 @@ static encl_result check_extensions(const chain_cert *l, encl_error *err) {
 }
 
 /* The named curve itself, not parameters that spell it out, and an uncompressed point. */
-static encl_result check_key(const chain_cert *l, encl_error *err) {
+static encl_result check_key(const encl_chain_cert *l, encl_error *err) {
     ASN1_OBJECT *algorithm = NULL;
     const ASN1_OBJECT *curve = NULL;
     const void *parameter = NULL;
@@ -130,7 +115,7 @@ static bool has_strict_form(const ASN1_TIME *when) {
 }
 
 /* By OpenSSL's calendar, since timegm and time_t end in 2038 where time_t has 32 bits. */
-static encl_result unix_time(const chain_cert *l, const ASN1_TIME *when, int64_t *out,
+static encl_result unix_time(const encl_chain_cert *l, const ASN1_TIME *when, int64_t *out,
                              encl_error *err) {
     const struct tm epoch = {.tm_year = 70, .tm_mday = 1};
     int days = 0, seconds = 0;
@@ -153,7 +138,7 @@ static void time_text(int64_t seconds, char out[TIME_BYTES]) {
     }
 }
 
-static encl_result not_valid(const chain_cert *l, int64_t now, encl_error *err) {
+static encl_result not_valid(const encl_chain_cert *l, int64_t now, encl_error *err) {
     char from[TIME_BYTES], to[TIME_BYTES], at[TIME_BYTES];
 
     time_text(l->not_before, from);
@@ -166,12 +151,12 @@ static encl_result not_valid(const chain_cert *l, int64_t now, encl_error *err) 
                      at);
 }
 
-static encl_result read_validity(chain_cert *l, encl_error *err) {
+static encl_result read_validity(encl_chain_cert *l, encl_error *err) {
     ENCL_TRY(unix_time(l, X509_get0_notBefore(l->cert), &l->not_before, err));
     return unix_time(l, X509_get0_notAfter(l->cert), &l->not_after, err);
 }
 
-static encl_result check_validity(const chain_cert *l, int64_t now, encl_error *err) {
+static encl_result check_validity(const encl_chain_cert *l, int64_t now, encl_error *err) {
     if (now >= l->not_before && now <= l->not_after) {
         return ENCL_OK;
     }
@@ -182,7 +167,8 @@ static encl_result check_validity(const chain_cert *l, int64_t now, encl_error *
  * leaves from its future. The leeway moves the beginning alone; the end stays where it is. Beyond
  * it, but not far, waiting helps, so the failure is retryable. The leeway is taken from notBefore,
  * which is four digits of a year, and not added to a time of the caller's, which may be any. */
-static encl_result check_leaf_validity(const chain_cert *l, encl_clock clock, encl_error *err) {
+static encl_result check_leaf_validity(const encl_chain_cert *l, encl_clock clock,
+                                       encl_error *err) {
     encl_code rc;
 
     if (clock.now < l->not_before && clock.now >= l->not_before - clock.leeway) {
@@ -195,12 +181,12 @@ static encl_result check_leaf_validity(const chain_cert *l, encl_clock clock, en
     return rc;
 }
 
-static bool may(const chain_cert *l, uint32_t usage) {
+static bool may(const encl_chain_cert *l, uint32_t usage) {
     return (X509_get_extension_flags(l->cert) & EXFLAG_KUSAGE) != 0 &&
            (X509_get_key_usage(l->cert) & usage) != 0;
 }
 
-static encl_result check_ca(const chain_cert *l, encl_error *err) {
+static encl_result check_ca(const encl_chain_cert *l, encl_error *err) {
     ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) != 0, err, ENCL_E_CERTIFICATE,
                 "%s: expected a CA, but its basicConstraints do not make it one", l->label);
     ENCL_ENSURE(may(l, KU_KEY_CERT_SIGN), err, ENCL_E_CERTIFICATE,
@@ -208,7 +194,7 @@ static encl_result check_ca(const chain_cert *l, encl_error *err) {
     return ENCL_OK;
 }
 
-static encl_result check_leaf(const chain_cert *l, encl_error *err) {
+static encl_result check_leaf(const encl_chain_cert *l, encl_error *err) {
     ENCL_ENSURE((X509_get_extension_flags(l->cert) & EXFLAG_CA) == 0, err, ENCL_E_CERTIFICATE,
                 "%s: expected a leaf, got a CA", l->label);
     ENCL_ENSURE(may(l, KU_DIGITAL_SIGNATURE), err, ENCL_E_CERTIFICATE,
@@ -217,7 +203,7 @@ static encl_result check_leaf(const chain_cert *l, encl_error *err) {
 }
 
 /* RFC 5280 lets self-issued certificates go uncounted; AWS has none, so all count. */
-static encl_result check_path_length(const chain *c, size_t i, encl_error *err) {
+static encl_result check_path_length(const encl_chain *c, size_t i, encl_error *err) {
     long allowed = X509_get_pathlen(c->links[i].cert);
     size_t below = c->count - 2 - i;
 
@@ -227,8 +213,8 @@ static encl_result check_path_length(const chain *c, size_t i, encl_error *err) 
     return ENCL_OK;
 }
 
-static encl_result check_one(chain *c, size_t i, encl_clock clock, encl_error *err) {
-    chain_cert *l = &c->links[i];
+static encl_result check_one(encl_chain *c, size_t i, encl_clock clock, encl_error *err) {
+    encl_chain_cert *l = &c->links[i];
 
     ENCL_TRY(check_form(l, err));
     ENCL_TRY(check_key(l, err));
@@ -247,36 +233,17 @@ static int64_t earlier(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static bool signature_holds(const chain_cert *child, const chain_cert *issuer,
-                            encl_link_cache *cache) {
-    int64_t expires = earlier(child->not_after, issuer->not_after);
-
-    if (child->known) {
-        return true;
-    }
-    if (X509_verify(child->cert, X509_get0_pubkey(issuer->cert)) != 1) {
-        return false;
-    }
-    if (cache != NULL) {
-        encl_link_cache_put(cache, child->der, issuer->der, child->cert, expires);
-    }
-    return true;
-}
-
-static encl_result check_link(const chain_cert *child, const chain_cert *issuer,
-                              encl_link_cache *cache, encl_error *err) {
+static encl_result check_issuer(const encl_chain_cert *child, const encl_chain_cert *issuer,
+                                encl_error *err) {
     int verdict = X509_check_issued(issuer->cert, child->cert);
 
     ENCL_ENSURE(verdict == X509_V_OK, err, ENCL_E_CERTIFICATE, "%s is not issued by %s: %s",
                 child->label, issuer->label, X509_verify_cert_error_string(verdict));
-    ENCL_ENSURE(signature_holds(child, issuer, cache), err, ENCL_E_CERTIFICATE,
-                "%s: its signature does not verify with the key of %s", child->label,
-                issuer->label);
     return ENCL_OK;
 }
 
 /* The bundle may repeat the pinned root; anything else in it must be issued from there. */
-static void gather(chain *c, const encl_attestation *a, encl_slice root) {
+static void gather(encl_chain *c, const encl_attestation *a, encl_slice root) {
     size_t first = encl_slice_equal(a->cabundle[0], root) ? 1 : 0;
 
     c->links[c->count++].der = root;
@@ -287,67 +254,81 @@ static void gather(chain *c, const encl_attestation *a, encl_slice root) {
 }
 
 /* Of a link that verified before, the certificate is there that these same bytes were parsed to. */
-static encl_result take_child(chain *c, size_t i, int64_t now, encl_link_cache *cache,
+static encl_result take_child(encl_chain *c, size_t i, int64_t now, encl_link_cache *cache,
                               encl_error *err) {
-    chain_cert *l = &c->links[i];
+    encl_chain_cert *l = &c->links[i];
 
     if (cache != NULL) {
         l->cert = encl_link_cache_find(cache, l->der, c->links[i - 1].der, now);
-        l->known = l->cert != NULL;
+        l->known = l->verified = l->cert != NULL;
     }
     return l->known ? ENCL_OK : parse(l, err);
 }
 
-static encl_result take_root(chain_cert *l, const encl_root *root, encl_error *err) {
+static encl_result take_root(encl_chain_cert *l, const encl_root *root, encl_error *err) {
     ENCL_ENSURE(X509_up_ref(root->cert) == 1, err, ENCL_E_INTERNAL,
                 "OpenSSL could not share a root certificate");
     l->cert = root->cert;
     return ENCL_OK;
 }
 
-static encl_result verify(chain *c, const encl_root *root, encl_clock clock, encl_link_cache *cache,
-                          encl_error *err) {
-    c->until = INT64_MAX;
-    for (size_t i = 0; i < c->count; i++) {
-        chain_cert *l = &c->links[i];
+static encl_result read_link(encl_chain *c, size_t i, const encl_root *root, encl_clock clock,
+                             encl_link_cache *cache, encl_error *err) {
+    encl_chain_cert *l = &c->links[i];
 
-        set_label(l, i + 1, c->count);
-        ENCL_TRY(i == 0 ? take_root(l, root, err) : take_child(c, i, clock.now, cache, err));
-        set_label(l, i + 1, c->count);
-        ENCL_TRY(check_one(c, i, clock, err));
-        c->until = earlier(c->until, l->not_after);
-        if (i != 0) {
-            ENCL_TRY(check_link(l, &c->links[i - 1], cache, err));
+    set_label(l, i + 1, c->count);
+    ENCL_TRY(i == 0 ? take_root(l, root, err) : take_child(c, i, clock.now, cache, err));
+    set_label(l, i + 1, c->count);
+    ENCL_TRY(check_one(c, i, clock, err));
+    c->until = earlier(c->until, l->not_after);
+    return i == 0 ? ENCL_OK : check_issuer(l, &c->links[i - 1], err);
+}
+
+encl_result encl_chain_read(encl_chain *c, const encl_attestation *a, encl_root root,
+                            encl_clock clock, encl_link_cache *cache, encl_error *err) {
+    *c = (encl_chain){.until = INT64_MAX};
+    gather(c, a, root.der);
+    for (size_t i = 0; i < c->count; i++) {
+        ENCL_TRY(read_link(c, i, &root, clock, cache, err));
+    }
+    return ENCL_OK;
+}
+
+/* Reads of the chain only what read_link has left there for good, and writes into one link. */
+bool encl_chain_verify_link(encl_chain *c, size_t i) {
+    encl_chain_cert *l = &c->links[i];
+
+    l->verified = X509_verify(l->cert, X509_get0_pubkey(c->links[i - 1].cert)) == 1;
+    return l->verified;
+}
+
+encl_result encl_chain_settle(const encl_chain *c, encl_link_cache *cache, encl_error *err) {
+    for (size_t i = 1; i < c->count; i++) {
+        const encl_chain_cert *l = &c->links[i], *issuer = &c->links[i - 1];
+
+        ENCL_ENSURE(l->verified, err, ENCL_E_CERTIFICATE,
+                    "%s: its signature does not verify with the key of %s", l->label,
+                    issuer->label);
+        if (cache != NULL && !l->known) {
+            encl_link_cache_put(cache, l->der, issuer->der, l->cert,
+                                earlier(l->not_after, issuer->not_after));
         }
     }
     return ENCL_OK;
 }
 
-static void release(chain *c) {
+EVP_PKEY *encl_chain_leaf_key(const encl_chain *c) {
+    return X509_get0_pubkey(c->links[c->count - 1].cert);
+}
+
+void encl_chain_release(encl_chain *c) {
     for (size_t i = 0; i < c->count; i++) {
         X509_free(c->links[i].cert);
     }
 }
 
-encl_result encl_chain_verify(encl_attestation *a, encl_root root, encl_clock clock,
-                              encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err) {
-    chain c = {.count = 0};
-    encl_code rc;
-
-    *leaf_key = NULL;
-    gather(&c, a, root.der);
-    ENCL_TRY_GOTO(verify(&c, &root, clock, cache, err), done);
-    *leaf_key = X509_get_pubkey(c.links[c.count - 1].cert);
-    ENCL_ENSURE_GOTO(*leaf_key != NULL, done, err, ENCL_E_INTERNAL,
-                     "OpenSSL could not share the leaf's key");
-    a->valid_until = c.until;
-done:
-    release(&c);
-    return rc;
-}
-
 encl_result encl_chain_parse_root(encl_slice root, X509 **cert, encl_error *err) {
-    chain_cert l = {.der = root};
+    encl_chain_cert l = {.der = root};
     encl_code rc;
 
     *cert = NULL;

@@ -31,13 +31,48 @@ typedef struct encl_root {
     X509 *cert;
 } encl_root;
 
-/* chain.c: verifies certificate and cabundle up to root at a moment, and gives the leaf's key,
- * which the caller frees with EVP_PKEY_free; NULL on failure. Sets a->valid_until. */
-encl_result encl_chain_verify(encl_attestation *a, encl_root root, encl_clock clock,
-                              encl_link_cache *cache, EVP_PKEY **leaf_key, encl_error *err);
+#define ENCL_CHAIN_MAX         (ENCL_CABUNDLE_MAX + 2)
+#define ENCL_CHAIN_LABEL_BYTES 128
+
+typedef struct encl_chain_cert {
+    encl_slice der;
+    X509 *cert;    /* a reference of its own */
+    bool known;    /* that the issuer signed it was verified before */
+    bool verified; /* that the issuer signed it has been verified, now or before */
+    int64_t not_before, not_after;
+    char label[ENCL_CHAIN_LABEL_BYTES];
+} encl_chain_cert;
+
+/* Its slices point into the attestation and the root that it was read from. */
+typedef struct encl_chain {
+    encl_chain_cert links[ENCL_CHAIN_MAX]; /* 0 is the pinned root, the last is the leaf */
+    size_t count;
+    int64_t until; /* the first end of a validity among those that were judged */
+} encl_chain;
+
+/* chain.c. In this order:
+ * read: parses certificate and cabundle up to root, and checks at a moment all about them but who
+ *   signed them. Release it in any case.
+ * verify_link: whether links[i - 1] signed links[i], 0 < i < count, which is noted there. Threads
+ *   may call it at the same time for different i.
+ * settle: ENCL_OK only where every link has been verified; the first that has not is the error's.
+ *   What has is put into the cache, which may be NULL. */
+encl_result encl_chain_read(encl_chain *c, const encl_attestation *a, encl_root root,
+                            encl_clock clock, encl_link_cache *cache, encl_error *err);
+bool encl_chain_verify_link(encl_chain *c, size_t i);
+encl_result encl_chain_settle(const encl_chain *c, encl_link_cache *cache, encl_error *err);
+/* The leaf's key, which belongs to the chain. NULL: OpenSSL cannot read it. */
+EVP_PKEY *encl_chain_leaf_key(const encl_chain *c);
+void encl_chain_release(encl_chain *c);
 /* Parses a root and checks everything about it that does not depend on the time. The caller frees
  * the certificate with X509_free; NULL on failure. */
 encl_result encl_chain_parse_root(encl_slice root, X509 **cert, encl_error *err);
+
+/* signatures.c: verifies the chain at a moment, and that its leaf signed the document. Sets
+ * a->valid_until. */
+encl_result encl_signatures_verify(encl_attestation *a, const encl_cose *cose,
+                                   const encl_policy *policy, int64_t now, encl_link_cache *cache,
+                                   encl_error *err);
 
 /* cache.c. find: the child's certificate as it was parsed when the link verified, NULL where the
  * link is not known or has expired at now, which also drops it. The caller frees it with X509_free.

@@ -1,10 +1,9 @@
 /* Decides in which order a document is checked, and binds it to the nonce; the other checks are in
- * document.c, chain.c, es384.c and policy.c, which it calls. */
+ * document.c, signatures.c and policy.c, which it calls. */
 #include <stdlib.h>
 #include <string.h>
 
 #include <openssl/err.h>
-#include <openssl/evp.h>
 
 #include "attest/internal.h"
 #include "base/secmem.h"
@@ -20,21 +19,6 @@ static encl_result check_arguments(const encl_policy *policy, encl_slice nonce, 
     return ENCL_OK;
 }
 
-static encl_result check_signature(const encl_cose *cose, EVP_PKEY *leaf_key, encl_error *err) {
-    encl_buf message;
-    encl_code rc;
-
-    encl_buf_init(&message, ENCL_DOCUMENT_MAX_BYTES);
-    ENCL_TRY_GOTO(encl_sig_structure(cose->protected_header, cose->payload, &message, err), done);
-    rc = encl_es384_verify(leaf_key, encl_buf_peek(&message), cose->signature, err);
-    if (rc != ENCL_OK) {
-        encl_error_prefix(err, "the document is not signed by its certificate");
-    }
-done:
-    encl_buf_free(&message);
-    return rc;
-}
-
 static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl_error *err) {
     if (nonce.data == NULL) {
         return ENCL_OK;
@@ -47,21 +31,6 @@ static encl_result check_nonce(const encl_attestation *a, encl_slice nonce, encl
         "one of %zu bytes: the document was made for another channel, or somebody sits in between",
         nonce.len, a->nonce.len);
     return ENCL_OK;
-}
-
-/* That the chain vouches for a key, and that this key signed the document. */
-static encl_result verify_signatures(encl_attestation *a, const encl_cose *cose,
-                                     const encl_policy *policy, int64_t now, encl_link_cache *cache,
-                                     encl_error *err) {
-    encl_root root = {ENCL_SLICE(policy->root, policy->root_len), policy->root_cert};
-    encl_clock clock = {.now = now, .leeway = policy->clock_leeway};
-    EVP_PKEY *leaf_key;
-    encl_code rc;
-
-    ENCL_TRY(encl_chain_verify(a, root, clock, cache, &leaf_key, err));
-    rc = check_signature(cose, leaf_key, err);
-    EVP_PKEY_free(leaf_key);
-    return rc;
 }
 
 static encl_code refuse_stub(encl_error *err) {
@@ -87,7 +56,7 @@ static encl_result verify_nitro(encl_slice document, const encl_policy *policy, 
     if (recorded) {
         a->verified_at = (int64_t)(a->timestamp_ms / 1000);
     }
-    ENCL_TRY(verify_signatures(a, &cose, policy, a->verified_at, cache, err));
+    ENCL_TRY(encl_signatures_verify(a, &cose, policy, a->verified_at, cache, err));
     ENCL_TRY(check_nonce(a, nonce, err));
     return encl_policy_check_pcrs(policy, a, err);
 }

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h> /* <netinet/tcp.h> defines the same names with fewer fields */
 #include <netinet/in.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -34,6 +35,14 @@ void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_
     struct timespec at = encl_posix_timespec(until);
 
     (void)pthread_cond_timedwait(cond, lock, &at);
+}
+
+/* More processors than a cpu_set_t has room for make the call fail. */
+size_t encl_processors(void) {
+    cpu_set_t mine;
+    int n = sched_getaffinity(0, sizeof mine, &mine) == 0 ? CPU_COUNT(&mine) : 1;
+
+    return n > 1 ? (size_t)n : 1;
 }
 
 void encl_thread_name(const char *name) {

@@ -30,6 +30,12 @@ void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_
     (void)pthread_cond_timedwait_relative_np(cond, lock, &wait);
 }
 
+size_t encl_processors(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return n > 1 ? (size_t)n : 1;
+}
+
 void encl_thread_name(const char *name) {
     (void)pthread_setname_np(name);
 }

@@ -22,6 +22,9 @@ void encl_platform_cond_init(pthread_cond_t *cond);
 /* lock is held. Returns when the condition is signalled, at `until`, or before for no reason. */
 void encl_platform_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t until);
 
+/* How many processors this process may run on, at least 1. */
+size_t encl_processors(void);
+
 /* What debuggers show for the calling thread; at most 15 bytes. */
 void encl_thread_name(const char *name);
 

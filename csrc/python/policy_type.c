@@ -4,6 +4,7 @@
 #include "python/arguments.h"
 #include "python/binding.h"
 #include "sync/fork.h"
+#include "sync/together.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -132,6 +133,9 @@ static PyObject *policy_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         encl_fork_let_go();
     Py_END_ALLOW_THREADS
     free(pins);
+#ifndef ENCL_WEB /* where there is one thread */
+    self->policy.each = encl_together;
+#endif
     if (rc == ENCL_OK) {
         rc = encl_policy_set_clock_leeway(&self->policy, leeway.value, &err);
     }

@@ -726,6 +726,147 @@ static void cache_sizes_are_bounded(void **state) {
     encl_link_cache_free(NULL);
 }
 
+/* ---- who runs the verifications ---- */
+
+#define SIGNATURES 3 /* of the fixture's document: the CA's, the leaf's, its own */
+
+/* With the last byte of some signatures changed; bit 0: the CA's, 1: the leaf's, 2: its own. */
+static encl_slice document_with_bad(fixture *f, unsigned bad, uint8_t *block, size_t size) {
+    uint8_t ca[ENCL_CERT_MAX_BYTES], leaf[ENCL_CERT_MAX_BYTES];
+    encl_doc_template doc = f->doc;
+    encl_slice document;
+
+    memcpy(ca, f->cert[1].data, f->cert[1].len);
+    memcpy(leaf, f->cert[2].data, f->cert[2].len);
+    ca[f->cert[1].len - 1] ^= (uint8_t)(bad & 1);
+    leaf[f->cert[2].len - 1] ^= (uint8_t)(bad >> 1 & 1);
+    f->doc.cabundle[1] = BYTES(ca, f->cert[1].len);
+    f->doc.certificate = BYTES(leaf, f->cert[2].len);
+    document = sign_into(f, f->leaf_key, block, size);
+    f->doc = doc;
+    block[document.len - 1] ^= (uint8_t)(bad >> 2 & 1);
+    return document;
+}
+
+static void backwards(void (*one)(void *arg, size_t i), void *arg, size_t count) {
+    while (count-- > 0) {
+        one(arg, count);
+    }
+}
+
+typedef struct share {
+    void (*one)(void *arg, size_t i);
+    void *arg;
+    size_t i;
+} share;
+
+static void *take(void *arg) {
+    const share *mine = arg;
+
+    mine->one(mine->arg, mine->i);
+    return NULL;
+}
+
+static void at_once(void (*one)(void *arg, size_t i), void *arg, size_t count) {
+    pthread_t threads[SIGNATURES];
+    share shares[SIGNATURES];
+
+    assert_true(count <= SIGNATURES);
+    for (size_t i = 0; i < count; i++) {
+        shares[i] = (share){one, arg, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, take, &shares[i]), 0);
+    }
+    for (size_t i = 0; i < count; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
+
+/* Neither the order nor the threads decide what is refused, or what it is refused for. */
+static void any_order_refuses_the_same(void **state) {
+    static encl_each *const orders[] = {backwards, at_once};
+    fixture *f = *state;
+    encl_error err, other;
+    uint8_t block[4096];
+
+    for (unsigned bad = 0; bad < 1u << SIGNATURES; bad++) {
+        encl_slice document = document_with_bad(f, bad, block, sizeof block);
+        encl_code expected = verify(f, document, NULL, &err);
+
+        assert_int_equal(expected, bad == 0         ? ENCL_OK
+                                   : (bad & 3) == 0 ? ENCL_E_SIGNATURE
+                                                    : ENCL_E_CERTIFICATE);
+        for (size_t k = 0; k < sizeof orders / sizeof *orders; k++) {
+            f->policy.each = orders[k];
+            assert_int_equal(verify(f, document, NULL, &other), expected);
+            if (bad != 0) {
+                assert_string_equal(other.message, err.message);
+            }
+            f->policy.each = NULL;
+        }
+    }
+}
+
+static size_t left_out, asked_for;
+
+static void all_but_one(void (*one)(void *arg, size_t i), void *arg, size_t count) {
+    asked_for = count;
+    for (size_t i = 0; i < count; i++) {
+        if (i != left_out) {
+            one(arg, i);
+        }
+    }
+}
+
+/* A signature counts because it was verified, not because nobody complained. */
+static void what_nobody_has_verified_does_not_hold(void **state) {
+    fixture *f = *state;
+    encl_link_cache *cache;
+    encl_error err;
+
+    f->policy.each = all_but_one;
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    for (left_out = 0; left_out < SIGNATURES; left_out++) {
+        assert_int_equal(verify(f, f->good, NULL, &err),
+                         left_out == SIGNATURES - 1 ? ENCL_E_SIGNATURE : ENCL_E_CERTIFICATE);
+        assert_int_equal(asked_for, SIGNATURES);
+    }
+    left_out = 1;
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_E_CERTIFICATE);
+    assert_true(knows(cache, f->cert[1], f->cert[0], NOW));
+    assert_false(knows(cache, f->cert[2], f->cert[1], NOW));
+    left_out = SIGNATURES;
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    assert_int_equal(asked_for, 2); /* the CA's link was known */
+    assert_int_equal(verify(f, f->good, cache, &err), ENCL_OK);
+    assert_int_equal(asked_for, 1);
+    encl_link_cache_free(cache);
+    f->policy.each = NULL;
+}
+
+static size_t counted;
+
+static void count_verified(void (*one)(void *arg, size_t i), void *arg, size_t count) {
+    counted = count;
+    for (size_t i = 0; i < count; i++) {
+        one(arg, i);
+    }
+}
+
+/* Parsing and all the other checks come before any signature: a document that is refused for them
+ * costs no verification. */
+static void nothing_is_verified_of_a_chain_that_is_refused_anyway(void **state) {
+    fixture *f = *state;
+    encl_attestation *a;
+    encl_error err;
+
+    f->policy.each = count_verified;
+    counted = 0;
+    assert_int_equal(encl_attest_verify(f->good, &f->policy, NONCE, NOW + HOUR + 1, NULL, &a, &err),
+                     ENCL_E_CERTIFICATE);
+    assert_int_equal(counted, 0);
+    f->policy.each = NULL;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_good_document_verifies_and_owns_its_bytes),
@@ -751,6 +892,9 @@ int main(void) {
         cmocka_unit_test(a_known_link_has_its_childs_certificate),
         cmocka_unit_test(a_refused_certificate_is_not_kept),
         cmocka_unit_test(replaced_certificates_are_let_go),
+        cmocka_unit_test(any_order_refuses_the_same),
+        cmocka_unit_test(what_nobody_has_verified_does_not_hold),
+        cmocka_unit_test(nothing_is_verified_of_a_chain_that_is_refused_anyway),
         cmocka_unit_test(threads_share_a_policy),
         cmocka_unit_test(a_forked_child_verifies_with_what_it_finds),
         cmocka_unit_test(cache_sizes_are_bounded),
