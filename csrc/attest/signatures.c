@@ -15,17 +15,10 @@ typedef struct signatures {
     encl_buf message; /* what the document's signature covers */
     bool document_verified;
     encl_error document_error; /* why it is not */
-    /* The first that does not hold: of those after it none has to be verified any more. As many as
-     * there are where all hold. */
+    /* The number of a signature that does not hold: those after it need not be verified any more.
+     * As long as all hold it is greater than all their numbers. */
     _Atomic size_t refused;
 } signatures;
-
-static void refuse(signatures *s, size_t i) {
-    size_t first = atomic_load(&s->refused);
-
-    while (i < first && !atomic_compare_exchange_weak(&s->refused, &first, i)) {
-    }
-}
 
 static bool verify_document(signatures *s) {
     s->document_verified =
@@ -34,7 +27,9 @@ static bool verify_document(signatures *s) {
     return s->document_verified;
 }
 
-/* The links, and then the document. */
+/* The links, and then the document. One is left out only where one before it does not hold, which
+ * is then the first that was not verified: what the error says does not depend on who was faster.
+ */
 static void verify_one(void *arg, size_t i) {
     signatures *s = arg;
 
@@ -42,7 +37,7 @@ static void verify_one(void *arg, size_t i) {
         return;
     }
     if (!(i < s->count ? encl_chain_verify_link(&s->chain, s->links[i]) : verify_document(s))) {
-        refuse(s, i);
+        atomic_store(&s->refused, i);
     }
 }
 
@@ -74,7 +69,7 @@ static encl_result verify_all(signatures *s, encl_each *each, encl_link_cache *c
                 "OpenSSL could not share the leaf's key");
     ENCL_TRY(encl_sig_structure(s->cose->protected_header, s->cose->payload, &s->message, err));
     (void)encl_fail(&s->document_error, ENCL_E_SIGNATURE, "nobody has verified its signature");
-    atomic_store(&s->refused, s->count + 1);
+    s->refused = s->count + 1;
     (each != NULL ? each : one_by_one)(verify_one, s, s->count + 1);
     return settle(s, cache, err);
 }
