@@ -4,6 +4,7 @@ Python parsers take their kept inputs; what guides them is not needed for that."
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(TESTS / "fuzz"))
 import fuzz_python
 
 FUZZ = TESTS / "fuzz"
+CSRC = ROOT / "csrc"
 BINARIES = ROOT / "build" / "fuzz"
 SECONDS = int(os.environ.get("ENCL_FUZZ_SECONDS", "3"))
 NAMES = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.c"))
@@ -43,6 +45,15 @@ def test_no_fuzzer_is_left_out() -> None:
     kept = sorted(path.name for path in (FUZZ / "corpus").iterdir())
     assert NAMES == ["attest", "payload", "record", "wire", "ws"]
     assert sorted([*NAMES, *fuzz_python.TARGETS]) == kept
+
+
+def test_no_file_is_left_out_of_what_the_kept_inputs_reach() -> None:
+    """docs/security.md has a row for each file of the layers that bytes from outside come to."""
+    layers = ("base", "cbor", "wire", "ws", "noise", "session", "attest")
+    files = {f"{layer}/{path.name}" for layer in layers for path in CSRC.glob(f"{layer}/*.c")}
+    text = (ROOT / "docs" / "security.md").read_text()
+    table = text.partition("### What the kept inputs reach")[2].partition("Not reached:")[0]
+    assert set(re.findall(r"^\| `(\S+\.c)` \|", table, re.MULTILINE)) == files
 
 
 @pytest.mark.usefixtures("built")
