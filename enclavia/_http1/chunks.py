@@ -90,7 +90,11 @@ class ChunkReader:
         self._parser = load_httptools().HttpResponseParser(self)
         # Servers that fill in the size later pad it; only one thing can be meant.
         self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
-        self._parser.feed_data(self._PRELUDE)
+        try:
+            self._parser.feed_data(self._PRELUDE)
+        except self._refusal as error:
+            raise_foreign(error)
+            raise
         self._in_prelude = False
 
     def on_message_begin(self) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclavia import IncompleteResponse, InvalidRequest, ProtocolError
+from enclavia._http1.chunks import ChunkReader
 from enclavia._http1.head import Head
-from enclavia._http1.limits import Limits
+from enclavia._http1.limits import DEFAULT_LIMITS, Limits
 from enclavia._http1.request import BodyEncoder, body_encoder, encode_head, expects_continue
 from enclavia._http1.response import End, Event, Failed, ResponseParser
 
@@ -716,3 +717,15 @@ def test_an_answer_is_taken_whole_within_the_limits_only() -> None:
         assert (parser.whole(SIZED) is None) == (most < len(head))
     with pytest.raises(ProtocolError, match="at most 1 response headers"):
         ResponseParser(b"GET", Limits(header_count=1)).whole(SIZED)
+
+
+@pytest.mark.parametrize("callback", ["on_message_begin", "on_header"])
+def test_ctrl_c_while_a_chunked_body_begins(monkeypatch: pytest.MonkeyPatch, callback: str) -> None:
+    """It may come within a callback of llhttp, which raises an error of its own then."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ChunkReader, callback, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ChunkReader(DEFAULT_LIMITS)
