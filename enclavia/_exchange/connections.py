@@ -122,7 +122,11 @@ class Connections:
             return None
         present = now()
         lease = self.pool.lend_kept(job, present)
-        if lease is None or present < lease.tunnel.validity.renew_at:
+        if lease is None:
+            return None
+        # No cast here: it is a call, for each request.
+        handle: Tunnel = lease.member.handle  # type: ignore[assignment]
+        if present < handle.validity.renew_at:
             return lease
         self.pool.release(lease, lease.link, present)
         return None

@@ -152,10 +152,12 @@ class Engine:
         try:
             if exchange.begin() and exchange.awaits_answer and exchange.wait():
                 return exchange
+            return run(self._send(message, timeouts, None, exchange))
         except BaseException:
+            # Also by Ctrl-C before the coroutine has taken charge of it: whoever keeps the error
+            # would keep the connection.
             exchange.drop()
             raise
-        return run(self._send(message, timeouts, None, exchange))
 
     def _accepted(self, request: httpx2.Request) -> tuple[Message, Timeouts, Trace | None]:
         """What is sent, where the request may go to the enclave."""

@@ -578,3 +578,30 @@ def test_a_turn_to_ask_for_a_document_is_not_lost(monkeypatch: pytest.MonkeyPatc
     gone = weakref.ref(tunnel)
     del tunnel, turn
     assert gone() is None, "no cycle keeps it"
+
+
+def test_ctrl_c_between_the_first_read_and_the_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer does not come whole, and the coroutine that would wait for its rest never begins:
+    the connection is given up all the same, even while somebody keeps the error."""
+
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(ok(b"kept"))
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\n")
+        connection.wait_closed()
+
+    def interrupted(steps: Any) -> None:
+        steps.close()
+        raise KeyboardInterrupt
+
+    with (
+        byte_enclave(script) as (enclave, _),
+        enclavia.Client(enclave.url, **keywords(enclave)) as client,
+    ):
+        assert client.get("/").content == b"kept"
+        monkeypatch.setattr("enclavia._exchange.engine.run", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            client.get("/")
+        assert kept.value.__traceback__ is not None
+        assert client.stats.streams_active == 0
