@@ -58,7 +58,7 @@ size_t encl_link_cache_hits(const encl_link_cache *cache) {
 #endif
 
 static void hash_with_length(crypto_hash_sha256_state *hash, encl_slice bytes) {
-    uint8_t length[8];
+    uint8_t length[8] = {0};
 
     for (size_t i = 0; i < sizeof length; i++) {
         length[i] = (uint8_t)((uint64_t)bytes.len >> (8 * i));

@@ -551,6 +551,27 @@ static void a_full_cache_replaces_what_ends_first(void **state) {
 }
 
 /* The chain's own use: both ends bound the entry, whichever is shorter. */
+/* Wherever it stands among the others. */
+static void what_ends_first_goes_from_any_place(void **state) {
+    static const char *const names[] = {"a", "b", "c"};
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    for (size_t first = 0; first < 3; first++) {
+        assert_int_equal(encl_link_cache_new(3, &cache, &err), ENCL_OK);
+        for (size_t i = 0; i < 3; i++) {
+            put(cache, names[i], "", i == first ? 100 : 300);
+        }
+        put(cache, "d", "", 200);
+        for (size_t i = 0; i < 3; i++) {
+            assert_int_equal(has(cache, names[i], "", 0), i != first);
+        }
+        assert_true(has(cache, "d", "", 0));
+        encl_link_cache_free(cache);
+    }
+}
+
 static void a_link_is_remembered_until_the_shorter_validity(void **state) {
     fixture *f = *state;
     encl_link_cache *cache;
@@ -888,6 +909,7 @@ int main(void) {
         cmocka_unit_test(the_cache_knows_exact_pairs_only),
         cmocka_unit_test(cached_links_end_with_their_validity),
         cmocka_unit_test(a_full_cache_replaces_what_ends_first),
+        cmocka_unit_test(what_ends_first_goes_from_any_place),
         cmocka_unit_test(a_link_is_remembered_until_the_shorter_validity),
         cmocka_unit_test(a_known_link_has_its_childs_certificate),
         cmocka_unit_test(a_refused_certificate_is_not_kept),
