@@ -551,6 +551,19 @@ static void a_full_cache_replaces_what_ends_first(void **state) {
 }
 
 /* The chain's own use: both ends bound the entry, whichever is shorter. */
+/* The same bytes, divided in another place, are another pair. */
+static void the_cache_knows_where_a_pair_is_divided(void **state) {
+    encl_link_cache *cache;
+    encl_error err;
+
+    (void)state;
+    assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    put(cache, "ab", "c", 100);
+    assert_true(has(cache, "ab", "c", 0));
+    assert_false(has(cache, "a", "bc", 0) || has(cache, "abc", "", 0) || has(cache, "", "abc", 0));
+    encl_link_cache_free(cache);
+}
+
 /* Wherever it stands among the others. */
 static void what_ends_first_goes_from_any_place(void **state) {
     static const char *const names[] = {"a", "b", "c"};
@@ -909,6 +922,7 @@ int main(void) {
         cmocka_unit_test(the_cache_knows_exact_pairs_only),
         cmocka_unit_test(cached_links_end_with_their_validity),
         cmocka_unit_test(a_full_cache_replaces_what_ends_first),
+        cmocka_unit_test(the_cache_knows_where_a_pair_is_divided),
         cmocka_unit_test(what_ends_first_goes_from_any_place),
         cmocka_unit_test(a_link_is_remembered_until_the_shorter_validity),
         cmocka_unit_test(a_known_link_has_its_childs_certificate),
