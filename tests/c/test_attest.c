@@ -551,17 +551,25 @@ static void a_full_cache_replaces_what_ends_first(void **state) {
 }
 
 /* The chain's own use: both ends bound the entry, whichever is shorter. */
-/* The same bytes, divided in another place, are another pair. */
+/* The same bytes, divided in another place, are another pair: also where they have in them what
+ * stands between the two where lengths are all zero. */
 static void the_cache_knows_where_a_pair_is_divided(void **state) {
+    static const char bytes[] = "a\0\0\0\0\0\0\0\0b\0\0\0\0\0\0\0\0c";
+    const size_t len = sizeof bytes - 1;
     encl_link_cache *cache;
     encl_error err;
+    X509 *cert = X509_new();
 
     (void)state;
+    assert_non_null(cert);
     assert_int_equal(encl_link_cache_new(8, &cache, &err), ENCL_OK);
+    encl_link_cache_put(cache, BYTES(bytes, 1), BYTES(bytes + 9, len - 9), cert, 100);
+    assert_true(knows(cache, BYTES(bytes, 1), BYTES(bytes + 9, len - 9), 0));
+    assert_false(knows(cache, BYTES(bytes, 10), BYTES(bytes + 18, len - 18), 0));
     put(cache, "ab", "c", 100);
-    assert_true(has(cache, "ab", "c", 0));
     assert_false(has(cache, "a", "bc", 0) || has(cache, "abc", "", 0) || has(cache, "", "abc", 0));
     encl_link_cache_free(cache);
+    X509_free(cert);
 }
 
 /* Wherever it stands among the others. */
