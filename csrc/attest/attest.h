@@ -36,8 +36,8 @@ typedef struct encl_policy {
     bool debug;           /* accept self-signed and stub documents; checks only nonce and PCRs */
     bool need_pins;       /* a channel's policy: without pins only debug may pass */
     int64_t clock_leeway; /* seconds that a leaf may be used before its notBefore */
-    encl_each *each;      /* how the signatures of a document are verified: they do not depend on
-                           * each other, so that threads may share them. NULL: one by one */
+    encl_each *each;      /* runs the verifications of a document's signatures, which may be in
+                           * several threads at once. NULL: one after the other, in the caller's */
 } encl_policy;
 
 #define ENCL_CLOCK_LEEWAY_MAX 300 /* seconds */

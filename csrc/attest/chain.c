@@ -1,8 +1,8 @@
 /* Decides whether a chain of X.509 certificates (RFC 5280) is valid, link by link from the pinned
- * root down to the leaf; signatures.c has the links' signatures verified in between. Explicit
- * rather than X509_verify_cert, so that a verified link can be remembered and every refusal has a
- * name. The pinned root is trusted by its bytes: its own signature would prove nothing. Calls
- * OpenSSL and cache.c. */
+ * root down to the leaf. It is read first, then signatures.c has its signatures verified, and then
+ * it is settled. Explicit rather than X509_verify_cert, so that a verified link can be remembered
+ * and every refusal has a name. The pinned root is trusted by its bytes: its own signature would
+ * prove nothing. Calls OpenSSL and cache.c. */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -294,7 +294,8 @@ encl_result encl_chain_read(encl_chain *c, const encl_attestation *a, encl_root 
     return ENCL_OK;
 }
 
-/* Reads of the chain only what read_link has left there for good, and writes into one link. */
+/* Threads may do this for different links at once: it writes into its own link alone, and what it
+ * reads does not change any more once the chain has been read. */
 bool encl_chain_verify_link(encl_chain *c, size_t i) {
     encl_chain_cert *l = &c->links[i];
 

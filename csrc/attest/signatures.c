@@ -1,6 +1,7 @@
-/* Decides whether a document and each certificate up to the pinned root are signed by whom they
- * should be. These verifications take nearly all of a first connection's time and do not need each
- * other, so the policy says who runs them. Calls chain.c, es384.c and sign.c. */
+/* Decides whether each certificate of a document's chain is signed by its issuer, and the document
+ * by the last of them. These verifications take most of a first connection's time and do not need
+ * each other's results, so threads may share them; the policy says how. Calls chain.c, es384.c and
+ * sign.c. */
 #include <stdatomic.h>
 
 #include <openssl/evp.h>

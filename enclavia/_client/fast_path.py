@@ -42,8 +42,8 @@ def send_simple(client: OwnClient, request: httpx2.Request, stream: bool) -> Res
 
 
 async def send_simple_awaited(client: OwnClient, request: httpx2.Request, stream: bool) -> Response:
-    """As :func:`send_simple`, step by step. A coroutine for both would cost the one that blocks as
-    much as the steps."""
+    """As :func:`send_simple`, for a client that awaits. These are two functions because a coroutine
+    that is stepped through would make a request that blocks slower."""
     begun = time.perf_counter()
     try:
         response: Response = await client._enclave._handle(request)

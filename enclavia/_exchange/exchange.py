@@ -50,8 +50,8 @@ _NOTHING: Final = memoryview(b"")
 class Exchange:
     """One sending of a request, and its answer."""
 
-    # What a sending changes, as it is before it began. Of the class, because most requests change
-    # few of them.
+    # What these are before a sending begins. They are attributes of the class because most requests
+    # change few of them, and setting all for each request takes time.
     _ticket: Ticket[Tunnel, IdleStream] | None = None
     _lease: Lease[Tunnel, IdleStream] | None = None
     _stream: AnyStream | None = None

@@ -14,7 +14,7 @@ from .limits import DEFAULT_LIMITS, Limits
 __all__ = ["END", "End", "Event", "Failed", "ResponseParser"]
 _KEPT_HEAD: Final = 1024
 _HEAD_END: Final = b"\r\n\r\n"
-# Requests whose answers, and answers of statuses that, end otherwise than their length says.
+# The answers to these methods, and those of these statuses, end where their head does.
 _BODILESS: Final = (b"HEAD", b"CONNECT")
 _SPECIAL: Final = (101, 204, 304)
 
@@ -42,8 +42,8 @@ class ResponseParser:
     carry another request, ``upgraded`` whether what follows is not HTTP any more, and ``leftover``
     is what followed an upgrade."""
 
-    # What an answer changes, as it is before there is one. Of the class, because an answer that
-    # comes whole changes nothing but the last three.
+    # What these are before an answer begins. They are attributes of the class because an answer
+    # that comes whole changes only the last three, and setting all for each answer takes time.
     _head: bytes | bytearray = b""
     _informational = 0
     _expected: int | None = None

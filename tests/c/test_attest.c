@@ -551,8 +551,8 @@ static void a_full_cache_replaces_what_ends_first(void **state) {
 }
 
 /* The chain's own use: both ends bound the entry, whichever is shorter. */
-/* The same bytes, divided in another place, are another pair: also where they have in them what
- * stands between the two where lengths are all zero. */
+/* The same bytes divided at another place are another pair. The zeros within them are what would
+ * stand between the two if no lengths were hashed. */
 static void the_cache_knows_where_a_pair_is_divided(void **state) {
     static const char bytes[] = "a\0\0\0\0\0\0\0\0b\0\0\0\0\0\0\0\0c";
     const size_t len = sizeof bytes - 1;
