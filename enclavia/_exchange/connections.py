@@ -69,7 +69,7 @@ class Connections:
         told = None if watching.watcher is None else self._told_of_opening()
         lease = await self.obtain(Job(), timeouts, told)
         tunnel = lease.tunnel
-        self.pool.release(lease, lease.link, now())
+        self.pool.release(lease, lease.link, now(), lease.idle_since)
         return tunnel
 
     def _told_of_opening(self) -> Told:
@@ -128,7 +128,7 @@ class Connections:
         handle: Tunnel = lease.member.handle  # type: ignore[assignment]
         if present < handle.validity.renew_at:
             return lease
-        self.pool.release(lease, lease.link, present)
+        self.pool.release(lease, lease.link, present, lease.idle_since)
         return None
 
     async def _obtain_in_force(
@@ -170,10 +170,10 @@ class Connections:
             if verified or await self.renewal.renew(tunnel, timeouts):
                 return True
         except BaseException:
-            self.pool.release(lease, lease.link, now())
+            self.pool.release(lease, lease.link, now(), lease.idle_since)
             raise
         tunnel.retire()
-        self.pool.release(lease, lease.link, now())
+        self.pool.release(lease, lease.link, now(), lease.idle_since)
         return False
 
     async def expect_usable(self, tunnel: Tunnel, since: float, timeouts: Timeouts) -> None:

@@ -29,12 +29,15 @@ class Lease(Generic[C, L]):
     """The right to one workload connection: ``link`` is one to be reused, or None for a new one.
     Given back with :meth:`enclavia._pool.pool.Pool.release`; a lost one comes back by itself."""
 
-    __slots__ = ("__weakref__", "_owner", "link", "member", "released")
+    __slots__ = ("__weakref__", "_owner", "idle_since", "link", "member", "released")
 
     def __init__(self, owner: Owner[C, L], member: Member[C, L], link: L | None) -> None:
         self._owner = owner
         self.member = member
         self.link = link
+        self.idle_since: float | None = None
+        """When the last answer over ``link`` began to come, for whoever gives it back unused: its
+        server counts from then. None of a new one."""
         self.released = True  # until it is granted
 
     @property

@@ -56,8 +56,7 @@ class Turns(Generic[C, L]):
         member = members[0]
         if not may_take_last(job, member, self._limits, now):
             return None
-        _, link = member.idle.pop()
-        return _lend(owner, member, link)
+        return _lend_kept(owner, member)
 
     def lend_kept(self, owner: Owner[C, L], job: Job, now: float) -> Lease[C, L] | None:
         """As :meth:`lend_at_once`, over whichever of several channels :meth:`_serve` would take.
@@ -68,8 +67,7 @@ class Turns(Generic[C, L]):
         if choice.do is not Do.REUSE:
             return None
         member = cast("Member[C, L]", choice.member)
-        _, link = member.idle.pop()
-        return _lend(owner, member, link)
+        return _lend_kept(owner, member)
 
     def serve_all(self, now: float) -> None:
         """One after the other; whoever comes later waits behind."""
@@ -96,21 +94,20 @@ class Turns(Generic[C, L]):
         if do is Do.WAIT:
             return False
         if do is Do.REUSE:
-            _, link = member.idle.pop()
-            self._grant(ticket, member, link)
+            self._grant(ticket, _lend_kept(ticket.owner, member))
         elif do is Do.OPEN:
             if member.load >= self._limits.max_in_flight:
                 members.drop_oldest(member)
-            self._grant(ticket, member, None)
+            self._grant(ticket, _lend(ticket.owner, member, None))
         elif do is Do.REFUSE:
             self._queue.fail(ticket, _lost_for_good())
         else:
             self._queue.make_connector(ticket, members.add(spare=do is Do.CONNECT_SPARE))
         return True
 
-    def _grant(self, ticket: Ticket[C, L], member: Member[C, L], link: L | None) -> None:
+    def _grant(self, ticket: Ticket[C, L], lease: Lease[C, L]) -> None:
         """To one that is in the queue."""
-        ticket.lease = _lend(ticket.owner, member, link)
+        ticket.lease = lease
         ticket.state = GRANTED
         self._outbox.wake(ticket)
         self._queue.drop(ticket.order)
@@ -142,7 +139,7 @@ class Turns(Generic[C, L]):
         ticket.state = State.FAILED
         lease, ticket.lease = ticket.lease, None
         if lease is not None:
-            self.give_back(lease, lease.link, now)
+            self.give_back(lease, lease.link, now, lease.idle_since)
 
     def fail_waiting(self, ticket: Ticket[C, L], error: Exception, now: float) -> None:
         """Its caller is told that it waits in vain. Nothing where it does not wait any more."""
@@ -261,6 +258,14 @@ def _lend(owner: Owner[C, L], member: Member[C, L], link: L | None) -> Lease[C, 
     lease = Lease(owner, member, link)
     member.in_use += 1
     lease.released = False
+    return lease
+
+
+def _lend_kept(owner: Owner[C, L], member: Member[C, L]) -> Lease[C, L]:
+    """The connection that was used last."""
+    since, link = member.idle.pop()
+    lease = _lend(owner, member, link)
+    lease.idle_since = since
     return lease
 
 

@@ -39,6 +39,7 @@ from enclavia._exchange import renewal, validity
 from enclavia._exchange.validity import Validity, renew_at
 from enclavia._io.face import run
 from enclavia._io.threads import ThreadIo
+from enclavia._pool.kinds import Job
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._pki import mint
 
@@ -232,6 +233,23 @@ def test_one_document_for_many_requests(
             assert enclave.stats()["attestations_total"] == asked
             until_due(clock, client)
         assert client.stats.connects == 1
+
+
+def test_a_connection_that_was_not_used_is_as_old_as_before(place: Place, clock: Clock) -> None:
+    """Its server has closed it by then, however lately it was looked at."""
+    enclave, _ = place
+    with enclavia.Client(enclave.url, **keywords(enclave)) as client:
+        client.get("/")
+        engine = client._enclave._engine
+        (member,) = engine.pool._members.all
+        before = member.idle[-1][0]
+        clock.ahead += 1
+        run(engine.connect(engine.timeouts))
+        assert member.idle[-1][0] == before
+        tunnel = tunnel_of(client)
+        tunnel.validity = Validity(renew_at=clock())
+        assert engine.connections.obtain_kept(Job(repeatable=True)) is None
+        assert member.idle[-1][0] == before
 
 
 def test_one_asks_and_the_others_go_on(place: Place, clock: Clock) -> None:

@@ -51,6 +51,17 @@ class TestAConnectionThatIsIdle:
         assert pool.request(GET, 46).state is State.CONNECT
         assert channel.closed
 
+    def test_given_back_unused_it_is_as_old_as_before(self) -> None:
+        pool = make()
+        _, lease = opened(pool)
+        pool.release(lease, Link(), 0)
+        pool.withdraw(pool.request(GET, 1.9), 1.9)
+        pool.withdraw(pool.request(GET, 1.9), 1.9)
+        kept = pool.lend_kept(GET, 1.9)
+        assert kept is not None and kept.idle_since == 0
+        pool.release(kept, kept.link, 1.9, kept.idle_since)
+        assert take(pool, POST, 2).link is None  # too old for a request that cannot be repeated
+
 
 class TestConnecting:
     def test_one_attempt_for_all(self) -> None:
