@@ -1,5 +1,6 @@
-"""Answers byte by byte: what ``Client`` and ``AsyncClient`` make of each is compared with what
-httpx2 makes of the same bytes over a plain socket, whole and cut at every offset.
+"""Answers byte by byte: what ``Client``, ``AsyncClient`` and a ``Client`` over a connection that was
+kept make of each is compared with what httpx2 makes of the same bytes over a plain socket, whole
+and cut at every offset.
 
 What is delivered before an error counts as well as the error. ``STRICTER`` are the only
 answers that may be read differently, each with its reason.
@@ -17,11 +18,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from support import ByteServer, Connection, keywords
+from support import ByteServer, Connection, eventually, keywords, ok
 
 import enclavia
 from enclavia.testing import LocalEnclave
 
+WARM = b"GET /warm "
 STEP = 1 if os.environ.get("ENCLAVIA_DIFFERENTIAL") else 9
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -87,9 +89,14 @@ class Server:
     def __init__(self) -> None:
         self.answer = b""
         self.reset = False
+        self.asked_again = False
 
     def __call__(self, connection: Connection) -> None:
-        connection.request()
+        head, _ = connection.request()
+        if head.startswith(WARM):
+            connection.send(ok())
+            connection.request()
+            self.asked_again = True
         connection.send(self.answer)
         if self.reset:
             time.sleep(0.05)  # it may overtake what was sent
@@ -135,18 +142,34 @@ class Parties:
             base_url=f"http://{server.address}", trust_env=False, limits=alone
         )
         self.ours = enclavia.Client(enclave.url, **self._options)
+        self.kept = enclavia.Client(enclave.url, **{**self._options, "limits": httpx2.Limits()})
         self.runner = asyncio.Runner()
         self.awaited = enclavia.AsyncClient(enclave.url, **self._options)
 
     def close(self) -> None:
         self.direct.close()
         self.ours.close()
+        self.kept.close()
         self.runner.run(self.awaited.aclose())
         self.runner.close()
 
     def compare(self, answer: bytes, *, reset: bool = False) -> tuple[Seen, list[Seen]]:
         self.script.answer, self.script.reset = answer, reset
-        return seen(self.direct), [seen(self.ours), self.runner.run(awaited(self.awaited))]
+        return seen(self.direct), [
+            seen(self.ours),
+            self.runner.run(awaited(self.awaited)),
+            self.over_a_kept_connection(),
+        ]
+
+    def over_a_kept_connection(self) -> Seen:
+        """The second request of a connection, for which a client that blocks has a way of its own.
+        The connection of the answer before is gone by then, as its server ended it."""
+        eventually(lambda: self.kept.stats.streams_idle == 0)
+        assert self.kept.get("/warm").content == b"ok"
+        self.script.asked_again = False
+        got = seen(self.kept)
+        assert self.script.asked_again
+        return got
 
 
 @pytest.fixture(scope="module")
