@@ -1,6 +1,6 @@
-"""Answers byte by byte: what ``Client``, ``AsyncClient`` and a ``Client`` over a kept connection make
-of each is compared with what httpx2 makes of the same bytes over a plain socket, whole and cut at
-every offset.
+"""Answers byte by byte: what ``Client``, ``AsyncClient`` and a ``Client`` over a kept connection
+make of each is compared with what httpx2 makes of the same bytes over a plain socket, whole and
+cut at every offset.
 
 What is delivered before an error counts as well as the error. ``STRICTER`` are the only
 answers that may be read differently, each with its reason.
