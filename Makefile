@@ -22,6 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 10
 SEED ?= 1
+WORKERS ?= 2
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 C_THREADS := test_net test_loop test_enclave test_workload test_channel test_channel_slots \
     test_slow_readers test_threads test_fork test_together test_attest
@@ -32,7 +33,8 @@ demo: build/installed
 	$(BIN)/python docs/examples/demo.py
 
 # The Python tests mostly wait, and the others mostly compute: side by side they fill the two
-# processors of a small machine. `make test-python` and `make test-others` run one half.
+# processors of a small machine. `make test-python` and `make test-others` run one half. The Python
+# tests are the longer half, so they are shared by two processes (WORKERS=0: none but pytest's own).
 test: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
 	$(MAKE) -j2 test-python test-others
@@ -108,7 +110,7 @@ test-llamaindex: build/installed-test build/llamaindex/installed
 
 test-python: build/installed-test
 	$(MAKE) -C tests/c -j2 --silent lib
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 	$(BIN)/python -m pytest tests/fleet
 
 build/installed-site: build/installed pyproject.toml

@@ -467,11 +467,23 @@ def test_a_child_that_died_is_reported() -> None:
 
 @pytest.fixture
 def interrupt() -> Iterator[Callable[[float], None]]:
-    """Ctrl-C after so many seconds."""
+    """Ctrl-C after so many seconds. Where it comes while the interpreter is in a destructor or in the
+    callback of a weak reference, no caller can see it: Python reports it to ``sys.unraisablehook``
+    and goes on. pytest would take that report for a failure."""
+    report = sys.unraisablehook
+
+    def unraisable(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            report(what)
+
     former = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    yield lambda seconds: (signal.setitimer(signal.ITIMER_REAL, seconds), None)[1]
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, former)
+    sys.unraisablehook = unraisable
+    try:
+        yield lambda seconds: (signal.setitimer(signal.ITIMER_REAL, seconds), None)[1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+        sys.unraisablehook = report
 
 
 def test_a_late_answer_is_nobody_elses(interrupt: Callable[[float], None]) -> None:
