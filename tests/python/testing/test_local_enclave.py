@@ -467,9 +467,11 @@ def test_a_child_that_died_is_reported() -> None:
 
 @pytest.fixture
 def interrupt() -> Iterator[Callable[[float], None]]:
-    """Ctrl-C after so many seconds. Where it comes while the interpreter is in a destructor or in the
-    callback of a weak reference, no caller can see it: Python reports it to ``sys.unraisablehook``
-    and goes on. pytest would take that report for a failure."""
+    """Ctrl-C after so many seconds.
+
+    Where it comes while the interpreter is in a destructor or in the callback of a weak reference,
+    no caller can see it: Python reports it to ``sys.unraisablehook`` and goes on. pytest would take
+    that report for a failure."""
     report = sys.unraisablehook
 
     def unraisable(what: sys.UnraisableHookArgs) -> None:
