@@ -26,6 +26,9 @@ WORKERS ?= 2
 C_SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h)
 C_THREADS := test_net test_loop test_enclave test_workload test_channel test_channel_slots \
     test_slow_readers test_threads test_fork test_together test_attest
+# pytest compiles the plugins of an environment with their asserts rewritten, and hundreds of processes
+# of the tests start Python: bytecode is kept also where the environment asks Python not to.
+export PYTHONDONTWRITEBYTECODE :=
 export PYTHON
 
 .PHONY: site screenshots wheels test-browser test-wheels reproduce-wheels demo test bench soak instructions emulated lint pyright test-c test-san test-fleet test-llamaindex test-fuzz test-python test-others mutants torture clean

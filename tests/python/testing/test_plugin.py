@@ -23,10 +23,11 @@ from pytest_enclavia._marks import _KEYWORDS
 # needs is imported above, before the first: cryptography does not work when it is imported twice.
 pytest_plugins = ["pytester"]
 
-# What a user's project has.
+# What a user's project has. Two plugins that come with other packages of the tests take a second to
+# be imported and have nothing to do with this one.
 INI = """
 [pytest]
-addopts = --strict-markers -p no:cacheprovider
+addopts = --strict-markers -p no:cacheprovider -p no:zarr -p no:langsmith_plugin
 asyncio_default_fixture_loop_scope = function
 {more}
 """
