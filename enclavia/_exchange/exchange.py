@@ -351,6 +351,20 @@ class Exchange:
         """As :meth:`look`, for a thread: waits for the first of it as long as a read may take."""
         return self._look_until(self._timeouts.read)
 
+    async def wait_awaited(self) -> bool:
+        """As :meth:`wait`, for a task."""
+        try:
+            stream = self.stream
+            if not stream.readable and not await self.io.wait_stream(
+                stream, _core.READABLE, self._timeouts.read
+            ):
+                self.unanswered()
+                return False
+        except Exception as error:
+            self._failure = error
+            return False
+        return self.look()
+
     def _look_until(self, timeout: float | None) -> bool:
         try:
             data = self.stream.read(READ_SIZE, timeout)

@@ -605,3 +605,37 @@ def test_ctrl_c_between_the_first_read_and_the_coroutine(monkeypatch: pytest.Mon
             client.get("/")
         assert kept.value.__traceback__ is not None
         assert client.stats.streams_active == 0
+
+
+@pytest.mark.parametrize("kind", ASYNC_KINDS)
+def test_a_task_cancelled_in_its_wait_gives_the_connection_back(kind: str) -> None:
+    """Also while somebody keeps the error, whose traceback keeps what waited."""
+    asked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.request()
+        connection.send(ok(b"kept"))
+        connection.request()
+        asked.set()
+        connection.wait_closed()
+
+    async def case(face: Face) -> None:
+        kept: list[BaseException] = []
+
+        async def ask() -> None:
+            try:
+                await face.get("/")
+            except BaseException as error:
+                kept.append(error)
+                raise
+
+        assert (await face.get("/")).content == b"kept"
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            assert await anyio.to_thread.run_sync(asked.wait, HANG)
+            group.cancel_scope.cancel()
+        assert kept
+        assert face.client.stats.streams_active == 0
+
+    with byte_enclave(script) as (enclave, _):
+        with_client(kind, enclave, case)
