@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -103,8 +104,21 @@ def debootstrap(where: Path, name: str, root: Root) -> None:
     )  # fmt: skip
 
 
+def let_run(machine: str, kernel: Path = Path("/proc/sys/fs/binfmt_misc")) -> None:
+    """Has the kernel run programs of another architecture by qemu-user. Debian's packages register
+    that when they are installed and when a machine starts; a machine without an init system, such
+    as a container, does neither and has not mounted what they register it by."""
+    if machine == platform.machine():
+        return
+    if not (kernel / "register").exists():
+        run("mount", "-t", "binfmt_misc", "binfmt_misc", str(kernel))
+    if not (kernel / f"qemu-{machine}").exists():
+        run("update-binfmts", "--enable", f"qemu-{machine}")
+
+
 def make(name: str, root: Root) -> Path:
     where = BUILD / name
+    let_run(root.machine)
     if not (where / "made").exists():
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)

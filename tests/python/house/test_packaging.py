@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import platform
 import re
 import runpy
 import subprocess
@@ -185,3 +186,24 @@ def test_a_test_that_hangs_in_a_root_is_named(
     )  # fmt: skip
     assert done.returncode != 0
     assert "in test_hangs" in done.stdout + done.stderr
+
+
+def test_programs_of_another_architecture_are_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither the package nor the machine's start has done it."""
+    roots = tool(monkeypatch, "roots")
+    ran: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> None:
+        ran.append(command)
+        made = {"mount": "register", "update-binfmts": "qemu-s390x"}[command[0]]
+        (tmp_path / made).touch()
+
+    monkeypatch.setattr(roots, "run", run)
+    roots.let_run(platform.machine(), tmp_path)
+    assert ran == []
+    roots.let_run("s390x", tmp_path)
+    assert [command[0] for command in ran] == ["mount", "update-binfmts"]
+    roots.let_run("s390x", tmp_path)
+    assert len(ran) == 2
