@@ -8,7 +8,7 @@ PYTEST_DONT_REWRITE (for pytest, which would warn where this is imported before 
 """
 
 # Decides which names are public. Calls: _build_info, _channel, _client, _core, _errors, _files,
-# _fleet, _forward, _identity, _libraries, _trust. Locks: none.
+# _fleet, _forward, _identity, _libraries, _trust, _unfinished. Locks: none.
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ from ._errors import (
 )
 from ._identity.pcrs import Pcrs
 from ._trust.receipts import Receipt
+from ._unfinished import hold_fork_back
 
 if TYPE_CHECKING:
     from ._build_info import build_info
@@ -164,6 +165,8 @@ __version__ = VERSION
 
 # A library says nothing unless its user sets logging up.
 logging.getLogger("enclavia").addHandler(logging.NullHandler())
+
+hold_fork_back()
 
 # What needs anyio, and what few programs use, costs time to import: it is imported when it is first
 # asked for. tests/python/house/test_imports.py says which modules are not.

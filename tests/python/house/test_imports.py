@@ -6,6 +6,7 @@ Counted, not timed: a loaded machine tells nothing by its clock. ``make bench`` 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -14,11 +15,13 @@ from collections.abc import Iterable
 
 from repository import ROOT
 
+from enclavia._unfinished import WAITED_FOR
+
 # Modules of the package that every program with a blocking client uses. A module that few programs
 # use is imported where it is used, or by enclavia.__getattr__.
 EAGER = frozenset(
     """
-    _arguments _core _errors _public _records _text
+    _arguments _core _errors _public _records _text _unfinished
     _channel _channel.config _channel.operations _channel.options _channel.payload
     _channel.trust_store _channel.url
     _client _client.client _client.configured _client.fast_path _client.files
@@ -95,6 +98,28 @@ def test_hardly_anything_is_compiled() -> None:
     """Python 3.14 looks types up when somebody asks for them; earlier ones when a class is made."""
     _, compiled = after("import enclavia")
     assert compiled <= COMPILED, "a class costs more than it has to: see COMPILED"
+
+
+def imported_late(source: str) -> set[str]:
+    """The top names of what functions import of other packages."""
+    found: set[str] = set()
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def test_fork_waits_for_whatever_is_imported_late() -> None:
+    """tests/python/processes/test_first_use.py has what happens in a child otherwise."""
+    files = (ROOT / "enclavia").rglob("*.py")
+    late = set().union(*(imported_late(path.read_text()) for path in files))
+    assert {"httptools", "sigstore"} <= late
+    only_in_browsers = {"js", "pyodide"}
+    assert late - only_in_browsers <= WAITED_FOR, "add these to WAITED_FOR"
 
 
 def test_making_a_client_loads_nothing_more() -> None:

@@ -120,6 +120,7 @@ PYTHON_GROUND = {
     "_errors": {"_public", "_text"},
     "_libraries": set(),
     "_build_info": {"_core"},
+    "_unfinished": set(),
 }
 
 # Modules and packages that neither do I/O nor read a clock, nor know a module that does.
