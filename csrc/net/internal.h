@@ -375,6 +375,7 @@ int net_client_event(encl_conn *conn, struct lws *wsi, enum lws_callback_reasons
 int net_server_established(struct lws *wsi);
 int net_server_confirm_upgrade(struct lws *wsi); /* 0: it may go on */
 int net_server_plain_request(struct lws *wsi);   /* -1: the connection is to end */
+int net_server_raw_bytes(struct lws *wsi);       /* -1, as above */
 /* ctx is one with which connections of this loop are made. */
 void net_client_watch_tls(encl_loop *loop, SSL_CTX *ctx);
 /* Once libwebsockets' context, and every wsi with it, is gone: gives back the references that were

@@ -3,8 +3,10 @@
  * conn.c. Service thread only, but for what net.h says; no lock. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #include "net/internal.h"
@@ -27,6 +29,7 @@ static void make_vhost(encl_listener *l) {
     net_vhost_info(l->loop, "enclave", &info);
     info.port = l->port;
     info.iface = "127.0.0.1";
+    info.alpn = "http/1.1"; /* not HTTP/2, whose streams have no socket of their own to take over */
     /* With IPv6 it would take the address for no address, and listen on all there are. */
     info.options |= LWS_SERVER_OPTION_FAIL_UPON_UNABLE_TO_BIND | LWS_SERVER_OPTION_DISABLE_IPV6;
     if (l->cert != NULL) {
@@ -123,25 +126,18 @@ static encl_listener *find_listener(encl_loop *loop, const struct lws_vhost *vho
     return NULL;
 }
 
-int net_server_confirm_upgrade(struct lws *wsi) {
-    encl_listener *l = find_listener(lws_context_user(lws_get_context(wsi)), lws_get_vhost(wsi));
-    int status = l == NULL ? 0 : atomic_load(&l->refused);
-
-    if (status == 0) {
-        return 0;
-    }
-    return lws_return_http_status(wsi, (unsigned)status, NULL) < 0 ? -1 : 1;
-}
-
 /* Two arguments: the bytes, and how many. */
 #define TEXT_OF(literal) (const unsigned char *)(literal), (int)sizeof(literal) - 1
+
+#define PLAIN_TEXT                                                                                 \
+    "expected a WebSocket: HTTP reaches this enclave through a verified channel only, so use "     \
+    "enclavia.Client\n"
 
 /* A request that asks for no WebSocket, by a browser, a health check or an HTTP client that was
  * given the wrong URL. libwebsockets would leave it without an answer for a minute. RFC 9110,
  * section 15.5.22: 426 names what to ask for. To HEAD there is no body (section 9.3.2). */
 int net_server_plain_request(struct lws *wsi) {
-    static const char text[] = "expected a WebSocket: HTTP reaches this enclave through a verified "
-                               "channel only, so use enclavia.Client\n";
+    static const char text[] = PLAIN_TEXT;
     unsigned char block[LWS_PRE + 512];
     unsigned char *start = block + LWS_PRE, *at = start, *end = block + sizeof block - 1;
 
@@ -158,6 +154,44 @@ int net_server_plain_request(struct lws *wsi) {
         (void)lws_write(wsi, start, sizeof text - 1, LWS_WRITE_HTTP_FINAL);
     }
     return -1; /* ends the connection, once this was sent */
+}
+
+/* CONNECT, for which libwebsockets makes the connection one of raw bytes, and sets no limit to how
+ * long it stays. It has no request any more by then, so the answer is written as it is. */
+int net_server_raw_bytes(struct lws *wsi) {
+    static const char head[] = "HTTP/1.1 426 Upgrade Required\r\nupgrade: websocket\r\n"
+                               "connection: upgrade, close\r\ncontent-type: text/plain\r\n";
+    char block[LWS_PRE + 512];
+    int size = snprintf(block + LWS_PRE, sizeof block - LWS_PRE, "%scontent-length: %zu\r\n\r\n%s",
+                        head, sizeof PLAIN_TEXT - 1, PLAIN_TEXT);
+
+    if (size > 0 && (size_t)size < sizeof block - LWS_PRE) {
+        (void)lws_write(wsi, (unsigned char *)block + LWS_PRE, (size_t)size, LWS_WRITE_RAW);
+    }
+    return -1;
+}
+
+/* RFC 6455, section 4.2.1. libwebsockets would also upgrade a POST, or to HTTP/2 without TLS, and
+ * would end a connection without the key and say nothing. */
+static bool asks_for_websocket(struct lws *wsi) {
+    char to[sizeof "websocket"];
+
+    return lws_hdr_copy(wsi, to, sizeof to, WSI_TOKEN_UPGRADE) > 0 &&
+           strcasecmp(to, "websocket") == 0 && lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) != 0 &&
+           lws_hdr_total_length(wsi, WSI_TOKEN_KEY) != 0;
+}
+
+int net_server_confirm_upgrade(struct lws *wsi) {
+    encl_listener *l = find_listener(lws_context_user(lws_get_context(wsi)), lws_get_vhost(wsi));
+    int status = l == NULL ? 0 : atomic_load(&l->refused);
+
+    if (!asks_for_websocket(wsi)) {
+        return net_server_plain_request(wsi);
+    }
+    if (status == 0) {
+        return 0;
+    }
+    return lws_return_http_status(wsi, (unsigned)status, NULL) < 0 ? -1 : 1;
 }
 
 static void offer(encl_listener *l, encl_conn *conn) {

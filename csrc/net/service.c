@@ -92,6 +92,8 @@ static int dispatch(struct lws *wsi, enum lws_callback_reasons reason, void *use
         return net_server_confirm_upgrade(wsi);
     case LWS_CALLBACK_HTTP:
         return net_server_plain_request(wsi);
+    case LWS_CALLBACK_RAW_RX:
+        return net_server_raw_bytes(wsi);
     case LWS_CALLBACK_ESTABLISHED:
         return net_server_established(wsi);
     case LWS_CALLBACK_CLIENT_APPEND_HANDSHAKE_HEADER:

@@ -616,6 +616,58 @@ def test_a_script_beside_a_file_named_like_the_standard_library(tmp_path: Path, 
     assert ended.returncode == 0, ended.stderr
 
 
+UPGRADE = "Host: a\r\nConnection: upgrade\r\nUpgrade: "
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+H2C = "Host: a\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\nUpgrade: h2c"
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        ("CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n", 426),
+        (f"GET / HTTP/1.1\r\n{H2C}\r\n", 426),
+        (f"GET / HTTP/1.1\r\n{UPGRADE}websocket\r\n", 426),  # and no key
+        (f"POST / HTTP/1.1\r\n{UPGRADE}websocket\r\n{KEY}", 426),
+        ("GET / HTTP/1.0\r\n", 426),
+        ("DELETE / HTTP/1.1\r\nHost: a\r\n", 426),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n", 403),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n", 403),
+        ("GET http://a/ HTTP/1.1\r\nHost: a\r\n", 403),
+    ],
+)
+def test_whatever_is_no_websocket_is_answered_and_ended(
+    request_head: str, status: int, tls: bool
+) -> None:
+    """No tunnel, no other protocol, and no connection that stays."""
+    with LocalEnclave(wsgi, tls=tls) as enclave:
+        trusting = ssl.create_default_context(cafile=enclave.tls_certificate)
+        with socket.create_connection((enclave.host, enclave.port), HANG) as sock:
+            raw = trusting.wrap_socket(sock, server_hostname=enclave.host) if tls else sock
+            raw.sendall(request_head.encode() + b"\r\n")
+            answer = b"".join(iter(lambda: raw.recv(4096), b""))
+        assert answer.split(b" ", 2)[1] == str(status).encode()
+        if status == 426:
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert b"\r\nupgrade: websocket" in head
+            assert f"content-length: {len(body)}".encode() in head
+            assert b"enclavia.Client" in body
+        assert enclave.stats()["connections_total"] == 0
+        assert get(enclave).startswith("wsgi")
+
+
+def test_no_http2_by_tls() -> None:
+    """A WebSocket over HTTP/2 would have no socket of its own."""
+    with LocalEnclave(wsgi, tls=True) as enclave:
+        context = ssl.create_default_context(cafile=enclave.tls_certificate)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with (
+            socket.create_connection((enclave.host, enclave.port), HANG) as sock,
+            context.wrap_socket(sock, server_hostname=enclave.host) as raw,
+        ):
+            assert raw.selected_alpn_protocol() == "http/1.1"
+
+
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("body", [b"", b"three"])
 def test_a_request_without_websocket_is_told_what_to_use(tls: bool, body: bytes) -> None:
