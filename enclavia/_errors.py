@@ -410,7 +410,8 @@ class InvalidURL(EnclaviaError, httpx2.InvalidURL, ValueError):
 
 
 class ForeignURL(EnclaviaError, httpx2.UnsupportedProtocol, ValueError):
-    """A request for another host or scheme than the enclave's. Nothing was sent."""
+    """A URL that is not the enclave's: another host, another port, or a scheme other than https,
+    wss, http and ws, which all mean the tunnel. Nothing was sent."""
 
 
 class InvalidRequest(EnclaviaError, httpx2.LocalProtocolError, ValueError):

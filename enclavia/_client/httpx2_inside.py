@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import http.cookiejar
+import importlib
 import logging
 import urllib.request
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import httpx2
 
-from .._errors import ProtocolError, StateError
+from .._errors import InvalidRequest, ProtocolError, StateError
 from .._exchange.engine import Stats
 from .._text import table_of
+from .header_text import headers_of, refusal
 from .options import timeout_of
 from .request_cache import HeaderFields, RequestCache
 
 if TYPE_CHECKING:
     from httpx2._client import BaseClient, ClientState, UseClientDefault
-    from httpx2._types import AuthTypes, CookieTypes, TimeoutTypes
+    from httpx2._types import AuthTypes, CookieTypes, HeaderTypes, TimeoutTypes
 
     from .._channel.url import EnclaveURL
     from .._identity.attestation import Attestation
@@ -63,7 +66,10 @@ __all__ = [
     "is_simple",
     "take_body",
     "to_pickle",
+    "told_what_is_missing",
 ]
+
+C = TypeVar("C")
 
 _log: Final = logging.getLogger("httpx2")
 # What httpx2's own transports send by: views of the classes, and the methods as they are before
@@ -74,6 +80,9 @@ _PLAIN: Final = _SENDS[_SEND]
 _SEND_ASYNC: Final = "handle_async_request"
 _SENDS_ASYNC: Final = vars(httpx2.AsyncHTTPTransport)
 _PLAIN_ASYNC: Final = _SENDS_ASYNC[_SEND_ASYNC]
+_set_headers: Final = vars(BaseClient)["headers"].fset
+# The extra that brings a package.
+_EXTRA_OF: Final = {"wsproto": "websocket"}
 _UNSET: Final = httpx2.USE_CLIENT_DEFAULT
 # What is kept of a client, in its instances.
 _NEEDED: Final = (
@@ -206,6 +215,15 @@ class OwnClient(BaseClient):
         self._timeout = timeout_of(timeout)
 
     @property
+    def headers(self) -> httpx2.Headers:
+        """What every request has, unless it is given another one of that name."""
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: HeaderTypes) -> None:
+        _set_headers(self, headers_of(headers))
+
+    @property
     def cookies(self) -> httpx2.Cookies:
         """Of the workload and of the caller. What takes cookies from an answer comes by here."""
         jar = self._cookies.jar
@@ -248,6 +266,11 @@ class OwnClient(BaseClient):
                 f"expected a URL in the redirect's Location header: {error}", request=request
             ) from error
 
+    def _refusal(self, error: UnicodeEncodeError, options: Mapping[str, Any]) -> InvalidRequest:
+        """Of a request with these options, which could not be built."""
+        cookies = options.get("cookies")
+        return refusal(error, options.get("headers"), cookies, self._cookies)
+
     @property
     def _own_url(self) -> EnclaveURL:
         url: EnclaveURL = self._enclave._settings.config.url
@@ -281,6 +304,43 @@ class OwnClient(BaseClient):
 
     def _repr_html_(self) -> str:
         return table_of(type(self).__name__, self._enclave._rows())
+
+
+def told_what_is_missing(cls: type[C]) -> type[C]:
+    """Has the methods of httpx2 that look at headers before a request is built, or that need a
+    package of an extra, say what is wrong in our words. Some releases of httpx2 have none of
+    them."""
+    for name, packages in (("sse", ()), ("websocket", ("wsproto",))):
+        method = getattr(cls, name, None)
+        if method is not None:
+            setattr(cls, name, _told(method, f"client.{name}", packages))
+    return cls
+
+
+def _told(method: Callable[..., Any], shown: str, packages: tuple[str, ...]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as httpx2's
+        __tracebackhide__ = True
+        for package in packages:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ImportError(
+                    f"{shown} needs {package}, which is not installed: "
+                    f"pip install 'enclavia[{_EXTRA_OF[package]}]'",
+                    name=error.name,
+                ) from None
+        if options.get("headers") is not None:
+            options["headers"] = headers_of(options["headers"])
+        return method(*arguments, **options)
+
+    call.__doc__ = (
+        "As httpx2's, with its keywords. Raises :class:`InvalidRequest` where a header is text "
+        "that is not ASCII."
+    )
+    if packages:
+        call.__doc__ += f" Needs ``pip install 'enclavia[{_EXTRA_OF[packages[0]]}]'``."
+    return call
 
 
 def is_simple(client: OwnClient, request: httpx2.Request, auth: Auth, follow: Follow) -> bool:

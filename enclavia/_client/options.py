@@ -17,6 +17,7 @@ from .._arguments import timeout_members, value_shown
 from .._channel.options import CHANNEL_DEFAULTS, ChannelOptions, inserted
 from .._errors import ForeignURL, InvalidURL
 from .._exchange.retry import Retries
+from .header_text import headers_of
 
 if TYPE_CHECKING:
     from httpx2._client import EventHook
@@ -149,6 +150,8 @@ def client_options(enclave: EnclaveURL, options: Mapping[str, Any]) -> dict[str,
     given = {**CLIENT_DEFAULTS, **options}
     kept = {name: value for name, value in given.items() if name not in TRANSPORT_DEFAULTS}
     kept["timeout"] = timeout_of(given["timeout"])
+    if given["headers"] is not None:
+        kept["headers"] = headers_of(given["headers"])
     kept["base_url"] = base_url_of(enclave, given["base_url"])
     kept["trust_env"] = False
     return kept

@@ -4,6 +4,8 @@ that no other test is about."""
 from __future__ import annotations
 
 import socket
+import sys
+from typing import Any
 
 import httpx2
 import pytest
@@ -69,3 +71,85 @@ def test_extensions_of_httpcore_are_ignored() -> None:
         answer = client.get("/", extensions={"sni_hostname": "other.example", "stream_id": 7})
         assert answer.text == "ok"
         assert "stream_id" not in answer.extensions
+
+
+HEADERS = {
+    "a value": ({"x-word": "sécret"}, "'x-word'"),
+    "a value of a bytes name": ({b"x-word": "sécret"}, "'x-word'"),
+    "a value in a list": ([("a", "b"), ("x-word", "sécret")], "'x-word'"),
+    "a value with half a character": ({"x-word": "sec\ud800ret"}, "'x-word'"),
+    "a name": ({"x-wörd": "b"}, "'x-wörd'"),
+}
+CLIENTS: tuple[Any, ...] = (enclavia.Client, enclavia.AsyncClient)
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+@pytest.mark.parametrize(("headers", "named"), HEADERS.values(), ids=HEADERS)
+def test_text_that_no_header_can_have_is_named(make: Any, headers: Any, named: str) -> None:
+    """httpx2 raises a bare UnicodeEncodeError, which does not say where the text came from."""
+    client = make("wss://enclave.example", pcrs=PCRS)
+
+    def assigned() -> None:
+        client.headers = headers
+
+    for call in (
+        lambda: make("wss://enclave.example", pcrs=PCRS, headers=headers),
+        assigned,
+        lambda: client.build_request("GET", "/", headers=headers),
+        lambda: client.sse("/", headers=headers),
+    ):
+        with pytest.raises(enclavia.InvalidRequest, match=named) as caught:
+            call()
+        assert "ret" not in str(caught.value)  # it may be a secret
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+def test_text_that_no_cookie_can_have_is_named(make: Any) -> None:
+    client = make("wss://enclave.example", pcrs=PCRS, cookies={"plain": "1"})
+    jar = httpx2.Cookies({"word": "sécret"})
+    for cookies in ({"word": "sécret"}, [("word", "sécret")], jar, jar.jar):
+        with pytest.raises(enclavia.InvalidRequest, match="the cookie 'word'") as caught:
+            client.build_request("GET", "/", cookies=cookies)
+        assert "ret" not in str(caught.value)
+    client.cookies = jar
+    with pytest.raises(enclavia.InvalidRequest, match="the cookie 'word'"):
+        client.build_request("GET", "/")
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"json": "\ud800"},
+        {"content": "\ud800"},
+        {"data": {"a": "\ud800"}},
+        {"params": {"a": "\ud800"}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_text_that_no_request_can_have(make: Any, options: dict[str, Any]) -> None:
+    client = make("wss://enclave.example", pcrs=PCRS)
+    with pytest.raises(enclavia.InvalidRequest, match=r"utf-8, got U\+D800 at position"):
+        client.build_request("POST", "/", **options)
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+def test_bytes_and_headers_with_an_encoding_are_sent_as_they_are(make: Any) -> None:
+    of_latin_1 = httpx2.Headers({"x": "é"}, encoding="latin-1")
+    for headers in ({"x": b"\xe9"}, [(b"x", b"\xe9")], of_latin_1):
+        client = make("wss://enclave.example", pcrs=PCRS, headers=headers)
+        assert (b"x", b"\xe9") in client.build_request("GET", "/").headers.raw
+        client = make("wss://enclave.example", pcrs=PCRS)
+        assert (b"x", b"\xe9") in client.build_request("GET", "/", headers=headers).headers.raw
+        client.headers = headers
+        assert (b"x", b"\xe9") in client.build_request("GET", "/").headers.raw
+
+
+@pytest.mark.parametrize("make", CLIENTS)
+def test_a_missing_extra_is_named_as_this_package_has_it(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wsproto", None)
+    client = make("wss://enclave.example", pcrs=PCRS)
+    with pytest.raises(ImportError, match=r"wsproto.*pip install 'enclavia\[websocket\]'"):
+        client.websocket("/ws")

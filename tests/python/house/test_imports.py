@@ -25,7 +25,7 @@ EAGER = frozenset(
     _channel _channel.config _channel.operations _channel.options _channel.payload
     _channel.trust_store _channel.url
     _client _client.client _client.configured _client.fast_path _client.files
-    _client.httpx2_inside
+    _client.header_text _client.httpx2_inside
     _client.options _client.request_cache _client.response _client.settings _client.transport
     _client.transport_base
     _exchange _exchange.connecting _exchange.connections _exchange.engine _exchange.exchange
