@@ -62,7 +62,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         sent a WebSocket ping, and after which the connection is given up where still none came
         (:class:`ConnectionClosed`, retryable). None: never.
     shared_expiry: copies of this client (unpickled, or of the module ``copy``) share channels among
-        them in each process; for so many seconds (0 or more, default 30) these are kept after the
+        them in each process; for so many seconds (0 or more, default 10) these are kept after the
         last copy there was closed or forgotten.
     """
 

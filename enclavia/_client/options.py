@@ -39,6 +39,7 @@ __all__ = [
     "TransportOptions",
     "base_url_of",
     "client_options",
+    "located",
     "refuse_unsupported",
     "timeout_of",
     "transport_options",
@@ -179,4 +180,22 @@ def base_url_of(enclave: EnclaveURL, base_url: object) -> httpx2.URL:
     refusal = enclave.refusal(url)
     if refusal is not None:
         raise ForeignURL(f"base_url: {refusal}")
+    return url
+
+
+def located(url: httpx2.URL | str, base_url: httpx2.URL) -> httpx2.URL | str:
+    """The URL of a request, which httpx2 then appends to the base URL unless it has a scheme and a
+    host. Of one that has only a host, or only a scheme, it would take the path and drop the rest.
+
+    RFC 3986, section 4.2: ``//host/path`` is an URL of that host. Raises :class:`InvalidURL` where
+    there is a scheme and no host, such as of ``models:list``, which is not a relative path."""
+    parsed = httpx2.URL(url)
+    if parsed.host and not parsed.scheme:
+        return parsed.copy_with(scheme=base_url.scheme)
+    if parsed.scheme and not parsed.host:
+        raise InvalidURL(
+            f"expected a path or a URL of this enclave, got {value_shown(str(url))}, in which "
+            f"{parsed.scheme!r} is a scheme and no host follows: write '/' before a path that has "
+            "a colon in its first part"
+        )
     return url

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import httpx2
 
-from .options import timeout_of
+from .options import located, timeout_of
 
 __all__ = ["RequestCache"]
 
@@ -86,7 +86,7 @@ class RequestCache:
         if timeout is not None and timeout is not httpx2.USE_CLIENT_DEFAULT:
             options["timeout"] = timeout_of(timeout)
         if not isinstance(url, str) or len(url) > self._LONGEST:
-            return build(method, url, **options)
+            return build(method, located(url, client.base_url), **options)
         base, all_known = self._of
         if base is not client.base_url:  # it was set
             all_known = {}
@@ -99,7 +99,8 @@ class RequestCache:
         fields = self._fields_of(client.headers) if plain else None
         if known is None or (plain and known.defaults != fields):
             defaults = None if fields is None else list(fields)
-            request = build(method, url if known is None else known.url, **options)
+            where = located(url, client.base_url) if known is None else known.url
+            request = build(method, where, **options)
             # An empty ``params`` is given, too: it takes the query of the URL away.
             if not client.params and options.get("params") is None:
                 if len(all_known) >= self._MOST:

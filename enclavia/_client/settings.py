@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARED_EXPIRY", "Settings"]
 
-SHARED_EXPIRY: Final = 30.0
-"""Seconds."""
+SHARED_EXPIRY: Final = 10.0
+"""Seconds. A third of the default timeout for connecting, within which a process that waits for a
+place has to get that of one whose tasks are done."""
 
 
 class Settings(NamedTuple):

@@ -29,7 +29,7 @@ pytestmark = [
     "url",
     [
         "https://other.example/", "http://127.0.0.1:1/", "https://127.0.0.1:1/", "ftp://x/",
-        "ftp://{authority}/",
+        "ftp://{authority}/", "//other.example/", "//127.0.0.1:1/x", "//other.example", "//[::1]/",
     ],
 )  # fmt: skip
 def test_other_hosts_are_refused(kind: str, url: str) -> None:
@@ -44,6 +44,40 @@ def test_other_hosts_are_refused(kind: str, url: str) -> None:
         with_client(kind, enclave, case)
         assert not server.connections
         assert enclave.stats()["connections_total"] == 0
+
+
+@pytest.mark.parametrize("url", ["models:list", "https:/x", "javascript:x", "https:x", "http:///x"])
+def test_a_scheme_without_a_host_is_refused(kind: str, url: str) -> None:
+    """httpx2 would take what follows the colon for a path, and send that."""
+    with byte_enclave(answering(ok())) as (enclave, server):
+
+        async def case(client: Face) -> None:
+            for shown in (url, httpx2.URL(url)):
+                with pytest.raises(enclavia.InvalidURL, match="is a scheme and no host follows"):
+                    await client.call(client.client.get(shown))
+
+        with_client(kind, enclave, case)
+        assert not server.connections
+
+
+def test_a_url_without_a_scheme_leads_to_its_own_host(kind: str) -> None:
+    """RFC 3986, section 4.2. It is not relative to the path of the client's base URL."""
+    paths: list[bytes] = []
+
+    def script(connection: Connection) -> None:
+        while True:
+            paths.append(connection.request()[0].split(b" ")[1])
+            connection.send(ok())
+
+    with byte_enclave(script) as (enclave, _):
+        own = f"//127.0.0.1:{enclave.port}"
+
+        async def case(client: Face) -> None:
+            for url in (f"{own}/x?q", httpx2.URL(f"{own}/x?q"), f"{own}/{'x' * 300}", "models/a:b"):
+                assert (await client.call(client.client.get(url))).status_code == 200
+
+        with_client(kind, enclave, case, base_url="/api")
+        assert paths == [b"/x?q", b"/x?q", b"/" + b"x" * 300, b"/api/models/a:b"]
 
 
 def test_another_host_is_refused_each_time_also_after_the_own_one(kind: str) -> None:

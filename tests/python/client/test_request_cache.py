@@ -122,7 +122,7 @@ def test_what_is_changed_of_one_request_is_not_in_the_next() -> None:
 
 # -- whatever was built before, a request is what httpx2 makes of it ---------------------------
 
-PATHS = ("/a", "a", "/a?x=1", "/a#f", "", "/a?", "https://enclave.example/a", "//enclave.example/a",
+PATHS = ("/a", "a", "/a?x=1", "/a#f", "", "/a?", "https://enclave.example/a",
          "/%20 ü", "https://u:p@enclave.example/")  # fmt: skip
 METHODS = ("GET", "get", "POST", "DELETE", "HEAD")
 OPTIONS: dict[str, tuple[Any, ...]] = {

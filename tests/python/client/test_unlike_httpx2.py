@@ -27,12 +27,21 @@ def test_an_answer_that_is_here_frees_its_connection_before_it_is_read() -> None
         assert len(server.connections) == 1
 
 
-@pytest.mark.parametrize("url", ["no-scheme", "://x", "http:", "https:/y"])
-def test_a_url_without_a_host_is_a_path(url: str) -> None:
+@pytest.mark.parametrize("url", ["no-scheme", "/x", "a/b:c", "?q"])
+def test_a_url_without_scheme_and_host_is_a_path(url: str) -> None:
     client = enclavia.Client("wss://enclave.example", pcrs=PCRS)
     expected = httpx2.Client(base_url="https://enclave.example/").build_request("GET", url)
     assert client.build_request("GET", url).url == expected.url
     assert expected.url.host == "enclave.example"
+
+
+@pytest.mark.parametrize("url", ["//x/y", "://x", "http:", "https:/y", "a:b/c"])
+def test_a_url_with_only_one_of_the_two_is_refused(url: str) -> None:
+    client = enclavia.Client("wss://enclave.example", pcrs=PCRS)
+    like_httpx2 = httpx2.Client(base_url="https://enclave.example/").build_request("GET", url)
+    assert like_httpx2.url.host == "enclave.example"
+    with pytest.raises((enclavia.InvalidURL, enclavia.ForeignURL)):
+        client.get(url)
 
 
 def test_cookies_for_https_alone_are_sent() -> None:

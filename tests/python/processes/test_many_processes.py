@@ -95,3 +95,12 @@ def test_one_channel_for_each_process(run: Map) -> None:
         answers = list(run(score, [(client, row) for row in range(ROWS)]))
         assert answers == [f"/{row}" for row in range(ROWS)]
         assert enclave.stats()["connections_total"] <= WORKERS + 1
+
+
+def test_more_processes_than_places_take_turns_with_the_defaults() -> None:
+    """A process whose tasks are done, and which lives on, gives its place up before another one has
+    waited for it as long as connecting may take."""
+    with byte_enclave(echo, max_connections=1) as (enclave, _):
+        client = enclavia.Client(enclave.url, **keywords(enclave))  # not entered: takes no place
+        answers = list(of_futures("spawn")(score, [(client, row) for row in range(ROWS)]))
+        assert answers == [f"/{row}" for row in range(ROWS)]
