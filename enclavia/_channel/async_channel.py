@@ -171,7 +171,10 @@ class AsyncStream(StreamBase):
         await self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an AsyncStream cannot be pickled")
+        raise TypeError(
+            "an AsyncStream cannot be pickled: it is part of an AsyncChannel, whose keys must "
+            "exist once. An AsyncClient can (it opens its own)"
+        )
 
     def __repr__(self) -> str:
         return f"<AsyncStream {self._core.id} {'closed' if self._closed else 'open'}>"

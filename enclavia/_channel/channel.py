@@ -197,7 +197,10 @@ class Stream(StreamBase, io.RawIOBase):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Stream cannot be pickled")
+        raise TypeError(
+            "a Stream cannot be pickled: it is part of a Channel, whose keys must exist once. A "
+            "Client can (it opens its own)"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if super().closed or self._core.closed else "open"

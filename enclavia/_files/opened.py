@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from .._arguments import byte_view, whole
 from .._io.connecting import Connecting
@@ -248,6 +248,12 @@ class RemoteFile(_File):
             position._reader.blocks.clear()
         super().close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a RemoteFile cannot be pickled: it reads through its client. A Client can: "
+            "give that and the path, and open the file there"
+        )
+
     def __repr__(self) -> str:
         return self._position._shown(type(self).__name__)
 
@@ -360,6 +366,12 @@ class AsyncRemoteFile:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AsyncRemoteFile cannot be pickled: it reads through its client. An AsyncClient "
+            "can: give that and the path, and open the file there"
+        )
 
     def __repr__(self) -> str:
         return self._position._shown(type(self).__name__)

@@ -239,7 +239,11 @@ class _ForwarderBase:
         running.ask(running.server.connect(timeout), None)
 
     def __reduce__(self) -> Any:  # noqa: ANN401
-        raise TypeError(f"a {type(self).__name__} cannot be pickled: its sockets must exist once")
+        name = type(self).__name__
+        raise TypeError(
+            f"{'an' if name.startswith('A') else 'a'} {name} cannot be pickled: its sockets must "
+            "exist once. Give its via, which is text, to Client(url, via=…)"
+        )
 
     def __repr__(self) -> str:
         state = "running" if self.running else "not running"

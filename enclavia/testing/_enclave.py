@@ -13,7 +13,7 @@ import uuid
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, get_args
 
 from .._arguments import (
     address,
@@ -310,6 +310,12 @@ class LocalEnclave:
     def __repr__(self) -> str:
         where = "not running" if self._facts is None else self.url
         return f"<LocalEnclave {self.mode} {where}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a LocalEnclave cannot be pickled: its sockets and keys must exist once. Give its url, "
+            "pcrs and root, or a client that client() has made"
+        )
 
     def _running(self) -> Facts:
         if self._facts is None:
