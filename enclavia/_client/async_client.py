@@ -36,7 +36,14 @@ __all__ = ["AsyncClient"]
 @public
 @told_what_is_missing
 class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
-    """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`."""
+    """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`.
+
+    Its options are those of :class:`enclavia.Client`, whose description says what each one means:
+    pcrs, root, debug_mode, clock_leeway, trust_upgrades, on_attestation (which may be async),
+    upgrade_headers, verify, proxy, timeout, retries, patience, auto_reconnect, max_channels,
+    max_in_flight, limits, via, keepalive, shared_expiry; and as httpx2's auth, params, headers,
+    cookies, follow_redirects, max_redirects, event_hooks, default_encoding and base_url.
+    """
 
     if TYPE_CHECKING:
         _enclave: AsyncEnclaveTransport

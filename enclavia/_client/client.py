@@ -47,6 +47,10 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
     debug_mode: talk to a debug enclave, whose identity nothing proves. Warns each time.
     clock_leeway: seconds (0 to 300) that the enclave's own certificate may be used before its
         validity begins, where this machine's clock is behind. Its end is never moved.
+    trust_upgrades: a :class:`TrustUpgrades`: where the PCRs are not the pinned ones, the enclave's
+        authorised upgrades are followed from those. Default: they are not.
+    on_attestation: called with the :class:`Receipt` of each verified document before anything else
+        may use its channel; where it raises, that is refused (:class:`AttestationRefused`).
     upgrade_headers: sent with the WebSocket upgrade, outside of the encrypted channel.
     verify, proxy: for the outer TLS connection: True, False or a CA file; ``http://host:port``.
     timeout: as httpx2's (default 30 s); ``connect`` covers DNS to attestation.
@@ -58,12 +62,18 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
         lost raises :class:`ReconnectDisabled`.
     max_channels, max_in_flight: connections to the enclave, and requests at once on each. Of
         several one carries nothing but bodies above 256 KiB, and is opened when it is needed.
+    limits: an :class:`httpx2.Limits` for the connections to the workload inside the channel.
+    via: ``"unix:PATH"``: by way of a forwarder of this machine (:attr:`Forwarder.via`); the
+        document is verified here all the same.
     keepalive: seconds (more than 0, at most a day) without a byte from the peer after which it is
         sent a WebSocket ping, and after which the connection is given up where still none came
         (:class:`ConnectionClosed`, retryable). None: never.
     shared_expiry: copies of this client (unpickled, or of the module ``copy``) share channels among
         them in each process; for so many seconds (0 or more, default 10) these are kept after the
         last copy there was closed or forgotten.
+
+    As httpx2's: auth, params, headers, cookies, follow_redirects, max_redirects, event_hooks,
+    default_encoding, and base_url, which is a path of the enclave's.
     """
 
     if TYPE_CHECKING:

@@ -134,6 +134,12 @@ class ChildRunner:
         process = self._process
         return None if process is None else process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is there no more, although nobody has stopped it. Does not wait."""
+        process = self._process
+        return process is not None and process.poll() is not None
+
     def _call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
         with self._lock:
             if self._line is None:

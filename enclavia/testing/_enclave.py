@@ -309,6 +309,8 @@ class LocalEnclave:
 
     def __repr__(self) -> str:
         where = "not running" if self._facts is None else self.url
+        if self._facts is not None and isinstance(self._runner, ChildRunner) and self._runner.ended:
+            where = "ended: its process was killed or failed; stop() and start() make another"
         return f"<LocalEnclave {self.mode} {where}>"
 
     def __reduce__(self) -> NoReturn:

@@ -534,3 +534,13 @@ def test_every_public_member_says_what_it_is() -> None:
     members = list(public_members())
     assert len(members) > 150
     assert [name for name, member in members if not inspect.getdoc(member)] == []
+
+
+@pytest.mark.parametrize("cls", [enclavia.Client, enclavia.AsyncClient])
+def test_the_docstring_of_a_client_names_every_option(cls: type) -> None:
+    """It is what ``Client?`` shows in a notebook."""
+    said = set(re.findall(r"\b[a-z_]+\b", cls.__doc__ or ""))
+    parameters = inspect.signature(cls).parameters.values()
+    options = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert "pcrs" in options
+    assert not options - said

@@ -459,10 +459,13 @@ def test_what_fails_in_a_child_is_raised_here() -> None:
 
 def test_a_child_that_died_is_reported() -> None:
     enclave = LocalEnclave("127.0.0.1:1", in_process=False, mode="stub").start()
+    assert repr(enclave) == f"<LocalEnclave stub {enclave.url}>"
     os.kill(enclave.pid, signal.SIGKILL)
+    eventually(lambda: "ended: its process was killed" in repr(enclave))
     with pytest.raises(RuntimeError, match="ended"):
         enclave.stats()
     enclave.stop()
+    assert repr(enclave) == "<LocalEnclave stub not running>"
 
 
 @pytest.fixture
