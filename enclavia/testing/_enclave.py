@@ -285,7 +285,11 @@ class LocalEnclave:
         return self
 
     def stop(self) -> None:
-        """Ends every connection, the responder and the app. May be called again."""
+        """Ends every connection, the responder and the app. May be called again.
+
+        Waits at most 5 s for requests that a WSGI app still works on: nothing can end its threads,
+        which go on as daemons. An ASGI app's are cancelled after 1 s; one that resists is waited
+        for 10 s. A child process is killed where it takes more than 10 s."""
         if self._facts is None:
             return
         try:

@@ -30,7 +30,7 @@ from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
-from enclavia import Client, Pcrs
+from enclavia import Channel, Client, Pcrs
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._identity import Authority
 from enclavia.testing._workload import WSGI_SETTINGS
@@ -455,6 +455,29 @@ def test_what_fails_in_a_child_is_raised_here() -> None:
         with pytest.raises(ValueError, match="production"):
             enclave.set_identity(pki=Authority().issue())
         assert enclave.stats()["connections_total"] == 0
+
+
+def test_an_app_that_still_works_is_stopped_without_a_word_of_waitress(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line "1 thread(s) still running" on stderr does not say whose."""
+    monkeypatch.setattr("enclavia.testing._workload._STOP_SECONDS", 0.05)
+    begun, end = threading.Event(), threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        begun.set()
+        end.wait(HANG)
+        start_response("200 OK", [])
+        return [b"late"]
+
+    with LocalEnclave(app) as enclave:
+        channel = Channel.connect(enclave.url, pcrs=enclave.pcrs, root=enclave.root)
+        channel.open_stream(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert begun.wait(HANG)
+    assert not end.is_set()  # it was still at work
+    end.set()
+    channel.close()
+    assert [record for record in caplog.records if record.name.startswith("waitress")] == []
 
 
 def test_a_child_that_died_is_reported() -> None:
