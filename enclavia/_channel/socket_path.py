@@ -113,14 +113,16 @@ def identity_suffix(pcrs: bytes) -> str:
 def default_path(url: EnclaveURL) -> str:
     """``enclavia/NAME.sock`` in the user's runtime directory: ``XDG_RUNTIME_DIR`` (XDG Base
     Directory Specification), or a folder of the user's own in the temporary directory."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.path.isabs(runtime):
-        folder = Path(runtime) / "enclavia"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"enclavia-{os.geteuid()}"
     name = re.sub(r"[^0-9A-Za-z.-]", "_", url.host)[:30]
     digest = hashlib.sha256(str(url).encode()).hexdigest()[:12]
-    return socket_path("socket", str(folder / f"{name}-{digest}.sock"))
+    return socket_path("socket", str(_default_folder() / f"{name}-{digest}.sock"))
+
+
+def _default_folder() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isabs(runtime):
+        return Path(runtime) / "enclavia"
+    return Path(tempfile.gettempdir()) / f"enclavia-{os.geteuid()}"
 
 
 def check_folder(path: str, owners: frozenset[int]) -> None:
@@ -136,18 +138,43 @@ def check_folder(path: str, owners: frozenset[int]) -> None:
         ) from error
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "something else"
-        raise _unsafe(f"expected {folder} to be a folder, got {kind}")
+        raise _unsafe(f"expected {folder} to be a folder, got {kind}: {_elsewhere(folder)}")
     if found.st_uid not in owners:
         raise _unsafe(
-            f"expected {folder} to belong to user {_names(owners)}, got user {found.st_uid}"
+            f"expected {folder} to belong to user {_names(owners)}, got user {found.st_uid}: "
+            f"{_elsewhere(folder)}"
         )
     # A folder of root's that others can only look into is one where root alone can replace things.
     of_root = found.st_uid == 0 != os.geteuid()
     if found.st_mode & (0o022 if of_root else 0o077):
+        wanted = "write to it (mode 0755)" if of_root else "have access to it (mode 0700)"
         raise _unsafe(
-            f"expected nobody else to have access to {folder} (mode 0700), got mode "
-            f"{stat.S_IMODE(found.st_mode):04o}: chmod 700 it, or use another folder"
+            f"expected {folder} to be a folder whose owner alone may {wanted}, got mode "
+            f"{stat.S_IMODE(found.st_mode):04o}: {_remedy(folder, found)}"
         )
+
+
+def _remedy(folder: str, found: os.stat_result) -> str:
+    """Whoever runs as root could close a folder of the system's to everybody, and others one that
+    they share: only of the package's own folder, and of one that nobody shares, is that advised."""
+    default = str(_default_folder())
+    own = os.geteuid()
+    shared = found.st_mode & (stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH)
+    home = os.path.realpath(folder) == os.path.realpath(os.path.expanduser("~"))
+    if folder == default or not (own == 0 or found.st_uid != own or shared or home):
+        return f"chmod 700 it, or {_elsewhere(folder)}"
+    return _elsewhere(folder)
+
+
+def _elsewhere(folder: str) -> str:
+    """What to use in place of ``folder``, which is left as it is."""
+    default = str(_default_folder())
+    if folder == default:
+        return "use another folder of your own that has mode 0700"
+    return (
+        f"use a folder of your own that has mode 0700, or name none: {default} is what a forwarder "
+        "without socket= (--socket) takes, and where via='unix:' looks"
+    )
 
 
 def check_socket(path: str, owners: frozenset[int]) -> None:

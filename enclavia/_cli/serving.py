@@ -204,7 +204,8 @@ def _expect_guarded_folder(name: str) -> None:
     if others is not None:
         raise Problem(
             f"--write-pins: expected a folder that nobody else may write to, got "
-            f"{streams.visible(name)}, {others}: name a new one, or take that right away",
+            f"{streams.visible(name)}, {others}: name another one, of your own; one that is not "
+            "there is made",
             CANNOT_WRITE,
         )
 

@@ -159,7 +159,8 @@ class PartialStore:
         if not (stat.S_ISREG(found.st_mode) and own):
             raise OSError(
                 errno.EEXIST,
-                "expected a regular file of your own, got another one: remove it",
+                "expected a regular file of your own, got another one: it is left alone; move it "
+                "away, or save under another name",
                 self._part,
             )
 
@@ -191,7 +192,8 @@ class PartialStore:
         raise FileExistsError(
             errno.EEXIST,
             f"expected the part of an earlier download, with {os.path.basename(self._note)} of "
-            "your own beside it, got a file without: move or remove it",
+            "your own beside it, got a file without: it is left alone; move it away, or save under "
+            "another name",
             self._part,
         )
 

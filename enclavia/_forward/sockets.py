@@ -106,7 +106,7 @@ def _take_over(path: str) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         raise ConnectError(
             f"expected nothing or a forwarder's socket at {path}, got another kind of file: it is "
-            "left alone; use another path or remove it",
+            "left alone; use another path",
             retryable=False,
         )
     if found.st_uid != os.geteuid():

@@ -759,7 +759,7 @@ def test_a_file_of_the_users_own_is_not_taken_for_a_part(beside: str, tmp_path: 
         note.symlink_to(part)
     shelf = Shelf()
     with client_of(shelf) as client:
-        with pytest.raises(FileExistsError, match="expected the part of an earlier") as caught:
+        with pytest.raises(FileExistsError, match=r"of an earlier .* it is left alone") as caught:
             client.download("/x", tmp_path / "file")
         assert caught.value.filename == str(part)
         assert part.read_bytes() == b"mine"

@@ -43,6 +43,7 @@ from enclavia import (
     Pcrs,
     StateError,
 )
+from enclavia._channel.socket_path import check_folder
 from enclavia._io.local import LocalSocket, Place
 from enclavia.testing import Fault, LocalEnclave
 
@@ -699,13 +700,71 @@ def test_a_folder_that_others_can_enter_is_refused(
     enclave: LocalEnclave, folder: Path, bits: int
 ) -> None:
     folder.chmod(bits)
-    with pytest.raises(ConnectError, match="expected nobody else to have access"):
+    with pytest.raises(ConnectError, match="whose owner alone may have access to it"):
         forward(enclave, folder / "f").start()
     folder.chmod(0o700)
     with forward(enclave, folder / "f") as forwarder:
         folder.chmod(bits)
-        with pytest.raises(ConnectError, match="expected nobody else to have access"):
+        with pytest.raises(ConnectError, match="whose owner alone may have access to it"):
             client_of(enclave, forwarder).get("/")
+
+
+def refusal(path: Path, owner: int, user: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``user`` is told of the folder at ``path``, as if ``owner`` had it."""
+    found = os.lstat(path)
+    told = os.stat_result((*found[:4], owner, *found[5:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lambda _: told)
+        patch.setattr(os, "geteuid", lambda: user)
+        with pytest.raises(ConnectError) as met:
+            check_folder(str(path / "f"), frozenset((user, 0)))
+    assert not met.value.retryable
+    return str(met.value)
+
+
+@pytest.mark.parametrize(
+    ("owner", "user", "bits", "advised"),
+    [
+        (1234, 1234, 0o755, True),
+        (1234, 1234, 0o711, True),
+        (1234, 1234, 0o770, False),  # its group works in it
+        (1234, 1234, 0o1777, False),
+        (0, 0, 0o755, False),  # /etc, for example
+        (0, 0, 0o1777, False),  # /tmp
+        (0, 1234, 0o1777, False),
+        (0, 1234, 0o775, False),
+        (4321, 1234, 0o755, False),
+    ],
+)
+def test_no_folder_that_others_use_is_to_be_closed_to_them(
+    folder: Path,
+    owner: int,
+    user: int,
+    bits: int,
+    advised: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1234")
+    folder.chmod(bits)
+    said = refusal(folder, owner, user, monkeypatch)
+    assert ("chmod" in said) == advised
+    assert "use a folder of your own that has mode 0700" in said
+    assert "/run/user/1234/enclavia is what a forwarder without socket= (--socket) takes" in said
+
+
+def test_no_home_is_to_be_closed_but_the_default_folder_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.chmod(0o755)
+    monkeypatch.setenv("HOME", str(folder))
+    assert "chmod" not in refusal(folder, 1234, 1234, monkeypatch)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    own = folder / "enclavia"
+    own.mkdir()
+    own.chmod(0o777)
+    for user in (0, 1234):
+        said = refusal(own, user, user, monkeypatch)
+        assert said.endswith("chmod 700 it, or use another folder of your own that has mode 0700")
 
 
 def asked_as_another_user(paths: list[str]) -> list[bytes]:
@@ -778,8 +837,9 @@ def test_another_users_process_is_refused(enclave: LocalEnclave, folder: Path, s
 
 def test_what_is_no_socket_is_left_alone(enclave: LocalEnclave, folder: Path) -> None:
     (folder / "f").write_text("mine")
-    with pytest.raises(ConnectError, match="got another kind of file: it is left alone"):
+    with pytest.raises(ConnectError, match="got another kind of file: it is left alone") as met:
         forward(enclave, folder / "f").start()
+    assert str(met.value).endswith("use another path")  # and nothing says to remove it
     assert (folder / "f").read_text() == "mine"
     assert not (folder / "f.control").exists()
 
