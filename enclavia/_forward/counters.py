@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from .libraries import METRICS, load
+
 __all__ = ["Counters", "exposition"]
 
 
@@ -35,16 +37,16 @@ class _Metric(NamedTuple):
 
 
 def exposition(measure: Callable[[], list[tuple[str, str, bool, float]]]) -> tuple[bytes, str]:
-    """The text of all metrics, and its media type. Needs prometheus-client."""
-    import prometheus_client
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    """The text of all metrics, and its media type."""
+    prometheus: Any = load(METRICS)
+    core: Any = load(f"{METRICS}.core")
 
     class Collector:
         def collect(self) -> Iterator[Any]:
             for metric in map(_Metric._make, measure()):
-                family = CounterMetricFamily if metric.counter else GaugeMetricFamily
+                family = core.CounterMetricFamily if metric.counter else core.GaugeMetricFamily
                 yield family(f"enclavia_forwarder_{metric.name}", metric.text, value=metric.value)
 
-    registry = prometheus_client.CollectorRegistry()
+    registry = prometheus.CollectorRegistry()
     registry.register(Collector())
-    return prometheus_client.generate_latest(registry), prometheus_client.CONTENT_TYPE_LATEST
+    return prometheus.generate_latest(registry), prometheus.CONTENT_TYPE_LATEST

@@ -27,6 +27,8 @@ from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
 from .._public import public
+from . import uvicorn_inside
+from .libraries import METRICS, load
 from .loop import new_loop
 from .options import ForwarderOptions, ForwarderSettings, forwarder_settings
 from .sockets import PathLock
@@ -60,6 +62,7 @@ class _Running:
     def __init__(self, settings: ForwarderSettings) -> None:
         from .server import Listeners
 
+        _expect_libraries()
         self.pid = os.getpid()
         self._lock = PathLock(settings.path)
         try:
@@ -251,6 +254,14 @@ class _ForwarderBase:
         return f"<{type(self).__name__} {url} at {self._settings.path} {state}>"
 
 
+def _expect_libraries() -> None:
+    """Raises ImportError where one is missing without which something of a forwarder fails. uvloop
+    is none of them: asyncio's loop takes its place."""
+    uvicorn_inside.uvicorn()
+    uvicorn_inside.module()
+    load(METRICS)
+
+
 def _expect_sockets() -> None:
     if _core.WEB:
         raise StateError(
@@ -286,7 +297,8 @@ class Forwarder(_ForwarderBase):
 
     def start(self) -> Self:
         """Listens when it returns. Raises :class:`StateError` where another forwarder has the
-        socket, :class:`ConnectError` where the place is not safe or cannot be had."""
+        socket, :class:`ConnectError` where the place is not safe or cannot be had, ImportError
+        where a library of the extra ``forward`` is missing (uvloop may be)."""
         self._start()
         return self
 

@@ -19,6 +19,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from .libraries import load
+
 __all__ = ["Parts", "head_bytes", "module", "parts", "short_way_works", "uvicorn"]
 
 # What the short way reads and writes of a request that uvicorn has read.
@@ -41,17 +43,11 @@ class Parts(NamedTuple):
 
 
 def uvicorn() -> Any:  # noqa: ANN401
-    try:
-        return importlib.import_module("uvicorn")
-    except ImportError as error:
-        raise ImportError(
-            "a forwarder needs uvicorn, which is not installed: pip install 'enclavia[forward]'",
-            name=error.name,
-        ) from None
+    return load("uvicorn")
 
 
 def module() -> Any:  # noqa: ANN401
-    return importlib.import_module("uvicorn.protocols.http.httptools_impl")
+    return load("uvicorn.protocols.http.httptools_impl")
 
 
 @functools.cache

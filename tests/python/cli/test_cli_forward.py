@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_an_empty_token_of_the_environment_is_named(folder: Path, arguments: lis
         *arguments, "--listen", "127.0.0.1:0", cwd=folder, env={"ENCLAVIA_FORWARD_TOKEN": ""}
     )
     refused.expect(USAGE, "ENCLAVIA_FORWARD_TOKEN: expected a value, got an empty one")
+
+
+def test_a_missing_library_is_one_line(folder: Path, arguments: list[str]) -> None:
+    (folder / "prometheus_client.py").write_text("raise ImportError('hidden by a test')")
+    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    refused = cli(*arguments, cwd=folder, env={"PYTHONPATH": path})
+    refused.expect(USAGE, "prometheus_client, which is not installed: pip install 'enclavia[forw")
+    assert refused.err.count("\n") == 1
+    assert not (folder / "f").exists()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")

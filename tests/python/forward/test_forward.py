@@ -709,6 +709,20 @@ def test_a_folder_that_others_can_enter_is_refused(
             client_of(enclave, forwarder).get("/")
 
 
+@pytest.mark.parametrize("missing", ["uvicorn", "prometheus_client"])
+def test_a_missing_library_is_said_at_the_start(
+    enclave: LocalEnclave, folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by a failure of /metrics, or of the first client."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    forwarder = forward(enclave, folder / "f")
+    wanted = rf"needs {missing}, .*: pip install 'enclavia\[forward\]'"
+    with pytest.raises(ImportError, match=wanted):
+        forwarder.start()
+    assert not forwarder.running
+    assert os.listdir(folder) == []
+
+
 def refusal(path: Path, owner: int, user: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """What ``user`` is told of the folder at ``path``, as if ``owner`` had it."""
     found = os.lstat(path)
