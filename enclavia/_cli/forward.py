@@ -123,7 +123,8 @@ def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) 
     with refusing():
         try:
             forwarder.start()
-        except (enclavia.StateError, ImportError) as error:
+        except (enclavia.StateError, enclavia.ConnectError, ImportError) as error:
+            # It has connected to nothing yet: what it was given cannot be used.
             raise Problem(str(error)) from None
     try:
         streams.say(f"via   {forwarder.via}")

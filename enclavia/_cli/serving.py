@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+import enclavia
+
 from . import streams
 from .exits import CANNOT_WRITE, Problem
 from .files import FileOutput, cannot_write
@@ -116,6 +118,8 @@ def _started(enclave: LocalEnclave, app: str) -> Iterator[None]:
     except Problem:
         raise
     except Exception as error:
+        if isinstance(error, enclavia.ConnectError) and isinstance(error.__cause__, OSError):
+            raise Problem(f"--port: {error}") from None  # which is no fault of the app
         raise Problem(
             f"{app}: expected an app to serve, got {type(error).__name__}: {error}"
         ) from None

@@ -88,13 +88,13 @@ def listen_unix(path: str) -> LocalSocket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise _cannot_listen(path, error) from error
+        raise _cannot_listen(path, error, "use another path") from error
     return sock
 
 
-def _cannot_listen(place: str, error: OSError) -> ConnectError:
+def _cannot_listen(place: str, error: OSError, remedy: str) -> ConnectError:
     return ConnectError(
-        f"expected to listen at {place}, got: {error.strerror or error}", retryable=False
+        f"expected to listen at {place}, got: {error.strerror or error}: {remedy}", retryable=False
     )
 
 
@@ -144,7 +144,9 @@ def listen_tcp(host: str, port: int) -> LocalSocket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise _cannot_listen(f"{host}:{port}", error) from error
+        raise _cannot_listen(
+            f"{host}:{port}", error, "choose another address or port; port 0 is a free one"
+        ) from error
     return LocalSocket(sock.detach())
 
 

@@ -275,7 +275,8 @@ class LocalEnclave:
         self._finalizer: weakref.finalize[..., LocalEnclave] | None = None
 
     def start(self) -> Self:
-        """Listens when it returns."""
+        """Listens when it returns. Raises :class:`enclavia.ConnectError` where it cannot, because
+        of an ``OSError`` of the system, its ``__cause__``: its port is another program's."""
         if self._facts is not None:
             raise RuntimeError("this enclave runs already")
         self._facts = self._runner.start()

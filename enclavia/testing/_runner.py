@@ -1,13 +1,14 @@
 """Runs a local enclave in this process: its certificates, its workload, its responder.
 
-Decides the order in which these start and stop. Calls: _core, _identity. Locks: ``_lock``, around
-what is running, while it starts and stops too.
+Decides the order in which these start and stop. Calls: _core, _errors, _identity. Locks: ``_lock``,
+around what is running, while it starts and stops too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 import threading
 import uuid
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _core
+from .._errors import ConnectError
 from .._identity.pcrs import Pcrs
 from ._backend import BackendFault, LocalBackend
 from ._fault import OF_CERTIFICATES, Fault
@@ -95,6 +97,20 @@ class Facts:
     backend: str | None = None
     enclave_id: uuid.UUID | None = None
     token: str | None = None
+
+
+def _expect_port(port: int, error: ConnectError) -> None:
+    """The core, which cannot listen, does not know why: the system says it of another socket."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as refused:
+            raise ConnectError(
+                f"expected to listen on 127.0.0.1 port {port}, got: {refused.strerror}: choose "
+                "another port, or 0 for a free one",
+                retryable=error.retryable,
+            ) from refused
 
 
 class Runner:
@@ -353,6 +369,13 @@ class Runner:
         return identity_of(identity.module_id, identity.pcrs, pki)
 
     def _listen(self) -> None:
+        try:
+            self._answer()
+        except ConnectError as error:
+            _expect_port(self._port, error)
+            raise
+
+    def _answer(self) -> None:
         options = self._options
         identity = self._spoilt(self._identity, self._faults)
         self._enclave = _core.Enclave(

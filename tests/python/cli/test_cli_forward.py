@@ -90,6 +90,16 @@ def test_an_empty_token_of_the_environment_is_named(folder: Path, arguments: lis
     refused.expect(USAGE, "ENCLAVIA_FORWARD_TOKEN: expected a value, got an empty one")
 
 
+def test_a_place_that_cannot_be_had(folder: Path, arguments: list[str]) -> None:
+    """Which is no enclave that cannot be reached: the exit code is that of usage."""
+    with ByteServer(answering(OK)) as taken:
+        place = taken.address
+        refused = cli(*arguments, "--listen", place, "--way", "stream", cwd=folder)
+    refused.expect(USAGE, f"expected to listen at {place}, got: Address already in use: choose")
+    folder.chmod(0o1777)
+    cli(*arguments, cwd=folder).expect(USAGE, "whose owner alone may have access to it")
+
+
 def test_a_missing_library_is_one_line(folder: Path, arguments: list[str]) -> None:
     (folder / "prometheus_client.py").write_text("raise ImportError('hidden by a test')")
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])

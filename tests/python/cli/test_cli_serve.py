@@ -180,7 +180,10 @@ def test_apps_refused(folder: Path, arguments: list[str], said: str) -> None:
 def test_a_port_that_is_taken(folder: Path) -> None:
     with serving(folder, "apps:web"):
         port = (folder / "pins" / "url").read_text().strip().rpartition(":")[2]
-        cli("serve", "apps:web", "--port", port, cwd=folder).expect(USAGE, "expected an app")
+        refused = cli("serve", "apps:web", "--port", port, cwd=folder)
+        refused.expect(USAGE, f"--port: expected to listen on 127.0.0.1 port {port}, got: Address")
+        assert "choose another port, or 0 for a free one" in refused.err
+        assert "expected an app" not in refused.err
 
 
 def test_the_app_directory(folder: Path) -> None:

@@ -30,7 +30,7 @@ from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
-from enclavia import Channel, Client, Pcrs
+from enclavia import Channel, Client, ConnectError, Pcrs
 from enclavia.testing import Fault, LocalEnclave
 from enclavia.testing._identity import Authority
 from enclavia.testing._workload import WSGI_SETTINGS
@@ -220,6 +220,17 @@ def test_addresses() -> None:
 def test_what_is_no_app(app: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         LocalEnclave(app, mode="stub").start()
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with LocalEnclave("127.0.0.1:1", mode="stub") as enclave:
+        port = enclave.port
+        second = LocalEnclave("127.0.0.1:1", mode="stub", port=port)
+        with pytest.raises(ConnectError, match="choose another port, or 0") as met:
+            second.start()
+    assert isinstance(met.value.__cause__, OSError)
+    with second:  # it is free now
+        assert second.port == port
 
 
 @pytest.mark.parametrize("app", [wsgi, asgi])
