@@ -62,8 +62,10 @@ typedef struct net_target {
     uint64_t keepalive_ms;
     net_addresses addresses;
     size_t next_address;
+    bool no_tls; /* an address that was to speak TLS spoke something else */
     bool trying; /* within the call that asks libwebsockets to connect; see try_address */
-    char last_failure[384]; /* why the address tried last was of no use; empty at first */
+    /* Why the address tried last was of no use, or the one that has set no_tls; empty at first. */
+    char last_failure[384];
 } net_target;
 
 /* Checks and copies. */
@@ -366,6 +368,9 @@ encl_result net_upgrade_check_reply(struct lws *wsi, encl_error *err);
 encl_result net_upgrade_check_certificate(const net_target *target, SSL *ssl, encl_error *err);
 /* text: libwebsockets' reason. True where another address of the same name would not help. */
 bool net_upgrade_explain(const net_target *target, SSL *ssl, encl_slice text, encl_error *why);
+/* What came first was no record of TLS. OpenSSL says so by one error alone: servers of other
+ * versions of TLS, or that refuse the handshake, lead to others, which may pass. */
+bool net_upgrade_is_no_tls(unsigned long openssl_error);
 /* For the error of the last address: what was wrong with this one. */
 void net_upgrade_note_failure(net_target *target, encl_slice text);
 

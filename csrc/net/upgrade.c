@@ -3,6 +3,7 @@
  * wrong; ws_connect.c acts on it. Calls libwebsockets and OpenSSL. Service thread only; no lock. */
 #include <arpa/inet.h>
 #include <limits.h>
+#include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #include <stdio.h>
@@ -211,13 +212,29 @@ bool net_upgrade_explain(const net_target *t, SSL *ssl, encl_slice text, encl_er
     return is_final(reason, why);
 }
 
+bool net_upgrade_is_no_tls(unsigned long openssl_error) {
+    return ERR_GET_LIB(openssl_error) == ERR_LIB_SSL &&
+           ERR_GET_REASON(openssl_error) == SSL_R_WRONG_VERSION_NUMBER;
+}
+
+static bool begins_with(const char *text, const char *with) {
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
 void net_upgrade_note_failure(net_target *t, encl_slice text) {
     char reason[REASON_MAX], explained[EXPLAINED_MAX];
     bool in_tls;
 
+    if (t->no_tls) { /* of all that was tried, this is what has to be mended */
+        (void)snprintf(t->last_failure, sizeof t->last_failure,
+                       "expected TLS, as wss:// says, got something that is no TLS; is it ws:// "
+                       "(as a local enclave without tls=True is)?");
+        return;
+    }
     copy_reason(reason, text);
     explain(explained, reason);
-    in_tls = strncmp(reason, "connect SSL err", strlen("connect SSL err")) == 0;
+    /* Versions 4.1 and 4.3 of libwebsockets. */
+    in_tls = begins_with(reason, "connect SSL err") || begins_with(reason, "tls: error:");
     (void)snprintf(t->last_failure, sizeof t->last_failure, "%s%s",
                    in_tls ? "the TLS handshake failed; expected a server with TLS, as wss:// says "
                             "(a local enclave without tls=True is ws://): "

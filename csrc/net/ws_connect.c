@@ -5,6 +5,7 @@
  *
  * Service thread only, but for encl_conn_connect_ws; no lock. */
 #include <errno.h>
+#include <openssl/err.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,15 +34,21 @@ static encl_conn *connecting_with(const encl_loop *loop, const SSL *ssl) {
 
 /* libwebsockets tells nothing between the beginning of a TCP connect and the end of TLS. */
 static void tls_event(const SSL *ssl, int where, int value) {
+    bool begins = (where & SSL_CB_HANDSHAKE_START) != 0;
+    bool fails = (where & SSL_CB_EXIT) != 0 && value <= 0;
     encl_conn *conn;
 
-    (void)value;
-    if ((where & SSL_CB_HANDSHAKE_START) == 0) {
+    if (!begins && !fails) {
         return;
     }
     conn = connecting_with(SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl)), ssl);
-    if (conn != NULL) {
+    if (conn == NULL) {
+        return;
+    }
+    if (begins) {
         reached(conn, ENCL_CONN_CONNECTED);
+    } else if (net_upgrade_is_no_tls(ERR_peek_error())) {
+        conn->target->no_tls = true; /* not every libwebsockets tells OpenSSL's error */
     }
 }
 
@@ -99,6 +106,7 @@ static void no_address_left(encl_conn *conn) {
                   "no connection to %s port %u through the proxy %s port %u: %s", t->host, t->port,
                   t->proxy_host, t->proxy_port, failure);
     }
+    why.retryable = why.retryable && !t->no_tls;
     net_conn_finish(conn, &why);
 }
 

@@ -207,6 +207,23 @@ static void the_number_of_an_error_is_said_in_words(void **state) {
     }
 }
 
+/* What else can go wrong in a handshake may pass. */
+static void only_what_is_no_tls_is_taken_for_that(void **state) {
+    static const char reason[] = "Unable to connect";
+    net_target tried = {.tls = true, .no_tls = true};
+
+    (void)state;
+    assert_true(net_upgrade_is_no_tls(0x0A00010B)); /* "wrong version number" */
+    assert_false(net_upgrade_is_no_tls(0));
+    assert_false(net_upgrade_is_no_tls(0x0A000126)); /* "unexpected eof while reading" */
+    assert_false(net_upgrade_is_no_tls(0x0A00042E)); /* "tlsv1 alert protocol version" */
+    assert_false(net_upgrade_is_no_tls(0x0A000102)); /* "unsupported protocol" */
+    assert_false(net_upgrade_is_no_tls(0x0200010B)); /* another library's */
+    /* Whatever another address failed with. */
+    net_upgrade_note_failure(&tried, ENCL_SLICE(reason, strlen(reason)));
+    assert_non_null(strstr(tried.last_failure, "is it ws://"));
+}
+
 static void bad_targets_are_refused_at_once(void **state) {
     static const encl_header injected[] = {{"X-A", "1\r\nX-B: 2"}}, blank[] = {{"X A", "1"}};
     static const encl_header behind_a_tab[] = {{"X-A", "1\t2\r\nX-B: 3"}};
@@ -573,6 +590,7 @@ int main(void) {
         cmocka_unit_test(a_paused_reader_stops_the_sender),
         cmocka_unit_test(refused_connections_say_so),
         cmocka_unit_test(the_number_of_an_error_is_said_in_words),
+        cmocka_unit_test(only_what_is_no_tls_is_taken_for_that),
         cmocka_unit_test(bad_targets_are_refused_at_once),
         cmocka_unit_test(nothing_is_left_behind),
         cmocka_unit_test(a_child_keeps_no_connecting_socket),

@@ -341,7 +341,9 @@ def test_a_plain_server_behind_wss() -> None:
         server.wait_done()
         for peer in server.peers:
             assert SECRET.encode() not in bytes(peer.received)
-    assert "TLS" in str(caught.value) or "SSL" in str(caught.value) or "ssl" in str(caught.value)
+    assert type(caught.value) is enclavia.ConnectError
+    assert not caught.value.retryable, "it will speak no TLS the next time either"
+    assert "got something that is no TLS; is it ws://" in str(caught.value)
 
 
 def test_a_tls_server_behind_ws(good: Issued) -> None:
