@@ -8,11 +8,14 @@ from typing import Any
 import httpx2
 import pytest
 from support import (
+    HANG,
     KINDS,
     Connection,
     Face,
     answering,
     byte_enclave,
+    drive,
+    keywords,
     ok,
     with_client,
 )
@@ -150,3 +153,22 @@ def test_base_url_of_another_host(kind: str) -> None:
     assert client.base_url == "https://e.example/api/"
     assert cls("wss://e.example/tunnel", debug_mode=True).base_url == "https://e.example/"
     assert client.base_url.join("/v1") == "https://e.example/v1"
+
+
+def test_wss_of_an_enclave_without_tls_is_not_tried_again(kind: str) -> None:
+    """It will speak no TLS the next time either, however long the patience is."""
+    cls: Any = enclavia.Client if kind == "sync" else enclavia.AsyncClient
+    with byte_enclave(answering(ok())) as (enclave, _):
+        url = enclave.url.replace("ws://", "wss://")
+
+        async def case() -> None:
+            face = Face(cls(url, **keywords(enclave, patience=HANG)))
+            try:
+                with pytest.raises(enclavia.ConnectError, match="is it ws://") as caught:
+                    await face.get("/")
+                assert type(caught.value) is enclavia.ConnectError
+                assert not caught.value.retryable
+            finally:
+                await face.close()
+
+        drive(kind, case)
