@@ -449,7 +449,10 @@ def drawn(seed: int) -> tuple[Made, list[Call | Change]]:
 # ---------------------------------------------------------------------------------------------
 # What comes of it
 
-LEAKED: dict[type, type] = {h11.LocalProtocolError: httpx2.LocalProtocolError}
+LEAKED: dict[type, type] = {
+    h11.LocalProtocolError: httpx2.LocalProtocolError,
+    UnicodeEncodeError: httpx2.LocalProtocolError,
+}
 """What httpx2 lets pass of another library's, and the class of its own that is meant."""
 
 

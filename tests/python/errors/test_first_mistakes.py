@@ -48,7 +48,7 @@ def nobody() -> int:
 
 
 def test_wss_where_ws_is_spoken(enclave: LocalEnclave) -> None:
-    with pytest.raises(enclavia.ConnectError, match=r"handshake failed.*ws://"):
+    with pytest.raises(enclavia.ConnectError, match=r"expected TLS.*is it ws://"):
         Client.connect(enclave.url.replace("ws:", "wss:"), patience=0, **pins(enclave))
 
 
