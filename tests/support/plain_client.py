@@ -29,6 +29,7 @@ import cbor2
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from websockets.exceptions import InvalidMessage
 from websockets.sync.client import ClientConnection, connect
 
 PROTOCOL_NAME = b"Noise_NN_25519_ChaChaPoly_BLAKE2s"
@@ -163,19 +164,31 @@ class PlainClient:
         timeout: float = 20.0,
         sock: socket.socket | None = None,
     ) -> Self:
-        """Over a connection of its own, or over ``sock``, which leads to the enclave already."""
-        opening = connect(
-            url,
-            sock=sock,
-            ssl=tls,
-            additional_headers=headers,
-            compression=None,
-            max_size=None,
-            ping_interval=None,
-            open_timeout=timeout,
-            close_timeout=1,
-            proxy=None,
-        )
+        """Over a connection of its own, or over ``sock``, which leads to the enclave already.
+
+        Over TLS it is tried three times. The reading thread of websockets and the one that sends
+        the upgrade use one SSL object at once, which OpenSSL does not allow and not every Python
+        keeps apart: about one upgrade in a hundred goes without its answer."""
+        attempts = 3 if tls is not None and sock is None else 1
+        while True:
+            attempts -= 1
+            try:
+                opening = connect(
+                    url,
+                    sock=sock,
+                    ssl=tls,
+                    additional_headers=headers,
+                    compression=None,
+                    max_size=None,
+                    ping_interval=None,
+                    open_timeout=timeout / (2 if attempts else 1),
+                    close_timeout=1,
+                    proxy=None,
+                )
+                break
+            except (TimeoutError, InvalidMessage):
+                if not attempts:
+                    raise
         with contextlib.ExitStack() as ends:
             client = cls(ends.enter_context(opening), timeout=timeout)
             client._ends = ends.pop_all()
