@@ -406,7 +406,7 @@ class RangesUnsupported(EnclaviaError, io.UnsupportedOperation):
 
 
 class InvalidURL(EnclaviaError, httpx2.InvalidURL, ValueError):
-    """This cannot be the URL of an enclave."""
+    """This cannot be the URL of an enclave, or of a request to one."""
 
 
 class ForeignURL(EnclaviaError, httpx2.UnsupportedProtocol, ValueError):

@@ -16,7 +16,7 @@ from .._public import public
 from .configured import Configured
 from .fast_path import send_simple_awaited
 from .files import AsyncFiles
-from .httpx2_inside import OwnClient, is_simple, told_what_is_missing
+from .httpx2_inside import OwnClient, explains_failures, is_simple
 from .options import (
     CLIENT_DEFAULTS,
     ClientOptions,
@@ -34,7 +34,7 @@ __all__ = ["AsyncClient"]
 
 
 @public
-@told_what_is_missing
+@explains_failures
 class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
     """As :class:`enclavia.Client`, awaited: an :class:`httpx2.AsyncClient`.
 
@@ -77,17 +77,6 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
             return client
 
         return Connecting(cls.__name__, start)
-
-    def build_request(
-        self, method: str, url: httpx2.URL | str, **options: object
-    ) -> httpx2.Request:
-        try:
-            return self._request_cache.build(
-                self, self._has_cookies, super().build_request, method, url, options
-            )
-        except UnicodeEncodeError as error:
-            __tracebackhide__ = True
-            raise self._refusal(error, options) from error
 
     async def send(
         self,

@@ -15,7 +15,7 @@ from .._public import public
 from .configured import Configured
 from .fast_path import send_simple
 from .files import Files
-from .httpx2_inside import OwnClient, is_simple, told_what_is_missing
+from .httpx2_inside import OwnClient, explains_failures, is_simple
 from .options import (
     CLIENT_DEFAULTS,
     ClientOptions,
@@ -33,7 +33,7 @@ __all__ = ["Client"]
 
 
 @public
-@told_what_is_missing
+@explains_failures
 class Client(Configured, Files, OwnClient, httpx2.Client):
     """An :class:`httpx2.Client` whose every request goes through an attested channel to one
     enclave.
@@ -100,17 +100,6 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
             client.close()
             raise
         return client
-
-    def build_request(
-        self, method: str, url: httpx2.URL | str, **options: object
-    ) -> httpx2.Request:
-        try:
-            return self._request_cache.build(
-                self, self._has_cookies, super().build_request, method, url, options
-            )
-        except UnicodeEncodeError as error:
-            __tracebackhide__ = True
-            raise self._refusal(error, options) from error
 
     def send(
         self,

@@ -21,12 +21,12 @@ import http.cookiejar
 import importlib
 import logging
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import httpx2
 
-from .._errors import InvalidRequest, ProtocolError, StateError
+from .._errors import ProtocolError, StateError
 from .._exchange.engine import Stats
 from .._text import table_of
 from .header_text import headers_of, refusal
@@ -62,11 +62,11 @@ __all__ = [
     "OwnClient",
     "complete_response",
     "copied",
+    "explains_failures",
     "from_pickle",
     "is_simple",
     "take_body",
     "to_pickle",
-    "told_what_is_missing",
 ]
 
 C = TypeVar("C")
@@ -266,10 +266,17 @@ class OwnClient(BaseClient):
                 f"expected a URL in the redirect's Location header: {error}", request=request
             ) from error
 
-    def _refusal(self, error: UnicodeEncodeError, options: Mapping[str, Any]) -> InvalidRequest:
-        """Of a request with these options, which could not be built."""
-        cookies = options.get("cookies")
-        return refusal(error, options.get("headers"), cookies, self._cookies)
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: object
+    ) -> httpx2.Request:
+        try:
+            return self._request_cache.build(
+                self, self._has_cookies, super().build_request, method, url, options
+            )
+        except UnicodeEncodeError as error:
+            __tracebackhide__ = True
+            cookies = options.get("cookies")
+            raise refusal(error, options.get("headers"), cookies, self._cookies) from error
 
     @property
     def _own_url(self) -> EnclaveURL:
@@ -306,18 +313,20 @@ class OwnClient(BaseClient):
         return table_of(type(self).__name__, self._enclave._rows())
 
 
-def told_what_is_missing(cls: type[C]) -> type[C]:
-    """Has the methods of httpx2 that look at headers before a request is built, or that need a
-    package of an extra, say what is wrong in our words. Some releases of httpx2 have none of
-    them."""
+def explains_failures(cls: type[C]) -> type[C]:
+    """``sse`` and ``websocket`` are httpx2's. They read headers before a request is built, and
+    ``websocket`` needs a package of an extra, so each fails with an error that does not say what to
+    do. This wraps them, and theirs become ours. Some releases of httpx2 have neither."""
     for name, packages in (("sse", ()), ("websocket", ("wsproto",))):
         method = getattr(cls, name, None)
         if method is not None:
-            setattr(cls, name, _told(method, f"client.{name}", packages))
+            setattr(cls, name, _explaining(method, f"client.{name}", packages))
     return cls
 
 
-def _told(method: Callable[..., Any], shown: str, packages: tuple[str, ...]) -> Callable[..., Any]:
+def _explaining(
+    method: Callable[..., Any], shown: str, packages: tuple[str, ...]
+) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - as httpx2's
         __tracebackhide__ = True

@@ -187,7 +187,7 @@ def located(url: httpx2.URL | str, base_url: httpx2.URL) -> httpx2.URL | str:
     """The URL of a request, which httpx2 then appends to the base URL unless it has a scheme and a
     host. Of one that has only a host, or only a scheme, it would take the path and drop the rest.
 
-    RFC 3986, section 4.2: ``//host/path`` is an URL of that host. Raises :class:`InvalidURL` where
+    RFC 3986, section 4.2: ``//host/path`` is a URL of that host. Raises :class:`InvalidURL` where
     there is a scheme and no host, such as of ``models:list``, which is not a relative path."""
     parsed = httpx2.URL(url)
     if parsed.host and not parsed.scheme:

@@ -7,11 +7,14 @@ Locks: none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
 from .options import located, timeout_of
+
+if TYPE_CHECKING:
+    from httpx2._client import BaseClient
 
 __all__ = ["RequestCache"]
 
@@ -75,7 +78,7 @@ class RequestCache:
 
     def build(
         self,
-        client: httpx2.Client | httpx2.AsyncClient,
+        client: BaseClient,
         has_cookies: bool,
         build: Callable[..., httpx2.Request],
         method: str,

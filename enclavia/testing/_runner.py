@@ -100,7 +100,8 @@ class Facts:
 
 
 def _expect_port(port: int, error: ConnectError) -> None:
-    """The core, which cannot listen, does not know why: the system says it of another socket."""
+    """Raises ConnectError with the system's reason where the port cannot be had. The core knows
+    only that it could not listen, so the same is tried with a socket of Python's."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -370,12 +371,12 @@ class Runner:
 
     def _listen(self) -> None:
         try:
-            self._answer()
+            self._open_port()
         except ConnectError as error:
             _expect_port(self._port, error)
             raise
 
-    def _answer(self) -> None:
+    def _open_port(self) -> None:
         options = self._options
         identity = self._spoilt(self._identity, self._faults)
         self._enclave = _core.Enclave(

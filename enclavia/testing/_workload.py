@@ -100,16 +100,16 @@ class _WsgiServer:
             self._server.trigger.pull_trigger(self._close_sockets)
             self._thread.join(_STOP_SECONDS)
         dispatcher = self._server.task_dispatcher
-        dispatcher.logger.addFilter(_is_no_word_of_the_end)
+        dispatcher.logger.addFilter(_is_no_notice_of_stopping)
         try:
             dispatcher.shutdown(cancel_pending=True, timeout=_STOP_SECONDS)
         finally:
-            dispatcher.logger.removeFilter(_is_no_word_of_the_end)
+            dispatcher.logger.removeFilter(_is_no_notice_of_stopping)
 
 
-def _is_no_word_of_the_end(record: logging.LogRecord) -> bool:
-    """Not that threads still run and that requests are dropped: without a handler waitress's bare
-    line goes to stderr, which does not say whose threads. ``stop`` is described as doing that."""
+def _is_no_notice_of_stopping(record: logging.LogRecord) -> bool:
+    """False for the two lines that waitress logs while it stops. Where logging is not set up they
+    go to stderr without saying which program's threads they mean; ``stop`` says what it does."""
     return not str(record.msg).startswith(("%d thread(s) still running", "Canceling %d pending"))
 
 

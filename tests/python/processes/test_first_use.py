@@ -228,6 +228,27 @@ def test_fork_waits_for_no_import_of_somebody_else(tmp_path: Path) -> None:
     assert run(script, folder=str(tmp_path)) == "0"
 
 
+def test_fork_does_not_wait_for_ever_for_an_import_that_waits_for_it() -> None:
+    """Whoever forks holds a lock that the other thread's import wants."""
+    script = """
+    from enclavia import _unfinished
+    _unfinished._LONGEST = 0.2
+    held = threading.Lock()
+
+    def use():
+        enclavia.Channel
+
+    with held:
+        forks.wait = lambda: held.acquire() and held.release()
+        thread = threading.Thread(target=use)
+        thread.start()
+        assert begun.wait(HANG)
+        print(in_fork(lambda: None))
+    thread.join()
+    """.replace("HANG", str(HANG))
+    assert run(STOPPED + textwrap.dedent(script), stops_in="enclavia._channel.channel") == "0"
+
+
 def test_a_name_is_usable_after_an_interrupt() -> None:
     """Ctrl-C at some lines of what is run for a first import."""
     script = """
