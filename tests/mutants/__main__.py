@@ -225,9 +225,9 @@ class PytestServer:
         if answer != "ready":
             raise SystemExit(f"the Python tests do not start: {answer}")
 
-    def survives(self, mutant: int) -> bool:
+    def survives(self, mutant: int, quick: bool) -> bool:
         assert self._process.stdin is not None
-        print(mutant, file=self._process.stdin, flush=True)
+        print(f"{mutant} quick" if quick else mutant, file=self._process.stdin, flush=True)
         answer = self._answer()
         if answer not in ("killed", "survived"):
             raise SystemExit("the process that runs the Python tests is gone")
@@ -278,13 +278,17 @@ class Runner:
         return True
 
     def _noticing(self, mutant: Mutant, server: PytestServer) -> Iterator[str]:
-        """Those that notice it."""
-        names = self._tests[mutant.file]
+        """Those that notice it. The slow tests are for what all others let pass, and would make up
+        most of the time of the mutants that no test can notice."""
+        names, excused = self._tests[mutant.file], mutant in self._equivalents
         for name in names:
-            tests = server if name == "python" else self._programs[name]
-            if not tests.survives(mutant.number):
+            if name == "python":
+                survives = server.survives(mutant.number, quick=excused)
+            else:
+                survives = self._programs[name].survives(mutant.number)
+            if not survives:
                 yield name
-        if mutant in self._equivalents:
+        if excused:
             return
         for name in names:
             if name != "python" and not self._programs[name].survives(mutant.number, slow=True):

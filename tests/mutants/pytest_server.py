@@ -5,12 +5,15 @@ collection of tests and cached fixtures are paid for once.
     <- ready           all tests passed, and which of them meets which mutant is known
     -> 17
     <- killed          or: survived
+    -> 18 quick        without the slow tests
+    <- survived
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import resource
 import signal
@@ -26,21 +29,26 @@ from _pytest.runner import runtestprotocol
 
 from . import alive
 
+# What a mutant may take beyond several times what its tests took without one.
 CPU_SECONDS = 10
-WALL_SECONDS = 120.0
+TIMES_AS_LONG = 4
+# Of the clock, which also runs while other processes have the processors.
+WALL_SECONDS_PER_CPU_SECOND = 12
+# Tests of hundreds of generated or damaged inputs: nearly all mutants meet them.
+SLOW_SECONDS = 0.5
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:faulthandler")
 
 
-def survives_in_a_fork(work: Callable[[], bool]) -> bool:
-    """A crash and a hang are as good as a failed test. CPU time is the same on a busy machine."""
+def survives_in_a_fork(work: Callable[[], bool], cpu_seconds: int) -> bool:
+    """A crash and a hang are as good as a failed test."""
     child = os.fork()
     if child == 0:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
             os._exit(0 if work() else 1)
         except BaseException:
             os._exit(1)
-    deadline = time.monotonic() + WALL_SECONDS
+    deadline = time.monotonic() + cpu_seconds * WALL_SECONDS_PER_CPU_SECOND
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -61,6 +69,7 @@ class Server:
 
     def __init__(self, questions: TextIO, answers: TextIO) -> None:
         self._meeting: dict[int, list[pytest.Item]] = defaultdict(list)
+        self._took: dict[pytest.Item, float] = {}
         self._questions = questions
         self._answers = answers
 
@@ -77,32 +86,39 @@ class Server:
         gc.freeze()
         self._answer("ready")
         for line in self._questions:
-            self._answer("survived" if self._survives(int(line)) else "killed")
+            number, _, quick = line.strip().partition(" ")
+            survives = self._survives(int(number), bool(quick))
+            self._answer("survived" if survives else "killed")
         return True
 
     def _run_without_mutants(self, items: Sequence[pytest.Item]) -> None:
-        took: dict[pytest.Item, float] = {}
         for item in items:
             ctypes.memset(alive.seen, 0, alive.COUNT)
             began = time.process_time()
             if not passes(item):
                 self._answer(f"fails without any mutant: {item.nodeid}")
                 raise pytest.UsageError("the rewritten sources fail their tests")
-            took[item] = time.process_time() - began
+            self._took[item] = time.process_time() - began
             for number, seen in enumerate(alive.seen):
                 if seen:
                     self._meeting[number].append(item)
         for meeting in self._meeting.values():
-            meeting.sort(key=lambda item: took[item])
+            meeting.sort(key=lambda item: self._took[item])
 
-    def _survives(self, number: int) -> bool:
-        items = self._meeting[number]
+    def _survives(self, number: int, quick: bool) -> bool:
+        longest = SLOW_SECONDS if quick else math.inf
+        items = [item for item in self._meeting[number] if self._took[item] < longest]
 
         def run() -> bool:
             alive.mutant.value = number
             return all(passes(item) for item in items)
 
-        return not items or survives_in_a_fork(run)
+        return not items or survives_in_a_fork(run, self._limit(items))
+
+    def _limit(self, items: Sequence[pytest.Item]) -> int:
+        """Seconds of CPU time: a number for all would be too few for the mutants that nearly all
+        tests meet, on a slow machine, and would be taken for a test that fails."""
+        return CPU_SECONDS + math.ceil(TIMES_AS_LONG * sum(self._took[item] for item in items))
 
     def _answer(self, text: str) -> None:
         print(text, file=self._answers, flush=True)
