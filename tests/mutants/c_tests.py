@@ -13,8 +13,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 WALL_SECONDS = 120
 
-# Thousands of documents each: they meet nearly every mutant, and take as long as all the others.
-SLOW = frozenset(("every_flipped_byte_is_refused", "debug_documents_of_random_damage_do_no_harm"))
+# Thousands of documents or sessions each: they meet nearly every mutant, and take as long as all the
+# others.
+SLOW = frozenset(
+    (
+        "every_flipped_byte_is_refused",
+        "debug_documents_of_random_damage_do_no_harm",
+        "every_split_gives_the_same_events_and_bytes",
+    )
+)
 
 
 class CTest(NamedTuple):
