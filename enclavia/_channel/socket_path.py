@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
@@ -95,6 +94,11 @@ def socket_path(name: str, path: object) -> str:
     text = path_text(name, path, "the path of a Unix socket")
     if not os.path.isabs(text):
         raise ValueError(f"{name}: expected an absolute path, got {value_shown(text)}")
+    if "?" in text:  # a client that is given such a path would take what follows for an option
+        raise ValueError(
+            f"{name}: expected a path without '?', after which via= has its options, got "
+            f"{value_shown(text)}"
+        )
     length = len(os.fsencode(text)) + _LONGEST_SUFFIX
     if length > PATH_MAX:
         raise ValueError(
@@ -122,7 +126,17 @@ def _default_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isabs(runtime):
         return Path(runtime) / "enclavia"
-    return Path(tempfile.gettempdir()) / f"enclavia-{os.geteuid()}"
+    return Path(_temporary_folder()) / f"enclavia-{os.geteuid()}"
+
+
+def _temporary_folder() -> str:
+    """As the module ``tempfile`` finds it, except that nothing is written to try it: while a disk
+    is full, a client would look for its forwarder in another folder than that one listens in."""
+    named = (os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    for folder in (*named, "/tmp", "/var/tmp"):  # noqa: S108 - made with mode 0700, and checked
+        if folder and os.path.isabs(folder) and os.path.isdir(folder):
+            return folder
+    return "/tmp"  # noqa: S108 - as above
 
 
 def check_folder(path: str, owners: frozenset[int]) -> None:

@@ -7,6 +7,7 @@ Locks: none.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ import click
 import enclavia
 
 from . import streams
-from .exits import OK, Problem
+from .exits import INTERNAL, OK, Problem
 from .settings import Connection, connection_options, given, refusing
 
 __all__ = ["command"]
@@ -134,19 +135,32 @@ def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) 
             streams.say("tcp   {}:{}".format(*forwarder.address))
         connecting = threading.Thread(target=_connect, args=(forwarder,), daemon=True)
         connecting.start()
+        reloads = threading.Event()
+        reloading = threading.Thread(
+            target=_reloads, args=(forwarder, connection, reloads), daemon=True
+        )
+        reloading.start()
         while forwarder.running:
             woken.wait(_TURN)
             woken.clear()
             while asked:
                 which = asked.pop(0)
                 if which != signal.SIGHUP:
-                    _drain(forwarder, drain, woken)
+                    _drain(forwarder, drain, asked)
                     if which != signal.SIGTERM:
                         raise click.exceptions.Exit(128 + which)
                     raise click.exceptions.Exit(OK)
-                _reload(forwarder, connection)
+                reloads.set()
+        raise Problem("expected a forwarder that runs, got its end; please report it", INTERNAL)
     finally:
         forwarder.stop(0)
+
+
+def _tell(line: str) -> None:
+    """Of what goes on while it serves. Where that cannot be written, no connection suffers: whoever
+    has started it may have closed the pipe, and the disk of a log may be full."""
+    with contextlib.suppress(BrokenPipeError, Problem):
+        streams.say(line)
 
 
 def _connect(forwarder: enclavia.Forwarder) -> None:
@@ -157,7 +171,17 @@ def _connect(forwarder: enclavia.Forwarder) -> None:
     except enclavia.EnclaviaError as error:
         streams.warn(f"{type(error).__name__}: {error}")
     else:
-        streams.say(f"verified {streams.visible(module_id)}")
+        _tell(f"verified {streams.visible(module_id)}")
+
+
+def _reloads(
+    forwarder: enclavia.Forwarder, connection: Connection, wanted: threading.Event
+) -> None:
+    """In a thread of its own: reading a file may take for ever, where it has become a FIFO or its
+    server is gone, and SIGTERM is heard all the same."""
+    while wanted.wait():
+        wanted.clear()
+        _reload(forwarder, connection)
 
 
 def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
@@ -171,13 +195,13 @@ def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
     except (Problem, enclavia.EnclaviaError) as error:
         streams.warn(f"kept the old pins: {error}")
     else:
-        streams.say("reloaded the pins")
+        _tell("reloaded the pins")
 
 
-def _drain(forwarder: enclavia.Forwarder, drain: float, woken: threading.Event) -> None:
-    """A second signal ends what is left at once."""
-    streams.say("draining")
+def _drain(forwarder: enclavia.Forwarder, drain: float, asked: list[int]) -> None:
+    """A second SIGTERM or Ctrl-C ends what is left at once."""
+    _tell("draining")
     stopping = threading.Thread(target=forwarder.stop, args=(drain,), daemon=True)
     stopping.start()
-    while stopping.is_alive() and not woken.wait(0.1):
-        pass
+    while stopping.is_alive() and not any(number != signal.SIGHUP for number in asked):
+        stopping.join(0.1)

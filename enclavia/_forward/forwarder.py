@@ -1,7 +1,8 @@
 """``Forwarder`` and ``AsyncForwarder``: the forwarder's thread, and what is asked of it.
 
 Decides when the thread begins and ends. Calls: _arguments, _channel, _client, _core, _errors,
-_exchange, _identity, _io, _public, _trust. Locks: none of threads; the path's file lock.
+_exchange, _identity, _io, _public, _trust. Locks: ``_asking``, around handing a call to the event
+loop, which takes none once it ends; the path's file lock.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .._arguments import seconds
 from .._channel.options import inserted, takes
 from .._channel.socket_path import HTTP
 from .._client.options import TRANSPORT_DEFAULTS
-from .._errors import StateError
+from .._errors import ConnectError, StateError
 from .._exchange.engine import Stats
 from .._identity.attestation import Attestation
 from .._io.connecting import Connecting
@@ -77,14 +78,23 @@ class _Running:
         self.server: Server
         self._stop: asyncio.Event
         self._drain = 0.0
+        self._asking = threading.RLock()  # the handler of a signal may come by in between
+        self._over = False
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
             target=self._run, args=(settings,), name="enclavia-forwarder", daemon=True
         )
         _running.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the process has no more threads
+            self._close()
+            raise _cannot_start(error) from error
         try:
             self._started.result()
+        except OSError as error:  # a descriptor or memory that its event loop needs
+            self._thread.join()
+            raise _cannot_start(error) from error
         except BaseException:
             self._thread.join()
             raise
@@ -99,8 +109,11 @@ class _Running:
             else:
                 raise
         finally:
-            self.listeners.close()
-            self._lock.close()
+            self._close()
+
+    def _close(self) -> None:
+        self.listeners.close()
+        self._lock.close()
 
     async def _serve(self, settings: ForwarderSettings) -> None:
         from .server import Server
@@ -115,16 +128,25 @@ class _Running:
             await self.server.drain(self._drain)
         finally:
             await self.server.close()
+            with self._asking:
+                self._over = True
+            await asyncio.sleep(0)  # what was asked for before begins, and is cancelled at the end
 
     @property
     def alive(self) -> bool:
         return self.pid == os.getpid() and self._thread.is_alive()
 
     def ask(self, coroutine: Coroutine[Any, Any, T], timeout: float | None) -> T:
-        """Has the forwarder's thread run it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """Has the forwarder's thread run it. Raises StateError where that ends meanwhile."""
+        with self._asking:
+            if self._over:
+                coroutine.close()
+                raise _ended()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise _ended() from None
         except BaseException:
             future.cancel()
             raise
@@ -147,6 +169,17 @@ class _Running:
         """In a forked child: nothing here is its own. What it has copies of is closed, so that
         nobody connects to sockets that no thread listens at."""
         self._lock.close()
+
+
+def _ended() -> StateError:
+    return StateError("expected a forwarder that runs, got one that has just ended")
+
+
+def _cannot_start(error: Exception) -> ConnectError:
+    return ConnectError(
+        f"expected to be able to start the forwarder's thread and its event loop, got: {error}",
+        retryable=False,
+    )
 
 
 _running: weakref.WeakSet[_Running] = weakref.WeakSet()

@@ -40,7 +40,7 @@ from .loop import loop_name
 from .options import ForwarderSettings
 from .pump import Pump
 from .serving import HttpServer
-from .sockets import listen_tcp, listen_unix, unlisten
+from .sockets import UnixListener, listen_tcp, listen_unix
 from .tokens import Tokens
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class Listeners:
                 ends.callback(self.tcp.close)
             self._ends = ends.pop_all()
 
-    def _unix(self, ends: contextlib.ExitStack, path: str) -> LocalSocket:
+    def _unix(self, ends: contextlib.ExitStack, path: str) -> UnixListener:
         sock = listen_unix(path)
-        ends.callback(unlisten, sock, path)
+        ends.callback(sock.unlisten)
         return sock
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Server:
         self._identities: weakref.WeakKeyDictionary[Tunnel, tuple[Receipt | None, str]] = (
             weakref.WeakKeyDictionary()
         )
-        self._identity_sockets: dict[str, LocalSocket] = {}
+        self._identity_sockets: dict[str, UnixListener] = {}
         self._listening: dict[LocalSocket, Acceptor] = {}
         self._ends: select.epoll | None = None
         self._ended: dict[int, Pump] = {}
@@ -168,8 +168,8 @@ class Server:
         self.draining = True
         for sock in list(self._listening):
             self._unlisten(sock)
-        for suffix, sock in self._identity_sockets.items():
-            unlisten(sock, self.settings.path + suffix)
+        for sock in self._identity_sockets.values():
+            sock.unlisten()
         self._identity_sockets.clear()
         self.listeners.close()
         self._http[0].close_connections()  # the control connections: their clients go elsewhere
@@ -196,8 +196,8 @@ class Server:
             self._looking.cancel()
         for sock in list(self._listening):
             self._unlisten(sock)
-        for suffix, sock in self._identity_sockets.items():
-            unlisten(sock, self.settings.path + suffix)
+        for sock in self._identity_sockets.values():
+            sock.unlisten()
         self._identity_sockets.clear()
         for pump in list(self._pumps):
             pump.end()
@@ -365,8 +365,13 @@ class Server:
         return None
 
     def _listen_for(self, suffix: str) -> None:
-        if suffix in self._identity_sockets or self.draining:
+        if self.draining:
             return
+        there = self._identity_sockets.get(suffix)
+        if there is not None:
+            if there.is_there:
+                return
+            self._retire_identity(suffix)  # whoever clears old files away has removed it
         sock = listen_unix(self.settings.path + suffix)
         self._identity_sockets[suffix] = sock
         self._listen(sock, lambda accepted, acceptor: self._accepted(accepted, acceptor, suffix))
@@ -378,9 +383,20 @@ class Server:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            await self._renew_pins()
-            self.pool.settle(now())
-            self._retire_identities()
+            try:
+                await self._renew_pins()
+                self.pool.settle(now())
+                self._retire_identities()
+            except (Exception, asyncio.CancelledError) as error:
+                if _is_cancelled():
+                    raise
+                # Whatever it is, looking goes on: over connections that there are, nobody else
+                # would notice that the pins are others by now. Those end of which it is not known.
+                logger.exception(
+                    "channels end, since it is not known whether their pins are in force",
+                    extra=fields("pins_unavailable", error=error),
+                )
+                self._refuse_unless(lambda tunnel: False)
 
     async def _renew_pins(self) -> None:
         """Where it is time to: over connections that there are, requests go that nobody here sees.
@@ -411,9 +427,12 @@ class Server:
                 continue
             self._close_control(suffix)
             if live:  # the enclave has another identity now
-                sock = self._identity_sockets.pop(suffix)
-                self._unlisten(sock)
-                unlisten(sock, self.settings.path + suffix)
+                self._retire_identity(suffix)
+
+    def _retire_identity(self, suffix: str) -> None:
+        sock = self._identity_sockets.pop(suffix)
+        self._unlisten(sock)
+        sock.unlisten()
 
     def reload(self, settings: ForwarderSettings) -> None:
         """Other pins from now on. Channels that do not match them end, and everything on them."""
@@ -505,6 +524,13 @@ class Server:
             ("waiting", "Connections that wait for a slot", False, stats.waiting),
             ("draining", "1 while it ends", False, float(self.draining)),
         ]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled this task: a function of the caller's that gives pins may end
+    as one that was cancelled, too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _bytes(value: object) -> bytes:

@@ -17,7 +17,14 @@ from .._channel.socket_path import check_folder
 from .._errors import ConnectError, StateError
 from .._io.local import LocalSocket
 
-__all__ = ["BACKLOG", "OUT_OF_DESCRIPTORS", "PathLock", "listen_tcp", "listen_unix", "unlisten"]
+__all__ = [
+    "BACKLOG",
+    "OUT_OF_DESCRIPTORS",
+    "PathLock",
+    "UnixListener",
+    "listen_tcp",
+    "listen_unix",
+]
 
 BACKLOG: Final = 4096
 OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -33,8 +40,16 @@ class PathLock:
         safe."""
         owners = frozenset((os.geteuid(),))
         folder = os.path.dirname(path)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise ConnectError(
+                f"expected to be able to make the folder {folder}, got: {error.strerror}: see to "
+                "the folder that it is to stand in, or give the forwarder another socket",
+                retryable=False,
+            ) from error
         check_folder(path, owners)
         name = path + ".lock"
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -46,17 +61,20 @@ class PathLock:
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._file, 0)
-            os.write(self._file, f"{os.getpid()}\n".encode())
         except OSError as error:
             holder = self._holder()
             os.close(self._file)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+                raise ConnectError(
+                    f"expected to be able to lock {name}, got: {error.strerror}", retryable=False
+                ) from error
             raise StateError(
                 f"expected no other forwarder at {path}, got one that runs{holder}: use that one, "
                 "or give this one another socket"
             ) from None
+        with contextlib.suppress(OSError):  # of a full disk: the lock counts, and not what is in it
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{os.getpid()}\n".encode())
 
     def _holder(self) -> str:
         with contextlib.suppress(OSError):
@@ -72,18 +90,46 @@ class PathLock:
             os.close(file)
 
 
-def listen_unix(path: str) -> LocalSocket:
+class UnixListener(LocalSocket):
+    """A socket that listens at a path, and knows the file that it made there."""
+
+    path: str
+    made: os.stat_result
+
+    @property
+    def is_there(self) -> bool:
+        """Whether who connects to the path comes here. Somebody may have cleared the folder away,
+        and another forwarder may have the path since: its lock was cleared away as well."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        # A file system may use an inode again.
+        return os.path.samestat(found, self.made) and found.st_mtime_ns == self.made.st_mtime_ns
+
+    def unlisten(self) -> None:
+        """No one can come any more."""
+        if self.is_there:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self.close()
+
+
+def listen_unix(path: str) -> UnixListener:
     """Listens at ``path``, mode 0600 from the beginning. What a dead forwarder of this user has
     left there is taken away; nothing else is. The path's lock is held by the caller."""
-    _take_over(path)
-    sock = LocalSocket()
+    try:
+        _take_over(path)
+        sock = UnixListener()
+    except OSError as error:
+        raise _cannot_listen(path, error, "use another path") from error
     try:
         # Of an unbound socket the mode is what bind(2) gives the file: there is no moment at which
         # others could open it, and no umask of the process to be changed.
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(path)
-        mode = stat.S_IMODE(os.lstat(path).st_mode)
-        if mode & 0o077:
+        sock.path, sock.made = path, os.lstat(path)
+        if stat.S_IMODE(sock.made.st_mode) & 0o077:
             os.chmod(path, 0o600)
         sock.listen(BACKLOG)
     except OSError as error:
@@ -137,7 +183,11 @@ def _answers(path: str) -> bool:
 def listen_tcp(host: str, port: int) -> LocalSocket:
     """Listens on an address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    place = f"{host}:{port}"
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as error:
+        raise _cannot_listen(place, error, "see to what is missing") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
@@ -145,14 +195,6 @@ def listen_tcp(host: str, port: int) -> LocalSocket:
     except OSError as error:
         sock.close()
         raise _cannot_listen(
-            f"{host}:{port}", error, "choose another address or port; port 0 is a free one"
+            place, error, "choose another address or port; port 0 is a free one"
         ) from error
     return LocalSocket(sock.detach())
-
-
-def unlisten(sock: LocalSocket, path: str | None) -> None:
-    """No one can come any more. The path's lock is still held."""
-    if path is not None:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-    sock.close()

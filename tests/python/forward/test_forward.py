@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import json
 import os
 import pickle
+import re
+import shutil
 import signal
 import socket
 import stat
@@ -551,6 +555,80 @@ def test_unusable_pins_leave_the_old_ones(enclave: LocalEnclave, forwarder: Forw
         assert client.get("/").status_code == 200
 
 
+def test_what_is_asked_of_a_forwarder_that_ends_is_told_so(
+    enclave: LocalEnclave, folder: Path
+) -> None:
+    """Whoever asks at that very moment waits for no answer that nobody gives."""
+    told: list[BaseException] = []
+
+    def ask(forwarder: Forwarder, begun: threading.Event) -> None:
+        try:
+            while True:
+                forwarder.reload(enclave.pcrs)
+                begun.set()
+        except BaseException as error:
+            told.append(error)
+
+    for _ in range(5):
+        forwarder = forward(enclave, folder / "f").start()
+        begun = [threading.Event() for _ in range(4)]
+        askers = [
+            threading.Thread(target=ask, args=(forwarder, each), daemon=True) for each in begun
+        ]
+        for asker in askers:
+            asker.start()
+        for each in begun:
+            assert each.wait(HANG)
+        forwarder.stop(0)
+        for asker in askers:
+            asker.join(HANG)
+            assert not asker.is_alive()
+    assert {type(error) for error in told} == {StateError}
+    assert all("expected a forwarder that runs" in str(error) for error in told)
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, RuntimeError])
+def test_looking_at_the_pins_never_ends(
+    failure: type[BaseException],
+    enclave: LocalEnclave,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over a raw stream that is open, nobody else would notice that the pins are others by now. A
+    function for them may end as one that was cancelled, by a task of its own."""
+    asked: list[bool] = []
+    fail = threading.Event()
+
+    async def pins() -> Pcrs:
+        if fail.is_set() and failure is asyncio.CancelledError:
+            asked.append(True)
+            raise failure
+        return enclave.pcrs
+
+    source = enclavia.PinSource(pins, period=0.1, keep=0.1)
+    with forward(enclave, folder / "f", pcrs=source) as forwarder:
+        forwarder.connect()
+        if failure is not asyncio.CancelledError:
+            assert forwarder._running is not None
+
+            async def broken() -> None:
+                if fail.is_set():
+                    asked.append(True)
+                    raise failure("a fault")
+
+            monkeypatch.setattr(forwarder._running.server, "_renew_pins", broken)
+        with contextlib.closing(raw(forwarder.path)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            fail.set()
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(65536) == b""
+        eventually(lambda: len(asked) > 1)
+        fail.clear()
+        with client_of(enclave, forwarder) as client:
+            assert client.get("/").status_code == 200
+
+
 def test_another_identity_is_shown_to_the_client_before_it_is_sent_anything(
     enclave: LocalEnclave, folder: Path, seen: Seen
 ) -> None:
@@ -674,10 +752,148 @@ def test_the_default_place(
         with Client(enclave.url, via="unix:", **given) as client:
             assert client.get("/").status_code == 200
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
     with Forwarder(enclave.url, **given) as forwarder:
         assert Path(forwarder.path).parent == folder / f"enclavia-{os.geteuid()}"
         assert mode(Path(forwarder.path).parent) == 0o700
+
+
+@pytest.mark.parametrize("runtime", ["", "relative", None])
+@pytest.mark.parametrize("named", ["", "relative", "/no/such", None])
+def test_the_default_place_of_a_full_disk_is_the_same(
+    runtime: str | None, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module tempfile tries to write, and takes another folder where it cannot: then a client
+    would look elsewhere than where its forwarder listens."""
+    for name in ("XDG_RUNTIME_DIR", "TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("XDG_RUNTIME_DIR", runtime), ("TMPDIR", named)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", full)
+    forwarder = Forwarder("wss://enclave.example", pcrs=OTHER)
+    assert Path(forwarder.path).parent == Path(f"/tmp/enclavia-{os.geteuid()}")
+    client = Client("wss://enclave.example", pcrs=OTHER, via="unix:")
+    assert f"via {forwarder.via}," in repr(client)
+
+
+@pytest.mark.parametrize("place", ["missing", "file", "loop", "full"])
+def test_a_folder_that_cannot_be_made_is_a_typed_error(
+    enclave: LocalEnclave, folder: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").write_text("no folder")
+    (folder / "loop").symlink_to("loop")
+    if place == "full":
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(ConnectError, match="expected to be able to make the folder") as met:
+        forward(enclave, folder / place / "deeper" / "f").start()
+    assert not met.value.retryable
+
+
+@pytest.mark.parametrize("call", ["write", "ftruncate"])
+def test_a_full_disk_keeps_no_forwarder_from_starting(
+    enclave: LocalEnclave, folder: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock counts. Its file names the process only for who is refused."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"enclavia._forward.sockets.os.{call}", full)
+        forwarder = forward(enclave, folder / "f").start()
+    with contextlib.closing(forwarder), client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+        with pytest.raises(StateError, match="expected no other forwarder"):
+            forward(enclave, folder / "f").start()
+
+
+def test_a_lock_that_the_file_system_has_not_is_a_typed_error(
+    enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("enclavia._forward.sockets.fcntl.flock", refuse)
+    with pytest.raises(ConnectError, match="expected to be able to lock"):
+        forward(enclave, folder / "f").start()
+
+
+@pytest.mark.parametrize("missing", ["thread", "descriptor", "socket"])
+def test_what_cannot_be_started_leaves_the_place_free(
+    enclave: LocalEnclave, folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        if missing == "thread":
+            raise RuntimeError("can't start new thread")
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    forwarder = forward(enclave, folder / "f")
+    name = {
+        "thread": "threading.Thread.start",
+        "descriptor": "enclavia._forward.server.Tokens",
+        "socket": "enclavia._forward.sockets.UnixListener",
+    }[missing]
+    with monkeypatch.context() as patch:
+        patch.setattr(name, refuse)
+        with pytest.raises(ConnectError, match="expected to "):
+            forwarder.start()
+    assert not forwarder.running
+    assert os.listdir(folder) == ["f.lock"]
+    with forwarder, client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+
+
+def test_a_path_that_via_would_read_otherwise_is_refused(
+    enclave: LocalEnclave, folder: Path
+) -> None:
+    """Of one that ends so, a client would take what root runs for its forwarder."""
+    with pytest.raises(ValueError, match=r"socket: expected a path without '\?'"):
+        forward(enclave, folder / "f?owner=root")
+
+
+def test_a_cleared_folder_is_the_next_forwarders(enclave: LocalEnclave, folder: Path) -> None:
+    """As at the end of a session, or by whatever clears old files away: the lock is gone too. The
+    earlier forwarder, which nobody can reach, takes nothing of the next one along when it ends."""
+    place = folder / "place"
+    earlier = forward(enclave, place / "f").start()
+    with client_of(enclave, earlier) as client:
+        client.get("/").raise_for_status()
+    shutil.rmtree(place)
+    with forward(enclave, place / "f", http=True) as forwarder:
+        with client_of(enclave, forwarder) as client:
+            client.get("/").raise_for_status()
+        there = sorted(os.listdir(place))
+        earlier.stop(0)
+        assert sorted(os.listdir(place)) == there
+        with client_of(enclave, forwarder, patience=0) as client:
+            client.get("/").raise_for_status()
+
+
+def test_the_socket_of_an_identity_that_was_cleared_away_is_made_again(
+    enclave: LocalEnclave, folder: Path, forwarder: Forwarder
+) -> None:
+    for replaced in (False, True):
+        with client_of(enclave, forwarder) as client:
+            client.get("/").raise_for_status()
+        (leading,) = (
+            path for path in folder.iterdir() if re.fullmatch(r"f\.[0-9a-f]{12}", path.name)
+        )
+        leading.unlink()
+        if replaced:  # by one that nobody listens at
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as dead:
+                dead.bind(str(leading))
+        with client_of(enclave, forwarder, patience=0) as client:
+            client.get("/").raise_for_status()
 
 
 @pytest.mark.parametrize("side", ["forwarder", "client"])
@@ -1171,6 +1387,59 @@ def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
             assert program.wait() == 0
 
 
+def test_a_program_that_cannot_read_its_pins_and_cannot_be_heard_drains(folder: Path) -> None:
+    """The file has become a FIFO, which takes for ever to be read, and nobody reads what the
+    program says: neither is a reason to cut what goes on, nor to stay."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        while True:
+            if b"/slow" in connection.head():
+                asked.set()
+                assert answer.wait(HANG)
+            connection.send(OK)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        pins = folder / "pins.json"
+        with Program(enclave, folder / "f", pins=None) as program:
+            program.expect("verified")
+            client = client_of(enclave, program)
+            assert client.get("/").text == "ok"
+            program.close()
+            program.signal(signal.SIGHUP)  # and it would say that it has reloaded them
+            reloaded = "enclavia_forwarder_reloads_total 1.0"
+            eventually(lambda: reloaded in ask_control(program, "/metrics").text)
+            pins.unlink()
+            os.mkfifo(pins)
+            program.signal(signal.SIGHUP)
+            writer = opened_by_a_reader(pins)
+            results: list[str] = []
+            caller = threading.Thread(target=lambda: results.append(client.get("/slow").text))
+            caller.start()
+            assert asked.wait(HANG)
+            program.signal(signal.SIGTERM)
+            eventually(lambda: not (folder / "f").exists())
+            program.signal(signal.SIGHUP)  # which ends nothing
+            answer.set()
+            caller.join()
+            assert results == ["ok"]
+            assert program.wait() == 0
+            os.close(writer)
+
+
+def opened_by_a_reader(fifo: Path) -> int:
+    """To be written to, once somebody has begun to read it."""
+    found: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):
+            found.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    eventually(is_read)
+    return found[0]
+
+
 def test_other_pins_end_a_channel_that_the_pool_has_retired(folder: Path) -> None:
     """One on which an answer did not come in time gets no new streams, but has those it has."""
     arrived: list[bytes] = []
@@ -1266,6 +1535,11 @@ class Program:
             if word in line:
                 return
         pytest.fail(f"the program ended without saying {word!r}")
+
+    def close(self) -> None:
+        """Nobody reads what it says from now on."""
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
