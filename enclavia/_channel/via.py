@@ -86,22 +86,26 @@ class _Answer:
     def __init__(self) -> None:
         self.body = bytearray()
         self.complete = False
+        self._received = 0
         import httptools  # which costs time, and which only this needs at once
 
         self._foreign = httptools.HttpParserError
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
+        # All of it: a head without an end could come as fast as it is read, and no deadline is
+        # looked at while there is more to read.
+        self._received += len(data)
+        if self._received > _ANSWER_MAX:
+            raise ProtocolError(
+                f"expected an answer of at most {_ANSWER_MAX} bytes from the forwarder"
+            )
         try:
             self._parser.feed_data(data)
         except self._foreign as error:
             raise ProtocolError(
                 f"expected an HTTP answer from the forwarder, got what is none: {error}"
             ) from error
-        if len(self.body) > _ANSWER_MAX:
-            raise ProtocolError(
-                f"expected an answer of at most {_ANSWER_MAX} bytes from the forwarder"
-            )
 
     @property
     def status(self) -> int:

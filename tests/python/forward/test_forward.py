@@ -490,6 +490,7 @@ def told(body: bytes, status: bytes = b"200 OK") -> bytes:
             "m",
         ),
         (told(b"x" * 300_000), enclavia.ProtocolError, "at most"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 50_000, enclavia.ProtocolError, "at most"),
         (b"", ConnectError, "got the end"),
     ],
 )
