@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 from typing import Any, Final
@@ -27,6 +28,8 @@ _TOKEN_VARIABLE: Final = "ENCLAVIA_FORWARD_TOKEN"  # noqa: S105 - the name of on
 _TOKEN_MAX: Final = 4096
 _TURN: Final = 0.5
 """Seconds between two looks at whether the forwarder still runs."""
+_SOON: Final = 0.1
+"""Seconds between two looks at whether it has drained."""
 
 
 @click.command("forward")
@@ -111,12 +114,12 @@ def _token(file: str | None) -> str:
 
 
 def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) -> None:
-    woken = threading.Event()
-    asked: list[int] = []
+    # Of what Python has to wake a thread, the handler of a signal may use this alone: it may come
+    # in the middle of another call of the same, as when several signals come close together.
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def note(number: int, _: object) -> None:
-        asked.append(number)
-        woken.set()
+        asked.put(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
@@ -141,19 +144,23 @@ def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) 
         )
         reloading.start()
         while forwarder.running:
-            woken.wait(_TURN)
-            woken.clear()
-            while asked:
-                which = asked.pop(0)
-                if which != signal.SIGHUP:
-                    _drain(forwarder, drain, asked)
-                    if which != signal.SIGTERM:
-                        raise click.exceptions.Exit(128 + which)
-                    raise click.exceptions.Exit(OK)
+            which = _next(asked, _TURN)
+            if which == signal.SIGHUP:
                 reloads.set()
+            elif which is not None:
+                _drain(forwarder, drain, asked)
+                raise click.exceptions.Exit(OK if which == signal.SIGTERM else 128 + which)
         raise Problem("expected a forwarder that runs, got its end; please report it", INTERNAL)
     finally:
         forwarder.stop(0)
+
+
+def _next(asked: queue.SimpleQueue[int], timeout: float) -> int | None:
+    """The next signal; None where none comes in time."""
+    try:
+        return asked.get(timeout=timeout)
+    except queue.Empty:
+        return None
 
 
 def _tell(line: str) -> None:
@@ -198,10 +205,10 @@ def _reload(forwarder: enclavia.Forwarder, connection: Connection) -> None:
         _tell("reloaded the pins")
 
 
-def _drain(forwarder: enclavia.Forwarder, drain: float, asked: list[int]) -> None:
+def _drain(forwarder: enclavia.Forwarder, drain: float, asked: queue.SimpleQueue[int]) -> None:
     """A second SIGTERM or Ctrl-C ends what is left at once."""
     _tell("draining")
     stopping = threading.Thread(target=forwarder.stop, args=(drain,), daemon=True)
     stopping.start()
-    while stopping.is_alive() and not any(number != signal.SIGHUP for number in asked):
-        stopping.join(0.1)
+    while stopping.is_alive() and _next(asked, _SOON) in (None, signal.SIGHUP):
+        pass

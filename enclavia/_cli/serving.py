@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,8 @@ _URL: Final = "url"
 _PCRS: Final = "pcrs.json"
 _ROOT: Final = "root.pem"
 _CA: Final = "ca.pem"
+_TURN: Final = 0.5
+"""Seconds for which a signal may go unnoticed."""
 
 
 @click.command()
@@ -94,7 +97,7 @@ def serve(
         streams.say(*_facts(enclave, pins))
         try:
             while True:
-                signal.pause()
+                time.sleep(_TURN)  # not pause(2), which misses a signal that comes just before it
         except Signalled as error:
             if error.number != signal.SIGTERM:
                 raise

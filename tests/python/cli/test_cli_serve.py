@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CANNOT_WRITE, INTERRUPTED, OK, USAGE, cli, ended, interrupted, started
+from repository import ROOT
 from support import eventually
 
 APPS = """
@@ -62,6 +63,13 @@ def test_another_process_finds_it(folder: Path, app: str, said: bytes) -> None:
         assert f"url   {url}\n" in stopped.text
         assert stopped.err == ""
     assert not (folder / "pins").exists()
+
+
+def test_no_signal_is_missed() -> None:
+    """pause(2) sleeps on where the signal came between the last look and the call. That cannot be
+    made to happen from outside, so this looks for the call."""
+    for path in (ROOT / "enclavia" / "_cli").glob("*.py"):
+        assert "pause()" not in path.read_text(), path
 
 
 def test_with_tls(folder: Path) -> None:

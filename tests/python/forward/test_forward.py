@@ -1428,6 +1428,19 @@ def test_a_program_that_cannot_read_its_pins_and_cannot_be_heard_drains(folder: 
             os.close(writer)
 
 
+def test_signals_in_a_burst_keep_no_program_from_ending(
+    enclave: LocalEnclave, folder: Path
+) -> None:
+    """A handler that waits for what the code it has interrupted holds would wait for ever."""
+    with Program(enclave, folder / "f") as program:
+        program.expect("verified")
+        for _ in range(2000):
+            program.signal(signal.SIGHUP)
+            time.sleep(0.0003)  # each on its own, and in the middle of anything
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+
+
 def opened_by_a_reader(fifo: Path) -> int:
     """To be written to, once somebody has begun to read it."""
     found: list[int] = []
