@@ -7,6 +7,7 @@ Locks: none.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -73,11 +74,11 @@ def _stdin() -> bytes | Iterator[bytes]:
     return first if len(first) < _IN_MEMORY else _pieces(first, file)
 
 
-def _pieces(first: bytes, file: BinaryIO) -> Iterator[bytes]:
+def _pieces(first: bytes, file: io.BufferedReader) -> Iterator[bytes]:
     yield first
     while True:
         try:
-            piece = file.read(65536)
+            piece = file.read1(65536)
         except OSError as error:
             raise Problem(f"standard input: {error.strerror}") from None
         if not piece:

@@ -13,7 +13,7 @@ import errno
 import io
 import os
 import sys
-from typing import BinaryIO, Final, TextIO
+from typing import BinaryIO, Final, TextIO, cast
 
 from .exits import BROKEN_PIPE, CANNOT_WRITE, Problem
 
@@ -119,11 +119,11 @@ def stdout_bytes() -> BinaryIO:
     return sys.stdout.buffer
 
 
-def stdin_bytes() -> BinaryIO:
+def stdin_bytes() -> io.BufferedReader:
     """Standard input for a body or a file."""
     if sys.stdin is None:
         raise Problem("expected standard input to be open, got a closed one")
-    return sys.stdin.buffer
+    return cast(io.BufferedReader, sys.stdin.buffer)
 
 
 def read_input(name: str, what: str, most: int) -> bytes:
@@ -139,7 +139,7 @@ def read_input(name: str, what: str, most: int) -> bytes:
         raise Problem(f"expected {what}, got {got}") from None
 
 
-def _bounded(file: BinaryIO, name: str, what: str, most: int) -> bytes:
+def _bounded(file: io.BufferedReader, name: str, what: str, most: int) -> bytes:
     try:
         content = read_all(file, most + 1)
     except OSError as error:
@@ -149,11 +149,14 @@ def _bounded(file: BinaryIO, name: str, what: str, most: int) -> bytes:
     return content
 
 
-def read_all(file: BinaryIO, most: int) -> bytes:
-    """What there is, up to ``most`` bytes; fewer only at the end."""
+def read_all(file: io.BufferedReader, most: int) -> bytes:
+    """What there is, up to ``most`` bytes; fewer only at the end.
+
+    By ``read1``, as everything that reads standard input: ``read`` swallows the end of a terminal's
+    input (Ctrl-D) behind what was typed, and the next one waits for a second end."""
     pieces: list[bytes] = []
     left = most
-    while left and (piece := file.read(min(left, 65536))):
+    while left and (piece := file.read1(min(left, 65536))):
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)

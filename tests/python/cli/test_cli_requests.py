@@ -353,6 +353,31 @@ def on_a_terminal(*arguments: str | Path, **env: str) -> str:
     return seen.decode()
 
 
+@pytest.mark.parametrize("typed", [b"typed\n", b"two\nlines\n"])
+def test_what_is_typed_ends_with_the_first_end(place: Place, typed: bytes) -> None:
+    """Ctrl-D once: a read that goes on behind it waits for a second one."""
+    ours, theirs = pty.openpty()
+    os.write(ours, typed + b"\x04")
+    process = started("post", place.url("/"), "-d", "-", *place.pins, stdin=theirs)
+    os.close(theirs)
+    try:
+        assert ended(process).expect(OK).out == b"ok"
+    finally:
+        os.close(ours)
+    assert place.bodies == [typed]
+
+
+def test_pins_that_are_typed(place: Place) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, Path(place.pins[1]).read_bytes().rstrip() + b"\n\x04")
+    process = started("pcrs", "-", stdin=theirs)
+    os.close(theirs)
+    try:
+        assert ended(process).expect(OK).out.startswith(b"PCR0: ")
+    finally:
+        os.close(ours)
+
+
 def test_colours_are_for_terminals(place: Place) -> None:
     env = {"ENCLAVIA_URL": place.enclave.url}
     assert "\x1b[32mverified\x1b[0m" in on_a_terminal("verify", *place.pins, **env)
