@@ -15,6 +15,7 @@ import threading
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 import enclavia
 
@@ -60,7 +61,7 @@ _SOON: Final = 0.1
 @click.option(
     "--drain",
     metavar="SECONDS",
-    type=click.FloatRange(0),
+    type=float,
     default=30.0,
     show_default=True,
     help="How long connections may go on after SIGTERM.",
@@ -82,6 +83,10 @@ def command(
     --pcrs, or that of --policy, again.
     """
     listening = given("--listen", listen)
+    _expect_listening(listening, way, token_file)
+    # Here, and not when it is needed: that is at the signal that ends the forwarder.
+    if not 0 <= drain <= threading.TIMEOUT_MAX:
+        raise Problem(f"--drain: expected 0 to {threading.TIMEOUT_MAX:g} seconds, got {drain:g}")
     own: dict[str, Any] = {
         "socket": given("--socket", socket),
         "http": http,
@@ -92,9 +97,22 @@ def command(
     }
     with refusing():
         forwarder = enclavia.Forwarder(connection.needed_url(url), **connection.options(), **own)
-    if way == "stream" and listening is not None:
-        streams.warn(f"warning: every user of this machine may use {listening}")
-    _serve(forwarder, connection, drain)
+    _serve(forwarder, connection, drain, open_to_all=way == "stream")
+
+
+def _expect_listening(listening: str | None, way: str, token_file: str | None) -> None:
+    """Refuses an option that would do nothing: who gives a token counts on its being asked for."""
+    source = click.get_current_context().get_parameter_source("way")
+    beside = "expected --listen HOST:PORT beside it, got none: it is about that port alone"
+    if listening is None and source is not ParameterSource.DEFAULT:
+        raise Problem(f"--way: {beside}")
+    if listening is None and token_file is not None:
+        raise Problem(f"--token-file: {beside}")
+    if way == "stream" and token_file is not None:
+        raise Problem(
+            "--token-file: expected --way http, got stream, which has no place for a token: every "
+            "local user may use that port"
+        )
 
 
 def _token(file: str | None) -> str:
@@ -113,7 +131,9 @@ def _token(file: str | None) -> str:
         raise Problem("--token-file: expected ASCII, got other bytes") from None
 
 
-def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) -> None:
+def _serve(
+    forwarder: enclavia.Forwarder, connection: Connection, drain: float, *, open_to_all: bool
+) -> None:
     # Of what Python has to wake a thread, the handler of a signal may use this alone: it may come
     # in the middle of another call of the same, as when several signals come close together.
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -135,7 +155,10 @@ def _serve(forwarder: enclavia.Forwarder, connection: Connection, drain: float) 
         if forwarder.http_path is not None:
             streams.say(f"http  {streams.visible(forwarder.http_path)}")
         if forwarder.address is not None:
-            streams.say("tcp   {}:{}".format(*forwarder.address))
+            address = "{}:{}".format(*forwarder.address)
+            if open_to_all:
+                streams.warn(f"warning: every user of this machine may use {address}")
+            streams.say(f"tcp   {address}")
         connecting = threading.Thread(target=_connect, args=(forwarder,), daemon=True)
         connecting.start()
         reloads = threading.Event()
@@ -175,6 +198,8 @@ def _connect(forwarder: enclavia.Forwarder) -> None:
     try:
         forwarder.connect()
         module_id = forwarder.attestation.module_id
+    except enclavia.StateError:
+        pass  # ended while it connected, as it was told to
     except enclavia.EnclaviaError as error:
         streams.warn(f"{type(error).__name__}: {error}")
     else:

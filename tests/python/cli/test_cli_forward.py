@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,33 @@ def test_all_its_sockets(
     assert not (folder / "f").exists()
 
 
+def test_a_port_for_everybody_is_told_as_it_is(folder: Path, arguments: list[str]) -> None:
+    process = started(*arguments, "--listen", "127.0.0.1:0", "--way", "stream", cwd=folder)
+    assert process.stdout is not None
+    lines = [process.stdout.readline().decode() for _ in range(3)]
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=HANG)
+    port = lines[1].rpartition(":")[2].strip()
+    assert f"every user of this machine may use 127.0.0.1:{port}\n" in err.decode()
+
+
+def test_one_that_is_ended_while_it_connects_tells_no_error(folder: Path) -> None:
+    """That it was ended is what it was told to do."""
+    pins = [f"PCR{index}: {'ab' * 48}" for index in range(3)]
+    (folder / "pins").write_text("\n".join(pins))
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent:
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        where = ["--pcrs", str(folder / "pins"), "--socket", str(folder / "f")]
+        process = started("forward", url, *where, cwd=folder)
+        silent.settimeout(HANG)
+        with silent.accept()[0]:
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=HANG)
+    assert (process.returncode, err) == (0, b"")
+    assert out.endswith(b"draining\n")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -76,7 +104,18 @@ def test_all_its_sockets(
         (["--socket", ""], "expected a value, got an empty one"),
         (["--socket", "/" + "x" * 100], "at most 94 bytes"),
         (["--max-channels", "0"], "--max-channels"),
-        (["--drain", "-1"], "--drain"),
+        (["--drain", "-1"], "--drain: expected 0 to 9.22337e+09 seconds, got -1"),
+        (["--drain", "nan"], "--drain: expected 0 to 9.22337e+09 seconds, got nan"),
+        (["--drain", "inf"], "--drain: expected 0 to 9.22337e+09 seconds, got inf"),
+        (["--drain", "1e300"], "--drain: expected 0 to 9.22337e+09 seconds, got 1e+300"),
+        (["--drain", "soon"], "--drain"),
+        (["--way", "stream"], "--way: expected --listen HOST:PORT beside it, got none"),
+        (["--way", "http"], "--way: expected --listen HOST:PORT beside it, got none"),
+        (["--token-file", "t"], "--token-file: expected --listen HOST:PORT beside it, got none"),
+        (
+            ["--listen", "127.0.0.1:0", "--way", "stream", "--token-file", "t"],
+            "--token-file: expected --way http, got stream",
+        ),
     ],
 )
 def test_refused(folder: Path, arguments: list[str], more: list[str], said: str) -> None:
