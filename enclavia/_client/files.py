@@ -66,6 +66,8 @@ def _uploading(
 ) -> Callable[[Any, int | None], httpx2.Request]:
     """Returns a function that makes the request of an upload from its body and the body's length
     in bytes (None: not known)."""
+    if not isinstance(method, str):
+        raise TypeError(f"method: expected text, got {type(method).__name__}")
     fields = httpx2.Headers(headers)
     options = {} if timeout is _UNSET else {"timeout": timeout}
 

@@ -257,6 +257,8 @@ def test_what_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
         (tmp_path, {}, IsADirectoryError, str(tmp_path)),
         (b"", {"progress": 5}, TypeError, "progress: "),
         (b"", {"timeout": -1}, ValueError, "timeout"),
+        (b"", {"method": 3}, TypeError, "method: expected text, got int"),
+        (b"", {"method": None}, TypeError, "method: expected text, got NoneType"),
     ]
     with client_of(shelf) as client:
         for file, options, error, says in rows:
