@@ -19,7 +19,8 @@ from .._errors import (
     ReadTimeout,
 )
 from .._identity.pins import pcr_bytes
-from .._io.face import SHORTEST, Io, deadline_of, now
+from .._io.face import Io, deadline_of, now
+from .._io.late import SHORTEST
 from .._records import fields
 from .pinning import Pinning
 from .timeouts import Timeouts

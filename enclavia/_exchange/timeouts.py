@@ -10,7 +10,8 @@ from typing import NamedTuple, Self
 import httpx2
 
 from .._arguments import TIMEOUT_MAX, timeout
-from .._io.face import SHORTEST, positive
+from .._io.face import positive
+from .._io.late import SHORTEST
 
 __all__ = ["Timeouts", "earlier", "is_before"]
 

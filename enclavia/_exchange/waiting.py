@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from .._errors import ConnectTimeout, PoolTimeout
 from .._io.face import Io, Waiter, now, time_left
+from .._io.late import stated
 from .._pool.kinds import Member, Phase, PoolLimits, State
 from .._pool.pool import Pool
 from .._pool.ticket import Ticket
@@ -140,12 +141,14 @@ class Waiting:
             taken = f"all {slots}"
             if most is not None and most < slots:
                 taken = f"all {most} that limits (max_connections) allows"
-            return PoolTimeout(f"expected a free slot within {timeouts.pool} s, {taken} were taken")
+            return PoolTimeout(
+                f"expected a free slot within {stated(timeouts.pool)} s, {taken} were taken"
+            )
         last = self._pool.last_error
         tried = "" if last is None else f"; the last attempt failed: {last}"
         error = ConnectTimeout(
-            f"expected a verified connection within {self._allowed(phase, timeouts)} s, got "
-            f"none{tried}"
+            f"expected a verified connection within {stated(self._allowed(phase, timeouts))} s, "
+            f"got none{tried}"
         )
         error.__cause__ = last
         return error

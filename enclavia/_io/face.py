@@ -20,6 +20,7 @@ import httpx2
 from .. import _core
 from .._arguments import byte_view
 from .._errors import ConnectTimeout
+from .late import SHORTEST, stated
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_SIZE",
-    "SHORTEST",
     "Ended",
     "Io",
     "Register",
@@ -58,8 +58,6 @@ def _clock() -> int:
 
 _CLOCK = _clock()
 
-SHORTEST: Final = 1e-6
-"""Seconds: a deadline that is over as soon as it was looked at."""
 READ_SIZE: Final = 65_536
 
 T = TypeVar("T")
@@ -83,7 +81,7 @@ def expect_verified(channel: AnyChannel, waited: float | None) -> None:
     try:
         channel.wait_open(0 if _core.WEB else SHORTEST)
     except ConnectTimeout as error:
-        raise ConnectTimeout(f"{error} within {waited} s") from None
+        raise ConnectTimeout(f"{error} within {stated(waited)} s") from None
 
 
 def positive(seconds: float | None) -> float | None:

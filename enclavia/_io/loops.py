@@ -30,7 +30,6 @@ from .. import _core
 from .._arguments import byte_view, is_async
 from .._errors import PoolTimeout, StateError, WriteTimeout
 from .face import (
-    SHORTEST,
     Ended,
     Io,
     Register,
@@ -41,7 +40,7 @@ from .face import (
     time_left,
 )
 from .fetching import Answer, Fetch, fetch
-from .late import nothing_read, nothing_sent
+from .late import SHORTEST, nothing_read, nothing_sent, stated
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -451,7 +450,7 @@ class LoopIo:
             raise
         if not in_time:
             slot.release()
-            raise PoolTimeout(f"expected a free slot within {timeout} s, got none")
+            raise PoolTimeout(f"expected a free slot within {stated(timeout)} s, got none")
         return slot
 
     async def answer(self, request: _core.Request, timeout: float | None) -> bytes | None:
@@ -549,7 +548,7 @@ class LoopIo:
             except StopAsyncIteration:
                 return None
         if not piece and scope.cancelled_caught:
-            raise WriteTimeout(f"expected more of the request body within {timeout} s")
+            raise WriteTimeout(f"expected more of the request body within {stated(timeout)} s")
         return piece
 
     async def close_pieces(self, pieces: AsyncIterator[bytes]) -> None:

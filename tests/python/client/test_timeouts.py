@@ -72,6 +72,25 @@ def test_read_timeout(kind: str) -> None:
         assert len(server.connections) == 1
 
 
+def test_no_time_at_all_is_told_as_it_was_given(kind: str) -> None:
+    """Inside it is a deadline like any other, of a microsecond."""
+    with byte_enclave(silent) as (enclave, _):
+
+        async def case(client: Face) -> None:
+            with pytest.raises(enclavia.ReadTimeout, match=r" within 0\.0 s, got none"):
+                await client.get("/", timeout=httpx2.Timeout(HANG, read=0))
+
+        with_client(kind, enclave, case)
+
+    with byte_enclave(silent, faults=Fault.SILENT_HANDSHAKE) as (enclave, _):
+
+        async def late(client: Face) -> None:
+            with pytest.raises(enclavia.ConnectTimeout, match=r" within 0\.0 s"):
+                await client.get("/", timeout=0)
+
+        with_client(kind, enclave, late)
+
+
 def test_read_timeout_within_a_body(kind: str) -> None:
     def script(connection: Connection) -> None:
         connection.request()
