@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
@@ -218,7 +218,7 @@ def _restore(state: dict[str, Any]) -> Attestation:
 def verify_attestation(
     document: Buffer,
     *,
-    pcrs: Pcrs | Sequence[Pcrs] | None = None,
+    pcrs: Pcrs | Iterable[Pcrs] | None = None,
     nonce: bytes | None = None,
     root: bytes | str | PathLike[str] | None = None,
     at: datetime | float | None = None,

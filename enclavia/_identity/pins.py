@@ -6,7 +6,7 @@ Decides which forms are accepted. Calls: _arguments. Locks: none.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ __all__ = [
     "read_root",
 ]
 
-Pins = Pcrs | Sequence[Pcrs] | None
+Pins = Pcrs | Iterable[Pcrs] | None
 PinTuples = tuple[PinSet, ...]
 """Several sets, as the core has them: any of them will do."""
 PinNames = Sequence[tuple[PinSet, str]]

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, cast
 
@@ -160,7 +160,7 @@ def verify_upgrade_chain(
     row: str | bytes,
     links: str | bytes,
     *,
-    pcrs: Pcrs | Sequence[Pcrs],
+    pcrs: Pcrs | Iterable[Pcrs],
     enclave_id: str | uuid.UUID,
     at: datetime | float | None = None,
     root: bytes | str | os.PathLike[str] | None = None,

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -132,7 +132,7 @@ def _expect_same(really: Mapping[str, Any], said: Mapping[str, Any]) -> None:
 def verified(
     fields: Mapping[str, Any],
     root: RootCertificate,
-    pcrs: Pcrs | Sequence[Pcrs] | AllowedVersions | None,
+    pcrs: Pcrs | Iterable[Pcrs] | AllowedVersions | None,
 ) -> Attestation:
     """:meth:`Receipt.verify`, of a receipt that says ``fields``."""
     if fields["form"] != "nitro":

@@ -15,7 +15,7 @@ Decides which receipts are the same one. Calls: _core, _errors, _identity, _publ
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -198,7 +198,7 @@ class Receipt:
         self,
         *,
         root: RootCertificate = None,
-        pcrs: "Pcrs | Sequence[Pcrs] | AllowedVersions | None" = None,
+        pcrs: "Pcrs | Iterable[Pcrs] | AllowedVersions | None" = None,
     ) -> "Attestation":
         """Repeats every check of the document offline, at the time when it was verified, and
         compares what the receipt says of the document with the document.

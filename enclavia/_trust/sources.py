@@ -18,7 +18,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from .. import _core
@@ -50,7 +50,7 @@ logger = logging.getLogger("enclavia")
 wall: Callable[[], float] = time.time
 """Unix seconds."""
 
-Ask = Callable[[], Pcrs | Sequence[Pcrs] | Awaitable[Pcrs | Sequence[Pcrs]]]
+Ask = Callable[[], Pcrs | Iterable[Pcrs] | Awaitable[Pcrs | Iterable[Pcrs]]]
 
 PERIOD: Final = 60.0
 KEEP: Final = 3600.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 import re
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import enclave_peer
 import pytest
@@ -17,6 +19,8 @@ from support import answering, byte_enclave, keywords, ok
 
 import enclavia
 from enclavia import Attestation, MatchedPins, Pcrs, _core, verify_attestation
+from enclavia._identity.pins import Pins
+from enclavia._trust.sources import Ask
 from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint, specs
 
@@ -81,6 +85,25 @@ def test_refused(document: bytes) -> None:
     bad = vector("bad-signature-2024-07-23.cose")
     with pytest.raises(enclavia.AttestationError):
         verify_attestation(bad, at=1721770180)
+
+
+def test_several_pins_are_whatever_has_them_one_after_another() -> None:
+    with byte_enclave(answering(ok(b"x"))) as (enclave, _):
+        for several in (list, tuple, set, frozenset, iter):
+            pins = several([STRANGER, enclave.pcrs])
+            with enclavia.Client.connect(enclave.url, pcrs=pins, root=enclave.root) as client:
+                document = client.attestation.document
+            pins = several([STRANGER, enclave.pcrs])
+            assert verify_attestation(document, pcrs=pins, root=enclave.root).proven
+
+
+def test_so_a_type_checker_takes_them() -> None:
+    for function in (verify_attestation, enclavia.verify_upgrade_chain, enclavia.Receipt.verify):
+        annotation = inspect.signature(function).parameters["pcrs"].annotation
+        assert "Iterable[Pcrs]" in annotation, function
+    assert Iterable[Pcrs] in get_args(Pins)
+    asked = Pcrs | Iterable[Pcrs]
+    assert Ask == Callable[[], asked | Awaitable[asked]]
 
 
 SIGNED = Pcrs(pcr0=b"4" * 48, pcr1=b"5" * 48, pcr2=b"6" * 48, pcr8=b"8" * 48, pcr31=b"9" * 48)
