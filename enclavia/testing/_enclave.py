@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, get_args
 from .._arguments import (
     address,
     byte_view,
+    expect_file,
     flag,
     one_of,
     path_text,
@@ -111,6 +112,8 @@ def _tls(value: object) -> tuple[str, str] | bool:
     if len(value) != 2:
         raise ValueError(f"tls: expected (certificate file, key file), got {len(value)} members")
     certificate, key = (path_text("tls", file, "the path of a PEM file") for file in value)
+    for path in (certificate, key):
+        expect_file("tls", path, "a PEM file")
     return certificate, key
 
 

@@ -733,3 +733,10 @@ def test_a_request_without_websocket_is_told_what_to_use(tls: bool, body: bytes)
         assert head.endswith(b"\r\n\r\n")  # RFC 9110, section 9.3.2
         assert enclave.stats()["requests_total"] == enclave.stats()["streams_total"] == 0
         assert get(enclave).startswith("wsgi")
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Before anything listens: the core could say only that one of several things failed."""
+    for name, rows in {"cert.pem": FileNotFoundError, "": ValueError}.items():
+        with pytest.raises(rows, match="tls: expected the path of a PEM file, got"):
+            LocalEnclave(wsgi_delaying, tls=(str(tmp_path / name), str(tmp_path / "key.pem")))
