@@ -136,6 +136,9 @@ async def request(
     slot = await io.reserve(channel, timeout)
     try:
         under_way = channel.start_request(cast(_core.Slot, slot), view)
+    except ValueError as error:
+        slot.release()
+        raise ValueError(f"data: {error}; open_stream takes more") from None
     except BaseException:
         slot.release()
         raise
