@@ -25,7 +25,7 @@ from . import streams
 from .exits import CANNOT_WRITE, Problem
 from .files import FileOutput, cannot_write
 from .settings import given, load_pins, refusing
-from .signals import Signalled
+from .signals import ENDINGS, Signalled
 
 if TYPE_CHECKING:
     from enclavia.testing import LocalEnclave
@@ -149,6 +149,14 @@ def _written(enclave: LocalEnclave, folder: str | None) -> Iterator[None]:
         return
     made = _folder(folder)
     written: list[tuple[str, os.stat_result]] = []
+
+    def remove() -> None:
+        _removed(written)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+    ENDINGS.append(remove)
     try:
         for name, content in _contents(enclave).items():
             path = os.path.join(folder, name)
@@ -159,10 +167,8 @@ def _written(enclave: LocalEnclave, folder: str | None) -> Iterator[None]:
             written.append((path, os.stat(path)))
         yield
     finally:
-        _removed(written)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        remove()
+        ENDINGS.remove(remove)
 
 
 def _contents(enclave: LocalEnclave) -> dict[str, bytes]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
 from .._files.newfile import UNFINISHED
 
-__all__ = ["LEFTOVERS", "Signalled", "done", "install"]
+__all__ = ["ENDINGS", "LEFTOVERS", "Signalled", "done", "install"]
 
 LEFTOVERS: Final = UNFINISHED
 """Files to be removed when the program is ended in the middle."""
+ENDINGS: Final[list[Callable[[], None]]] = []
+"""What else is to be removed then. May be called while the same is under way."""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,4 +57,7 @@ def _second(number: int, frame: FrameType | None) -> None:
     for path in tuple(LEFTOVERS):
         with contextlib.suppress(OSError):
             os.unlink(path)
+    for ending in tuple(ENDINGS):
+        with contextlib.suppress(Exception):
+            ending()
     os._exit(128 + number)

@@ -6,12 +6,23 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import CANNOT_WRITE, INTERRUPTED, OK, USAGE, cli, ended, interrupted, started
+from command_line import (
+    CANNOT_WRITE,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    cli,
+    ended,
+    environment,
+    interrupted,
+    started,
+)
 from repository import ROOT
 from support import eventually
 
@@ -62,6 +73,43 @@ def test_another_process_finds_it(folder: Path, app: str, said: bytes) -> None:
         stopped = interrupted(process).expect(INTERRUPTED)
         assert f"url   {url}\n" in stopped.text
         assert stopped.err == ""
+    assert not (folder / "pins").exists()
+
+
+_TWICE = """
+import os, signal, sys
+from enclavia._cli import main, serving
+
+removed, calls = serving._removed, []
+
+def twice(written):
+    calls.append(1)
+    if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    removed(written)
+
+serving._removed = twice
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_a_second_signal_leaves_no_pins_behind(folder: Path) -> None:
+    """They are those of an enclave that has ended."""
+    (folder / "app.py").write_text("def app(environ, start_response):\n    return []\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TWICE, "serve", "app:app", "--write-pins", "pins"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    while b"pins" not in process.stdout.readline():
+        pass
+    assert (folder / "pins" / "url").exists()
+    process.send_signal(signal.SIGTERM)
+    ended(process)
+    assert process.returncode == 128 + signal.SIGTERM
     assert not (folder / "pins").exists()
 
 
