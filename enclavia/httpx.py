@@ -156,7 +156,7 @@ class EnclaveTransport(_About, httpx.BaseTransport):
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         settings = Settings.build(url, type(self).__name__, **options)
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         self._enclave = _EnclaveTransport._of(settings)
 
     def connect(self, timeout: float | None = None) -> None:
@@ -206,7 +206,7 @@ class AsyncEnclaveTransport(_About, httpx.AsyncBaseTransport):
 
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         settings = Settings.build(url, type(self).__name__, **options)
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         self._enclave = _AsyncEnclaveTransport._of(settings)
 
     async def connect(self, timeout: float | None = None) -> None:

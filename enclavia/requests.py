@@ -152,7 +152,7 @@ class EnclaveAdapter(requests.adapters.BaseAdapter):
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         super().__init__()
         settings = Settings.build(url, type(self).__name__, **options)
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         self._enclave = EnclaveTransport._of(settings)
 
     @property

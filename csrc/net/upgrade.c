@@ -203,8 +203,10 @@ bool net_upgrade_explain(const net_target *t, SSL *ssl, encl_slice text, encl_er
     char reason[REASON_MAX];
 
     if (ssl != NULL && t->verify && SSL_get_verify_result(ssl) != X509_V_OK) {
-        encl_fail(why, ENCL_E_CONNECT, "TLS: the certificate of '%s' was refused: %s", t->host,
-                  X509_verify_cert_error_string(SSL_get_verify_result(ssl)));
+        encl_fail(why, ENCL_E_CONNECT,
+                  "TLS: the certificate of '%s' was refused: %s (verify= says which "
+                  "authorities are trusted)",
+                  t->host, X509_verify_cert_error_string(SSL_get_verify_result(ssl)));
         why->retryable = false;
         return true;
     }

@@ -56,7 +56,7 @@ class AsyncChannel(ChannelBase):
         """Connects and verifies; to be awaited, or entered with ``async with``."""
         config = ChannelConfig.build(url, "AsyncChannel.connect", **options)
         timeout = checked_timeout("timeout", timeout)
-        config.warn_debug(stacklevel=2)
+        config.warn_debug()
 
         async def start() -> Self:
             return cls(config, *await operations.connect(_IO, config, timeout), timeout)

@@ -67,7 +67,7 @@ class Channel(ChannelBase):
         config = ChannelConfig.build(url, "Channel.connect", **options)
         timeout = checked_timeout("timeout", timeout)
         config.expect_blocking()
-        config.warn_debug(stacklevel=2)
+        config.warn_debug()
         return cls(config, *run(operations.connect(_IO, config, timeout)), timeout)
 
     def open_stream(self, payload: Buffer = b"", timeout: float | None = UNSET) -> Stream:

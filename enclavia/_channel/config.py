@@ -309,10 +309,14 @@ class ChannelConfig(NamedTuple):
             return (path,)
         return path, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
-    def warn_debug(self, stacklevel: int) -> None:
+    def warn_debug(self) -> None:
+        """With the line of the program that asked for it, however many of this package's functions
+        are between."""
         if not self.debug_mode:
             return
-        frame = sys._getframe(stacklevel)
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _is_own(frame.f_globals):
+            frame = frame.f_back
         # Without a registry: seen every time, not once per place. Filters apply as ever.
         warnings.warn_explicit(
             "debug_mode=True: who runs at the other end is NOT proven, and it may read "
@@ -321,6 +325,10 @@ class ChannelConfig(NamedTuple):
             frame.f_code.co_filename,
             frame.f_lineno,
         )
+
+
+def _is_own(module: Mapping[str, object]) -> bool:
+    return str(module.get("__name__")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def _pins_or_source(pcrs: object, debug_mode: bool) -> tuple[PinTuples | None, Source | None]:

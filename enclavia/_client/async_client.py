@@ -54,7 +54,7 @@ class AsyncClient(Configured, AsyncFiles, OwnClient, httpx2.AsyncClient):
 
         refuse_unsupported(type(self), options)
         settings = Settings.build(url, **transport_options(options))
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         super().__init__(
             transport=AsyncEnclaveTransport._of(settings),
             **client_options(settings.config.url, options),

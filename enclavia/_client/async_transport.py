@@ -33,7 +33,7 @@ class AsyncEnclaveTransport(TransportBase, httpx2.AsyncBaseTransport):
     @takes(TransportOptions, TRANSPORT_DEFAULTS)
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         settings = Settings.build(url, "AsyncEnclaveTransport.__init__", **options)
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         super().__init__(settings)
 
     async def connect(self, timeout: float | None = None) -> None:

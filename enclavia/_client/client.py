@@ -83,7 +83,7 @@ class Client(Configured, Files, OwnClient, httpx2.Client):
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ClientOptions]) -> None:
         refuse_unsupported(type(self), options)
         settings = Settings.build(url, **transport_options(options))
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         super().__init__(
             transport=EnclaveTransport._of(settings), **client_options(settings.config.url, options)
         )

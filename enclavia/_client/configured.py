@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from .._channel.url import EnclaveURL
+from .._errors import InvalidURL
 from .._identity.pcrs import Pcrs
 
 if TYPE_CHECKING:
@@ -92,10 +93,19 @@ def _endpoint(policy: Policy, url: str | httpx2.URL | None) -> str | httpx2.URL:
     if url is None:
         if policy.endpoint is None:
             raise ValueError("url: expected the enclave's URL, got none, and the policy has none")
+        _parsed(policy.endpoint)
         return policy.endpoint
-    if policy.endpoint is not None and EnclaveURL.parse(policy.endpoint) != EnclaveURL.parse(url):
+    if policy.endpoint is not None and _parsed(policy.endpoint) != EnclaveURL.parse(url):
         raise ValueError(f"url: expected {policy.endpoint}, which the policy is about, got {url}")
     return url
+
+
+def _parsed(endpoint: str) -> EnclaveURL:
+    """Which of the two URLs is wrong, the caller cannot see from a message about a URL."""
+    try:
+        return EnclaveURL.parse(endpoint)
+    except InvalidURL as error:
+        raise InvalidURL(f"endpoint, of the policy: {error}") from None
 
 
 def of_environment(

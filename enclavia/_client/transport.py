@@ -41,7 +41,7 @@ class EnclaveTransport(TransportBase, httpx2.BaseTransport):
     @takes(TransportOptions, TRANSPORT_DEFAULTS)
     def __init__(self, url: str | httpx2.URL, **options: Unpack[TransportOptions]) -> None:
         settings = Settings.build(url, "EnclaveTransport.__init__", **options)
-        settings.config.warn_debug(stacklevel=2)
+        settings.config.warn_debug()
         super().__init__(settings)
 
     def connect(self, timeout: float | None = None) -> None:

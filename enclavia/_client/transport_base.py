@@ -173,7 +173,7 @@ class TransportBase:
         return response
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state["settings"].config.warn_debug(stacklevel=2)
+        state["settings"].config.warn_debug()
         TransportBase.__init__(self, state["settings"], state["mountable"], is_copy=True)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -325,7 +325,7 @@ class Forwarder(_ForwarderBase):
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ForwarderOptions]) -> None:
         _expect_sockets()
         settings = forwarder_settings(url, "Forwarder.__init__", options)
-        settings.settings.config.warn_debug(stacklevel=2)
+        settings.settings.config.warn_debug()
         super().__init__(settings)
 
     def start(self) -> Self:
@@ -362,7 +362,7 @@ class AsyncForwarder(_ForwarderBase):
     def __init__(self, url: str | httpx2.URL, **options: Unpack[ForwarderOptions]) -> None:
         _expect_sockets()
         settings = forwarder_settings(url, "AsyncForwarder.__init__", options)
-        settings.settings.config.warn_debug(stacklevel=2)
+        settings.settings.config.warn_debug()
         super().__init__(settings)
 
     def start(self) -> Connecting[Self]:

@@ -359,8 +359,9 @@ def test_a_client_trusts_what_the_enclave_is_now() -> None:
 @pytest.mark.parametrize("mode", ["debug", "stub"])
 def test_a_client_of_an_enclave_that_proves_nothing(mode: Any) -> None:
     with LocalEnclave(app, mode=mode) as enclave:
-        with pytest.warns(enclavia.DebugModeWarning), enclave.client() as client:
+        with pytest.warns(enclavia.DebugModeWarning) as warned, enclave.client() as client:
             assert client.get("/").content == BODY
+        assert {warning.filename for warning in warned} == {__file__}
         with pytest.raises(enclavia.EnclaviaError), enclave.client(debug_mode=False, patience=0):
             pass
 

@@ -320,6 +320,16 @@ def test_where_the_url_is_from(enclave: LocalEnclave, tmp_path: Path) -> None:
     assert Client.from_policy(bare, "wss://e.example").base_url.host == "e.example"
 
 
+@pytest.mark.parametrize("url", [None, "wss://e.example"])
+def test_an_endpoint_that_is_no_url_of_an_enclave(
+    url: str | None, enclave: LocalEnclave, tmp_path: Path
+) -> None:
+    path = written(tmp_path, enclave, version("a", enclave.pcrs))
+    path.write_text(path.read_text().replace(enclave.url, "ftp://e.example"))
+    with pytest.raises(enclavia.InvalidURL, match=r"endpoint, of the policy: .*ftp"):
+        Client.from_policy(path, url)
+
+
 @pytest.mark.parametrize("name", ["pcrs", "root", "debug_mode"])
 def test_a_policy_says_who_is_trusted(name: str, enclave: LocalEnclave, tmp_path: Path) -> None:
     path = written(tmp_path, enclave, version("a", enclave.pcrs))
