@@ -1,7 +1,7 @@
 """Clients that are made from a policy's file, or from the environment.
 
 Decides which source of a setting wins, and which do not go together. Calls: _channel,
-_identity, _trust. Locks: none.
+_errors, _identity, _trust. Locks: none.
 """
 
 from __future__ import annotations

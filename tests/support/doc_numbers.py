@@ -303,8 +303,11 @@ CLAIMS = [
     claim("security.md", "at most {} an answer, until", HEADERS),
     claim(
         "security.md",
-        "a hang of {} of CPU time ({} in a Python test)",
-        c_text("tests/mutants/mutant.c", r"#define CPU_SECONDS (\d+)"),
+        "a hang: {} times what a C test takes without a mutant and {} of CPU time more ({} times "
+        "what the Python tests take, and {})",
+        c_text("tests/mutants/c_tests.py", r"^TIMES_AS_LONG = (\d+)"),
+        c_text("tests/mutants/c_tests.py", r"^CPU_SECONDS = (\d+)"),
+        c_text("tests/mutants/pytest_server.py", r"^TIMES_AS_LONG = (\d+)"),
         c_text("tests/mutants/pytest_server.py", r"^CPU_SECONDS = (\d+)"),
     ),
     claim(
