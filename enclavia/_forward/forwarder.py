@@ -77,7 +77,6 @@ class _Running:
         self.loop: asyncio.AbstractEventLoop
         self.server: Server
         self._stop: asyncio.Event
-        self._drain = 0.0
         self._asking = threading.RLock()  # the handler of a signal may come by in between
         self._over = False
         self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -96,6 +95,9 @@ class _Running:
             self._thread.join()
             raise _cannot_start(error) from error
         except BaseException:
+            # The thread's own, or that of a signal's handler, after which the thread would go on.
+            if self._started.exception() is None:
+                self.stop(0.0)
             self._thread.join()
             raise
 
@@ -125,12 +127,15 @@ class _Running:
             await self.server.start()
             self._started.set_result(None)
             await self._stop.wait()
-            await self.server.drain(self._drain)
+            await self.server.drain()
         finally:
-            await self.server.close()
-            with self._asking:
-                self._over = True
-            await asyncio.sleep(0)  # what was asked for before begins, and is cancelled at the end
+            try:
+                await self.server.close()
+            finally:
+                with self._asking:
+                    self._over = True
+                # What was asked for before begins, and is cancelled at the end.
+                await asyncio.sleep(0)
 
     @property
     def alive(self) -> bool:
@@ -160,10 +165,13 @@ class _Running:
     def stop(self, drain: float) -> None:
         if not self.alive:
             return
-        self._drain = drain
         with contextlib.suppress(RuntimeError):  # its loop has just been closed
-            self.loop.call_soon_threadsafe(self._stop.set)
+            self.loop.call_soon_threadsafe(self._end, drain)
         self._thread.join()
+
+    def _end(self, drain: float) -> None:
+        self.server.end_within(drain)
+        self._stop.set()
 
     def leave(self) -> None:
         """In a forked child: nothing here is its own. What it has copies of is closed, so that
@@ -341,7 +349,8 @@ class Forwarder(_ForwarderBase):
 
     def stop(self, drain: float = _DRAIN) -> None:
         """Takes no new connection, waits ``drain`` seconds at most until those that are there have
-        come to their end, and closes the rest."""
+        come to their end, and closes the rest. Called while another thread does the same, it ends
+        both by the earlier of the two moments."""
         self._stop(drain)
 
     close = stop

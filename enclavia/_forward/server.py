@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import math
 import os
 import resource
 import select
@@ -102,6 +103,7 @@ class Server:
         self.io: Io[Any] = LoopIo()
         self.listeners = listeners
         self.draining = False
+        self._deadline = math.inf
         own = settings.settings
         self.connections = Connections(own.config, own.limits, self.io)
         self.pool = self.connections.pool
@@ -163,8 +165,14 @@ class Server:
 
         self._listen(sock, take, most)
 
-    async def drain(self, timeout: float) -> None:
-        """Takes no new connection, and lets those that are there come to their end."""
+    def end_within(self, seconds: float) -> None:
+        """How long connections may go on from now on, at most. The least of all calls counts: who
+        stops a forwarder that drains wants it to end sooner."""
+        self._deadline = min(self._deadline, now() + seconds)
+
+    async def drain(self) -> None:
+        """Takes no new connection, and lets those that are there come to their end, until the
+        deadline of :meth:`end_within`."""
         self.draining = True
         for sock in list(self._listening):
             self._unlisten(sock)
@@ -173,8 +181,8 @@ class Server:
         self._identity_sockets.clear()
         self.listeners.close()
         self._http[0].close_connections()  # the control connections: their clients go elsewhere
-        deadline = now() + timeout
-        while (self._pumps or any(server.busy for server in self._http)) and now() < deadline:
+        began = now()
+        while (self._pumps or any(server.busy for server in self._http)) and now() < self._deadline:
             for pump in list(self._pumps):
                 idle = pump.idle_since
                 if idle is not None and now() - idle >= _IDLE:
@@ -184,9 +192,9 @@ class Server:
                 await asyncio.wait_for(self._all_gone.wait(), 0.1)
         if self._pumps:
             logger.warning(
-                "%d connections were cut after %g s",
+                "%d connections were cut after %.1f s",
                 len(self._pumps),
-                timeout,
+                now() - began,
                 extra=fields("connections_cut"),
             )
 

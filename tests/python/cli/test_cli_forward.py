@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import httpx2
 import pytest
 from command_line import INTERRUPTED, USAGE, cli, started
 from repository import ROOT
-from support import HANG, ByteServer, answering
+from support import HANG, ByteServer, Connection, answering, eventually
 
 from enclavia.testing import LocalEnclave
 
@@ -34,11 +35,15 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def arguments(folder: Path) -> Iterator[list[str]]:
     with ByteServer(answering(OK)) as server, LocalEnclave(server.address) as enclave:
-        lines = [f"{name}: {value}" for name, value in enclave.pcrs.as_dict().items()]
-        (folder / "pins").write_text("\n".join(lines))
-        (folder / "root").write_bytes(enclave.root or b"")
-        pins = ["--pcrs", str(folder / "pins"), "--root", str(folder / "root")]
-        yield ["forward", enclave.url, *pins, "--socket", str(folder / "f")]
+        yield arguments_of(enclave, folder)
+
+
+def arguments_of(enclave: LocalEnclave, folder: Path) -> list[str]:
+    lines = [f"{name}: {value}" for name, value in enclave.pcrs.as_dict().items()]
+    (folder / "pins").write_text("\n".join(lines))
+    (folder / "root").write_bytes(enclave.root or b"")
+    pins = ["--pcrs", str(folder / "pins"), "--root", str(folder / "root")]
+    return ["forward", enclave.url, *pins, "--socket", str(folder / "f")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)])
@@ -65,6 +70,40 @@ def test_all_its_sockets(
     assert process.returncode == code
     assert b"draining" in out
     assert not (folder / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 0),
+        (signal.SIGTERM, signal.SIGINT, 0),
+        (signal.SIGINT, signal.SIGINT, INTERRUPTED),
+    ],
+)
+def test_a_second_signal_ends_what_the_first_one_waits_for(
+    folder: Path, first: signal.Signals, second: signal.Signals, code: int
+) -> None:
+    asked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        asked.set()
+        connection.wait_closed(HANG)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        arguments = arguments_of(enclave, folder)
+        process = started(*arguments, "--drain", "1000000", cwd=folder)
+        assert process.stdout is not None
+        process.stdout.readline()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(folder / "f"))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert asked.wait(HANG)
+            process.send_signal(first)
+            eventually(lambda: not (folder / "f").exists())
+            process.send_signal(second)
+            process.communicate(timeout=HANG)
+    assert process.returncode == code
 
 
 def test_a_port_for_everybody_is_told_as_it_is(folder: Path, arguments: list[str]) -> None:

@@ -48,6 +48,7 @@ from enclavia import (
     StateError,
 )
 from enclavia._channel.socket_path import check_folder
+from enclavia._forward.server import Server
 from enclavia._io.local import LocalSocket, Place
 from enclavia.testing import Fault, LocalEnclave
 
@@ -1342,6 +1343,76 @@ def test_draining_lets_requests_end(folder: Path) -> None:
         stopper.join()  # also while the client keeps its connection for another request
         client.close()
         assert not forwarder.running
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_second_stop_ends_what_the_first_one_waits_for(folder: Path, kind: str) -> None:
+    asked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.head()
+        asked.set()
+        connection.wait_closed(HANG)
+
+    with ByteServer(script) as server, LocalEnclave(server.address) as enclave:
+        given = {"pcrs": enclave.pcrs, "root": enclave.root, "socket": folder / "f"}
+        forwarder: Any = (Forwarder if kind == "sync" else AsyncForwarder)(enclave.url, **given)
+
+        def stop(drain: float) -> None:
+            if kind == "sync":
+                forwarder.stop(drain)
+            else:
+                anyio.run(forwarder.stop, drain)
+
+        if kind == "sync":
+            forwarder.start()
+        else:
+            anyio.run(forwarder.__aenter__)
+        with contextlib.closing(raw(forwarder.path)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert asked.wait(HANG)
+            first = threading.Thread(target=stop, args=(1e6,), daemon=True)
+            first.start()
+            eventually(lambda: not (folder / "f").exists())
+            longer = threading.Thread(target=stop, args=(2e6,), daemon=True)
+            longer.start()  # which prolongs nothing
+            second = threading.Thread(target=stop, args=(0,), daemon=True)
+            second.start()
+            for thread in (second, first, longer):
+                thread.join(HANG)
+                assert not thread.is_alive()
+        assert not forwarder.running
+
+
+def test_a_start_that_a_signal_interrupts_leaves_the_place_free(
+    enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler raises while the thread begins: whoever called it has no forwarder to stop."""
+
+    class _Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise _Interrupted
+
+    begin = Server.start
+
+    async def interrupted(server: Server) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.sleep(0.2)  # the handler runs in the main thread meanwhile
+        await begin(server)
+
+    monkeypatch.setattr(Server, "start", interrupted)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(_Interrupted):
+            forward(enclave, folder / "f").start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    monkeypatch.setattr(Server, "start", begin)
+    assert os.listdir(folder) == ["f.lock"]
+    with forward(enclave, folder / "f") as forwarder, client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
 
 
 def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
