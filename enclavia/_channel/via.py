@@ -90,6 +90,7 @@ class _Answer:
         import httptools  # which costs time, and which only this needs at once
 
         self._foreign = httptools.HttpParserError
+        self._switch = httptools.HttpParserUpgrade
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
@@ -102,6 +103,10 @@ class _Answer:
             )
         try:
             self._parser.feed_data(data)
+        except self._switch as error:
+            raise ProtocolError(
+                "expected an HTTP answer from the forwarder, got a switch to another protocol"
+            ) from error
         except self._foreign as error:
             raise ProtocolError(
                 f"expected an HTTP answer from the forwarder, got what is none: {error}"

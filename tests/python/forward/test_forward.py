@@ -492,6 +492,11 @@ def told(body: bytes, status: bytes = b"200 OK") -> bytes:
         ),
         (told(b"x" * 300_000), enclavia.ProtocolError, "at most"),
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 50_000, enclavia.ProtocolError, "at most"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+            enclavia.ProtocolError,
+            "got a switch to another protocol",
+        ),
         (b"", ConnectError, "got the end"),
     ],
 )
