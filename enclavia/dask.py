@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import pickle
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import httpx2
 
@@ -28,7 +28,7 @@ from ._client.client import Client
 from ._errors import StateError
 from ._fleet.fleet import Fleet
 from ._fleet.options import FLEET_DEFAULTS, FleetOptions
-from ._fleet.report import FleetReport, WorkerReport
+from ._fleet.report import FleetReport, WorkerReport, usable
 
 try:
     import distributed
@@ -103,13 +103,13 @@ class EnclavePlugin(Fleet, WorkerPlugin):
         said = cluster.run(_worker_report, self, seconds, on_error="return")
         told = cluster.get_events(self._topic)
         reports = [
-            dataclasses.replace(each, worker=name)  # by the name that Dask asked it by
-            if isinstance(each, WorkerReport)
-            else WorkerReport(name, "", 0, error=f"{type(each).__name__}: {each}")
+            WorkerReport(name, "", 0, error=f"{type(each).__name__}: {each}")
+            if isinstance(each, BaseException)
+            else dataclasses.replace(usable(each), worker=name)  # by the name that Dask asked it by
             for name, each in said.items()
         ]
         failed = {each.worker for each in reports if each.error is not None}
-        earlier = [pickle.loads(report) for _, report in told]  # noqa: S301 - as cluster.run does
+        earlier = [_unpickled(event) for _, event in told]
         return self._report_of(reports, [each for each in earlier if each.worker not in failed])
 
     @property
@@ -129,6 +129,14 @@ async def _worker_report(
     report = await asyncio.to_thread(plugin.report, dask_worker.address, timeout)
     plugin._tell(dask_worker)
     return report
+
+
+def _unpickled(event: Any) -> WorkerReport:  # noqa: ANN401 - of a topic that anybody may write to
+    try:
+        reported = pickle.loads(event)  # noqa: S301 - as cluster.run does
+    except Exception as error:  # whatever unpickling meets, of another version of a class too
+        return WorkerReport("unknown", "", 0, error=f"{type(error).__name__}: {error}")
+    return usable(reported)
 
 
 def client(name: str = _NAME) -> Client:

@@ -7,7 +7,7 @@ none.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 import httpx2
@@ -73,6 +73,8 @@ def fleet_settings(url: str | httpx2.URL, options: Mapping[str, Any]) -> FleetSe
     per = given.pop("per", "worker")
     one_of("per", per, get_args(Per))
     given.setdefault("max_channels", FLEET_DEFAULTS["max_channels"])
+    if isinstance(given.get("pcrs"), Iterator):  # which gives its pins once, and not each worker
+        given["pcrs"] = list(given["pcrs"])
     Client(url, **given).close()
     if given.get("root") is not None:
         given["root"] = read_root(given["root"])

@@ -15,15 +15,16 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .. import _core
 from .._errors import AttestationError, FleetMismatch
 from .._identity.attestation import Attestation
 from .._public import public
 from .._text import shown
+from .fields import REPORT, wrong_in, wrong_in_attestation
 
-__all__ = ["FleetReport", "WorkerReport", "identity_of", "merged"]
+__all__ = ["FleetReport", "WorkerReport", "identity_of", "merged", "usable"]
 
 _COMPARED: Final = (0, 1, 2)
 _FROM_THE_DOCUMENT: Final = ("form", "module_id", "timestamp", "pcrs", "nonce", "document")
@@ -84,10 +85,33 @@ def _fields(attestation: Attestation) -> dict[str, Any]:
     }
 
 
-def merged(reports: Iterable[WorkerReport]) -> list[WorkerReport]:
+def usable(reported: object) -> WorkerReport:
+    """What a process reported; where that is no report, one in its place that fails the job."""
+    wrong = _wrong(reported)
+    if wrong is None:
+        return cast(WorkerReport, reported)
+    name = vars(reported).get("worker") if type(reported) is WorkerReport else None
+    return WorkerReport(
+        name if isinstance(name, str) else "unknown",
+        "",
+        0,
+        error=f"{wrong}: see to it that all workers have this version of enclavia",
+    )
+
+
+def _wrong(reported: object) -> str | None:
+    wrong = wrong_in("the report", reported, WorkerReport, REPORT)
+    if wrong is not None:
+        return wrong
+    seen = cast(WorkerReport, reported).attestations
+    each = (wrong_in_attestation(f"attestations[{n}]", one) for n, one in enumerate(seen))
+    return next((wrong for wrong in each if wrong is not None), None)
+
+
+def merged(reports: Iterable[object]) -> list[WorkerReport]:
     """One report for each process, of all that it reported at different times. An error stays."""
     found: dict[tuple[str, str, int], WorkerReport] = {}
-    for report in reports:
+    for report in map(usable, reports):
         key = (report.worker, report.node, report.pid)
         before = found.get(key)
         found[key] = report if before is None else _joined(before, report)
@@ -130,7 +154,6 @@ class FleetReport:
         made_at: datetime,
         *,
         debug_mode: bool = False,
-        more_problems: Sequence[str] = (),
         gone: Iterable[WorkerReport] = (),
     ) -> FleetReport:
         """Compares them, and verifies each signed document again, by ``policy``, as of the moment
@@ -142,7 +165,7 @@ class FleetReport:
             for worker in merged(gone)
             if (worker.worker, worker.node, worker.pid) not in there
         )
-        problems = (*more_problems, *_problems(each, left, policy, debug_mode))
+        problems = tuple(_problems(each, left, policy, debug_mode))
         return cls(url, each, made_at, debug_mode, problems, left)
 
     @property
@@ -273,6 +296,12 @@ def _problems(
         f"{worker.error or 'no document'}"
         for worker in workers
         if not worker.verified
+    ]
+    problems += [
+        f"expected worker {worker.worker}, which has gone, to have reported what it saw, got: "
+        f"{worker.error}"
+        for worker in gone
+        if worker.error is not None
     ]
     for worker in (*workers, *gone):
         problems += _unproven(worker, policy, debug_mode)

@@ -163,6 +163,18 @@ def test_two_workers_that_saw_different_images_fail_the_job(
     assert pickle.loads(pickle.dumps(met.value)).report == report
 
 
+@pytest.mark.parametrize("event", [b"no pickle", None, pickle.dumps(5)])
+def test_an_event_that_is_no_report_fails_the_job(
+    cluster: Any, enclave: LocalEnclave, registered: Any, event: Any
+) -> None:
+    """Of a worker that has gone, perhaps, with another version of the package."""
+    plugin = registered(enclave)
+    cluster.log_event(plugin._topic, event)
+    with pytest.raises(FleetMismatch, match="worker unknown, which has gone") as met:
+        plugin.check(cluster)
+    assert all(each.verified for each in met.value.report.workers)
+
+
 def test_a_worker_that_cannot_verify_fails_the_job(
     cluster: Any, enclave: LocalEnclave, registered: Any
 ) -> None:

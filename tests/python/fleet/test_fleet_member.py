@@ -96,6 +96,14 @@ def test_files_are_read_where_the_fleet_is_made(enclave: LocalEnclave, tmp_path:
     travelled._member.close()
 
 
+def test_pins_that_come_one_after_another_are_every_workers(enclave: LocalEnclave) -> None:
+    """An iterator would have none left for whoever asks second."""
+    options = {**keywords(enclave), "pcrs": iter([enclave.pcrs, OTHER])}
+    fleet = pickle.loads(pickle.dumps(Fleet(enclave.url, options)))
+    assert fleet._report_of([fleet.report("1")]).consistent
+    fleet._member.close()
+
+
 def test_a_client_that_a_task_has_closed_is_made_again(enclave: LocalEnclave, fleet: Fleet) -> None:
     with fleet._member.client():
         pass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import pickle
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +23,11 @@ from enclavia.testing import LocalEnclave
 from enclavia.testing._pki import mint
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
+NAIVE = datetime(2026, 11, 27)
 URL = "wss://enclave.example"
+
+
+MISSING = object()
 
 
 class World:
@@ -155,6 +161,103 @@ def test_a_document_is_verified_again_where_reports_are_put_together(world: Worl
     root = _core.Policy((world.pcrs.as_tuple(),), None, False, True)
     with pytest.raises(FleetMismatch, match="verifies here too"):
         world.report(worker("1", world.one), policy=root).raise_for_mismatch()
+
+
+def changed(value: Any, **fields: Any) -> Any:
+    """As it is after unpickling, which looks at no type. A field of MISSING is left out."""
+    made = object.__new__(type(value))
+    said = {**vars(value), **fields}
+    vars(made).update({name: each for name, each in said.items() if each is not MISSING})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (name, value, f"expected attestations[0].{name} to be {words}, got ")
+        for name, words, values in [
+            ("verified_at", "an aware datetime", [None, math.nan, -1, 1e300, "now", NAIVE]),
+            ("timestamp", "an aware datetime", [None, 5]),
+            ("document", "bytes", [None, "text", 5]),
+            ("nonce", "bytes, one at least, or None", ["text", b""]),
+            ("form", "'nitro', 'debug' or 'stub'", [None, "Nitro", []]),
+            ("pcrs", "a mapping of whole numbers to bytes", [None, [], {0: None}, {"0": b"x"}]),
+            ("module_id", "text", [None]),
+            ("certificate", "bytes", [None]),
+            ("cabundle", "a tuple of bytes", [None, [b"x"], (None,)]),
+            ("public_key", "bytes or None", ["text"]),
+            ("user_data", "bytes or None", ["text"]),
+            ("valid_until", "an aware datetime or None", [5, NAIVE]),
+            ("matched", "MatchedPins or None", [5]),
+        ]
+        for value in values
+    ]
+    + [
+        ("verified_at", MISSING, "expected attestations[0] to have verified_at, got none"),
+        ("proven", True, "got proven too"),
+    ],
+)
+@pytest.mark.parametrize("debug_mode", [False, True])
+def test_an_attestation_that_is_none_fails_the_job(
+    world: World, name: str, value: object, says: str, debug_mode: bool
+) -> None:
+    bad = changed(world.one, **{name: value})
+    expect_refused(world, worker("2", bad, world.one), says, debug_mode)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("worker", None, "expected the report.worker to be text, got None"),
+        ("node", 5, "expected the report.node to be text, got 5"),
+        ("pid", "1", "expected the report.pid to be a whole number, got '1'"),
+        ("pid", True, "expected the report.pid to be a whole number, got True"),
+        ("pid", math.nan, "expected the report.pid to be a whole number, got nan"),
+        ("attestations", None, "expected the report.attestations to be a tuple, got None"),
+        ("attestations", [], "expected the report.attestations to be a tuple, got []"),
+        ("attestations", (5,), "expected attestations[0] to be of type Attestation, got int"),
+        ("error", 0, "expected the report.error to be text or None, got 0"),
+        ("via", b"", "expected the report.via to be text or None, got b''"),
+        ("via", MISSING, "expected the report to have via, got none"),
+        ("worker", MISSING, "expected the report to have worker, got none"),
+        ("verified", True, "got verified too"),
+    ],
+)
+def test_a_report_that_is_none_fails_the_job(
+    world: World, name: str, value: object, says: str
+) -> None:
+    expect_refused(world, changed(worker("2", world.one), **{name: value}), says)
+
+
+@pytest.mark.parametrize("reported", [None, 5, "verified", {}, [], object()])
+def test_anything_else_than_a_report_fails_the_job(world: World, reported: Any) -> None:
+    says = f"expected the report to be of type WorkerReport, got {type(reported).__name__}"
+    expect_refused(world, reported, says)
+
+
+def expect_refused(world: World, bad: Any, says: str, debug_mode: bool = False) -> None:
+    """Among those that are there, and those that have gone; what the others saw is shown."""
+    good = worker("1", world.one)
+    for report in (
+        world.report(good, bad, debug_mode=debug_mode),
+        world.report(good, gone=[bad], debug_mode=debug_mode),
+        world.report(bad, good, bad, debug_mode=debug_mode),
+    ):
+        assert not report.consistent
+        with pytest.raises(FleetMismatch, match=re.escape(says)):
+            report.raise_for_mismatch()
+        assert report.identities == {identity_of(world.one): ("1",)}
+        assert good in report.workers
+        for shown in (str(report), report._repr_html_(), report.to_json()):
+            assert "see to it that all workers have this version of enclavia" in shown
+        assert pickle.loads(pickle.dumps(report)) == report
+
+
+def test_the_first_and_the_last_moment_are_no_moments_of_a_document(world: World) -> None:
+    for moment in (datetime.min, datetime.max):
+        seen = dataclasses.replace(world.one, verified_at=moment.replace(tzinfo=UTC))
+        with pytest.raises(FleetMismatch, match="verifies here too"):
+            world.report(worker("1", seen)).raise_for_mismatch()
 
 
 def test_what_is_not_signed_is_for_debug_mode_alone(world: World) -> None:
