@@ -171,7 +171,12 @@ encl_result net_conn_adopt_fd(encl_conn *conn, int fd, encl_error *err) {
         forget_socket(conn);
         net_disown(&conn->raw_owned);
         encl_conn_release(conn);
-        return encl_fail(err, ENCL_E_NOMEM, "no room for another connection");
+        /* libwebsockets does not say why. Where memory is short, more than this fails. */
+        return encl_fail(err, ENCL_E_CONNECT,
+                         "no room for another connection: this process watches as many "
+                         "descriptors as its limit on open files (RLIMIT_NOFILE, ulimit -n) "
+                         "allowed when it first connected: close what is not used any more, or "
+                         "start it with a higher limit");
     }
     /* Only now: one that cannot be adopted is destroyed without being anybody's. */
     lws_set_opaque_user_data(conn->raw_wsi, conn);

@@ -293,8 +293,7 @@ with LocalEnclave(app, max_connections=100) as enclave:
     while refused < 3 and len(channels) < 60:
         try:
             channels.append(enclavia.Channel.connect(enclave.url, **{**keywords, "timeout": 2}))
-        except (MemoryError, enclavia.ConnectError, enclavia.ConnectTimeout,
-                enclavia.ConnectionClosed):
+        except (enclavia.ConnectError, enclavia.ConnectTimeout, enclavia.ConnectionClosed):
             refused += 1
     ours += opened(20)
     for channel in channels:
@@ -322,3 +321,43 @@ def test_a_limit_on_open_files_that_is_raised_later() -> None:
         timeout=120,
     )
     assert ended.stdout == "ok True 3\n", ended.stderr
+
+
+# Every channel is watched twice, so some fit and 30 do not.
+LITTLE_ROOM = """
+import resource
+import enclavia
+from enclavia.testing import LocalEnclave
+
+workload = "wsgiref.simple_server:demo_app"
+with LocalEnclave(workload, in_process=False, max_connections=50) as enclave:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
+    keywords = {"pcrs": enclave.pcrs, "root": enclave.root, "timeout": 10}
+    enclavia.Channel.connect(enclave.url, **keywords).close()  # here its loop is made
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    channels = []
+    try:
+        for _ in range(30):
+            channels.append(enclavia.Channel.connect(enclave.url, **keywords))
+    except Exception as error:
+        print(type(error).__name__, error.retryable, error)
+    channels.pop().close()
+    enclavia.Channel.connect(enclave.url, **keywords).close()
+    print(len(channels) > 2)
+"""
+
+
+@pytest.mark.skipif(
+    1024 > resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 0, reason="no room for descriptors"
+)
+def test_a_process_that_watches_all_that_it_can_is_told_of_its_limit() -> None:
+    """It is no lack of memory, and it ends when a channel does."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LITTLE_ROOM], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    said, went_on = ended.stdout.splitlines()
+    assert said.startswith("ConnectError True no room for another connection: ")
+    assert "(RLIMIT_NOFILE, ulimit -n)" in said
+    assert went_on == "True"
