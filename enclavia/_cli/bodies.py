@@ -78,7 +78,7 @@ def _pieces(first: bytes, file: io.BufferedReader) -> Iterator[bytes]:
     yield first
     while True:
         try:
-            piece = file.read1(65536)
+            piece = streams.read_some(file, 65536)
         except OSError as error:
             raise Problem(f"standard input: {error.strerror}") from None
         if not piece:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
 from typing import BinaryIO, Final, TextIO, cast
 
@@ -24,6 +25,7 @@ __all__ = [
     "prepare",
     "read_all",
     "read_input",
+    "read_some",
     "say",
     "stdin_bytes",
     "stdout_bytes",
@@ -150,16 +152,28 @@ def _bounded(file: io.BufferedReader, name: str, what: str, most: int) -> bytes:
 
 
 def read_all(file: io.BufferedReader, most: int) -> bytes:
-    """What there is, up to ``most`` bytes; fewer only at the end.
-
-    By ``read1``, as everything that reads standard input: ``read`` swallows the end of a terminal's
-    input (Ctrl-D) behind what was typed, and the next one waits for a second end."""
+    """What there is, up to ``most`` bytes; fewer only at the end."""
     pieces: list[bytes] = []
     left = most
-    while left and (piece := file.read1(min(left, 65536))):
+    while left and (piece := read_some(file, min(left, 65536))):
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)
+
+
+def read_some(file: io.BufferedReader, most: int) -> bytes:
+    """1 to ``most`` bytes, as soon as there are some; none at the end.
+
+    By ``read1``, as everything that reads standard input: ``read`` swallows the end of a terminal's
+    input (Ctrl-D) behind what was typed, and the next one waits for a second end."""
+    piece = file.read1(most)
+    if piece or os.get_blocking(file.fileno()):
+        return piece
+    # Whoever has the same pipe or terminal may have made it one that does not wait. There read1
+    # gives nothing at the end and also before more comes: a part of a body would pass for a whole.
+    while (got := file.raw.read(most)) is None:
+        select.select([file], [], [])
+    return got
 
 
 def finish(code: int) -> int:

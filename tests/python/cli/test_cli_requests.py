@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from command_line import (
     environment,
     started,
 )
-from support import answering, byte_enclave, ok
+from support import answering, byte_enclave, eventually, ok
 
 from enclavia.testing import LocalEnclave
 
@@ -365,6 +366,22 @@ def test_what_is_typed_ends_with_the_first_end(place: Place, typed: bytes) -> No
     finally:
         os.close(ours)
     assert place.bodies == [typed]
+
+
+@pytest.mark.parametrize("length", [5, 2 * 1024 * 1024], ids=["short", "in chunks"])
+def test_standard_input_that_does_not_wait_is_read_to_its_end(place: Place, length: int) -> None:
+    """Whoever shares the pipe has made it so. That nothing is there yet is no end of the body."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    process = started("post", place.url("/"), "-d", "-", *place.pins, stdin=ours)
+    body = bytes(length) + b"more"
+    with open(theirs, "wb", buffering=0) as file:
+        for piece in (body[:length], body[length:]):
+            file.write(piece)
+            eventually(lambda: not select.select([ours], [], [], 0)[0])  # the program has read it
+    assert ended(process).expect(OK).out == b"ok"
+    os.close(ours)
+    assert place.bodies == [body]
 
 
 def test_pins_that_are_typed(place: Place) -> None:
