@@ -14,9 +14,12 @@ import io
 import os
 import select
 import sys
-from typing import BinaryIO, Final, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO, cast
 
 from .exits import BROKEN_PIPE, CANNOT_WRITE, Problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "coloured",
@@ -125,7 +128,27 @@ def stdin_bytes() -> io.BufferedReader:
     """Standard input for a body or a file."""
     if sys.stdin is None:
         raise Problem("expected standard input to be open, got a closed one")
-    return cast(io.BufferedReader, sys.stdin.buffer)
+    file = cast(io.BufferedReader, sys.stdin.buffer)
+    if os.get_blocking(file.fileno()):
+        return file
+    return io.BufferedReader(_Waiting(cast(io.RawIOBase, file.raw)))
+
+
+class _Waiting(io.RawIOBase):
+    """Of a descriptor that does not wait, since somebody who has the same pipe or terminal has made
+    it so. A buffered file gives nothing there at the end and also before more comes: a part of a
+    body, or of what is to be verified, would pass for the whole."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        while (got := self._raw.readinto(buffer)) is None:
+            select.select([self._raw], [], [])
+        return got
 
 
 def read_input(name: str, what: str, most: int) -> bytes:
@@ -166,14 +189,7 @@ def read_some(file: io.BufferedReader, most: int) -> bytes:
 
     By ``read1``, as everything that reads standard input: ``read`` swallows the end of a terminal's
     input (Ctrl-D) behind what was typed, and the next one waits for a second end."""
-    piece = file.read1(most)
-    if piece or os.get_blocking(file.fileno()):
-        return piece
-    # Whoever has the same pipe or terminal may have made it one that does not wait. There read1
-    # gives nothing at the end and also before more comes: a part of a body would pass for a whole.
-    while (got := file.raw.read(most)) is None:
-        select.select([file], [], [])
-    return got
+    return file.read1(most)
 
 
 def finish(code: int) -> int:

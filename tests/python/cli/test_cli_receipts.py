@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import enclave_peer
 import pytest
-from command_line import CANNOT_WRITE, OK, REFUSED, USAGE, cli, environment
+from command_line import CANNOT_WRITE, OK, REFUSED, USAGE, cli, ended, environment, started
 from enclave_peer import PCRS
 from receipts_made import OTHER, changed, made
-from support import HANG
+from support import HANG, eventually
 
 from enclavia import Receipt, Receipts
 from enclavia.testing._pki import mint
@@ -53,6 +54,22 @@ def test_all_hold(folder: Path, receipt: Receipt) -> None:
     )
     verify(folder, "two", "--pcrs", "pcrs.json", "--pcrs", "other.json").expect(OK)
     cli("receipts", "verify", "two", cwd=folder).expect(REFUSED, "ReceiptError: ", "of the root")
+
+
+def test_what_comes_late_on_standard_input_is_verified_too(folder: Path, receipt: Receipt) -> None:
+    """Where the pipe does not wait: that nothing is there yet is no end."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    arguments = ("receipts", "verify", "-", "--root", "root.pem")
+    process = started(*arguments, cwd=folder, stdin=ours)
+    with open(theirs, "wb", buffering=0) as file:
+        for line in (f"{receipt}\n", "no receipt\n"):
+            file.write(line.encode())
+            eventually(lambda: not select.select([ours], [], [], 0)[0])  # the program has read it
+    os.close(ours)
+    assert ended(process).expect(REFUSED, "standard input:2").text == (
+        "1 receipt holds, 1 does not\n"
+    )
 
 
 def test_a_policy_says_what_a_version_is_called(folder: Path) -> None:
