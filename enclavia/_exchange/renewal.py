@@ -20,7 +20,7 @@ from .._errors import (
 )
 from .._identity.pins import pcr_bytes
 from .._io.face import Io, deadline_of, now
-from .._io.late import SHORTEST
+from .._io.late import SHORTEST, stated
 from .._records import fields
 from .pinning import Pinning
 from .timeouts import Timeouts
@@ -113,7 +113,9 @@ class Renewal:
         if isinstance(tunnel.core, _core.Channel):
             raw = await self.attest(tunnel, timeout)
             if raw is None:
-                raise ReadTimeout(f"expected an attestation document within {timeout} s, got none")
+                raise ReadTimeout(
+                    f"expected an attestation document within {stated(timeout)} s, got none"
+                )
             return raw
         deadline = deadline_of(timeout)
         raw, handshake_hash = await self._shown_again(tunnel, timeout)

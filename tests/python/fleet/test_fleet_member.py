@@ -183,6 +183,11 @@ def test_a_document_that_is_wrong_by_now_is_an_error(enclave: LocalEnclave, flee
         fleet._report_of([report])
 
 
+def test_no_time_for_a_document_is_told_as_none(fleet: Fleet) -> None:
+    fleet.client()
+    assert "document within 0.0 s, got none" in (fleet.report(timeout=0).error or "")
+
+
 def test_an_enclave_that_is_gone_is_an_error(fleet: Fleet, enclave: LocalEnclave) -> None:
     quick = fleet_of(enclave, timeout=0.5)
     enclave.stop()
