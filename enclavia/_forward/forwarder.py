@@ -83,25 +83,36 @@ class _Running:
         self._thread = threading.Thread(
             target=self._run, args=(settings,), name="enclavia-forwarder", daemon=True
         )
+        # Thread.start() does not tell whether there is a thread where a signal's handler raises
+        # in it. Until this is set, the thread does nothing that would have to be ended.
+        self._wanted = threading.Event()
+        self._given_up = False
         _running.add(self)
         try:
             self._thread.start()
-        except RuntimeError as error:  # the process has no more threads
-            self._close()
-            raise _cannot_start(error) from error
-        try:
+            self._wanted.set()
             self._started.result()
-        except OSError as error:  # a descriptor or memory that its event loop needs
-            self._thread.join()
-            raise _cannot_start(error) from error
-        except BaseException:
+        except BaseException as error:
+            if not self._wanted.is_set():
+                self._given_up = True
+                self._close()
+                self._wanted.set()
+                if isinstance(error, RuntimeError):  # the process has no more threads
+                    raise _cannot_start(error) from error
+                raise
+            self._wanted.set()  # again: its own notification may be what was interrupted
             # The thread's own, or that of a signal's handler, after which the thread would go on.
             if self._started.exception() is None:
                 self.stop(0.0)
             self._thread.join()
+            if isinstance(error, OSError):  # a descriptor or memory that its event loop needs
+                raise _cannot_start(error) from error
             raise
 
     def _run(self, settings: ForwarderSettings) -> None:
+        self._wanted.wait()
+        if self._given_up:
+            return
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
                 runner.run(self._serve(settings))

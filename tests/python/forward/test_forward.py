@@ -1420,6 +1420,33 @@ def test_a_start_that_a_signal_interrupts_leaves_the_place_free(
         assert client.get("/").status_code == 200
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_thread_that_a_signal_interrupts_leaves_the_place_free(
+    when: str, enclave: LocalEnclave, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler raises while Thread.start() begins the thread, or waits for it to begin."""
+
+    class _Interrupted(BaseException):
+        pass
+
+    begin = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name == "enclavia-forwarder":
+            monkeypatch.setattr(threading.Thread, "start", begin)
+            if when == "after":
+                begin(thread)
+            raise _Interrupted
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(_Interrupted):
+        forward(enclave, folder / "f").start()
+    assert os.listdir(folder) == ["f.lock"]
+    with forward(enclave, folder / "f") as forwarder, client_of(enclave, forwarder) as client:
+        assert client.get("/").status_code == 200
+
+
 def test_sigterm_drains_and_sighup_reloads(folder: Path) -> None:
     """As a service manager does it, with the command."""
     asked, answer = threading.Event(), threading.Event()
