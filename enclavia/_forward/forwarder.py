@@ -88,24 +88,30 @@ class _Running:
         self._wanted = threading.Event()
         self._given_up = False
         _running.add(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Returns once the forwarder serves. Where it cannot, or a signal's handler raises, nothing
+        is left of it."""
         try:
             self._thread.start()
             self._wanted.set()
             self._started.result()
         except BaseException as error:
-            if not self._wanted.is_set():
+            if self._wanted.is_set():
+                self._wanted.set()  # again: its own notification may be what was interrupted
+                if self._started.exception() is None:  # the handler's, and the thread would go on
+                    self.stop(0.0)
+                self._thread.join()
+                # Its event loop needs descriptors and memory.
+                lacking: type[Exception] = OSError
+            else:
                 self._given_up = True
                 self._close()
                 self._wanted.set()
-                if isinstance(error, RuntimeError):  # the process has no more threads
-                    raise _cannot_start(error) from error
-                raise
-            self._wanted.set()  # again: its own notification may be what was interrupted
-            # The thread's own, or that of a signal's handler, after which the thread would go on.
-            if self._started.exception() is None:
-                self.stop(0.0)
-            self._thread.join()
-            if isinstance(error, OSError):  # a descriptor or memory that its event loop needs
+                # Python's error where the process can have no more threads.
+                lacking = RuntimeError
+            if isinstance(error, lacking):
                 raise _cannot_start(error) from error
             raise
 
